@@ -1,0 +1,44 @@
+# Everything a newcomer needs: make demo, make test. Each makes .venv if it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: demo test test-floor lint format mini real lock clean
+
+$(STAMP):
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	rm -f $(VENV)/.installed-* && touch $(STAMP)
+
+demo: $(STAMP)  ## findings for unseen X-rays, their scores, a taste of both trainings, one HTML page
+	$(BIN)/cxr demo
+
+test: $(STAMP)  ## lint and the whole test suite
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-floor:  ## the same tests on the oldest versions we promise
+	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints-floor.txt
+	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 .venv-floor/bin/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+mini: $(STAMP)  ## train the shipped demonstration model again (about three hours on two cores; resumable)
+	$(BIN)/python -m train.mini --out runs/mini --install
+
+real: $(STAMP)  ## a model of one's own on the real X-rays that CXR_DATA points to, five-fold by patient
+	$(BIN)/python -m train.real --out runs/real_small
+
+lock: $(STAMP)
+	$(BIN)/python -m pip freeze --exclude-editable | sed '1i # Exact versions that resolve together and that the tests ran on. Update all at once: make lock' > constraints.txt
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache demo_out

@@ -1,0 +1,151 @@
+"""Where our attention enters other people's models: timm's `attn_layer`, transformers' AttentionInterface.
+
+Importing this module registers the name `cxr_attention` with transformers. (A name with "flash" in it would be taken
+for a kernel on the hub; without a mask function of the same name, padded batches would silently lose their mask.)
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+
+import encoder.attention as cxr
+
+NAME = "cxr_attention"
+
+
+class TimmAttention(Attention):
+    """timm's Attention with the same parameters and state-dict keys, through `encoder.attention.attention`.
+
+    Besides timm's (B, N, C) it takes packed tokens (T, C) with `cu_seqlens` and `max_seqlen`.
+    """
+
+    def forward(
+        self,
+        x_BNC: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        if attn_mask is not None:
+            raise ValueError("TimmAttention takes no mask: unpad the batch and pass cu_seqlens")
+        if self.training and self.attn_drop.p > 0:
+            raise ValueError("TimmAttention has no dropout on attention weights; set attn_drop to 0")
+        if getattr(self, "gate", None) is not None:
+            raise ValueError(
+                "TimmAttention does not gate its output; build the model without gated attention"
+            )
+        qkv = self.qkv(x_BNC).unflatten(-1, (3, self.num_heads, self.head_dim))
+        q_BNHD, k_BNHD, v_BNHD = qkv.unbind(-3)
+        q_BNHD, k_BNHD = self.q_norm(q_BNHD).to(v_BNHD.dtype), self.k_norm(k_BNHD).to(v_BNHD.dtype)
+        out_BNHD = cxr.attention(
+            q_BNHD,
+            k_BNHD,
+            v_BNHD,
+            causal=is_causal,
+            scale=self.scale,
+            cu_seqlens_q=cu_seqlens,
+            max_seqlen_q=max_seqlen,
+        )
+        return self.proj_drop(self.proj(self.norm(out_BNHD.flatten(-2))))
+
+
+def transformers_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """The AttentionInterface function: q, k, v are (B, H, N, D), the mask is what `padding_mask` made.
+
+    Raises ValueError for what the contract cannot say (dropout, soft cap, sliding window, position bias, 4-D masks).
+    """
+    for name in ("softcap", "position_bias", "sliding_window", "cu_seq_lens_q", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"{NAME} does not support {name}; load the model with attn_implementation='sdpa'"
+            )
+    if dropout:
+        raise ValueError(f"{NAME} has no attention dropout; set the model's attention dropout to 0")
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    q_BNHD, k_BNHD, v_BNHD = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    if attention_mask is None:
+        return cxr.attention(q_BNHD, k_BNHD, v_BNHD, causal=causal, scale=scaling), None
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            f"{NAME} takes padding masks (batch, keys), got {tuple(attention_mask.shape)}; "
+            "load the model with attn_implementation='sdpa' for masks of another form"
+        )
+    return _unpadded(q_BNHD, k_BNHD, v_BNHD, attention_mask.bool(), causal, scaling), None
+
+
+def _unpadded(q_BNHD, k_BNHD, v_BNHD, real_BM: Tensor, causal: bool, scale: float | None) -> Tensor:
+    """Padded batch -> pack -> padded batch; padding positions come out as zeros. The queries are the last positions."""
+    n_q = q_BNHD.shape[1]
+    q_real_BN = real_BM[:, real_BM.shape[1] - n_q :]
+    rows = q_real_BN.any(1)  # a row with no query of its own is left out, for a pack has no empty sequences
+    out_BNHD = torch.zeros(*q_BNHD.shape[:3], v_BNHD.shape[-1], dtype=q_BNHD.dtype, device=q_BNHD.device)
+    if not rows.any():
+        return out_BNHD
+    k_real_BM = real_BM & rows[:, None]
+    q_lens, k_lens = q_real_BN.sum(1)[rows], k_real_BM.sum(1)[rows]
+    out_BNHD[q_real_BN] = cxr.attention(
+        q_BNHD[q_real_BN],
+        k_BNHD[k_real_BM],
+        v_BNHD[k_real_BM],
+        causal=causal,
+        scale=scale,
+        cu_seqlens_q=_cumulated(q_lens),
+        cu_seqlens_k=_cumulated(k_lens),
+        max_seqlen_q=int(q_lens.max()),
+        max_seqlen_k=int(k_lens.max()),
+    )
+    return out_BNHD
+
+
+def padding_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function=causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **kwargs,
+) -> Tensor | None:
+    """The AttentionMaskInterface function: None, or a bool mask (batch, keys) that is False at padding."""
+    if mask_function not in (causal_mask_function, bidirectional_mask_function):
+        raise ValueError(
+            f"{NAME} knows causal and bidirectional attention with padding; this model asks for another pattern "
+            "(sliding window, packed position_ids, ...): load it with attn_implementation='sdpa'"
+        )
+    if mask_function is causal_mask_function and int(q_offset) + q_length != kv_length + kv_offset:
+        raise ValueError(
+            f"{NAME} needs a dynamic cache (a static one has unused slots); use attn_implementation='sdpa'"
+        )
+    if attention_mask is None:
+        return None
+    if attention_mask.shape[1] < kv_offset + kv_length:
+        raise ValueError(
+            f"attention_mask covers {attention_mask.shape[1]} positions, but there are {kv_offset + kv_length} keys"
+        )
+    real_BM = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
+    return None if real_BM.all() else real_BM
+
+
+def _cumulated(lengths: Tensor) -> Tensor:
+    return nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+
+
+AttentionInterface.register(NAME, transformers_attention)
+AttentionMaskInterface.register(NAME, padding_mask)

@@ -1,0 +1,59 @@
+"""The projection head of DINO and iBOT: three layers, a bottleneck on the unit sphere, K prototypes.
+
+Shape letters: B samples (images or masked patches), C width, D bottleneck, K prototypes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Prototypes(nn.Module):
+    """A linear layer without bias whose rows have norm `weight_g` (weight normalisation, Salimans and Kingma 2016).
+
+    The parameters are called as in DINOv2's released heads: `weight_g` (K, 1), `weight_v` (K, D).
+    """
+
+    def __init__(self, width: int, prototypes: int) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.empty(prototypes, 1))
+        self.weight_v = nn.Parameter(torch.empty(prototypes, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight_g)
+        nn.init.trunc_normal_(self.weight_v, std=0.02)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        return F.linear(x_BD, self.weight_g * F.normalize(self.weight_v, dim=1))
+
+
+class DINOHead(nn.Module):
+    """Linear, GELU, linear, GELU, linear to the bottleneck, L2 normalisation, prototypes: features (B, width) to
+    logits (B, prototypes). State-dict keys are DINOv2's (`mlp.0.weight` ... `last_layer.weight_v`)."""
+
+    def __init__(self, width: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )
+        self.last_layer = Prototypes(bottleneck, prototypes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer.reset_parameters()
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        x_BD = self.mlp(x_BC)
+        eps = 1e-6 if x_BD.dtype == torch.float16 else 1e-12  # 1e-12 is zero in half precision
+        return self.last_layer(F.normalize(x_BD, dim=-1, eps=eps))

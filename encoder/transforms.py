@@ -1,0 +1,238 @@
+"""From grey levels to the encoder's input: the evaluation preprocessing, and the random crops of pre-training.
+
+Shape letters: B images or crops, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+FILE = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Evaluation preprocessing: pixels (H, W) in [0, 1] -> float32 (3, size, size).
+
+    `crop`: shortest edge to `size`, bicubic with antialiasing, centre crop (RAD-DINO's). `pad`: longest edge to `size`,
+    black (air) around it, for films whose anatomy the crop would cut.
+    """
+
+    size: int = 518  # pixels; RAD-DINO's resolution
+    mode: str = "crop"  # crop | pad; crop is what RAD-DINO was trained with
+    mean: float = 0.5307  # RAD-DINO's grey-level statistics, of MIMIC-CXR
+    std: float = 0.2583
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("crop", "pad"):
+            raise ValueError(f"preprocessing mode must be 'crop' or 'pad', not {self.mode!r}")
+        if self.size < 1 or self.std <= 0:
+            raise ValueError(
+                f"preprocessing needs size >= 1 and std > 0, got size {self.size}, std {self.std}"
+            )
+
+    def __call__(self, pixels_HW: np.ndarray | Tensor) -> Tensor:
+        """Raises ValueError for anything but a two-dimensional floating array (8-bit pixels are not rescaled here)."""
+        x_HW = torch.as_tensor(pixels_HW)
+        if x_HW.dim() != 2 or not x_HW.is_floating_point() or 0 in x_HW.shape:
+            raise ValueError(f"expected float pixels (H, W) in [0, 1], got {x_HW.dtype} {tuple(x_HW.shape)}")
+        x_HW = x_HW.to(torch.float32)
+        H, W = x_HW.shape
+        if self.mode == "crop":
+            short = min(H, W)
+            h, w = (int(self.size * edge / short) for edge in (H, W))
+            x_HW = _resize(x_HW, h, w)
+            top, left = (h - self.size) // 2, (w - self.size) // 2
+            x_HW = x_HW[top : top + self.size, left : left + self.size]
+        else:
+            long = max(H, W)
+            h, w = (max(1, round(self.size * edge / long)) for edge in (H, W))
+            top, left = (self.size - h) // 2, (self.size - w) // 2
+            x_HW = F.pad(_resize(x_HW, h, w), (left, self.size - w - left, top, self.size - h - top))
+        return ((x_HW - self.mean) / self.std).expand(3, -1, -1).contiguous()
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the canonical JSON of the fields."""
+        return hashlib.sha256(
+            json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+        ).hexdigest()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `preprocessor_config.json`, which transformers' AutoImageProcessor opens as a BitImageProcessor. The
+        mode is the extra key `cxr_mode`; transformers knows only `crop`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "image_processor_type": "BitImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": self.size},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": {"height": self.size, "width": self.size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [self.mean] * 3,
+            "image_std": [self.std] * 3,
+            "cxr_mode": self.mode,
+        }
+        (folder / FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Preprocessing:
+        """Read `preprocessor_config.json`. Raises FileNotFoundError if there is none, ValueError if it asks for
+        something else than a square crop, bicubic interpolation and one mean for all channels."""
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; is {folder} an encoder checkpoint directory?")
+        config = json.loads(path.read_text())
+        size, crop = config.get("size", {}), config.get("crop_size", {})
+        edge = size if isinstance(size, int) else size.get("shortest_edge")
+        if isinstance(crop, int):
+            crop = {"height": crop, "width": crop}
+        mean, std = set(config.get("image_mean", [])), set(config.get("image_std", []))
+        if edge is None or crop != {"height": edge, "width": edge}:
+            raise ValueError(
+                f"{path}: expected a shortest edge and a square crop of the same size, got {size}, {crop}"
+            )
+        if len(mean) != 1 or len(std) != 1:
+            raise ValueError(f"{path}: expected one mean and one std for all channels")
+        if config.get("resample", 3) != 3:
+            raise ValueError(f"{path}: resample {config['resample']} is not bicubic (3)")
+        return cls(size=edge, mode=config.get("cxr_mode", "crop"), mean=mean.pop(), std=std.pop())
+
+
+def _resize(x_HW: Tensor, h: int, w: int) -> Tensor:
+    """Bicubic with antialiasing, first along rows, then along columns. Bicubic interpolation overshoots at edges: as in
+    8-bit resizing, what leaves [0, 1] is cut off after each of the two passes."""
+    for size in ((x_HW.shape[0], w), (h, w)):
+        if x_HW.shape != size:
+            x = F.interpolate(
+                x_HW[None, None], size=size, mode="bicubic", antialias=True, align_corners=False
+            )
+            x_HW = x[0, 0].clamp(0, 1)
+    return x_HW
+
+
+class Crops(NamedTuple):
+    """The crops of one image; the last axis of `*_look` is brightness, contrast, blur sigma (0: none)."""
+
+    global_GHW: np.ndarray  # uint8
+    global_look: np.ndarray  # float32 (G, 3)
+    local_LHW: np.ndarray  # uint8
+    local_look: np.ndarray  # float32 (L, 3)
+
+
+@dataclass(frozen=True)
+class MultiCrop:
+    """Random crops for self-distillation: cut on the CPU as 8-bit grey, changed in look on the device.
+
+    What differs from natural images: larger crops and milder blur, for findings are small; no solarisation and no hue,
+    which have no meaning in a radiograph; no flip, for the side of the heart is information.
+    """
+
+    global_size: int = 518  # pixels; the size that the encoder is used at
+    local_size: int = 98  # pixels; seven patches a side, as in DINOv2
+    global_crops: int = 2  # the teacher sees these
+    local_crops: int = 8  # only the student sees these
+    global_scale: tuple[float, float] = (
+        0.4,
+        1.0,
+    )  # share of the area; DINOv2 has 0.32, which may cut the lungs away
+    local_scale: tuple[float, float] = (0.05, 0.4)  # share of the area
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of a crop before it is resized
+    flip_probability: float = 0.0  # left and right matter in findings
+    jitter_probability: float = 0.8  # of brightness and contrast, each crop by itself
+    brightness: float = 0.2  # greatest shift of the grey levels, which span 1
+    contrast: float = 0.3  # greatest relative change of the spread around the crop's mean
+    blur_probability: float = 0.2  # DINOv2 blurs every first global crop; nodules would be lost
+    blur_sigma: tuple[float, float] = (0.1, 1.0)  # pixels; DINOv2 goes to 2
+    mean: float = 0.5307  # as in Preprocessing
+    std: float = 0.2583
+
+    def __call__(self, pixels_HW: np.ndarray, rng: np.random.Generator) -> Crops:
+        """Cut the crops of one uint8 image (H, W); everything random comes from `rng`."""
+        if pixels_HW.dtype != np.uint8 or pixels_HW.ndim != 2:
+            raise ValueError(f"expected uint8 pixels (H, W), got {pixels_HW.dtype} {pixels_HW.shape}")
+        image = Image.fromarray(pixels_HW)
+        big = [self._crop(image, rng, self.global_scale, self.global_size) for _ in range(self.global_crops)]
+        small = [self._crop(image, rng, self.local_scale, self.local_size) for _ in range(self.local_crops)]
+        return Crops(
+            np.stack(big),
+            self._looks(rng, self.global_crops),
+            np.stack(small) if small else np.zeros((0, self.local_size, self.local_size), np.uint8),
+            self._looks(rng, self.local_crops),
+        )
+
+    def on_device(self, crops_BHW: Tensor, look_B3: Tensor) -> Tensor:
+        """uint8 crops on the device, their looks on the CPU -> normalised float32 (B, 3, H, W)."""
+        device = crops_BHW.device
+        x_BHW = crops_BHW.float() / 255
+        brightness_B, contrast_B, sigma_B = look_B3.float().unbind(-1)
+        mean_B11 = x_BHW.mean((1, 2), keepdim=True)
+        contrast_B11 = contrast_B.to(device, non_blocking=True)[:, None, None]
+        x_BHW = (
+            (x_BHW - mean_B11) * contrast_B11
+            + mean_B11
+            + brightness_B.to(device, non_blocking=True)[:, None, None]
+        )
+        x_BHW = x_BHW.clamp(0, 1)
+        rows = sigma_B.nonzero()[:, 0]
+        if len(rows):
+            blurred = gaussian_blur(x_BHW[rows.to(device)], sigma_B[rows], self.blur_sigma[1])
+            x_BHW = x_BHW.index_copy(0, rows.to(device), blurred)
+        return ((x_BHW - self.mean) / self.std)[:, None].expand(-1, 3, -1, -1)
+
+    def _looks(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        jitter = rng.random(n) < self.jitter_probability
+        brightness = rng.uniform(-self.brightness, self.brightness, n) * jitter
+        contrast = 1 + rng.uniform(-self.contrast, self.contrast, n) * jitter
+        sigma = rng.uniform(*self.blur_sigma, n) * (rng.random(n) < self.blur_probability)
+        return np.stack([brightness, contrast, sigma], axis=-1).astype(np.float32)
+
+    def _crop(
+        self, image: Image.Image, rng: np.random.Generator, scale: tuple[float, float], size: int
+    ) -> np.ndarray:
+        left, top, w, h = random_box(rng, image.width, image.height, scale, self.aspect)
+        crop = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+        pixels = np.asarray(crop)
+        return pixels[:, ::-1] if rng.random() < self.flip_probability else pixels
+
+
+def random_box(
+    rng: np.random.Generator, W: int, H: int, scale: tuple[float, float], aspect: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a box with an area in `scale` of the image's and an aspect ratio in `aspect`; if
+    ten draws do not fit, the largest central box within `aspect`."""
+    for _ in range(10):
+        area = rng.uniform(*scale) * W * H
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 1 <= w <= W and 1 <= h <= H:
+            return int(rng.integers(W - w + 1)), int(rng.integers(H - h + 1)), w, h
+    w, h = min(W, max(1, int(H * aspect[1]))), min(H, max(1, int(W / aspect[0])))
+    return (W - w) // 2, (H - h) // 2, w, h
+
+
+def gaussian_blur(x_BHW: Tensor, sigma_B: Tensor, greatest_sigma: float) -> Tensor:
+    """Separable Gaussian blur with a sigma of its own for each image; edges are reflected."""
+    radius = max(1, min(math.ceil(3 * greatest_sigma), min(x_BHW.shape[-2:]) - 1))
+    t_K = torch.arange(-radius, radius + 1)
+    weight_BK = (-(t_K**2) / (2 * sigma_B.float()[:, None] ** 2)).exp()
+    weight_BK = (weight_BK / weight_BK.sum(1, keepdim=True)).to(x_BHW.device, non_blocking=True)
+    x_1BHW = F.pad(x_BHW[None], (radius, radius, radius, radius), mode="reflect")
+    x_1BHW = F.conv2d(x_1BHW, weight_BK[:, None, None, :], groups=len(x_BHW))
+    return F.conv2d(x_1BHW, weight_BK[:, None, :, None], groups=len(x_BHW))[0]

@@ -1,0 +1,12 @@
+"""How good is it: texts in, numbers out, every number with its interval, its signature and its floors.
+
+scores = eval.score("predictions.jsonl", "studies.jsonl", floors="floors/")
+print(scores)                                 # tables
+scores["label-f1/14/macro/neg"].value         # one number
+scores.save("scores.json")
+"""
+
+from eval.scores.inputs import ScoreError
+from eval.scores.suite import Scores, score
+
+__all__ = ["ScoreError", "Scores", "score"]

@@ -1,0 +1,429 @@
+"""One self-contained HTML page: scores with intervals and floors, loss curves, X-rays with their findings side by side.
+
+Everything is inline (style, SVG, images as data); a content security policy forbids the page any network access. All
+text from outside is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.scores.differences import mark_differences
+from eval.scores.inputs import POLICIES
+from eval.scores.labels import label_report
+from eval.scores.suite import Scores
+from eval.scores.tables import AVERAGE_NAMES, LEXICAL, headline_keys, lexical_profiles, short_name
+from eval.signature import Score
+
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+GENERATOR = "cxr eval.report"
+DISCLAIMER = "Demonstration, for research use only. Not a medical device, not for diagnosis."
+IMAGE_SIDE = 512  # pixels; larger arrays are reduced so that a page of a dozen films stays at a few MB
+
+
+def write_page(
+    path: str | Path,
+    *,
+    title: str,
+    scores: Scores | None = None,
+    curves: Curves | None = None,
+    cases: Iterable[Mapping[str, Any]] | None = None,
+    notes: str | Iterable[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the page and return its path.
+
+    scores: from `eval.score`. curves: name -> [(step, value), ...]. notes: paragraphs for the top.
+    cases: one mapping per study with `reference` and `generated` findings (or `error`), `image` (PNG or JPEG
+        bytes, or a grey array (H, W), float in [0, 1] or uint8), and optionally `study_id`, `indication`, `warnings`.
+
+    A page written here before is replaced, any other file only with `overwrite`; otherwise raises FileExistsError.
+    """
+    path = Path(path)
+    if (
+        path.exists()
+        and not overwrite
+        and GENERATOR not in path.read_text(encoding="utf-8", errors="ignore")[:2000]
+    ):
+        raise FileExistsError(
+            f"{path} exists and is not a page of ours; choose another name or pass overwrite=True"
+        )
+    paragraphs = [notes] if isinstance(notes, str) else list(notes or ())
+    body = [f"<header><h1>{escape(title)}</h1><p class='banner' role='note'>{DISCLAIMER}</p></header>"]
+    body += [f"<p>{escape(text)}</p>" for text in paragraphs]
+    if scores is not None:
+        body += _score_sections(scores)
+    if curves:
+        panels = "".join(_curve(name, points) for name, points in curves.items())
+        body.append(f"<section><h2>Training</h2><div class='panels'>{panels}</div></section>")
+    cards = [_case(case) for case in cases or ()]
+    if cards:
+        body.append(f"<section><h2>Studies</h2>{_LEGEND}{''.join(cards)}</section>")
+    if scores is not None:
+        body += _small_print(scores)
+    page = _PAGE.format(generator=GENERATOR, title=escape(title), style=_STYLE, body="\n".join(body))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+
+def _score_sections(scores: Scores) -> list[str]:
+    keys = headline_keys(scores)
+    rows = [("predictions", "", scores.scores), *((f.name, f.how, f.scores) for f in scores.floors)]
+    table = _table(
+        ["", *map(short_name, keys)],
+        [[_named(name, how), *(_value(found.get(k)) for k in keys)] for name, how, found in rows],
+        numeric_from=1,
+    )
+    patients = f"{scores.patients} patients" if scores.patients != scores.n else "one study a patient"
+    least = scores.settings["min_support"]
+    averages = {**AVERAGE_NAMES, f"macro-{least}": f"macro, n ≥ {least}"}
+    f1_rows = [
+        [
+            escape(name),
+            *(_value(scores.scores.get(f"label-f1/{n}/{a}/{u}")) for n in (14, 5) for u in ("neg", "pos")),
+        ]
+        for a, name in averages.items()
+        if f"label-f1/14/{a}/neg" in scores.scores
+    ]
+    profiles = lexical_profiles(scores)
+    overlap = [
+        [escape(m.upper()), *(_value(scores.scores.get(f"{m}/{p}")) for p in profiles)] for m in LEXICAL
+    ]
+    f1_head = [
+        "average",
+        "14, uncertain absent",
+        "14, uncertain present",
+        "5, uncertain absent",
+        "5, uncertain present",
+    ]
+    return [
+        "<section><h2>Scores and floors</h2>"
+        f"<p class='quiet'>{scores.n} studies, {patients}. Brackets: {escape(scores.settings['interval'])}, "
+        f"{scores.settings['n_boot']} replicates. A floor is a report that did not look at the image.</p>"
+        + _bars(keys[0], rows)
+        + table
+        + "</section>",
+        "<section><h2>By condition</h2>"
+        "<p class='quiet'>F1 with interval, uncertain counted as absent; n is the number of positive references. "
+        "Labels are read by the rule-based labeller, which is not CheXbert.</p>"
+        + _dots(scores)
+        + "</section>",
+        "<section><h2>Label F1</h2>" + _table(f1_head, f1_rows, numeric_from=1) + "</section>",
+        "<section><h2>Text overlap by profile</h2>"
+        + _table(["", *profiles], overlap, numeric_from=1)
+        + "</section>",
+    ]
+
+
+def _small_print(scores: Scores) -> list[str]:
+    missing = [
+        [escape(m.name), escape(m.reason), f"<code>{escape(m.command)}</code>"] for m in scores.not_computed
+    ]
+    parts = ["<section><h2>Not computed</h2>" + _table(["score", "why", "command"], missing) + "</section>"]
+    if scores.problems:
+        rows = [
+            [
+                escape(kind),
+                str(len(ids)),
+                escape(POLICIES[kind]),
+                escape(", ".join(ids[:5]) + (", …" if ids[5:] else "")),
+            ]
+            for kind, ids in scores.problems.items()
+        ]
+        parts.append(
+            "<section><h2>Odd input</h2>"
+            + _table(["kind", "count", "treatment", "studies"], rows)
+            + "</section>"
+        )
+    signatures = "\n".join(escape(s.signature) for s in scores.scores.values())
+    parts.append(f"<details><summary>Signatures</summary><pre>{signatures}</pre></details>")
+    return parts
+
+
+def _named(name: str, how: str) -> str:
+    return escape(name) + (f"<br><span class='quiet'>{escape(how)}</span>" if how else "")
+
+
+def _value(s: Score | None) -> str:
+    if s is None or math.isnan(s.value):
+        return "–"
+    return f"{s.value:.3f} <span class='quiet'>[{s.low:.3f}, {s.high:.3f}]</span>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric_from: int = 99) -> str:
+    """Cells are HTML already; headings are text."""
+    kind = ["" if i < numeric_from else " class='num'" for i in range(len(head))]
+    first = "".join(f"<th scope='col'{k}>{escape(h)}</th>" for k, h in zip(kind, head, strict=True))
+    lines = (
+        "<tr>" + "".join(f"<td{k}>{c}</td>" for k, c in zip(kind, row, strict=True)) + "</tr>" for row in rows
+    )
+    body = "".join(lines)
+    return f"<div class='scroll'><table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+# --- plots, written as SVG so that they follow the page's colours -------------------------------------------------
+
+
+def _scale(x: float, left: float, right: float) -> float:
+    return left + (right - left) * min(max(x, 0.0), 1.0)
+
+
+def _grid(left: float, right: float, top: float, bottom: float) -> str:
+    """Vertical lines at 0, 0.25 .. 1 with their values below."""
+    marks = []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        x = _scale(tick, left, right)
+        marks.append(f"<line class='grid' x1='{x:.1f}' x2='{x:.1f}' y1='{top}' y2='{bottom}'/>")
+        marks.append(f"<text class='tick' x='{x:.1f}' y='{bottom + 16}' text-anchor='middle'>{tick:g}</text>")
+    return "".join(marks)
+
+
+def _bars(key: str, rows: Sequence[tuple[str, str, Mapping[str, Score]]]) -> str:
+    """The first headline score of the predictions above that of every floor."""
+    rows = [
+        (name, found[key]) for name, _, found in rows if key in found and not math.isnan(found[key].value)
+    ]
+    left, right, step = 235, 700, 30
+    bottom = 8 + step * len(rows)
+    marks = [_grid(left, right, 4, bottom)]
+    for i, (name, s) in enumerate(rows):
+        y = 8 + step * i
+        x, low, high = (_scale(v, left, right) for v in (s.value, s.low, s.high))
+        marks.append(f"<text x='{left - 10}' y='{y + 15}' text-anchor='end'>{escape(_cut(name))}</text>")
+        marks.append(
+            f"<rect class='{'floor' if i else 'main'}' x='{left}' y='{y + 2}' width='{x - left:.1f}' height='17'/>"
+        )
+        marks.append(
+            f"<line class='whisker' x1='{low:.1f}' x2='{high:.1f}' y1='{y + 10.5}' y2='{y + 10.5}'/>"
+        )
+    return _svg(
+        720, bottom + 24, f"{short_name(key)}, predictions and floors", "".join(marks), short_name(key)
+    )
+
+
+def _cut(name: str, most: int = 30) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _dots(scores: Scores) -> str:
+    """F1 and interval of every condition, the frequent ones first."""
+    rows = sorted(scores.conditions["neg"], key=lambda row: -row["support"])
+    left, right, step = 235, 640, 24
+    bottom = 8 + step * len(rows)
+    marks = [_grid(left, right, 4, bottom)]
+    for i, row in enumerate(rows):
+        y = 8 + step * i + 12
+        s = scores.scores[f"label-f1/{row['condition']}/neg"]
+        quiet = "" if row["support"] else " class='tick'"
+        marks.append(
+            f"<text{quiet} x='{left - 10}' y='{y + 4}' text-anchor='end'>{escape(row['condition'])}</text>"
+        )
+        marks.append(f"<text class='tick' x='712' y='{y + 4}' text-anchor='end'>n = {row['support']}</text>")
+        if row["support"]:
+            x, low, high = (_scale(v, left, right) for v in (s.value, s.low, s.high))
+            marks.append(f"<line class='whisker' x1='{low:.1f}' x2='{high:.1f}' y1='{y}' y2='{y}'/>")
+            marks.append(f"<circle class='main' cx='{x:.1f}' cy='{y}' r='4.5'/>")
+    return _svg(720, bottom + 24, "F1 by condition with 95 % intervals", "".join(marks))
+
+
+def _curve(name: str, points: Sequence[tuple[float, float]]) -> str:
+    """One named curve in a panel of its own: the values, and a running mean where there are many."""
+    finite = [(float(x), float(y)) for x, y in points if math.isfinite(float(x)) and math.isfinite(float(y))]
+    if len(finite) < 2:
+        text = f"<text class='tick' x='180' y='90' text-anchor='middle'>{len(finite)} point, no curve</text>"
+        return _svg(360, 180, name, text, name)
+    x_N, y_N = np.array(finite).T
+    x_low, x_high = x_N.min(), x_N.max()
+    y_low, y_high = y_N.min(), y_N.max()
+    y_high = y_high if y_high > y_low else y_low + 1.0
+
+    def line(values_N: np.ndarray, kind: str) -> str:
+        px = 48 + 300 * (x_N - x_low) / max(x_high - x_low, 1e-12)
+        py = 150 - 136 * (values_N - y_low) / (y_high - y_low)
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(px, py, strict=True))
+        return f"<polyline class='{kind}' points='{points}'/>"
+
+    smooth = len(y_N) >= 40
+    marks = [
+        f"<line class='grid' x1='48' x2='348' y1='{y}' y2='{y}'/><text class='tick' x='42' y='{y + 4}' "
+        f"text-anchor='end'>{value:.3g}</text>"
+        for y, value in ((14, y_high), (82, (y_low + y_high) / 2), (150, y_low))
+    ]
+    marks.append(f"<text class='tick' x='48' y='168'>step {x_low:g}</text>")
+    marks.append(f"<text class='tick' x='348' y='168' text-anchor='end'>{x_high:g}</text>")
+    marks.append(line(y_N, "faint" if smooth else "line"))
+    if smooth:
+        marks.append(line(_running_mean(y_N, max(len(y_N) // 20, 3)), "line"))
+    return _svg(360, 180, f"{name}: from {y_N[0]:.3g} to {y_N[-1]:.3g}", "".join(marks), name)
+
+
+def _running_mean(y_N: np.ndarray, width: int) -> np.ndarray:
+    """Mean over a centred window of `width` values, of fewer at both ends."""
+    sums = np.concatenate([[0.0], np.cumsum(y_N)])
+    at = np.arange(len(y_N))
+    begin, end = np.maximum(at - width // 2, 0), np.minimum(at + width // 2 + 1, len(y_N))
+    return (sums[end] - sums[begin]) / (end - begin)
+
+
+def _svg(width: int, height: int, label: str, marks: str, caption: str = "") -> str:
+    head = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    label = escape(label, quote=True)
+    return f"<figure>{head}<svg viewBox='0 0 {width} {height}' role='img' aria-label='{label}'>{marks}</svg></figure>"
+
+
+# --- studies ------------------------------------------------------------------------------------------------------
+
+
+def _case(case: Mapping[str, Any]) -> str:
+    reference, generated = str(case.get("reference") or ""), str(case.get("generated") or "")
+    head = escape(str(case.get("study_id") or ""))
+    extra = [f"Indication: {case['indication']}"] if case.get("indication") else []
+    warned = case.get("warnings") or ()
+    extra += [warned] if isinstance(warned, str) else [str(w) for w in warned]
+    about = "".join(f"<p class='quiet'>{escape(text)}</p>" for text in extra)
+    image = case.get("image")
+    picture = (
+        f"<img alt='X-ray of study {head}' src='{_data_uri(image)}'>"
+        if image is not None
+        else "<div class='blank'></div>"
+    )
+    left, right = mark_differences(reference, generated)
+    if case.get("error") and not generated:
+        error = case["error"]
+        text = f"{error.get('code')}: {error.get('message')}" if isinstance(error, Mapping) else str(error)
+        right = f"<em>{escape(text)}</em>"
+    return (
+        f"<article><h3>{head}</h3><div class='case'>{picture}"
+        f"<div>{about}<h4>Reference</h4><p>{left or '–'}</p></div>"
+        f"<div><h4>Generated</h4><p>{right or '–'}</p>{_chips(reference, generated)}</div></div></article>"
+    )
+
+
+def _chips(reference: str, generated: str) -> str:
+    """Conditions present by the rule-based labeller: in both, only in the reference, only in the generated text."""
+    ref, hyp = ({c for c, v in label_report(t).items() if v == 1} for t in (reference, generated))
+    kinds = (("both", "✓", ref & hyp), ("missed", "missed:", ref - hyp), ("invented", "invented:", hyp - ref))
+    chips = [f"<li class='{k}'>{mark} {escape(c)}</li>" for k, mark, found in kinds for c in sorted(found)]
+    return f"<ul class='chips'>{''.join(chips)}</ul>" if chips else ""
+
+
+def _data_uri(image: bytes | np.ndarray) -> str:
+    """An image as a data URI. Raises ValueError for bytes that are neither PNG nor JPEG, arrays that are not grey."""
+    if isinstance(image, bytes | bytearray):
+        kind = "png" if image[:4] == b"\x89PNG" else "jpeg" if image[:3] == b"\xff\xd8\xff" else None
+        if kind is None:
+            raise ValueError("image bytes are neither PNG nor JPEG")
+        data = bytes(image)
+    else:
+        data, kind = _png(np.asarray(image)), "png"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _png(image_HW: np.ndarray) -> bytes:
+    from PIL import Image
+
+    if image_HW.ndim != 2 or not image_HW.size:
+        raise ValueError(f"an image array must be grey, (H, W); found shape {image_HW.shape}")
+    if image_HW.dtype != np.uint8:
+        image_HW = (np.clip(np.nan_to_num(image_HW.astype(np.float64)), 0, 1) * 255 + 0.5).astype(np.uint8)
+    picture = Image.fromarray(image_HW)
+    picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+_LEGEND = (
+    "<p class='quiet legend'><del>only in the reference</del> <ins>only in the generated text</ins>. "
+    "Another wording of the same labels is not marked; labels are read from both by the rule-based labeller.</p>"
+)
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="{generator}">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2630; --quiet: #5d6b78; --paper: #fbfbf9; --card: #fff; --rule: #dde2e6;
+  --main: #2b6c8f; --floor: #b4bec6; --ok: #2f7a4d;
+  --miss: #9a5b00; --miss-bg: #fdf1dc; --new: #1f5fa8; --new-bg: #e4eefb; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e3e8ec; --quiet: #98a5b1; --paper: #14181c; --card: #1b2127;
+  --rule: #323b44; --main: #6fb4d6; --floor: #55616c; --ok: #7cc99a;
+  --miss: #f0b55f; --miss-bg: #3a2c12; --new: #8cbcf5; --new-bg: #17304d; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .6rem; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem; }
+h3 { font-size: .9rem; margin: 0 0 .6rem; color: var(--quiet); font-weight: 600; }
+h4 { font-size: .8rem; margin: 0 0 .2rem; color: var(--quiet); font-weight: 600; }
+.banner { border-left: 4px solid var(--miss); background: var(--miss-bg); padding: .5rem .8rem; margin: 0 0 1rem; }
+.quiet, figcaption { color: var(--quiet); font-size: .85rem; }
+p.quiet { margin: .2rem 0 .8rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { text-align: left; vertical-align: top; padding: .4rem .7rem .4rem 0; border-bottom: 1px solid var(--rule); }
+th { font-weight: 600; }
+.num { text-align: right; font-variant-numeric: tabular-nums; }
+td.num { white-space: nowrap; }
+figure { margin: 0 0 1rem; }
+svg { width: 100%; height: auto; display: block; font-size: 13px; }
+svg text { fill: var(--ink); }
+svg .tick { fill: var(--quiet); font-size: 12px; }
+.grid { stroke: var(--rule); }
+rect.main, circle.main { fill: var(--main); }
+.floor { fill: var(--floor); }
+.whisker { stroke: var(--ink); stroke-width: 1.5; }
+polyline { fill: none; stroke: var(--main); stroke-width: 1.8; }
+polyline.faint { opacity: .35; stroke-width: 1; }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
+article { background: var(--card); border: 1px solid var(--rule); border-radius: 6px; padding: 1rem; margin: 0 0 1rem; }
+.case { display: grid; grid-template-columns: 15rem 1fr 1fr; gap: 1.2rem; }
+.case img, .blank { width: 100%; background: #000; border-radius: 4px; display: block; }
+.blank { aspect-ratio: 1; }
+.case p { margin: 0 0 .6rem; }
+del { text-decoration: underline dotted 2px; color: var(--miss); background: var(--miss-bg); }
+ins { text-decoration: underline solid 2px; color: var(--new); background: var(--new-bg); }
+.chips { list-style: none; margin: .4rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .35rem;
+  font-size: .78rem; }
+.chips li { border: 1px solid currentColor; border-radius: 1rem; padding: 0 .55rem; }
+.both { color: var(--ok); }
+.missed { color: var(--miss); }
+.invented { color: var(--new); }
+pre { font-size: .75rem; overflow-x: auto; }
+code { font-size: .85em; }
+summary { cursor: pointer; margin-top: 2rem; }
+@media (max-width: 46rem) { .case { grid-template-columns: 1fr; } .case img { max-width: 22rem; } }
+@media print {
+  :root { --paper: #fff; --card: #fff; --ink: #000; }
+  body { font-size: 11pt; }
+  main { max-width: none; padding: 0; }
+  article, figure, tr { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  .case { grid-template-columns: 10rem 1fr 1fr; }
+}
+"""

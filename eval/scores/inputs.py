@@ -1,0 +1,175 @@
+"""Predictions and references brought together, with every oddity counted, listed and treated by a stated policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Record = Mapping[str, Any]
+Source = str | Path | Iterable[Record]
+
+POLICIES = {
+    "reference without findings": "left out of every score",
+    "duplicate reference": "the first one counts",
+    "duplicate prediction": "the first one counts",
+    "prediction without reference": "left out of every score",
+    "no prediction": "scored as an empty report",
+    "failed prediction": "scored as an empty report",
+    "empty prediction": "scored as an empty report",
+    "placeholder prediction": "scored as an empty report (the text is a literal None, NaN or null)",
+}
+"""Every kind of problem and what is done about it. An empty report has no words and no labels: it misses everything."""
+
+_PLACEHOLDERS = {"none", "nan", "null", "n/a", "na", "<na>", "undefined"}
+
+
+class ScoreError(ValueError):
+    """Input that cannot be scored; the message says what, where and what to do."""
+
+
+@dataclass
+class Pairs:
+    """Aligned texts of N studies, in the order of the references. A miss is the empty string."""
+
+    study_ids: list[str]
+    references: list[str]
+    predictions: list[str]
+    studies: list[Record]
+    problems: dict[str, list[str]] = field(default_factory=dict)  # kind of POLICIES -> study ids
+
+    def __len__(self) -> int:
+        return len(self.study_ids)
+
+    def note(self, kind: str, study_id: str) -> None:
+        self.problems.setdefault(kind, []).append(study_id)
+
+
+def load(source: Source, what: str) -> list[Record]:
+    """Records of a JSON Lines file, or of an iterable of mappings.
+
+    Raises ScoreError if the file is missing, empty or not UTF-8, if a line is not a JSON object, or if a record has
+    no `study_id`; the message names file and line.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        records = list(_read_lines(path, what))
+        where = str(path)
+    else:
+        records = [(f"{what} {i}", r) for i, r in enumerate(source)]
+        where = f"the {what}s"
+    if not records:
+        raise ScoreError(f"{where}: there is not a single {what}")
+    for place, record in records:
+        if not isinstance(record, Mapping):
+            raise ScoreError(f"{place}: a {what} must be a JSON object, found {type(record).__name__}")
+        if not isinstance(record.get("study_id"), str | int) or record["study_id"] == "":
+            raise ScoreError(
+                f"{place}: a {what} needs a 'study_id'; its keys are {', '.join(map(str, record))}"
+            )
+    return [record for _, record in records]
+
+
+def _read_lines(path: Path, what: str) -> Iterable[tuple[str, Any]]:
+    if not path.is_file():
+        raise ScoreError(f"{path}: no such file of {what}s")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ScoreError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}, line {number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ScoreError(
+                f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})"
+            ) from error
+
+
+def report_text(value: object) -> tuple[str, str | None]:
+    """A report as text, and what is wrong with it: "empty", "placeholder" or None. NaN and non-texts are empty."""
+    if not isinstance(value, str):
+        return "", "empty"
+    text = value.strip()
+    if text.lower().rstrip(".") in _PLACEHOLDERS:
+        return "", "placeholder"
+    return text, None if text else "empty"
+
+
+def align(predictions: Source, references: Source) -> Pairs:
+    """Bring predictions to references by `study_id`, by the POLICIES.
+
+    Raises ScoreError if a source cannot be read or if no reference has findings.
+    """
+    pairs = Pairs([], [], [], [])
+    given: dict[str, Record] = {}
+    for record in load(predictions, "prediction"):
+        key = str(record["study_id"])
+        if key in given:
+            pairs.note("duplicate prediction", key)
+        else:
+            given[key] = record
+    seen: set[str] = set()
+    for study in load(references, "reference"):
+        key = str(study["study_id"])
+        if key in seen:
+            pairs.note("duplicate reference", key)
+            continue
+        seen.add(key)
+        reference, wrong = report_text(study.get("findings"))
+        if wrong:
+            pairs.note("reference without findings", key)
+            continue
+        pairs.study_ids.append(key)
+        pairs.studies.append(study)
+        pairs.references.append(reference)
+        pairs.predictions.append(_prediction(pairs, key, given.get(key)))
+    for key in given:
+        if key not in seen:
+            pairs.note("prediction without reference", key)
+    if not pairs.study_ids:
+        raise ScoreError("no reference has findings: there is nothing to score against")
+    if not given.keys() & set(pairs.study_ids):
+        raise ScoreError(
+            "no prediction belongs to a reference: the study ids do not meet "
+            f"(predictions: {next(iter(given))!r}, ...; references: {pairs.study_ids[0]!r}, ...)"
+        )
+    return pairs
+
+
+def _prediction(pairs: Pairs, key: str, record: Record | None) -> str:
+    if record is None:
+        pairs.note("no prediction", key)
+        return ""
+    if record.get("error") and not record.get("findings"):
+        pairs.note("failed prediction", key)
+        return ""
+    text, wrong = report_text(record.get("findings"))
+    if wrong:
+        pairs.note(f"{wrong} prediction", key)
+    return text
+
+
+def patients(pairs: Pairs, groups: Mapping[str, Hashable] | Sequence[Hashable] | None) -> list[Hashable]:
+    """The patient of every pair: from `groups` (study id -> patient, or one entry a pair), else the study's own
+    `patient_id`, else the study by itself. Raises ScoreError if `groups` does not cover the pairs."""
+    if groups is None:
+        return [
+            s.get("patient_id") or ("study", key)
+            for key, s in zip(pairs.study_ids, pairs.studies, strict=True)
+        ]
+    if isinstance(groups, Mapping):
+        missing = [key for key in pairs.study_ids if key not in groups]
+        if missing:
+            raise ScoreError(f"groups name no patient for {len(missing)} studies, e.g. {missing[0]!r}")
+        return [groups[key] for key in pairs.study_ids]
+    if len(groups) != len(pairs):
+        raise ScoreError(
+            f"{len(groups)} groups for {len(pairs)} scored studies; give a mapping from study id to patient"
+        )
+    return list(groups)

@@ -1,0 +1,255 @@
+"""The rule-based labeller `rules`: findings text in, the 14 CheXpert conditions out. Offline, no weights.
+
+It follows the CheXpert labeller (Irvin et al. 2019, arXiv 1901.07031): mention, then negation and uncertainty, then one
+label per condition, where positive outweighs uncertain and uncertain outweighs negative. It is not CheXbert and its
+scores never carry that name. Known differences from the CheXpert labeller, all deliberate: scopes are found by words
+instead of a dependency parse; a structure ("heart size") without a stated condition is no mention; a normal
+cardiomediastinal silhouette also says that the heart is normal; "borderline" is uncertain; a blunted costophrenic angle
+is an uncertain pleural effusion; pleural plaques are Pleural Other, pulmonary fibrosis is not; sternotomy wires are
+Support Devices; an empty text has no labels at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from eval.scores import cues, phrases
+from eval.scores.phrases import CONDITIONS, OTHER
+
+LABELLER = "rules-1"
+"""Name and version in signatures. Raise the number with every change that can change a label."""
+
+NO_FINDING = CONDITIONS[-1]
+SUPPORT_DEVICES = "Support Devices"
+
+WINDOW = 400  # characters around a mention in which its cues are looked for: some 60 words
+
+_BREAK = "¶"
+_ENUMERATOR = re.compile(r"(^|[.!?:;]\s+|\n\s*)(?:\d{1,2}[.)]|[-*•])\s+")
+_HARD_BREAK = re.compile(r"\n\s*\n|\n(?=\s*[A-Z][A-Za-z ,/&]{2,40}:)")
+_ABBREVIATION = re.compile(r"\b(dr|mr|mrs|ms|st|vs|approx|e\.g|i\.e|cf|fig|ca)\.(?=\s)", re.IGNORECASE)
+_SENTENCE = re.compile(_BREAK + r"|;|(?<=[.!?])\s+|(?<=[a-z])\.(?=[A-Z][a-z])")
+_SPACE = re.compile(r"\s+")
+_HEADING = re.compile(r"^[a-z][a-z ,/&-]{2,40}:\s*(\S.*)$")
+_STATE = re.compile(
+    f"(?P<normal>{cues.NORMAL.pattern})|(?P<unsettled>{cues.UNSETTLED.pattern})"
+    f"|(?P<abnormal>{cues.ABNORMAL.pattern})"
+)
+_STATE_LABEL = {"normal": 0, "unsettled": -1, "abnormal": 1}
+_ITEM = re.compile(r",| and | & ")
+_WHERE = re.compile(r" (?:in|of|at|on|along|over) ")
+_COPULA = re.compile(r" (?:is|are|was|were|remains?|(?:has|have) been) $")
+_OR = re.compile(r"\bn?or\b")
+
+
+def label_report(text: str) -> dict[str, int]:
+    """Labels of the conditions that `text` mentions: 1 present, 0 denied, -1 uncertain; the others are left out.
+
+    No Finding is 1 where no other condition but Support Devices, and no other abnormality such as emphysema, is
+    present or uncertain (the CheXpert labeller's rule); it is never 0. A text without a single letter has no labels.
+    """
+    if not any(c.isalpha() for c in text):
+        return {}
+    labels: dict[str, int] = {}
+    for sentence in sentences(text):
+        for condition, label in _label_sentence(sentence):
+            labels[condition] = _outweigh(labels.get(condition), label)
+    finding = any(v != 0 for c, v in labels.items() if c != SUPPORT_DEVICES)
+    labels.pop(OTHER, None)
+    if not finding:
+        labels[NO_FINDING] = 1
+    return {c: labels[c] for c in CONDITIONS if c in labels}
+
+
+def label_matrix(reports: Iterable[str | Mapping[str, int]]) -> np.ndarray:
+    """Reports, or label dicts, as float64 (N, 14) in the order of CONDITIONS: 1, 0, -1, NaN where not mentioned.
+
+    Raises ValueError for a condition that is not one of the 14 or a value that is none of 1, 0, -1.
+    """
+    rows = [label_report(r) if isinstance(r, str) else r for r in reports]
+    matrix_N14 = np.full((len(rows), len(CONDITIONS)), np.nan)
+    for i, row in enumerate(rows):
+        for condition, value in row.items():
+            if condition not in CONDITIONS:
+                raise ValueError(
+                    f"{condition!r} is none of the 14 CheXpert conditions: {', '.join(CONDITIONS)}"
+                )
+            if value not in (1, 0, -1):
+                raise ValueError(
+                    f"label of {condition!r} is {value!r}; accepted are 1, 0 and -1 (absent = not mentioned)"
+                )
+            matrix_N14[i, CONDITIONS.index(condition)] = value
+    return matrix_N14
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of a report, lower-cased and single-spaced; list numbers go, a semicolon ends a sentence."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _ENUMERATOR.sub(rf"\1{_BREAK}", text)
+    text = _SPACE.sub(" ", _HARD_BREAK.sub(_BREAK, text))
+    text = _ABBREVIATION.sub(r"\1", text)
+    return [s.lower() for s in (part.strip() for part in _SENTENCE.split(text)) if s]
+
+
+def _outweigh(old: int | None, new: int) -> int:
+    """Positive outweighs uncertain, uncertain outweighs negative."""
+    rank = (0, -1, 1)
+    return new if old is None or rank.index(new) > rank.index(old) else old
+
+
+@lru_cache(maxsize=65536)  # reports repeat their sentences
+def _label_sentence(sentence: str) -> tuple[tuple[str, int], ...]:
+    heading = _HEADING.match(sentence)
+    if heading and _mentions_anything(heading.group(1)):
+        sentence = heading.group(1)  # "Heart and mediastinum: ..." names a topic, it asserts nothing
+    found: list[tuple[str, int]] = []
+    for clause in cues.CLAUSE.split(sentence):
+        found += _label_clause(clause)
+    return tuple(found)
+
+
+def _mentions_anything(text: str) -> bool:
+    patterns = [*phrases.FINDINGS.values(), *(pattern for _, pattern in phrases.STRUCTURES)]
+    return any(pattern.search(text) for pattern in patterns)
+
+
+def _label_clause(clause: str) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
+    for condition, pattern in phrases.FINDINGS.items():
+        for mention in pattern.finditer(clause):
+            label = _polarity(clause, *mention.span())
+            doubtful = phrases.ALWAYS_UNCERTAIN.get(condition)
+            if label == 1 and doubtful and doubtful.search(mention.group()):
+                label = -1
+            if condition == "Edema" and label != 0 and phrases.HEART_FAILURE.search(mention.group()):
+                found.append(("Cardiomegaly", -1))
+            found.append((condition, label))
+    for structure, pattern in phrases.STRUCTURES:
+        for mention in pattern.finditer(clause):
+            label = _state(clause, *mention.span())
+            if label is not None:
+                found += _structure_labels(structure, label)
+    return found
+
+
+def _structure_labels(structure: str, label: int) -> list[tuple[str, int]]:
+    if structure == "cardiomediastinal":
+        both = [("Enlarged Cardiomediastinum", label), ("Cardiomegaly", label)]
+        return both if label == 0 else both[:1]
+    if structure == "Pleural Effusion":  # a blunt angle may be a scar, a sharp one says little
+        return [] if label == 0 else [(structure, -1)]
+    return [(structure, label)]
+
+
+# --- negation and uncertainty of one mention --------------------------------------------------------------------------
+
+
+def _polarity(clause: str, start: int, end: int) -> int:
+    """1, 0 or -1 for the mention clause[start:end], in the CheXpert labeller's order: doubts that contain a negation
+    ("cannot exclude"), then negation, then the other doubts."""
+    before, after = _around(clause, start, end)
+    if _from_left(cues.DOUBTED_BEFORE_FIRST, before, after):
+        return -1
+    if _from_left(cues.NEGATED_BEFORE, before, after) or _from_right(cues.NEGATED_AFTER, after):
+        return 0
+    if _from_left(cues.DOUBTED_BEFORE, before, after) or _from_right(cues.DOUBTED_AFTER, after):
+        return -1
+    if cues.EITHER_BEFORE.search(before) or cues.EITHER_AFTER.search(after):
+        return -1
+    return 1
+
+
+def _around(clause: str, start: int, end: int) -> tuple[str, str]:
+    """What stands before and after, at most WINDOW characters each, so that cost stays linear in hostile input."""
+    before, after = clause[max(0, start - WINDOW) : start], clause[end : end + WINDOW]
+    if start > WINDOW:
+        before = before.partition(" ")[2]  # not the rest of a word
+    return before, after
+
+
+def _from_left(cue: re.Pattern[str], before: str, after: str) -> bool:
+    """Does a cue to the left reach the mention?"""
+    return any(_open(before[c.end() :], after) for c in cue.finditer(before))
+
+
+def _open(gap: str, after: str) -> bool:
+    """A scope stays open over `gap` unless a verb or preposition ends it, or an item of a list begins an assertion.
+
+    "No A, B or C": everything up to the item after the last "or" belongs to the list. Elsewhere an item after a comma
+    or "and" belongs to it only if bare ("no effusion, pneumothorax"), not if it says how much or where ("no effusion,
+    mild cardiomegaly").
+    """
+    if cues.STOP.search(gap):
+        return False
+    stop = cues.STOP.search(after)
+    listed = gap + " " + (after[: stop.start()] if stop else after)
+    begin = 0
+    for last in _OR.finditer(listed):
+        following = _ITEM.search(listed, last.end())
+        begin = following.start() if following else len(listed)
+    if len(gap) < begin:
+        return True
+    items = _ITEM.split(gap[begin:])[1:]
+    return not any(cues.ASSERTS.search(item) for item in items)
+
+
+def _from_right(cue: re.Pattern[str], after: str) -> bool:
+    """Does a cue to the right ("is not seen", "cannot be excluded") belong to the mention?"""
+    for c in cue.finditer(after):
+        gap = _COPULA.sub("", after[: c.start()])
+        if cues.STOP_BACKWARD.search(gap):
+            return False  # later cues are farther still
+        if cues.RESOLVED.search(c.group()) and cues.ALMOST.search(c.group()):
+            continue
+        items = _ITEM.split(gap)[1:]
+        if items and (" and " not in gap and " & " not in gap):
+            continue  # "cardiomegaly, pneumonia cannot be excluded"
+        if not any(cues.ASSERTS.search(_WHERE.split(item)[0]) for item in items):
+            return True
+    return False
+
+
+# --- what a sentence says of a structure ------------------------------------------------------------------------------
+
+
+def _state(clause: str, start: int, end: int) -> int | None:
+    """0 normal, 1 abnormal, -1 borderline or merely unchanged, None if nothing is said of clause[start:end]."""
+    before, after = _around(clause, start, end)
+    left = list(_STATE.finditer(before))
+    gap = before[left[-1].end() :] if left else ""
+    if left and cues.ATTACHED.fullmatch(gap):
+        state, offset = left[-1], start - len(before)
+    else:
+        state, offset = _predicate(after), end
+        if state is None and left and cues.JOINED.fullmatch(gap):
+            state, offset = left[-1], start - len(before)  # "normal heart size and mediastinal contours"
+    if state is None:
+        return None
+    label = _STATE_LABEL[state.lastgroup]
+    if label == 1:  # "no enlargement of the cardiac silhouette", "the heart may be enlarged"
+        return _polarity(clause, offset + state.start(), offset + state.end())
+    return label
+
+
+def _predicate(after: str) -> re.Match[str] | None:
+    """The state that follows the structure: "heart size and mediastinal contours are within normal limits"."""
+    first = None
+    for state in _STATE.finditer(after):
+        if first is not None:  # "stable and normal", "stable, mildly enlarged": the second says more
+            between = after[first.end() : state.start()]
+            if cues.VERB.search(between) or len(between) > 40:
+                break
+            if first.lastgroup == "unsettled" and state.lastgroup != "unsettled":
+                return state
+            continue
+        gap = after[: state.start()]
+        verbs = len(cues.VERB.findall(gap))
+        of_another = cues.ATTRIBUTIVE.match(after, state.end()) and _ITEM.search(gap)
+        if verbs > 1 or (verbs == 0 and of_another):
+            break  # "heart size, stable mediastinal contours"
+        first = state
+    return first

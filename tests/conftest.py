@@ -1,0 +1,23 @@
+"""Shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the sizes here are tiny
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the network is wrong
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def cxr_data() -> Path:
+    """The folder of real radiographs."""
+    value = os.environ.get("CXR_DATA")
+    if not value:
+        pytest.skip("CXR_DATA is not set, so there are no real radiographs to test on")
+    if not Path(value).is_dir():
+        pytest.skip(f"CXR_DATA={value} is not a folder")
+    return Path(value)

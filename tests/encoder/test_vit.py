@@ -1,0 +1,131 @@
+"""The trainable ViT: initialisation, several sizes in one pass, masks, stochastic depth."""
+
+import pytest
+import timm
+import torch
+
+import encoder.attention
+from encoder.vit import CropViT, resample_pos_embed
+
+
+def vit(**kwargs) -> CropViT:
+    torch.manual_seed(0)
+    model = CropViT(
+        **{"size": 56, "patch": 14, "width": 32, "depth": 3, "heads": 2, "layerscale": 0.5, **kwargs}
+    )
+    with torch.no_grad():  # so that no parameter is zero, as biases and the mask token are at first
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return model.eval()
+
+
+def images(n, size, seed=0):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_names_and_shapes_are_those_of_timms_dinov2():
+    with torch.device("meta"):
+        ours = CropViT(size=518, patch=14, width=768, depth=12, heads=12)
+        theirs = timm.create_model("vit_base_patch14_dinov2", num_classes=0)
+    shapes = {name: tuple(x.shape) for name, x in ours.state_dict().items()}
+    assert shapes.pop("mask_token") == (1, 768)
+    assert shapes == {name: tuple(x.shape) for name, x in theirs.state_dict().items()}
+
+
+def test_every_parameter_is_initialised():
+    model = CropViT(size=56, patch=14, width=32, depth=2, heads=2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(torch.nan)
+    model.init_weights(needs_reset=True)
+    forgotten = [name for name, p in model.named_parameters() if p.isnan().any()]
+    assert not forgotten
+
+
+def test_sizes_in_one_pass_equal_each_alone():
+    model = vit()
+    groups = [images(3, 56), images(5, 28, 1), images(2, 42, 2)]
+    together = model.forward_crops(groups)
+    for x, features in zip(groups, together, strict=True):
+        tokens = model.forward_features(x)
+        torch.testing.assert_close(features.cls_BC, tokens[:, 0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(features.patches_BPC, tokens[:, 1:], rtol=1e-5, atol=1e-6)
+
+
+def test_packed_pass_equals_one_pass_a_resolution():
+    """What runs on an accelerator, with stochastic depth, run here."""
+    model = vit()
+    groups = [images(2, 56), images(3, 28, 1)]
+    residual = (torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(3)) > 0.4) * 2.0
+    tokens = [model._embed(x, None) for x in groups]
+    packed = model._blocks(tokens, residual)
+    for a, b in zip(packed, model.forward_crops(groups, residual_LRS=residual), strict=True):
+        torch.testing.assert_close(a.cls_BC, b.cls_BC, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a.patches_BPC, b.patches_BPC, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_goes_through_the_one_entry_point(monkeypatch):
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs)
+        return attention(*args, **kwargs)
+
+    attention = encoder.attention.attention
+    monkeypatch.setattr(encoder.attention, "attention", counted)
+    vit().forward_crops([images(2, 56), images(2, 28)])
+    assert len(calls) == 2 * 3
+
+
+def test_masked_patches_are_not_seen():
+    model = vit()
+    x = images(2, 56)
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, 5] = mask[1, [0, 15]] = True
+    features = model.forward_crops([x], [mask])[0]
+    changed = x.clone()
+    changed[0, :, 14:28, 14:28] += 1  # patch 5 of image 0
+    torch.testing.assert_close(model.forward_crops([changed], [mask])[0].patches_BPC, features.patches_BPC)
+    assert not torch.allclose(
+        model.forward_crops([changed])[0].patches_BPC[0], features.patches_BPC[0], atol=1e-3
+    )
+    features.patches_BPC.sum().backward()
+    assert model.mask_token.grad.abs().sum() > 0
+
+
+def test_stochastic_depth_drops_whole_branches():
+    model = vit()
+    x = images(2, 56)
+    none = model.forward_crops([x], residual_LRS=torch.zeros(3, 2, 2))[0]
+    torch.testing.assert_close(none.patches_BPC, model.norm(model._embed(x, None))[:, 1:])
+    all_kept = model.forward_crops([x], residual_LRS=torch.ones(3, 2, 2))[0]
+    torch.testing.assert_close(all_kept.cls_BC, model.forward_crops([x])[0].cls_BC)
+    one = torch.ones(3, 2, 2)
+    one[:, :, 1] = 0
+    mixed = model.forward_crops([x], residual_LRS=one)[0]
+    torch.testing.assert_close(mixed.cls_BC[0], all_kept.cls_BC[0])
+    torch.testing.assert_close(mixed.cls_BC[1], none.cls_BC[1])
+
+
+def test_every_parameter_gets_a_gradient():
+    model = vit()
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, 0] = True
+    features = model.forward_crops([images(2, 56), images(2, 28)], [mask, None])
+    sum((f.cls_BC.square().sum() + f.patches_BPC.square().sum()) for f in features).backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+
+
+def test_position_embeddings_keep_their_grid_and_refuse_others():
+    pos = torch.randn(1, 16, 8)
+    torch.testing.assert_close(resample_pos_embed(pos, (4, 4)), pos)
+    with pytest.raises(ValueError, match="square"):
+        resample_pos_embed(torch.randn(1, 15, 8), (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"), [({"size": 50}, "patch size"), ({"heads": 5}, "number of heads")]
+)
+def test_shapes_that_do_not_divide_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        vit(**kwargs)

@@ -1,0 +1,167 @@
+"""The walls of the house: who may import whom, and what nobody may do. Read from the source, without importing it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("encoder", "vlm", "train", "eval")
+FILES = sorted(path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks").rglob("*.py"))
+PICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "peft",
+    "accelerate",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+}
+
+
+def allowed(file: str) -> set[str]:
+    """The rooms that a file may import."""
+    room = file.split("/")[0]
+    if file == "vlm/cli.py":
+        return set(ROOMS)
+    if file.startswith("eval/probes/"):
+        return {"eval", "encoder"}
+    return {"encoder": {"encoder"}, "vlm": {"vlm", "encoder"}, "train": set(ROOMS), "eval": {"eval"}}[room]
+
+
+def imports(tree: ast.AST, file: str) -> Iterator[tuple[str, int]]:
+    """(dotted module, line) of every import, at whatever depth, also those through importlib."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = file.split("/")[: -node.level] if node.level else []
+            yield ".".join([*base, *([node.module] if node.module else [])]), node.lineno
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = ast.unparse(node.func).split(".")[-1]
+            if name in {"import_module", "__import__"} and isinstance(node.args[0].value, str):
+                yield node.args[0].value, node.lineno
+
+
+def trespasses(source: str, file: str) -> list[str]:
+    may = allowed(file)
+    return [
+        f"{file}:{line} imports {module}"
+        for module, line in imports(ast.parse(source), file)
+        if module.split(".")[0] in ROOMS and module.split(".")[0] not in may
+    ]
+
+
+def dangers(source: str, file: str) -> list[str]:
+    tree = ast.parse(source)
+    found = [
+        (line, f"imports {name}") for name, line in imports(tree, file) if name.split(".")[0] in PICKLING
+    ]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {k.arg: k.value.value if isinstance(k.value, ast.Constant) else ... for k in node.keywords}
+        if called == "torch.load" and given.get("weights_only") is not True:
+            found.append((node.lineno, "torch.load without weights_only=True"))
+        if given.get("trust_remote_code", False) is not False:
+            found.append((node.lineno, "trust_remote_code"))
+        if given.get("allow_pickle", False) is not False:
+            found.append((node.lineno, "allow_pickle"))
+        if called.split(".")[-1] == "read_pickle":
+            found.append((node.lineno, "read_pickle"))
+        if called == "yaml.load":
+            found.append((node.lineno, "yaml.load; yaml.safe_load is meant"))
+        if called in {"eval", "exec", "os.system"}:
+            found.append((node.lineno, called))
+    return [f"{file}:{line} {what}" for line, what in found]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_run_one_way(file):
+    assert trespasses((ROOT / file).read_text(), file) == []
+
+
+@pytest.mark.parametrize("file", FILES + SCRIPTS)
+def test_nothing_unpickles_or_runs_what_it_reads(file):
+    assert dangers((ROOT / file).read_text(), file) == []
+
+
+def test_recipes_ask_for_no_remote_code():
+    for path in (p for room in ROOMS for p in (ROOT / room).rglob("*.y*ml")):
+        assert "trust_remote_code: true" not in path.read_text().lower(), path
+
+
+def test_the_command_line_starts_without_the_heavy_libraries():
+    path = ROOT / "vlm/cli.py"
+    if not path.is_file():
+        pytest.skip("vlm/cli.py does not exist")
+    script = f"import sys, vlm.cli; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == [], "import these inside the sub-commands"
+
+
+def test_no_package_is_empty_of_rooms():
+    assert {file.split("/")[0] for file in FILES} == set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("encoder/x.py", "from vlm.study import Study"),
+        ("encoder/attention/x.py", "def f():\n    import train.config"),
+        ("vlm/x.py", "import eval.scores"),
+        ("vlm/x.py", "import importlib\nimportlib.import_module('train.finetune')"),
+        ("vlm/x.py", "from train import config"),
+        ("eval/scores/x.py", "import encoder"),
+        ("eval/baselines.py", "from encoder.radiograph import read"),
+        ("eval/probes/x.py", "import vlm.model"),
+    ],
+)
+def test_the_wall_stops(file, source):
+    assert len(trespasses(source, file)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("vlm/cli.py", "def f():\n    import train.pretrain, eval.scores, encoder.vit"),
+        ("train/x.py", "import vlm.study, encoder.vit, eval.probes.linear"),
+        ("eval/probes/x.py", "from encoder.radiograph import read"),
+        ("eval/scores/x.py", "from eval.resampling import bootstrap\nfrom ..signature import sign"),
+        ("encoder/attention/x.py", "from . import reference\nimport torch"),
+    ],
+)
+def test_the_wall_has_doors(file, source):
+    assert trespasses(source, file) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=safe)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=args.trust)",
+        "def f():\n    from pickle import loads",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text)",
+    ],
+)
+def test_the_guard_sees(source):
+    assert len(dangers(source, "train/x.py")) == 1
+    assert (
+        dangers("torch.load(path, weights_only=True)\nf(trust_remote_code=False)\nmodel.eval()", "train/x.py")
+        == []
+    )

@@ -1,0 +1,349 @@
+"""Radiographs without reports, for pre-training: a folder tree, a CSV, or a studies file becomes a list of image
+paths; `Radiographs` decodes them, optionally once and for all into a memory-mapped cache."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from encoder.radiograph import InputError, Limits, read
+from vlm.study import StudyError, load_studies, normalise_split
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = {".dcm", ".dicom", ".png", ".jpg", ".jpeg"}
+PATH_COLUMNS = ("file", "path", "image")
+UID_SUFFIX = re.compile(r"(\.\d+)?")  # DICOM files often have no suffix, or are named by a UID
+CACHE_VERSION = 1
+
+
+class NoSplits(ValueError):
+    """A split was asked for, but the source does not say which image belongs to which."""
+
+
+def image_paths(source: str | Path, split: str | None = None) -> list[Path]:
+    """Paths of the images in `source`, each once.
+
+    `source` is a folder (every DICOM, PNG and JPEG below it, sorted; hidden files, DICOMDIR and links to folders are
+    skipped; if it holds a `studies.jsonl`, that file is read instead, since masks may lie beside the images), a CSV
+    with a column `file`, `path` or `image` and optionally `split`, or a studies file (JSON Lines; the images of the
+    current studies, not of the priors). Paths inside a file are relative to it. With `split` (train, validate, test)
+    only that part; in a plain folder a split is its sub-folder of that name.
+
+    Raises FileNotFoundError for a missing source, NoSplits for one without splits, another ValueError (such as
+    StudyError) for one that cannot be read or is empty.
+    """
+    source = Path(source)
+    wanted = normalise_split(split) if split else None
+    if source.is_dir() and (source / "studies.jsonl").is_file():
+        source = source / "studies.jsonl"
+    if source.is_dir():
+        paths = _from_folder(source, wanted)
+    elif not source.is_file():
+        raise FileNotFoundError(f"{source} does not exist; give a folder, a .csv or a studies .jsonl")
+    elif source.suffix.lower() == ".csv":
+        paths = _from_csv(source, wanted)
+    elif source.suffix.lower() in {".jsonl", ".json"}:
+        studies = [s for s in load_studies(source) if wanted in (None, s.split)]
+        paths = [p for s in studies for p in s.image_paths(source.parent)]
+    else:
+        raise ValueError(f"{source} is neither a folder nor a .csv nor a .jsonl file")
+    if not paths:
+        raise ValueError(f"{source} holds no images" + (f" of split {wanted!r}" if wanted else ""))
+    return list(dict.fromkeys(paths))
+
+
+def _from_folder(folder: Path, split: str | None) -> list[Path]:
+    if split:
+        parts = [p for p in sorted(folder.iterdir()) if p.is_dir() and _is_split(p.name, split)]
+        if not parts:
+            raise NoSplits(
+                f"{folder} has no sub-folder {split!r}; leave the split out, or give a CSV with one"
+            )
+    else:
+        parts = [folder]
+    return [path for part in parts for path in sorted(_walk(part))]
+
+
+def _is_split(name: str, split: str) -> bool:
+    try:
+        return normalise_split(name) == split
+    except StudyError:
+        return False
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(root, name)
+            if name.startswith(".") or name == "DICOMDIR":
+                continue
+            if path.suffix.lower() in IMAGE_SUFFIXES or (
+                UID_SUFFIX.fullmatch(path.suffix) and _is_dicom(path)
+            ):
+                yield path
+
+
+def _is_dicom(path: Path) -> bool:
+    if not path.is_file():  # a pipe or a device would block
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _from_csv(path: Path, split: str | None) -> list[Path]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        columns = rows.fieldnames or []
+        column = next((c for c in PATH_COLUMNS if c in columns), None)
+        if column is None:
+            raise ValueError(
+                f"{path}: no column {' or '.join(PATH_COLUMNS)}; it has {', '.join(columns) or 'none'}"
+            )
+        if split and "split" not in columns:
+            raise NoSplits(f"{path}: split {split!r} was asked for, but there is no column 'split'")
+        return [
+            path.parent / row[column]
+            for row in rows
+            if row[column] and (split is None or (row["split"] and normalise_split(row["split"]) == split))
+        ]
+
+
+def shrink(pixels_HW: np.ndarray, short_side: int) -> np.ndarray:
+    """float32 (H, W) in [0, 1] -> uint8 (h, w) with min(h, w) = short_side, by antialiased bicubic interpolation (as
+    the evaluation preprocessing does); an image that is smaller already keeps its size."""
+    H, W = pixels_HW.shape
+    scale = short_side / min(H, W)
+    if scale < 1:
+        size = (max(short_side, round(W * scale)), max(short_side, round(H * scale)))
+        pixels_HW = np.asarray(Image.fromarray(pixels_HW).resize(size, Image.Resampling.BICUBIC))
+    return (pixels_HW.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+class Radiographs:
+    """Map-style dataset (for `torch.utils.data.DataLoader`) of decoded images: item i is a uint8 array (H, W), dark =
+    air, its shorter side at most `short_side`; sizes differ between items.
+
+    With `cache`, a folder, all images are decoded once, in parallel, into one memory-mapped file in a sub-folder
+    named by the content (paths, sizes, times of change, short_side); an interrupted build goes on where it stopped,
+    and of several processes one builds while the others wait. Images that cannot be read are left out: `skipped`
+    lists (path, code, message), and so does `unreadable.csv` beside the cached pixels.
+
+    Without `cache` every access decodes. An unreadable image is then logged with its code, and the next readable one
+    of the list takes its place, so that one bad file does not end a long training.
+
+    `paths` are the images that item numbers refer to.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        short_side: int,
+        cache: str | Path | None = None,
+        limits: Limits | None = None,
+        workers: int | None = None,
+    ) -> None:
+        if not paths:
+            raise ValueError("no image paths were given")
+        if short_side < 1:
+            raise ValueError(f"short_side must be positive, not {short_side}")
+        self.paths = [Path(p) for p in paths]
+        self.short_side = short_side
+        self.limits = limits or Limits()
+        self.skipped: list[tuple[Path, str, str]] = []
+        self._file: Path | None = None
+        self._pixels: np.ndarray | None = None
+        if cache is not None:
+            self._open_cache(Path(cache), workers)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if self._file is not None:
+            if self._pixels is None:  # opened anew in each process: a pickled memory map would be a full copy
+                self._pixels = np.memmap(self._file, np.uint8, "r")
+            start, H, W = self._extents[index]
+            return np.array(self._pixels[start : start + H * W]).reshape(H, W)
+        n = len(self)
+        index = range(n)[index]
+        for i in (*range(index, n), *range(index)):
+            image = self._decode(i)
+            if isinstance(image, np.ndarray):
+                return image
+            log.warning("%s left out: %s [%s]", self.paths[i], image[1], image[0])
+        raise InputError("unreadable", f"none of the {n} images can be read", self.paths[index])
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_pixels": None}
+
+    def _decode(self, index: int) -> np.ndarray | tuple[str, str]:
+        try:
+            return shrink(read(self.paths[index], self.limits).pixels, self.short_side)
+        except InputError as error:
+            return error.code, error.message
+
+    def _open_cache(self, cache: Path, workers: int | None) -> None:
+        from filelock import FileLock, Timeout
+
+        folder = cache / _content_key(self.paths, self.short_side, self.limits)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("another process is decoding into %s; waiting for it", folder)
+            lock.acquire()
+        try:
+            if not (folder / "complete").exists():
+                self._build(folder, workers)
+                (folder / "complete").touch()
+        finally:
+            lock.release()
+        entries = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
+        pairs = list(zip(self.paths, entries, strict=True))
+        self.skipped = [(path, *entry) for path, entry in pairs if isinstance(entry[0], str)]
+        self.paths = [path for path, entry in pairs if not isinstance(entry[0], str)]
+        sizes = np.array([entry for entry in entries if not isinstance(entry[0], str)], np.int64).reshape(
+            -1, 2
+        )
+        ends = np.cumsum(sizes.prod(1))
+        self._extents = np.column_stack([ends - sizes.prod(1), sizes])
+        self._file = folder / "pixels.u8"
+        if self.skipped:
+            log.warning(
+                "%d of %d images cannot be read and are left out; see %s",
+                len(self.skipped), len(pairs), _write_skipped(folder, self.skipped),
+            )  # fmt: skip
+        if not self.paths:
+            raise InputError("unreadable", f"none of the {len(pairs)} images can be read", pairs[0][0])
+
+    def _build(self, folder: Path, workers: int | None) -> None:
+        """Line i of index.jsonl is [height, width] of image i, or [code, message]; pixels.u8 holds the pixels in the
+        same order. Pixels reach the disk before the lines that promise them."""
+        from torch.utils.data import DataLoader
+
+        index, pixels = folder / "index.jsonl", folder / "pixels.u8"
+        index.touch()
+        pixels.touch()
+        lines, promised = [], 0
+        for line in index.read_text().splitlines():  # the last line may be cut off
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            size = 0 if isinstance(entry[0], str) else entry[0] * entry[1]
+            if promised + size > pixels.stat().st_size:
+                break
+            promised += size
+            lines.append(line + "\n")
+        index.write_text("".join(lines))
+        os.truncate(pixels, promised)
+
+        workers = min(16, os.cpu_count() or 1) if workers is None else workers
+        remaining = range(len(lines), len(self.paths))
+        decoded = DataLoader(
+            _Decoder(self), batch_size=None, sampler=remaining, num_workers=workers, collate_fn=_as_is
+        )
+        with pixels.open("ab") as pixel_file, index.open("a") as index_file:
+            pending: list[str] = []
+
+            def flush() -> None:
+                pixel_file.flush()
+                os.fsync(pixel_file.fileno())
+                index_file.writelines(pending)
+                index_file.flush()
+                pending.clear()
+
+            try:
+                for image in _progress(decoded, len(remaining), len(self.paths)):
+                    if isinstance(image, np.ndarray):
+                        pixel_file.write(np.ascontiguousarray(image))
+                        pending.append(json.dumps(image.shape) + "\n")
+                    else:
+                        pending.append(json.dumps(image) + "\n")
+                    if len(pending) >= 256:
+                        flush()
+            finally:
+                flush()
+
+
+class _Decoder:
+    """The decoding half of Radiographs, for the worker processes of the build."""
+
+    def __init__(self, images: Radiographs) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray | tuple[str, str]:
+        return self.images._decode(index)
+
+
+def _as_is(item):
+    return item
+
+
+def _content_key(paths: Sequence[Path], short_side: int, limits: Limits) -> str:
+    digest = hashlib.sha256(repr((CACHE_VERSION, short_side, limits)).encode())
+    for path in paths:
+        try:
+            status = path.stat()
+            stamp = (status.st_size, status.st_mtime_ns)
+        except OSError:  # a missing file is reported when it is read
+            stamp = None
+        digest.update(repr((str(path.absolute()), stamp)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _write_skipped(folder: Path, skipped: Sequence[tuple[Path, str, str]]) -> Path:
+    path = folder / "unreadable.csv"
+    temporary = path.with_suffix(f".{os.getpid()}")
+    with temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "code", "message"])
+        writer.writerows(skipped)
+    temporary.replace(path)
+    return path
+
+
+def _progress(items, remaining: int, total: int) -> Iterator:
+    """A bar on a terminal, otherwise a line every ten seconds."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("", total=total, completed=total - remaining)
+            for item in items:
+                yield item
+                bar.advance(task)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last > 10:
+            last = now
+            rate = done / (now - start)
+            left = (remaining - done) / rate
+            log.info(
+                "decoded %d of %d images, %.0f/s, %.0f s left", total - remaining + done, total, rate, left
+            )

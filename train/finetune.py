@@ -1,0 +1,378 @@
+"""Fine-tuning: projector and LoRA (or the whole language model) learn to turn a frozen encoder's features into findings.
+
+    accelerate launch -m train.finetune --recipe mini --encoder runs/encoder --llm runs/mini_llm \
+        --studies data/studies.jsonl --out runs/mini_findings --merge
+
+The encoder is frozen, so its features are computed once and kept on disk; the steps then cost the language model alone.
+Watch the label F1 of generated findings with true and with shuffled images, not the loss: a model may write well and look
+at nothing. Stop with SIGINT; the same command goes on, with the losses an uninterrupted run would have had.
+
+OUT holds `base/` (what the adapter belongs to), `adapter/` and with --merge `merged/`, which plain transformers opens.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from train.config import ConfigError, load_config
+
+
+@dataclass
+class Finetune:
+    """Train a findings model on a frozen encoder."""
+
+    out: str = field(metadata={"help": "folder of the run and of the finished model"})
+    studies: list[str] = field(
+        metadata={"help": "studies files (JSON Lines); splits train and validate are used"}
+    )
+    encoder: str | None = None  # a DINOv2 checkpoint directory; with llm, unless init is given
+    llm: str | None = None  # a causal language model directory with its tokenizer
+    init: str | None = None  # a merged findings model (or "mini") to start from instead
+    merge: bool = False  # also write OUT/merged: what serves, at the price of a copy of the base
+    merged_dtype: str = "fp32"  # fp16 halves a shipped model
+    name: str = "findings"  # what predictions call the model
+    notice: str = "For research, not for diagnosis."  # shown to users with every run
+    lora: bool = (
+        True  # false trains the whole language model: better for small ones, and needs memory for large
+    )
+    lora_rank: int = 16  # enough on small runs; LLaVA-Rad has 64
+    lora_alpha: int = 32  # twice the rank, the usual scale
+    lora_dropout: float = 0.0  # our attention has none, and resumes stay simple
+    wording: str = "short"  # prompt wording; `instruct` for ready-made language models
+    demographics: bool = False  # view, sex and age in the prompt: small models take them for a shortcut
+    projector_gain: float = 3.0  # projector output, in standard deviations of the token embedding
+    max_steps: int = 3000  # of batch_size studies
+    batch_size: int = 32  # studies a step, over all processes
+    gradient_accumulation: int = 1  # raise it where a batch does not fit
+    max_length: int = (
+        512  # tokens of prompt and findings beside the image's; longer studies are left out, and counted
+    )
+    learning_rate: float = 1e-3  # three times as much made small models ignore the image
+    warmup_steps: int = 100  # a fresh projector starts far off
+    weight_decay: float = 0.0  # LoRA and short runs want none
+    adam_beta2: float = 0.99  # short runs: a second moment that follows
+    clip: float = 1.0  # without it a run lost the image and never found it again
+    precision: str = "fp32"  # bf16 halves the time where the CPU or GPU has it
+    eval_steps: int = 300  # validation loss and generated label F1; 0: never
+    eval_studies: int = 256  # of the validation split; more makes the F1 steadier and the pauses longer
+    eval_batch: int = 64  # studies generated together
+    max_new_tokens: int = 256  # no findings are longer, but for a handful
+    save_steps: int = 300  # checkpoints to go on from; the last two are kept
+    log_steps: int = 25  # a line on the screen
+    workers: int = 2  # processes that read images while features are computed
+    feature_batch: int = 32  # images a forward pass of the encoder
+    features_dir: str | None = (
+        None  # where features are kept (OUT/features); share it between runs on the same images
+    )
+    attention: str = "cxr"  # our attention; sdpa is PyTorch's
+    seed: int = 0  # projector, LoRA and order
+
+
+MAY_DIFFER = {
+    "out", "merge", "merged_dtype", "eval_batch", "save_steps", "log_steps", "workers", "feature_batch", "features_dir",
+    "attention", "name", "notice",
+}  # fmt: skip
+
+
+class Examples:
+    """Studies as token ids, with features from the cache. `rows[i]` is the row of study i in `features`."""
+
+    def __init__(self, studies, features, rows, model):
+        from vlm.prompts import answer_for, prompt_for
+
+        self.studies, self.features, self.rows = studies, features, rows
+        self.prompts = [model.prompt_ids(prompt_for(s, model.meta.prompt)) for s in studies]
+        self.answers = [model.answer_ids(answer_for(s)) for s in studies]
+        self.lengths = [len(p) + len(a) for p, a in zip(self.prompts, self.answers, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, i: int) -> dict:
+        return {
+            "input_ids": self.prompts[i] + self.answers[i],
+            "answer_from": len(self.prompts[i]),
+            "features": self.feature(i),
+        }
+
+    def feature(self, i: int):
+        import torch
+
+        return torch.from_numpy(self.features[self.rows[i]].astype("float32"))
+
+    def keep(self, wanted: list[int]) -> None:
+        for name in ("studies", "rows", "prompts", "answers", "lengths"):
+            values = getattr(self, name)
+            setattr(self, name, [values[i] for i in wanted])
+
+
+def main(argv: list[str] | None = None) -> int:
+    config = load_config(Finetune, "finetune", argv)
+    if (config.init is None) == (config.encoder is None or config.llm is None):
+        raise ConfigError("give either --encoder and --llm, or --init")
+
+    import torch
+    from accelerate import PartialState
+
+    from train.features import image_features
+    from train.trainer import INTERRUPTED, arguments, file_sha256, open_run, quiet
+    from vlm import model as models
+    from vlm.prompts import PromptStyle, answer_for, shown_image
+    from vlm.study import load_studies
+
+    quiet()
+    state = PartialState()
+    out = Path(config.out)
+    parts = [config.init] if config.init else [config.encoder, config.llm]
+    digests = {f"weights of {p}": models.weights_sha256(models.resolve(p)) for p in parts}
+    digests |= {f"sha256 of {p}": file_sha256(Path(p)) for p in config.studies}
+    with state.main_process_first():
+        checkpoint = open_run(out, config, MAY_DIFFER, digests)
+    if (out / "finished").exists():
+        state.print(f"{out} is finished; choose another --out to train anew")
+        return 0
+
+    # the parts
+    style = PromptStyle(wording=config.wording, demographics=config.demographics)
+    if config.init:
+        model = models.load(config.init, attention=config.attention)
+        if hasattr(model.llava, "peft_config"):
+            raise ConfigError(f"{config.init} is an adapter; merge it first (cxr export --merge)")
+    else:
+        model = models.build(config.encoder, config.llm, attention=config.attention, seed=config.seed)
+        model.meta.prompt = style
+    model.meta.name, model.meta.notice = config.name, config.notice
+    model.meta.max_new_tokens = config.max_new_tokens
+
+    # the studies and their features
+    rows, paths = [], []
+    for listing in config.studies:
+        for study in load_studies(listing):
+            image = shown_image(study)
+            if image is not None and answer_for(study):
+                rows.append(study)
+                paths.append(Path(listing).parent / image.path)
+    unique = list(dict.fromkeys(paths))
+    cache = Path(config.features_dir) if config.features_dir else out / "features"
+    features, row_of = image_features(model, unique, cache, state, config.feature_batch, config.workers)
+    data = {}
+    for split in ("train", "validate"):
+        chosen = [i for i, s in enumerate(rows) if (s.split or "train") == split and paths[i] in row_of]
+        data[split] = Examples([rows[i] for i in chosen], features, [row_of[paths[i]] for i in chosen], model)
+        limit = config.max_length + model.image_tokens
+        short = [i for i, n in enumerate(data[split].lengths) if n <= limit]
+        if len(short) < len(chosen):
+            state.print(
+                f"{split}: {len(chosen) - len(short)} studies of more than {config.max_length} tokens left out"
+            )
+        data[split].keep(short)
+        state.print(f"{split}: {len(short)} studies")
+    if not len(data["train"]):
+        raise ConfigError(f"{', '.join(config.studies)}: no study of split 'train' has an image and findings")
+    data["validate"].keep(list(range(len(data["validate"])))[: config.eval_studies])
+    evaluate = bool(config.eval_steps and len(data["validate"]))
+
+    # calibrate, remember the base, put the features in the place of the tower
+    sample = torch.linspace(0, len(features) - 1, min(256, len(features))).long().tolist()
+    sample_BNC = torch.stack([torch.from_numpy(features[i].astype("float32")) for i in sample])
+    mean_C, std_C = models.statistics(sample_BNC)
+    if not config.init:
+        models.calibrate(model.llava, sample_BNC, config.projector_gain)
+    base = Path(config.init) if config.init else out / "base"
+    if config.lora and not config.init and state.is_main_process:
+        if base.exists():  # of a start that was cut off
+            shutil.rmtree(base)
+        models.save(model, base)
+    state.wait_for_everyone()
+    tower, model.llava.model.vision_tower = model.llava.model.vision_tower, models.FeatureTower(mean_C, std_C)
+    models.unfold(model.llava.model.multi_modal_projector, mean_C, std_C)
+    torch.manual_seed(config.seed)
+    if config.lora:
+        model.llava = models.add_lora(model.llava, config.lora_rank, config.lora_alpha, config.lora_dropout)
+    else:
+        model.llava.requires_grad_(True)
+    if state.is_main_process:
+        print_plan(model.llava, sum(p.numel() for p in tower.parameters()), data["train"], config)
+
+    loop = make_loop(model, data, config, arguments(
+        out, config, state.num_processes,
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=config.eval_steps if evaluate else None,
+        ddp_find_unused_parameters=False,
+    ))  # fmt: skip
+    if not loop.run(checkpoint):
+        state.print(f"stopped at step {loop.state.global_step}; the same command goes on from there")
+        return INTERRUPTED
+
+    # the best weights, folded back into a stock model with its tower
+    if state.is_main_process:
+        loop.load_best()
+        projector = base_of(model.llava).model.multi_modal_projector
+        models.fold(getattr(projector, "modules_to_save", {"default": projector})["default"], mean_C, std_C)
+        base_of(model.llava).model.vision_tower = tower
+        for folder in (out / "adapter", out / "merged"):
+            if folder.exists():
+                shutil.rmtree(folder)  # of an end that was cut off
+        model.llava.eval()
+        if config.lora:
+            models.save_adapter(model, out / "adapter", base)
+            print(f"wrote {out / 'adapter'}")
+        if config.merge or not config.lora:
+            merged = models.merge(model)
+            dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.merged_dtype]
+            models.save(merged, out / "merged", dtype)
+            print(f"wrote {out / 'merged'}")
+        (out / "finished").touch()
+    state.wait_for_everyone()
+    return 0
+
+
+def base_of(llava):
+    """The Llava model inside a PeftModel, or itself."""
+    return llava.get_base_model() if hasattr(llava, "get_base_model") else llava
+
+
+def print_plan(llava, tower_parameters: int, data: Examples, config: Finetune) -> None:
+    """What is trained, and what memory weights, gradients and optimiser take, before anything starts."""
+    from vlm.model import parameter_table
+
+    table = parameter_table(llava)
+    table.insert(0, ("vision_tower", tower_parameters, 0))
+    name, total, trained = table.pop()
+    table.append((name, total + tower_parameters, trained))
+    for part, count, trainable in table:
+        print(
+            f"{part:22} {count:>14,} parameters  {trainable:>12,} trained  {100 * trainable / max(count, 1):5.1f} %"
+        )
+    mb = 4 / 2**20
+    print(
+        f"memory: weights {total * mb:,.0f} MB (without the tower), gradients {trained * mb:,.0f} MB, "
+        f"AdamW {2 * trained * mb:,.0f} MB, features of a batch {data.feature(0).numel() * config.batch_size * mb:,.0f} MB; "
+        f"activations come on top, and grow with batch_size x {max(data.lengths)} tokens",
+        flush=True,
+    )
+
+
+def make_loop(model, data: dict[str, Examples], config: Finetune, args):
+    """The Trainer, whose evaluation generates findings."""
+    import json
+    from functools import partial
+
+    import torch
+    from accelerate.utils import gather_object
+
+    from eval.scores.labels import label_report
+    from train.trainer import WEIGHTS, Loop, answer_loss, collate, load_trained, trained_weights, write_json
+    from vlm.generate import derangement, generate_ids
+
+    pad = model.tokenizer.pad_token_id
+
+    def quality(line: dict) -> tuple[float, float]:
+        return line["eval_f1"], -line["eval_loss"]
+
+    class Finetuning(Loop):
+        @torch.no_grad()
+        def evaluate(self, *_, **__):
+            started = time.perf_counter()
+            self.flush_losses()
+            val, accelerator = self.eval_dataset, self.accelerator
+            llava = accelerator.unwrap_model(self.model).eval()
+            mine = list(range(len(val)))[accelerator.process_index :: accelerator.num_processes]
+            mine.sort(key=lambda i: len(val.prompts[i]))  # equal prompts together: little padding
+            other = derangement(len(val), config.seed)
+            losses, texts = [], {"true": {}, "shuffled": {}}
+            for start in range(0, len(mine), config.eval_batch):
+                part = mine[start : start + config.eval_batch]
+                batch = self._prepare_inputs(collate([val[i] for i in part], pad))
+                labels = batch.pop("labels")
+                with self.compute_loss_context_manager():
+                    n = int((labels != -100).sum())
+                    losses.append((float(answer_loss(llava(**batch), labels)) * n, n))
+                    for images, of in (("true", lambda i: i), ("shuffled", other.__getitem__)):
+                        features_BNC = torch.stack([val.feature(of(i)) for i in part]).to(accelerator.device)
+                        written = generate_ids(
+                            llava, model, [val.prompts[i] for i in part], features_BNC, config.max_new_tokens
+                        )
+                        texts[images] |= {
+                            i: model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                            for i, ids in zip(part, written, strict=True)
+                        }
+            llava.train()
+            gathered = gather_object([(losses, texts)])
+            loss = sum(x for part, _ in gathered for x, _ in part) / sum(
+                n for part, _ in gathered for _, n in part
+            )
+            truth = [s.labels or label_report(s.findings) for s in val.studies]
+            f1 = {}
+            for images in ("true", "shuffled"):
+                found = {i: t for _, part in gathered for i, t in part[images].items()}
+                f1[images], counted = macro_f1(truth, [label_report(found[i]) for i in range(len(val))])
+            line = {
+                "step": self.state.global_step, "eval_loss": loss, "eval_f1": f1["true"],
+                "eval_f1_shuffled": f1["shuffled"], "eval_labels": counted,
+            }  # fmt: skip
+            self.record(line)
+            self.say(
+                f"step {line['step']}  validation loss {loss:.4f}  label F1 {f1['true']:.3f}, with shuffled images "
+                f"{f1['shuffled']:.3f}  ({len(val)} studies, {counted} labels, {time.perf_counter() - started:.0f} s)"
+            )
+            self.keep_best(line)
+            self.callback_handler.on_evaluate(self.args, self.state, self.control, line)
+            return line
+
+        def keep_best(self, line: dict) -> None:
+            best = Path(self.args.output_dir) / "best"
+            if not self.args.should_save:
+                return
+            if best.is_dir():
+                before = json.loads((best / "metrics.json").read_text())
+                # after a resume the same evaluations come again; a best from later than this step does not count yet
+                if before["step"] < line["step"] and quality(before) >= quality(line):
+                    return
+                shutil.rmtree(best)
+            part = best.with_name(".best")
+            shutil.rmtree(part, ignore_errors=True)
+            self._save(str(part))
+            write_json(part / "metrics.json", line)
+            part.rename(best)
+
+        def load_best(self) -> None:
+            best = Path(self.args.output_dir) / "best"
+            if best.is_dir():
+                line = json.loads((best / "metrics.json").read_text())
+                load_trained(self.accelerator.unwrap_model(self.model), best / WEIGHTS)
+                self.say(f"best: step {line['step']}, label F1 {line['eval_f1']:.3f}")
+
+    assert trained_weights(model.llava), "nothing to train"
+    return Finetuning(
+        model=model.llava,
+        args=args,
+        train_dataset=data["train"],
+        eval_dataset=data["validate"] if len(data["validate"]) else None,
+        data_collator=partial(collate, pad=pad),
+    )
+
+
+def macro_f1(truth: list[dict[str, int]], found: list[dict[str, int]], least: int = 10) -> tuple[float, int]:
+    """Macro F1 over the labels that at least `least` of the studies have (if there is none: one), uncertain and
+    unmentioned counted as negative; and how many labels those are."""
+    names = sorted({name for labels in truth for name in labels})
+    positives = {name: sum(labels.get(name) == 1 for labels in truth) for name in names}
+    counted = [n for n in names if positives[n] >= least] or [n for n in names if positives[n]]
+    scores = []
+    for name in counted:
+        claimed = sum(labels.get(name) == 1 for labels in found)
+        hits = sum(t.get(name) == 1 == f.get(name) for t, f in zip(truth, found, strict=True))
+        scores.append(2 * hits / (claimed + positives[name]))
+    return (sum(scores) / len(scores) if scores else 0.0), len(scores)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,34 @@
+"""Start a training the way a user would: `accelerate launch -m MODULE ...`, from Python."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+
+
+class StepFailed(RuntimeError):
+    """A training ended with an error; the message has the command that shows it again."""
+
+
+def accelerate_command(module: str, *arguments: str, processes: int = 1) -> list[str]:
+    """The command line of `accelerate launch` for this machine: on CPU where there is no GPU."""
+    import torch
+
+    # Everything accelerate would otherwise guess is said, so that it has nothing to warn about.
+    options = ["--num_processes", str(processes), "--num_machines", "1"]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    if not torch.cuda.is_available():
+        options.append("--cpu")
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", module, *arguments]
+
+
+def launch(module: str, *arguments: str, processes: int = 1) -> None:
+    """Run a training module to its end, its output on the screen. Raises StepFailed, or KeyboardInterrupt for 130."""
+    command = accelerate_command(module, *arguments, processes=processes)
+    print(f"\n$ accelerate launch -m {module} {shlex.join(arguments)}", flush=True)
+    status = subprocess.run(command).returncode
+    if status == 130:
+        raise KeyboardInterrupt
+    if status:
+        raise StepFailed(f"this step ended with status {status}; to see it again:\n  {shlex.join(command)}")

@@ -1,0 +1,194 @@
+"""Make the shipped demonstration model again, from nothing: phantoms, encoder, language model, findings, checks, card.
+
+    python -m train.mini --out runs/mini --install
+
+Each step is skipped once it is done and goes on where it was interrupted. `--install` puts the result into the package.
+Beside phantoms, the encoder sees (without labels) the NIH ChestX-ray14 images of CXR_DATA, whose terms allow it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import sys
+from datetime import date
+from pathlib import Path
+
+from train.launcher import StepFailed, launch
+
+SEED, STUDIES = 100, 14_000  # the population that mini learns from; its test split is what mini is judged on
+TEST_STUDIES = 700
+NIH_WEIGHT = 2  # each of the few real images is seen twice as often as a phantom
+LIMIT_MB = 12  # all weights together
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train.mini", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of all steps")
+    parser.add_argument("--install", action="store_true", help="replace vlm/mini by the result")
+    args = parser.parse_args(argv)
+    out: Path = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        studies = phantoms(out)
+        images = [str(studies)]
+        weights = ["1"]
+        nih = nih_images(out)
+        if nih:
+            images, weights = [*images, str(nih)], [*weights, str(NIH_WEIGHT)]
+        launch("train.pretrain", "--recipe", "mini", "--data", *images, "--weights", *weights,
+               "--cache", str(out / "cache"), "--out", str(out / "encoder"))  # fmt: skip
+        launch(
+            "train.language_model", "--recipe", "mini", "--studies", str(studies), "--out", str(out / "llm")
+        )
+        launch("train.finetune", "--recipe", "mini", "--encoder", str(out / "encoder" / "encoder"),
+               "--llm", str(out / "llm"), "--studies", str(studies), "--out", str(out / "findings"), "--merge")  # fmt: skip
+        merged = out / "findings" / "merged"
+        reference_statistics(merged, studies, nih)
+        scores = judge(merged, studies, out / "test")
+    except StepFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    weight_mb = sum(f.stat().st_size for f in merged.glob("*.safetensors")) / 1e6
+    (merged / "README.md").write_text(card(scores, weight_mb, nih is not None))
+    print(f"{merged}: {weight_mb:.1f} MB of weights")
+    if weight_mb > LIMIT_MB:
+        print(f"that is more than the {LIMIT_MB} MB a shipped model may have", file=sys.stderr)
+        return 1
+    if args.install:
+        install(merged)
+    return 0
+
+
+def phantoms(out: Path) -> Path:
+    from train.phantom.__main__ import main as write_phantoms
+
+    studies = out / "phantoms" / "studies.jsonl"
+    if not studies.exists():
+        write_phantoms([str(out / "phantoms"), "--studies", str(STUDIES), "--seed", str(SEED), "--no-masks"])
+    return studies
+
+
+def nih_images(out: Path) -> Path | None:
+    """The NIH images of CXR_DATA as a list of their own: other sources there must not enter shipped weights."""
+    data = os.environ.get("CXR_DATA")
+    table = Path(data) / "images_only" / "images.csv" if data else None
+    if table is None or not table.is_file():
+        print("CXR_DATA has no images_only/images.csv: the encoder will see phantoms alone")
+        return None
+    listing = out / "nih.csv"
+    with table.open(newline="") as file, listing.open("w", newline="") as kept:
+        writer = csv.writer(kept)
+        writer.writerow(["file", "split"])
+        for row in csv.DictReader(file):
+            if row["licence"].startswith("NIH CC"):
+                writer.writerow([table.parent / row["file"], row["split"]])
+    return listing
+
+
+def reference_statistics(merged: Path, studies: Path, nih: Path | None) -> None:
+    """What mini takes for an ordinary chest: frontal phantoms and NIH films of the training split."""
+    from vlm.generate import OUTLIERS
+    from vlm.outliers import fit_outliers
+    from vlm.prompts import shown_image
+    from vlm.study import load_studies
+
+    if (merged / OUTLIERS).exists():
+        return
+    frontal = [s for s in load_studies(studies) if s.split == "train"][:1500]
+    paths = [studies.parent / shown_image(s).path for s in frontal]
+    if nih:
+        with nih.open(newline="") as file:
+            paths += [Path(row["file"]) for row in csv.DictReader(file) if row["split"] == "train"]
+    fit_outliers(merged, paths, merged / OUTLIERS)
+
+
+def judge(merged: Path, studies: Path, folder: Path) -> dict:
+    """Scores on phantoms that no step has seen, beside what shuffled and blank images cost."""
+    from vlm.cli import main as cxr
+
+    folder.mkdir(exist_ok=True)
+    predictions, scores = folder / "predictions.jsonl", folder / "scores.json"
+    if not scores.exists():
+        cxr(["generate", str(studies), "--model", str(merged), "--split", "test", "--limit", str(TEST_STUDIES),
+             "--out", str(predictions), "--floors", str(folder / "floors"), "--batch-size", "64", "--overwrite"])  # fmt: skip
+        reference = folder / "references.jsonl"
+        wanted = {json.loads(line)["study_id"] for line in predictions.read_text().splitlines()}
+        lines = [line for line in studies.read_text().splitlines() if json.loads(line)["study_id"] in wanted]
+        reference.write_text("\n".join(lines) + "\n")
+        cxr(["score", str(predictions), str(reference), "--floors", str(folder / "floors"), "--out", str(scores),
+             "--html", str(folder / "scores.html")])  # fmt: skip
+    return json.loads(scores.read_text())
+
+
+def card(scores: dict, weight_mb: float, with_nih: bool) -> str:
+    import torch
+
+    rows = "\n".join(f"| {name} | {text} |" for name, text in headline(scores))
+    real = (
+        "and, without labels or reports, on the 787 training images of NIH ChestX-ray14 named in its data listing"
+        if with_nih
+        else "alone"
+    )
+    return f"""---
+license: apache-2.0
+pipeline_tag: image-text-to-text
+tags: [radiology, chest-x-ray, demonstration]
+---
+
+# mini: a demonstration, not for diagnosis
+
+A chest X-ray findings model small enough to ship in a Python package ({weight_mb:.1f} MB). **It learned from synthetic
+X-rays and writes about synthetic X-rays.** On a patient's film its text means nothing. It is there to show the whole
+system at work on an ordinary computer, and to be the fixture of tests that need a model which looks at its image.
+
+- **Encoder**: ViT, 196 px, patch 14, width 192, 6 blocks; DINO + iBOT + KoLeo self-distillation from random weights on
+  phantoms {real}.
+- **Language model**: Llama of 4 layers and width 192, tokenizer and weights trained on phantom reports.
+- **Findings**: stock `LlavaForConditionalGeneration`; projector and LoRA (merged here) trained on the frozen encoder.
+- **Data**: {STUDIES:,} phantom studies (`python -m train.phantom`, seed {SEED}), split by patient 80/10/10.
+  NIH ChestX-ray14 images: National Institutes of Health Clinical Center (Wang et al., CVPR 2017); used for image-only
+  pre-training, no image is contained in or can be read from the weights as shipped in any known way.
+- **Made by**: `make mini`, torch {torch.__version__.split("+")[0]}, {date.today():%B %Y}.
+
+Scores on {scores.get("n", TEST_STUDIES)} phantom studies of patients no step has seen, 95 % intervals by patient:
+
+| score | value |
+|---|---|
+{rows}
+
+Licence: Apache-2.0. Intended use: demonstration and software tests. Out of scope: everything else.
+"""
+
+
+def headline(scores: dict) -> list[tuple[str, str]]:
+    """The rows of the card, from the JSON of `cxr score`."""
+    from eval.report import headline_rows
+
+    return headline_rows(scores)
+
+
+def install(merged: Path) -> None:
+    """Replace the package's mini, at once or not at all."""
+    import vlm
+
+    target = Path(vlm.__file__).parent / "mini"
+    fresh, old = target.with_name("mini.new"), target.with_name("mini.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(merged, fresh)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    print(f"installed {target}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,227 @@
+"""python -m train.phantom OUT --studies N: write phantom studies as DICOM or PNG, with masks and studies.jsonl."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from train.phantom.film import Film
+from train.phantom.patient import Patient, Study, draw_patient
+from train.phantom.render import render_frontal, render_lateral
+from train.phantom.report import write_report
+
+SPLITS = (("train", 0.8), ("validate", 0.1), ("test", 0.1))
+
+
+def split_of(seed: int, number: int, forced: str | None) -> str:
+    """Every patient belongs to one split, whatever the number of patients."""
+    if forced:
+        return forced
+    u = np.random.default_rng([seed, number, 0x5B]).random()
+    for name, share in SPLITS:
+        if u < share:
+            return name
+        u -= share
+    return SPLITS[-1][0]
+
+
+def write_patient(
+    number: int, *, out: Path, seed: int, size: int, kind: str, masks: bool, wording: str, split
+):
+    """Render one patient's studies; returns their lines of studies.jsonl."""
+    patient = draw_patient(seed, number)
+    lines: list[dict] = []
+    suffix = {"dicom": "dcm", "png": "png"}[kind]
+    for study in patient.studies:
+        prior = patient.studies[study.index - 1] if study.index else None
+        report = write_report(study, prior, wording)
+        name = f"phantom-{seed}-{number:06d}-{study.index}"
+        line = {
+            "schema": 1,
+            "study_id": name,
+            "patient_id": f"phantom-{seed}-{number:06d}",
+            "split": split_of(seed, number, split),
+            "images": [],
+            "indication": report.indication,
+            "age": patient.age,
+            "sex": patient.sex,
+            "findings": report.findings,
+            "labels": report.labels,
+        }
+        if lines:
+            line["prior"] = {"images": lines[-1]["images"], "findings": lines[-1]["findings"]}
+        frontal = render_frontal(study, patient.sex, size)
+        line["images"].append({"path": f"images/{name}.{suffix}", "view": study.view})
+        write_film(out / line["images"][0]["path"], frontal, patient, study, study.view, kind)
+        if study.lateral:
+            line["images"].append({"path": f"images/{name}-lateral.{suffix}", "view": "lateral"})
+            film = render_lateral(study, patient.sex, size)
+            write_film(out / line["images"][1]["path"], film, patient, study, "lateral", kind)
+        if masks:
+            line["masks"] = {}
+            for mask, pixels in frontal.masks.items():
+                path = f"masks/{name}-{mask}.png"
+                Image.fromarray(pixels).save(out / path, compress_level=1)
+                line["masks"][mask] = path
+        lines.append({key: value for key, value in line.items() if value is not None})
+    return lines
+
+
+def write_film(path: Path, film: Film, patient: Patient, study: Study, view: str, kind: str) -> None:
+    if kind == "png":
+        Image.fromarray((film.display() * 255 + 0.5).astype(np.uint8)).save(path, compress_level=1)
+        return
+    save_dicom(path, film, patient, study, view)
+
+
+def save_dicom(path: Path, film: Film, patient: Patient, study: Study, view: str) -> None:
+    """A CR or DX file as an archive would hold it: 12 or 16 bits stored, MONOCHROME1 or 2, and a window that
+    says what of the stored range is shown. Which of these a film gets is drawn from its own seed."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ComputedRadiographyImageStorage as CR
+    from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    rng = np.random.default_rng([study.style.film_seed, 31, view == "lateral"])
+    bits, inverted = (12, 16)[int(rng.integers(2))], bool(rng.integers(2))
+    top = 2**bits - 1
+    low, high = film.shown
+    # The stored range is wider than the shown one, so that a reader which ignores the window gets a flatter film.
+    floor, ceiling = low - 0.25 * (high - low), high + 0.25 * (high - low)
+    stored = np.clip((film.attenuation - floor) / (ceiling - floor), 0, 1) * top
+    shown = [(v - floor) / (ceiling - floor) * top for v in (low, high)]
+    if inverted:
+        stored, shown = top - stored, [top - v for v in shown[::-1]]
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = DX if rng.integers(2) else CR
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name, "instance"])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID = meta.MediaStorageSOPClassUID
+    ds.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    ds.StudyInstanceUID = generate_uid(entropy_srcs=[path.name.split("-lateral")[0], "study"])
+    ds.SeriesInstanceUID = generate_uid(entropy_srcs=[path.name, "series"])
+    ds.Modality = "DX" if ds.SOPClassUID == DX else "CR"
+    ds.PatientName = "PHANTOM^SYNTHETIC"
+    ds.PatientID = f"phantom-{patient.number:06d}"
+    ds.PatientSex, ds.PatientAge = patient.sex, f"{patient.age:03d}Y"
+    ds.BodyPartExamined = "CHEST"
+    ds.ViewPosition = {"lateral": "LL"}.get(view, view)
+    ds.ImageComments = "Synthetic phantom, not a patient"
+    ds.Rows, ds.Columns = stored.shape
+    ds.SamplesPerPixel = 1
+    ds.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, bits, bits - 1, 0
+    ds.PixelSpacing = [f"{film.spacing_mm:.4f}"] * 2
+    ds.WindowCenter = f"{(shown[0] + shown[1]) / 2 + 0.5:.1f}"
+    ds.WindowWidth = f"{max(shown[1] - shown[0] + 1, 2):.1f}"
+    ds.RescaleIntercept, ds.RescaleSlope = "0", "1"
+    ds.PixelData = (stored + 0.5).astype("<u2").tobytes()
+    ds.save_as(path, enforce_file_format=True)
+
+
+def generate(
+    out: Path,
+    studies: int,
+    *,
+    seed: int,
+    size: int,
+    kind: str,
+    masks: bool,
+    wording: str,
+    split: str | None,
+    workers: int,
+) -> Iterator[list[dict]]:
+    """Patients in order until `studies` are written; yields each patient's lines."""
+    job = partial(
+        write_patient, out=out, seed=seed, size=size, kind=kind, masks=masks, wording=wording, split=split
+    )
+    if workers <= 1:
+        yield from _until(map(job, range(studies)), studies)
+        return
+    with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
+        # Second studies make the last patients unnecessary: submit in slices so that none is rendered in vain.
+        start, written = 0, 0
+        while written < studies:
+            stop = start + min(256, studies - written)
+            for lines in pool.map(job, range(start, stop), chunksize=4):
+                if written < studies:
+                    written += len(lines)
+                    yield lines
+            start = stop
+
+
+def _until(patients: Iterator[list[dict]], studies: int) -> Iterator[list[dict]]:
+    written = 0
+    for lines in patients:
+        yield lines
+        written += len(lines)
+        if written >= studies:
+            return
+
+
+def _one_thread() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train.phantom", description=__doc__)
+    parser.add_argument("out", type=Path, help="folder to write; must not hold phantoms already")
+    parser.add_argument("--studies", type=int, default=1000, help="how many studies, at least (default 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="which population (default 0)")
+    parser.add_argument("--size", type=int, default=512, help="shorter side in pixels (default 512)")
+    parser.add_argument("--format", choices=("dicom", "png"), default="dicom", dest="kind")
+    parser.add_argument("--no-masks", action="store_false", dest="masks", help="leave out the masks")
+    parser.add_argument(
+        "--wording", choices=("prose", "telegraphic"), default="prose", help="how reports are written"
+    )
+    parser.add_argument("--split", choices=[s for s, _ in SPLITS], help="put every patient into this split")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args(argv)
+    listing = args.out / "studies.jsonl"
+    if listing.exists():
+        print(f"{listing} exists: choose another folder or remove it first", file=sys.stderr)
+        return 2
+    if args.studies < 1 or args.size < 64:
+        print("--studies must be at least 1 and --size at least 64", file=sys.stderr)
+        return 2
+    (args.out / "images").mkdir(parents=True, exist_ok=True)
+    if args.masks:
+        (args.out / "masks").mkdir(exist_ok=True)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("phantoms"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    part = listing.with_suffix(".jsonl.part")
+    with part.open("w") as file, Progress(*columns, refresh_per_second=2) as progress:
+        task = progress.add_task("", total=args.studies)
+        for lines in generate(
+            args.out,
+            args.studies,
+            seed=args.seed,
+            size=args.size,
+            kind=args.kind,
+            masks=args.masks,
+            wording=args.wording,
+            split=args.split,
+            workers=args.workers,
+        ):
+            for line in lines:
+                file.write(json.dumps(line) + "\n")
+            progress.advance(task, len(lines))
+    part.rename(listing)  # a listing is complete or not there
+    print(f"wrote {listing}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

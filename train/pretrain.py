@@ -1,0 +1,633 @@
+"""Image-only pre-training: DINO + iBOT + KoLeo self-distillation of a ViT on radiographs, with no labels and no text.
+
+    accelerate launch -m train.pretrain --recipe mini --data FOLDER|CSV|JSONL ... --out runs/mini_encoder
+
+The same command goes on where an interrupted run stopped. Left in OUT: `encoder/` (the teacher's backbone, a
+transformers Dinov2 directory), `checkpoints/`, `metrics.jsonl`, `config.json`. Everything random comes from (seed,
+number of the sample in the run), so that neither a resume nor the number of processes changes what is learned.
+
+Shape letters: B images, G global and L local crops an image, P patches, M masked patches, C width, K prototypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from encoder.radiograph import InputError
+from encoder.selfdistill.heads import DINOHead
+from encoder.selfdistill.losses import (
+    Centre,
+    all_reduce,
+    dino_loss,
+    entropy,
+    ibot_loss,
+    koleo_loss,
+    sinkhorn_knopp,
+)
+from encoder.selfdistill.masking import crop_masks
+from encoder.selfdistill.teacher import make_teacher, update_teacher
+from encoder.state_dicts import load_encoder, load_strict, save_dinov2, transformers_to_timm
+from encoder.transforms import MultiCrop, Preprocessing
+from encoder.vit import CropViT
+from train import checkpoints
+from train.config import ConfigError, load_config
+from train.schedules import cosine, linear, warmup_cosine
+
+
+@dataclass
+class PretrainConfig:
+    """Image-only pre-training of a ViT on radiographs (DINO + iBOT + KoLeo)."""
+
+    data: list[str] = field(default_factory=list)  # folders, CSVs, study files (train/datasets/folder.py)
+    out: str = "runs/pretrain"  # everything the run leaves behind lies here
+    init: str | None = None  # encoder checkpoint directory to start from; None: random weights
+    weights: list[float] = field(default_factory=list)  # images of a source in an epoch, times; empty: 1
+    split: str | None = "train"  # part of each source that has one; test images stay unseen
+    short_side: int = 256  # pixels that images are shrunk to; more than the global crop, for crops zoom in
+    cache: str | None = None  # folder for the shrunk images; None: decode at each access
+    seed: int = 0  # of initial weights, order, crops, masks and stochastic depth
+
+    # the encoder
+    size: int = 518  # pixels of a global crop and of the finished encoder; RAD-DINO's
+    patch: int = 14  # pixels; DINOv2's
+    width: int = 768  # ViT-B
+    depth: int = 12  # ViT-B
+    heads: int = 12  # of width 64
+    layerscale: float = 1e-5  # DINOv2's initial value; small depths learn faster with 0.1
+    drop_path: float = 0.3  # stochastic depth at every block, DINOv2's; 0 for short runs
+
+    # crops; more about each in encoder/transforms.py
+    local_size: int = 98  # pixels
+    local_crops: int = 8  # DINOv2's; the cost grows with them
+    global_scale: list[float] = field(default_factory=lambda: [0.4, 1.0])  # share of the area
+    local_scale: list[float] = field(default_factory=lambda: [0.05, 0.4])  # share of the area
+    flip_probability: float = 0.0  # left and right matter in findings
+    brightness: float = 0.2  # greatest shift of the grey levels
+    contrast: float = 0.3  # greatest relative change
+    blur_probability: float = 0.2  # of each crop
+    blur_sigma: list[float] = field(
+        default_factory=lambda: [0.1, 1.0]
+    )  # pixels; mild, for findings are small
+
+    # heads and losses
+    prototypes: int = 65536  # DINOv2's; about a thousand are enough for thousands of images
+    head_hidden: int = 2048  # DINOv2's
+    head_bottleneck: int = 256  # DINOv2's
+    separate_ibot_head: bool = False  # one head for CLS and patches, as RAD-DINO most likely had
+    dino_weight: float = 1.0  # DINOv2's
+    ibot_weight: float = 1.0  # DINOv2's; the part that sees small findings
+    koleo_weight: float = 0.1  # DINOv2's
+    mask_probability: float = 0.5  # share of global crops with masked patches
+    mask_ratio: list[float] = field(default_factory=lambda: [0.1, 0.5])  # share of patches masked in those
+    centring: str = "sinkhorn_knopp"  # or "centring"; the first needs no warm-up and no momentum
+    student_temp: float = 0.1  # DINO's
+    teacher_temp: float = 0.07  # DINO's, reached after the warm-up
+    teacher_temp_start: float = 0.04  # sharp targets first, against collapse
+    teacher_temp_warmup: int = 3000  # steps
+    momentum: float = (
+        0.992  # of the teacher at the start, rising to 1; for batches of about a thousand and below
+    )
+
+    # optimisation
+    steps: int = 100_000  # length of all schedules
+    stop_at: int | None = None  # stop after this step without touching the schedules; None: run to the end
+    batch: int = 64  # images a step over all processes
+    lr: float = 1e-3  # peak, as it is (not scaled by the batch)
+    lr_end: float = 1e-6  # DINOv2's
+    warmup: int = 2500  # steps of linear warm-up
+    weight_decay: float = 0.04  # at the start, DINOv2's
+    weight_decay_end: float = 0.4  # at the end, DINOv2's
+    beta2: float = 0.999  # AdamW's
+    layer_decay: float = 0.9  # learning rate of a block relative to the next one's, DINOv2's
+    patch_embed_lr: float = 0.2  # relative, against instability (MoCo v3)
+    clip: float = 3.0  # greatest gradient norm, DINOv2's
+    freeze_last_layer: int = 1250  # steps in which the prototypes stand still, DINO's first epoch
+    head_warmup: int = (
+        0  # steps in which only the heads learn; needed with --init, fresh heads wreck a backbone
+    )
+    mixed_precision: str = "bf16"  # or "no"; matrix products in bfloat16, the rest in float32
+
+    # the run
+    log_every: int = 10  # steps between lines
+    save_every: int = 250  # steps between checkpoints
+    keep_last: int = 2  # checkpoints kept; two, for one may be damaged
+    workers: int = 0  # processes that cut crops; 0: in the main one
+    threads: int = (
+        0  # of each process on CPUs; 0: all cores, shared among processes (accelerate would leave one)
+    )
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.size % self.patch or self.local_size % self.patch:
+            problems.append(
+                f"size {self.size} and local_size {self.local_size} must be multiples of patch {self.patch}"
+            )
+        if self.weights and len(self.weights) != len(self.data):
+            problems.append(f"{len(self.weights)} weights for {len(self.data)} data sources")
+        if any(w <= 0 for w in self.weights):
+            problems.append("weights must be positive")
+        if self.centring not in ("sinkhorn_knopp", "centring"):
+            problems.append(f"centring must be sinkhorn_knopp or centring, not {self.centring!r}")
+        if self.mixed_precision not in ("no", "bf16"):
+            problems.append(f"mixed_precision must be no or bf16, not {self.mixed_precision!r}")
+        for name in ("global_scale", "local_scale", "blur_sigma", "mask_ratio"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
+                problems.append(f"{name} must be two numbers in order, not {pair}")
+        for name in ("steps", "batch", "log_every", "save_every", "keep_last", "prototypes"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} must be at least 1")
+        if not 0 <= self.drop_path < 1:
+            problems.append(f"drop_path must be in [0, 1), not {self.drop_path}")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+
+# Fields that may differ when a run goes on: they change nothing that is computed.
+FREE = ("out", "stop_at", "log_every", "save_every", "keep_last", "workers", "threads", "cache")
+GLOBAL_CROPS = 2  # as in DINO
+MAX_BAD_STEPS = 3  # not finite, in a row
+
+
+class Batch(NamedTuple):
+    """Crops are ordered crop by crop, then image by image: index g * B + b."""
+
+    global_GBHW: Tensor  # uint8
+    global_look: Tensor
+    local_LBHW: Tensor  # uint8
+    local_look: Tensor
+    masks_GBP: Tensor  # bool
+    masked_M: Tensor  # int64, indices into the flattened masks
+    weights_M: Tensor  # float32, 1 / masked patches of the same crop
+    residual_LRS: Tensor | None  # stochastic depth, for global then local crops
+
+    def to(self, device: torch.device) -> Batch:
+        """Looks stay on the CPU, where MultiCrop.on_device reads them."""
+        moved = {k: x for k, x in self._asdict().items() if x is not None and not k.endswith("look")}
+        return self._replace(**{k: x.to(device, non_blocking=True) for k, x in moved.items()})
+
+
+class Samples(Dataset):
+    """Item i is the i-th sample of the run: each epoch is a new order of the images, every draw keyed by (seed, i)."""
+
+    def __init__(self, images, counts: list[int], config: PretrainConfig) -> None:
+        self.images, self.counts, self.config = images, counts, config
+        self.repeats = config.weights or [1.0] * len(counts)
+        self.epoch_length = sum(max(1, round(w * n)) for w, n in zip(self.repeats, counts, strict=True))
+        self.crop = multi_crop(config)
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
+
+    def image_index(self, position: int) -> int:
+        epoch, offset = divmod(position, self.epoch_length)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.config.seed, 1, epoch])
+            parts, first = [], 0
+            for w, n in zip(self.repeats, self.counts, strict=True):
+                length = max(1, round(w * n))
+                rounds = [rng.permutation(n) for _ in range(-(-length // n))]
+                parts.append(first + np.concatenate(rounds)[:length])
+                first += n
+            self._epoch, self._order = epoch, rng.permutation(np.concatenate(parts))
+        return int(self._order[offset])
+
+    def __getitem__(self, position: int):
+        c = self.config
+        rng = np.random.default_rng([c.seed, 2, position])
+        crops = self.crop(self.images[self.image_index(position)], rng)
+        side = c.size // c.patch
+        masks = crop_masks(rng, GLOBAL_CROPS, side, side, c.mask_probability, tuple(c.mask_ratio))
+        residual = None
+        if c.drop_path:
+            kept = rng.random((c.depth, 2, GLOBAL_CROPS + c.local_crops)) >= c.drop_path
+            residual = (kept / (1 - c.drop_path)).astype(np.float32)
+        return crops, masks, residual
+
+
+def collate(samples: list) -> Batch:
+    def crop_major(arrays) -> Tensor:
+        return torch.from_numpy(np.stack(list(arrays), axis=1)).flatten(0, 1)
+
+    masks_SP = crop_major(masks.reshape(len(masks), -1) for _, masks, _ in samples)
+    masked_per_crop_S = masks_SP.sum(1)
+    residual = None
+    if samples[0][2] is not None:
+        residual = torch.from_numpy(np.stack([r for _, _, r in samples], axis=-1)).flatten(-2)
+    return Batch(
+        crop_major(crops.global_GHW for crops, _, _ in samples),
+        crop_major(crops.global_look for crops, _, _ in samples),
+        crop_major(crops.local_LHW for crops, _, _ in samples),
+        crop_major(crops.local_look for crops, _, _ in samples),
+        masks_SP,
+        masks_SP.flatten().nonzero()[:, 0],
+        (1 / masked_per_crop_S.clamp(min=1)).repeat_interleave(masked_per_crop_S),
+        residual,
+    )
+
+
+def multi_crop(c: PretrainConfig) -> MultiCrop:
+    pairs = {name: tuple(getattr(c, name)) for name in ("global_scale", "local_scale", "blur_sigma")}
+    same = ("local_size", "local_crops", "flip_probability", "brightness", "contrast", "blur_probability")
+    single = {name: getattr(c, name) for name in same}
+    return MultiCrop(global_size=c.size, global_crops=GLOBAL_CROPS, **single, **pairs)
+
+
+def positions(steps: range, batch: int, rank: int, world: int) -> Iterator[list[int]]:
+    """The samples of this process, a list a step."""
+    share = batch // world
+    for step in steps:
+        first = step * batch + rank * share
+        yield list(range(first, first + share))
+
+
+class Distilled(nn.Module):
+    """Backbone and heads; student and teacher are two of these."""
+
+    def __init__(self, c: PretrainConfig) -> None:
+        super().__init__()
+        self.backbone = CropViT(c.size, c.patch, c.width, c.depth, c.heads, c.layerscale)
+        head = (c.width, c.prototypes, c.head_hidden, c.head_bottleneck)
+        self.dino_head = DINOHead(*head)
+        self.ibot_head = DINOHead(*head) if c.separate_ibot_head else None
+
+    def forward(self, global_x: Tensor, local_x: Tensor | None, batch: Batch, masked: bool):
+        """CLS features of the global crops, CLS logits of all crops, patch logits of the masked patches.
+
+        `masked` hides those patches (the student); the teacher sees the whole crops.
+        """
+        crops, masks = [global_x], [batch.masks_GBP if masked else None]
+        if local_x is not None and len(local_x):
+            crops, masks = [*crops, local_x], [*masks, None]
+        features = self.backbone.forward_crops(crops, masks, batch.residual_LRS if masked else None)
+        cls_SC = torch.cat([f.cls_BC for f in features])
+        # the head sees masked patches only
+        patches_MC = features[0].patches_BPC.flatten(0, 1).index_select(0, batch.masked_M)
+        if self.ibot_head is None:
+            logits = self.dino_head(torch.cat([cls_SC, patches_MC]))
+            logits_SK, logits_MK = logits.split([len(cls_SC), len(patches_MC)])
+        else:
+            logits_SK, logits_MK = self.dino_head(cls_SC), self.ibot_head(patches_MC)
+        return features[0].cls_BC, logits_SK, logits_MK
+
+
+class Targets(nn.Module):
+    """Teacher logits -> targets; keeps the running centres where those are used."""
+
+    def __init__(self, c: PretrainConfig) -> None:
+        super().__init__()
+        self.sinkhorn = c.centring == "sinkhorn_knopp"
+        self.cls, self.patch = (None, None) if self.sinkhorn else (Centre(c.prototypes), Centre(c.prototypes))
+
+    def forward(self, cls_SK: Tensor, patch_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        if self.sinkhorn:
+            return sinkhorn_knopp(cls_SK, temperature), sinkhorn_knopp(patch_MK, temperature)
+        targets = self.cls.targets(cls_SK, temperature), self.patch.targets(patch_MK, temperature)
+        self.cls.update(cls_SK)
+        self.patch.update(patch_MK)
+        return targets
+
+
+def losses(
+    c: PretrainConfig, student: tuple[Tensor, ...], targets: tuple[Tensor, Tensor], batch: Batch
+) -> dict[str, Tensor]:
+    """The parts, and `loss`, their weighted sum; DINO's terms are means over pairs of views."""
+    cls_SC, logits_SK, logits_MK = student
+    B = len(cls_SC) // GLOBAL_CROPS
+    views = logits_SK.split(B)
+    target_views = targets[0].split(B)
+    # a global crop is matched with the other one, a local crop with both
+    dino_global = sum(
+        dino_loss([views[i]], target_views[:i] + target_views[i + 1 :], c.student_temp)
+        for i in range(GLOBAL_CROPS)
+    )
+    pairs_global, pairs_local = GLOBAL_CROPS * (GLOBAL_CROPS - 1), GLOBAL_CROPS * c.local_crops
+    parts = {"dino_global": dino_global / pairs_global}
+    dino = dino_global
+    if c.local_crops:
+        dino_local = dino_loss(views[GLOBAL_CROPS:], target_views, c.student_temp)
+        parts["dino_local"] = dino_local / pairs_local
+        dino = dino + dino_local
+    parts["ibot"] = ibot_loss(logits_MK, targets[1], batch.weights_M, len(cls_SC), c.student_temp)
+    parts["koleo"] = sum(koleo_loss(crop_BC) for crop_BC in cls_SC.split(B))
+    total = c.dino_weight * dino / (pairs_global + pairs_local)
+    parts["loss"] = total + c.ibot_weight * parts["ibot"] + c.koleo_weight * parts["koleo"]
+    return parts
+
+
+def parameter_groups(model: Distilled, c: PretrainConfig) -> list[dict]:
+    """DINOv2's: the learning rate falls by `layer_decay` a block towards the input, the patch embedding learns
+    `patch_embed_lr` times as fast, no weight decay on biases, norms and LayerScale."""
+    groups: dict[tuple, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        lr = 1.0
+        if name.startswith("backbone."):
+            inner = name.removeprefix("backbone.")
+            layer = c.depth + 1  # the final norm
+            if inner.startswith("blocks."):
+                layer = int(inner.split(".")[1]) + 1
+            elif inner.startswith(("patch_embed.", "pos_embed", "cls_token", "mask_token")):
+                layer = 0
+            lr = c.layer_decay ** (c.depth + 1 - layer)
+            lr *= c.patch_embed_lr if inner.startswith("patch_embed.") else 1.0
+        decays = not (name.endswith((".bias", ".gamma", "weight_g")) or ".norm" in name)
+        kind = (lr, decays, name.startswith("backbone."), ".last_layer." in name)
+        groups.setdefault(kind, []).append(parameter)
+    keys = ("lr_scale", "decays", "backbone", "last_layer")
+    return [{"params": members, **dict(zip(keys, kind, strict=True))} for kind, members in groups.items()]
+
+
+def apply_schedules(optimizer: torch.optim.Optimizer, step: int, c: PretrainConfig) -> float:
+    """Set learning rates and weight decays of this step; returns the unscaled learning rate."""
+    lr = warmup_cosine(step, c.lr, c.lr_end, c.warmup, c.steps)
+    decay = cosine(step, c.weight_decay, c.weight_decay_end, c.steps)
+    # A backbone that was frozen while the heads warmed up gets a warm-up of its own.
+    thaw = min(1.0, max(0.0, (step + 1 - c.head_warmup) / (c.warmup + 1))) if c.head_warmup else 1.0
+    for group in optimizer.param_groups:
+        frozen = group["last_layer"] and step < c.freeze_last_layer
+        group["lr"] = 0.0 if frozen else lr * group["lr_scale"] * (thaw if group["backbone"] else 1.0)
+        group["weight_decay"] = decay if group["decays"] else 0.0
+    return lr
+
+
+def flops_per_image(c: PretrainConfig) -> float:
+    """Floating-point operations of one image's step: student forward and backward, teacher forward."""
+
+    def forward(tokens: int) -> float:
+        embedding = 6 * c.patch**2 * c.width * tokens
+        return c.depth * (24 * tokens * c.width**2 + 4 * tokens**2 * c.width) + embedding
+
+    big, small = (c.size // c.patch) ** 2 + 1, (c.local_size // c.patch) ** 2 + 1
+    widths = (c.width, c.head_hidden, c.head_hidden, c.head_bottleneck, c.prototypes)
+    head = 2 * sum(a * b for a, b in pairwise(widths))
+    masked = GLOBAL_CROPS * (big - 1) * c.mask_probability * sum(c.mask_ratio) / 2
+    teacher = GLOBAL_CROPS * forward(big) + (GLOBAL_CROPS + masked) * head
+    student = teacher + c.local_crops * (forward(small) + head)
+    return 3 * student + teacher
+
+
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bf16 FLOP/s of the datasheets, dense
+
+
+def peak_flops(device: torch.device) -> float | None:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for key, peak in PEAKS.items() if key in name), None)
+
+
+class Interrupts:
+    """SIGINT and SIGTERM ask for a stop at the end of the step; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.before = {n: signal.signal(n, self._remember) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _remember(self, number: int, frame) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed activations instead of giving their pages back each time: on CPUs a third of a step."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def load_data(c: PretrainConfig) -> tuple[Samples, str]:
+    """The samples, and a fingerprint of the list of images."""
+    from train.datasets.folder import Radiographs, image_paths
+
+    if not c.data:
+        raise ConfigError("nothing to train on: give --data with a folder, a CSV or a studies file")
+    sources = []
+    for source in c.data:
+        try:
+            sources.append(image_paths(source, c.split))
+        except ValueError as error:
+            if "no column 'split'" not in str(error) and "no sub-folder" not in str(error):
+                raise ConfigError(str(error)) from error
+            sources.append(image_paths(source))  # a source that knows no splits is used whole
+    try:
+        images = Radiographs([path for paths in sources for path in paths], c.short_side, cache=c.cache)
+    except InputError as error:
+        raise ConfigError(str(error)) from error
+    counts = [len(paths) for paths in sources]
+    if len(images) != sum(counts):  # unreadable ones were left out
+        readable = set(images.paths)
+        counts = [sum(path in readable for path in paths) for paths in sources]
+    listing = "\n".join(str(path) for path in images.paths)
+    return Samples(images, counts, c), hashlib.sha256(listing.encode()).hexdigest()
+
+
+def initialise(backbone: CropViT, c: PretrainConfig) -> None:
+    """Weights of an encoder checkpoint directory. Raises ConfigError where its shape is not the recipe's."""
+    model = load_encoder(c.init)
+    theirs = model.config
+    wanted = {
+        "width": (theirs.hidden_size, c.width),
+        "depth": (theirs.num_hidden_layers, c.depth),
+        "heads": (theirs.num_attention_heads, c.heads),
+        "patch": (theirs.patch_size, c.patch),
+    }
+    different = [f"{k} is {a} there and {b} in the recipe" for k, (a, b) in wanted.items() if a != b]
+    if different:
+        raise ConfigError(f"--init {c.init}: {', '.join(different)}")
+    load_strict(backbone, transformers_to_timm(model.state_dict()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run or resume; returns 0, or 130 / 143 after SIGINT / SIGTERM."""
+    try:
+        return run(load_config(PretrainConfig, "pretrain", argv))
+    except (ConfigError, checkpoints.CheckpointError, FileNotFoundError) as error:
+        print(f"train.pretrain: {error}", file=sys.stderr)
+        return 2
+
+
+def run(c: PretrainConfig) -> int:
+    accelerator = Accelerator(mixed_precision=c.mixed_precision)
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    say = accelerator.print
+    if c.batch % world:
+        raise ConfigError(f"batch {c.batch} does not divide among {world} processes")
+    if device.type == "cpu":
+        keep_freed_memory()
+        torch.set_num_threads(c.threads or max(1, len(os.sched_getaffinity(0)) // world))
+    out = Path(c.out)
+
+    # Data, model, optimiser. The seed makes all processes start from the same weights.
+    samples, fingerprint = load_data(c)
+    torch.manual_seed(c.seed)
+    student = Distilled(c)
+    if c.init:
+        initialise(student.backbone, c)
+        if not c.head_warmup:
+            say("note: --init without --head_warmup; fresh heads can wreck a trained backbone")
+    teacher = make_teacher(student).to(device)
+    targets = Targets(c).to(device)
+    student.to(device)
+    optimizer = torch.optim.AdamW(parameter_groups(student, c), lr=c.lr, betas=(0.9, c.beta2), fused=True)
+    names = {parameter: name for name, parameter in student.named_parameters()}
+    parallel = accelerator.prepare_model(student)
+    augment = multi_crop(c).on_device
+
+    # Begin or go on.
+    if accelerator.is_main_process:
+        defaults = asdict(PretrainConfig())  # a run begun before an option existed had its default
+        resumed = checkpoints.claim(out, {**asdict(c), "images": fingerprint}, FREE, defaults)
+    accelerator.wait_for_everyone()
+    last, step = checkpoints.latest(out), 0
+    if last is not None:
+        tensors, state = checkpoints.load(last)
+        load_strict(student, tensors["student"])
+        load_strict(teacher, tensors["teacher"])
+        targets.load_state_dict(tensors["targets"])
+        checkpoints.load_optimizer_tensors(optimizer, names, tensors["optimizer"])
+        step = state["step"]
+        say(f"going on after step {step} of {c.steps} ({last})")
+    elif accelerator.is_main_process and resumed:
+        say(f"{out} has no checkpoint yet; starting at step 0")
+    metrics = out / "metrics.jsonl"
+    if accelerator.is_main_process:
+        checkpoints.truncate_metrics(metrics, step)
+
+    parameters = sum(p.numel() for p in student.backbone.parameters())
+    flops, peak = flops_per_image(c), peak_flops(device)
+    say(
+        f"{len(samples.images):,} images · encoder {parameters / 1e6:.1f} M parameters · {c.size} px -> "
+        f"{(c.size // c.patch) ** 2} tokens · batch {c.batch} on {world} x {device.type} · {c.mixed_precision} · "
+        f"{flops / 1e9:.1f} GFLOP an image"
+    )
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            groups = {
+                "student": student.state_dict(),
+                "teacher": teacher.state_dict(),
+                "optimizer": checkpoints.optimizer_tensors(optimizer, names),
+                "targets": targets.state_dict(),
+            }
+            checkpoints.save(out, step, groups, {"schema": 1}, c.keep_last)
+            temporary = out / f".encoder.{os.getpid()}"
+            save_dinov2(teacher.backbone, temporary, Preprocessing(size=c.size))
+            checkpoints.replace_folder(temporary, out / "encoder")
+        accelerator.wait_for_everyone()
+
+    end = c.steps if c.stop_at is None else min(c.stop_at, c.steps)
+    loader = iter(
+        DataLoader(
+            samples,
+            batch_sampler=positions(range(step, end), c.batch, rank, world),
+            num_workers=c.workers,
+            collate_fn=collate,
+            pin_memory=device.type == "cuda",
+        )
+    )
+    interrupts = Interrupts()
+    bad_steps, since, started = 0, step, time.perf_counter()
+    try:
+        while step < end:
+            # One step: crops on the device, teacher's targets, student's losses, update, teacher's update.
+            batch = next(loader).to(device)
+            global_x = augment(batch.global_GBHW, batch.global_look)
+            local_x = augment(batch.local_LBHW, batch.local_look) if c.local_crops else None
+            lr = apply_schedules(optimizer, step, c)
+            temperature = linear(step, c.teacher_temp_start, c.teacher_temp, c.teacher_temp_warmup)
+            with torch.no_grad(), accelerator.autocast():
+                _, teacher_SK, teacher_MK = teacher(global_x, None, batch, masked=False)
+            targets_SK, targets_MK = targets(teacher_SK, teacher_MK, temperature)
+            student_out = parallel(global_x, local_x, batch, masked=True)
+            parts = losses(c, student_out, (targets_SK, targets_MK), batch)
+            accelerator.backward(parts["loss"])
+            grad_norm = accelerator.clip_grad_norm_(student.parameters(), c.clip)
+
+            # A step that is not finite on some process is left out on all; three in a row end the run.
+            finite = torch.stack([x.detach() for x in parts.values()] + [grad_norm]).isfinite().all()
+            asked = torch.tensor(float(interrupts.signal > 0)).to(device)
+            bad, stop = all_reduce(torch.stack([(~finite).float(), asked])).tolist()
+            if not bad:
+                optimizer.step()
+                update_teacher(teacher, student, cosine(step, c.momentum, 1.0, c.steps))
+            bad_steps = bad_steps + 1 if bad else 0
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            if bad_steps == MAX_BAD_STEPS:
+                last = {k: round(v.item(), 4) for k, v in {**parts, "gradient norm": grad_norm}.items()}
+                say(
+                    f"stopped: {bad_steps} steps in a row were not finite, up to {step - 1}; process {rank}: {last}"
+                )
+                say(f"last good: {checkpoints.latest(out)}; try a lower --lr, or --mixed_precision no")
+                return 1
+
+            if step % c.log_every == 0 or step == end:
+                line = measurements(parts, targets_SK, world) | {"grad_norm": float(grad_norm), "lr": lr}
+                now = time.perf_counter()
+                speed = (step - since) * c.batch / (now - started)
+                since, started = step, now
+                if accelerator.is_main_process:
+                    record = {"step": step, **line, "images_per_second": round(speed, 2)}
+                    with metrics.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+                say(log_line(step, c, line, speed, flops, peak and peak * world))
+            if step % c.save_every == 0 or step == end or stop:
+                save()
+            if stop:
+                say(f"stopped after step {step} of {c.steps}, saved in {out}; run the same command to go on")
+                return 128 + (interrupts.signal or signal.SIGINT)
+    finally:
+        interrupts.restore()
+        accelerator.end_training()
+    if step == c.steps:
+        say(f"done: {step} steps; the encoder is in {out / 'encoder'}")
+    else:
+        say(f"stopped at step {step} as --stop_at asks; the encoder so far is in {out / 'encoder'}")
+    return 0
+
+
+def measurements(parts: dict[str, Tensor], targets_BK: Tensor, world: int) -> dict[str, float]:
+    """The losses of this step, and whether the teacher still says something: `teacher_entropy` is near log K where it
+    cannot tell images apart, `usage_entropy` near 0 where it gives all of them the same target."""
+    line = {name: x.detach() for name, x in parts.items()} | {"teacher_entropy": entropy(targets_BK)}
+    line = dict(zip(line, all_reduce(torch.stack(list(line.values()))) / world, strict=True))
+    line["usage_entropy"] = entropy(all_reduce(targets_BK.float().mean(0, keepdim=True)) / world)
+    return {name: float(x) for name, x in line.items()}
+
+
+def log_line(step: int, c: PretrainConfig, line: dict, speed: float, flops: float, peak: float | None) -> str:
+    left = (c.steps - step) * c.batch / speed
+    unit, divisor = ("h", 3600) if left >= 3600 else ("min", 60) if left >= 60 else ("s", 1)
+    clock = f"{left / divisor:.1f} {unit}"
+    rate = f"{speed * flops / 1e9:,.0f} GFLOP/s" + (f" (MFU {speed * flops / peak:.1%})" if peak else "")
+    dino = f"{line['dino_global']:.3f}" + (f" / {line['dino_local']:.3f}" if "dino_local" in line else "")
+    return (
+        f"step {step}/{c.steps} · loss {line['loss']:.3f} · dino {dino} · ibot {line['ibot']:.3f} · "
+        f"koleo {line['koleo']:.3f} · entropy {line['teacher_entropy']:.2f}, usage {line['usage_entropy']:.2f} of "
+        f"{np.log(c.prototypes):.2f} · grad {line['grad_norm']:.2f} · lr {line['lr']:.1e} · {speed:.1f} images/s · "
+        f"{rate} · {clock} left"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,360 @@
+"""What both trainings on transformers.Trainer share: run folders that resume exactly, and a line an interval.
+
+A run folder holds `run.json` (what was asked for), `metrics.jsonl` (a line a step, a line an evaluation) and
+`checkpoint-N/`. A checkpoint counts once its file `complete` is there, so one cut off in the middle is passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from transformers.utils import logging
+
+from train.config import ConfigError
+
+COMPLETE = "complete"
+WEIGHTS = "trained.safetensors"
+INTERRUPTED = 130  # the exit status of a run that was stopped by SIGINT or SIGTERM and can go on
+
+
+def quiet() -> None:
+    """We print lines of our own; a bar for every file that is read, and what peft calls in transformers, is noise."""
+    logging.disable_progress_bar()
+    logging.get_logger("transformers.trainer_utils").setLevel("ERROR")  # file times are not what we go by
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+
+def open_run(out: Path, config: Any, may_differ: set[str], files: dict[str, str]) -> Path | None:
+    """Make the run folder or find it again; returns the last complete checkpoint, if there is one.
+
+    `files` are digests of what the run reads. Raises ConfigError naming every field in which `out` was started with
+    another value; the fields `may_differ` (how, not what) may change.
+    """
+    asked = {k: v for k, v in asdict(config).items() if k not in may_differ} | files
+    path = out / "run.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        differing = [
+            f"{k}: there {before.get(k)!r}, now {asked.get(k)!r}"
+            for k in sorted(before | asked)
+            if before.get(k) != asked.get(k)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{out} holds a run of another configuration ({'; '.join(differing)}); "
+                "choose another --out, or go on with the old values"
+            )
+    elif out.exists() and any(p for p in out.iterdir() if p.name != "features"):
+        raise ConfigError(f"{out} exists and is not a run of this training; choose another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, asked)
+    checkpoints = [p.parent for p in out.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(checkpoints, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def file_sha256(path: Path) -> str:
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def grouped_order(lengths: list[int], batch: int, seed: int, epoch: int) -> list[int]:
+    """A shuffled order in which neighbours have similar lengths: shuffled, then sorted within spans of 50 batches,
+    then the batches shuffled. A function of (seed, epoch) alone, so that a resumed run sees the same."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    span = 50 * batch
+    spans = [sorted(order[i : i + span], key=lengths.__getitem__) for i in range(0, len(order), span)]
+    batches = [s[i : i + batch] for s in spans for i in range(0, len(s), batch)]
+    last = [batches.pop()] if batches and len(batches[-1]) < batch else []  # the incomplete batch stays last
+    shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    return [i for b in shuffled + last for i in b]
+
+
+class GroupedSampler(torch.utils.data.Sampler[int]):
+    def __init__(self, lengths: list[int], batch: int, seed: int):
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(grouped_order(self.lengths, self.batch, self.seed, self.epoch))
+
+
+class Loop(Trainer):
+    """transformers.Trainer with loss on answer tokens, exact resume, checkpoints of the trained weights alone (frozen
+    ones are never written), and metrics.jsonl.
+
+    The data set has `lengths`; batches may name an int `logits_to_keep`, so that logits are computed for the last
+    positions only.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, compute_loss_func=answer_loss, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self.stop = StopSignal(self)
+        self.add_callback(self.stop)
+        self.add_callback(Lines(self))
+        self.step_losses: dict[int, Tensor] = {}  # not yet written
+        self.interval: list[float] = []  # written, not yet on the screen
+
+    def _get_train_sampler(self, train_dataset=None):
+        world = self.accelerator.num_processes * self.args.gradient_accumulation_steps
+        return GroupedSampler(self.train_dataset.lengths, self.args.train_batch_size * world, self.args.seed)
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        step = self.state.global_step + 1
+        self.step_losses[step] = self.step_losses.get(step, 0) + loss
+        return loss
+
+    def trained(self) -> dict[str, Tensor]:
+        return trained_weights(self.accelerator.unwrap_model(self.model))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = self.trained()
+        if state_dict is not None:  # gathered from shards
+            weights = {name: state_dict[name] for name in weights}
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+
+    def run(self, checkpoint: Path | None) -> bool:
+        """Train to the end or to a stop signal; True if it came to the end."""
+        out = Path(self.args.output_dir)
+        if self.args.should_save:
+            for part in out.glob("checkpoint-*"):
+                if not (part / COMPLETE).exists():
+                    shutil.rmtree(part)
+            step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+            _truncate(out / "metrics.jsonl", step)
+        self.accelerator.wait_for_everyone()
+        with self.stop:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return self.state.global_step >= self.state.max_steps
+
+    def record(self, line: dict) -> None:
+        if self.args.should_save:
+            with (Path(self.args.output_dir) / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def say(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            print(line, flush=True)
+
+    def flush_losses(self) -> None:
+        """Write the losses of the steps since the last flush (mean over processes)."""
+        if not self.step_losses:
+            return
+        steps = sorted(self.step_losses)
+        losses = self.accelerator.reduce(torch.stack([self.step_losses[s] for s in steps]), "mean").tolist()
+        self.step_losses.clear()
+        for step, loss in zip(steps, losses, strict=True):
+            self.record({"step": step, "loss": loss})
+        self.interval += losses
+
+
+class StopSignal(TrainerCallback):
+    """SIGINT or SIGTERM: finish the step, save, stop. A second SIGINT interrupts at once."""
+
+    def __init__(self, trainer: Loop):
+        self.trainer, self.asked, self.before = trainer, False, {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, self._ask)
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.trainer.say("stopping after this step; press again to stop at once, without saving")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        asked = self.asked
+        if (
+            self.trainer.accelerator.num_processes > 1
+        ):  # the signal may reach the processes at different steps
+            flag = torch.tensor(int(asked), device=self.trainer.accelerator.device)
+            asked = bool(self.trainer.accelerator.reduce(flag, "sum"))
+        if asked and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+
+class Lines(TrainerCallback):
+    """One line an interval."""
+
+    def __init__(self, trainer: Loop):
+        self.trainer, self.mark = trainer, None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.mark is None:
+            self.mark = (state.global_step, time.perf_counter())
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if (
+            state.global_step % args.logging_steps
+            and not control.should_save
+            and not control.should_training_stop
+        ):
+            return
+        self.trainer.flush_losses()
+        losses, self.trainer.interval = self.trainer.interval, []
+        steps, seconds = state.global_step - self.mark[0], time.perf_counter() - self.mark[1]
+        pace = seconds / max(steps, 1)
+        rate = self.trainer.lr_scheduler.get_last_lr()[0]
+        left = (state.max_steps - state.global_step) * pace
+        self.trainer.say(
+            f"step {state.global_step}/{state.max_steps}  loss {sum(losses) / len(losses):.4f}  lr {rate:.2e}  "
+            f"{pace:.2f} s/step  {_clock(left)} left"
+        )
+        self.mark = (state.global_step, time.perf_counter())
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.mark = (state.global_step, time.perf_counter())  # the pace is that of training
+
+
+def arguments(out: Path, config: Any, processes: int, **more) -> TrainingArguments:
+    """TrainingArguments from the fields that both trainings have. `batch_size` is over all processes."""
+    if config.batch_size % (processes * config.gradient_accumulation):
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared by {processes} processes x "
+            f"{config.gradient_accumulation} accumulated batches"
+        )
+    if config.precision not in ("fp32", "bf16"):
+        raise ConfigError(f"precision {config.precision!r} is unknown; there are fp32 and bf16")
+    return TrainingArguments(
+        output_dir=str(out),
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.batch_size // processes // config.gradient_accumulation,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.clip,
+        bf16=config.precision == "bf16",
+        use_cpu=PartialState().device.type == "cpu",
+        logging_steps=config.log_steps,
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        seed=config.seed,
+        data_seed=config.seed,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=True,
+        report_to=[],
+        logging_nan_inf_filter=False,
+        **more,
+    )
+
+
+def answer_loss(outputs, labels_BN: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of the next token where the label is not -100, over the positions that have logits (the last)."""
+    logits_BKV = outputs.logits
+    target_BK = labels_BN[:, labels_BN.shape[1] - logits_BKV.shape[1] :][:, 1:]
+    counted = target_BK != -100
+    total = nn.functional.cross_entropy(
+        logits_BKV[:, :-1][counted].float(), target_BK[counted], reduction="sum"
+    )
+    return total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters by name; tied ones once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trained(model: nn.Module, path: Path) -> None:
+    """Put saved trainable parameters back. Raises ConfigError if the file's are not exactly the model's."""
+    weights, saved = trained_weights(model), load_file(path)
+    if weights.keys() != saved.keys():
+        odd = sorted(weights.keys() ^ saved.keys())
+        raise ConfigError(
+            f"{path} does not fit this model: {len(odd)} tensors without a partner, first {odd[0]}"
+        )
+    with torch.no_grad():
+        for name, p in weights.items():
+            p.copy_(saved[name])
+
+
+def collate(rows: list[dict], pad: int) -> dict[str, Any]:
+    """Pad on the right. No attention mask: under causal attention no real token sees what lies to its right."""
+    n = max(len(row["input_ids"]) for row in rows)
+    batch: dict[str, Any] = {
+        "input_ids": torch.tensor([row["input_ids"] + [pad] * (n - len(row["input_ids"])) for row in rows]),
+        "labels": torch.tensor(
+            [
+                [-100] * row["answer_from"]
+                + row["input_ids"][row["answer_from"] :]
+                + [-100] * (n - len(row["input_ids"]))
+                for row in rows
+            ]
+        ),
+        "logits_to_keep": n - min(row["answer_from"] for row in rows) + 1,
+    }
+    if "features" in rows[0]:
+        batch["pixel_values"] = torch.stack([row["features"] for row in rows])
+    return batch
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Forget what was measured after the checkpoint, since it will be measured again."""
+    if path.exists():
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:  # the last line of a process that was killed
+                break
+        path.write_text("".join(line + "\n" for line in kept))
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

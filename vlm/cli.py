@@ -1,0 +1,284 @@
+"""The `cxr` command. Sub-commands import what they need when called, so that `cxr --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+# Beside radiographs, folders hold these; whatever else lies there is tried, for DICOM files may have any name.
+NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".html", ".pdf", ".py"}
+
+
+class UsageError(Exception):
+    """Something about the command line; printed without a traceback, exit status 2."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except (UsageError, FileNotFoundError, FileExistsError) as error:
+        print(f"cxr {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ncxr {args.command}: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # Errors our own modules raise on purpose say what is wrong and what to do; anything else is a defect.
+        if type(error).__name__ in ("ModelError", "StudyError", "ConfigError", "ScoreError", "StepFailed"):
+            print(f"cxr {args.command}: {error}", file=sys.stderr)
+            return 2
+        raise
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cxr", description="Chest X-rays in, findings out. Research use only; not for diagnosis."
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    p = commands.add_parser(
+        "demo", help="the whole system at work in a few minutes, ending with an HTML page"
+    )
+    p.add_argument("--out", type=Path, default=Path("demo_out"), help="folder to write (default demo_out)")
+    p.add_argument("--studies", type=int, default=96, help="how many unseen X-rays (default 96)")
+    p.add_argument("--no-training", action="store_true", help="leave out the taste of the two trainings")
+    p.set_defaults(run=demo)
+
+    p = commands.add_parser("generate", help="findings for X-ray files, folders of them, or a studies file")
+    p.add_argument(
+        "inputs", nargs="+", type=Path, metavar="INPUT", help="DICOM, PNG or JPEG file, folder, or .jsonl"
+    )
+    p.add_argument("--model", default="mini", help="model directory (default: the shipped mini)")
+    p.add_argument("--base", help="base model of an adapter, where it is not where the adapter remembers it")
+    p.add_argument("--out", type=Path, help="write predictions (JSON Lines) to this file")
+    p.add_argument(
+        "--floors", type=Path, metavar="DIR", help="also write findings for shuffled and blank images to DIR"
+    )
+    p.add_argument("--overwrite", action="store_true", help="replace the files of --out and --floors")
+    p.add_argument("--split", help="only this split of a studies file")
+    p.add_argument("--limit", type=int, help="only the first N studies")
+    p.add_argument("--indication", help="why the X-rays were taken; for files and folders")
+    p.add_argument("--batch-size", type=int, default=16, help="studies generated together (default 16)")
+    p.add_argument("--max-new-tokens", type=int, help="longest findings, in tokens (default: the model's)")
+    p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    p.add_argument("--attention", default="cxr", choices=("cxr", "sdpa", "eager"), help="default cxr: ours")
+    p.add_argument("--seed", type=int, default=0, help="of the shuffling (decoding is greedy)")
+    p.set_defaults(run=generate)
+
+    p = commands.add_parser("score", help="score predictions against references, with intervals and floors")
+    p.add_argument("predictions", type=Path, help="predictions of cxr generate (JSON Lines)")
+    p.add_argument("studies", type=Path, help="studies file with the reference findings")
+    p.add_argument("--floors", type=Path, metavar="DIR", help="the folder cxr generate --floors wrote")
+    p.add_argument("--out", type=Path, help="write the scores as JSON to this file")
+    p.add_argument("--html", type=Path, help="write a page to this file")
+    p.add_argument("--bootstrap", type=int, default=1000, help="replicates, drawn by patient (default 1000)")
+    p.add_argument("--seed", type=int, default=0)
+    p.set_defaults(run=score)
+
+    p = commands.add_parser("studies", help="check a studies file")
+    p.add_argument("action", choices=("check",))
+    p.add_argument("studies", type=Path)
+    p.set_defaults(run=studies)
+
+    p = commands.add_parser("doctor", help="versions, devices, weights and codecs, and what is missing")
+    p.set_defaults(run=doctor)
+    return parser
+
+
+def demo(args) -> int:
+    from train.demo import run
+
+    return run(args.out, args.studies, training=not args.no_training)
+
+
+def generate(args) -> int:
+    studies = list(_studies(args))
+    if not studies:
+        raise UsageError(f"no study found in {', '.join(map(str, args.inputs))}")
+    targets = {"true": args.out}
+    if args.floors:
+        targets |= {name: args.floors / f"{name}.jsonl" for name in ("shuffled", "blank")}
+    for path in targets.values():
+        if path and path.exists() and not args.overwrite:
+            raise UsageError(f"{path} exists; choose another file or give --overwrite")
+    if args.floors and len(studies) < 2:
+        raise UsageError(
+            "--floors needs at least two studies, for one image has no other to be exchanged with"
+        )
+
+    from rich.console import Console
+
+    from vlm.generate import Findings
+
+    console = Console(soft_wrap=True)
+    model = Findings.from_pretrained(args.model, base=args.base, device=args.device, attention=args.attention)
+    console.print(f"[dim]{model.model.meta.name}: {model.notice}[/dim]")
+    refused = 0
+    for images, path in targets.items():
+        predictions = model.generate(
+            studies,
+            batch_size=args.batch_size,
+            max_new_tokens=args.max_new_tokens,
+            images=images,
+            seed=args.seed,
+        )
+        count = _write(path, _progress(predictions, len(studies), images, show=path is not None or images != "true"),
+                       None if path else console)  # fmt: skip
+        if path:
+            console.print(f"wrote {path}")
+        if images == "true":
+            refused = count
+    if refused:
+        where = "" if args.out is None else f", see the errors in {args.out}"
+        print(f"{refused} of {len(studies)} studies were refused{where}", file=sys.stderr)
+    return 1 if refused == len(studies) else 0
+
+
+def _studies(args):
+    """Studies of all inputs with absolute image paths, in the order given."""
+    from dataclasses import replace
+
+    from vlm.study import Image, Study, load_studies
+
+    left = args.limit if args.limit is not None else sys.maxsize
+    for given in args.inputs:
+        if not given.exists():
+            raise UsageError(f"{given} does not exist")
+        if given.suffix == ".jsonl":
+            found = load_studies(given)
+            if args.split:
+                found = [s for s in found if s.split == args.split]
+            root = given.parent.absolute()
+            found = [
+                replace(s, images=[replace(i, path=str(root / i.path)) for i in s.images]) for s in found
+            ]
+        else:
+            files = sorted(_files(given)) if given.is_dir() else [given]
+            found = [
+                Study(
+                    study_id=str(f.relative_to(given)) if given.is_dir() else f.name,
+                    images=[Image(str(f.absolute()))],
+                    indication=args.indication,
+                )
+                for f in files
+            ]
+        yield from found[:left]
+        left -= len(found[:left])
+
+
+def _files(folder: Path):
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and path.suffix.lower() not in NOT_IMAGES:
+            yield path
+
+
+def _progress(predictions, total: int, images: str, show: bool):
+    if not show:
+        yield from predictions
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    what = "findings" if images == "true" else f"{images} images"
+    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task("", total=total)
+        for prediction in predictions:
+            bar.advance(task)
+            yield prediction
+
+
+def _write(path: Path | None, predictions, console) -> int:
+    """To a file (first under another name, so that an interrupted run leaves nothing half-made) or to the screen.
+    Returns how many studies were refused."""
+    refused, file, part = 0, None, None
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        file = part.open("w")
+    try:
+        for prediction in predictions:
+            refused += prediction.error is not None
+            if file:
+                file.write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
+            else:
+                _show(console, prediction)
+    finally:
+        if file:
+            file.close()
+    if part:
+        part.replace(path)
+    return refused
+
+
+def _show(console, prediction) -> None:
+    from rich.markup import escape
+
+    console.print(f"\n[bold]{escape(prediction.study_id)}[/bold]")
+    if prediction.error:
+        console.print(
+            f"  [red]refused ({prediction.error['code']})[/red] {escape(prediction.error['message'])}"
+        )
+        return
+    console.print(f"  {escape(prediction.findings)}")
+    for warning in prediction.warnings:
+        console.print(f"  [yellow]warning ({warning['code']})[/yellow] {escape(warning['message'])}")
+
+
+def score(args) -> int:
+    import eval as scoring
+
+    for path in (args.out, args.html):
+        if path and path.exists():
+            raise UsageError(f"{path} exists; choose another file")
+    scores = scoring.score(
+        args.predictions, args.studies, floors=args.floors, n_boot=args.bootstrap, seed=args.seed
+    )
+    print(scores.table())
+    if args.out:
+        scores.save(args.out)
+        print(f"wrote {args.out}")
+    if args.html:
+        from eval.report import write_page
+
+        write_page(args.html, title="Scores", scores=scores)
+        print(f"wrote {args.html}")
+    return 0
+
+
+def studies(args) -> int:
+    from vlm.study import counts, load_studies, validate
+
+    found = load_studies(args.studies)
+    for name, value in counts(found).items():
+        print(f"{name:22} {value}")
+    problems = validate(found, args.studies.parent)
+    for problem in problems:
+        print(f"{problem.code:22} {problem.study_id}: {problem.message}")
+    print("no problems" if not problems else f"{len(problems)} problems")
+    return 1 if problems else 0
+
+
+def doctor(args) -> int:
+    from vlm.doctor import report
+
+    text, well = report()
+    print(text)
+    return 0 if well else 1
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"cxr {version('cxr-vlm')}"
+    except PackageNotFoundError:
+        return "cxr (not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,506 @@
+"""The findings model: a stock `LlavaForConditionalGeneration` with a DINOv2 tower, so that plain transformers opens it.
+
+    build(encoder, llm)  ->  save(merged directory)                                     load(directory)
+                         ->  add_lora -> train -> save_adapter(adapter directory)       load(adapter directory)
+
+Stock Llava reads the tower's `hidden_states[-1]`, which for DINOv2 is **before** the final LayerNorm, and drops the CLS
+token. `cxr.json` beside the weights says so, and what else belongs to the model but has no place in a transformers
+configuration: the prompt's style, the digests of encoder and preprocessing, the base of an adapter, the notice to users.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from encoder.transforms import Preprocessing
+from vlm.prompts import IMAGE_TOKEN, PromptStyle
+
+LAYER = -1  # the last block's output; stock Llava takes it before the final LayerNorm
+META = "cxr.json"
+MINI = Path(__file__).parent / "mini"
+LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+ATTENTION = {"cxr": "cxr_attention", "sdpa": "sdpa", "eager": "eager"}
+
+
+class ModelError(ValueError):
+    """Parts that do not belong together, or a directory that holds no findings model; the message names both sides."""
+
+
+@dataclass
+class Meta:
+    """`cxr.json`."""
+
+    name: str = "findings"  # what predictions call the model
+    notice: str = "For research, not for diagnosis."  # shown to the user with every run
+    prompt: PromptStyle = field(default_factory=PromptStyle)  # a model answers only the prompt it was trained with
+    max_new_tokens: int = 256  # enough for the longest findings of MIMIC-CXR but for a handful
+    features: str = f"hidden_states[{LAYER}], before the final LayerNorm, without CLS"
+    encoder_sha256: str = ""
+    preprocess_sha256: str = ""
+    base: str = ""  # of an adapter: the directory (relative to it) or hub id it was trained on
+    base_sha256: str = ""
+
+    def save(self, folder: Path) -> None:
+        (folder / META).write_text(json.dumps({"schema": 1, **asdict(self)}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Meta:
+        path = folder / META
+        if not path.is_file():
+            raise ModelError(f"{folder} has no {META}: it was not written by this project's fine-tuning")
+        row = json.loads(path.read_text())
+        if row.pop("schema", None) != 1:
+            raise ModelError(f"{path}: unknown schema; this version reads schema 1")
+        return cls(**{**row, "prompt": PromptStyle(**row["prompt"])})
+
+
+@dataclass
+class FindingsModel:
+    """The model with what must accompany it."""
+
+    llava: nn.Module  # LlavaForConditionalGeneration, or the PeftModel around it
+    processor: LlavaProcessor
+    preprocessing: Preprocessing
+    meta: Meta
+    adapter_sha256: str | None = None
+    revision: str = ""  # digest of the weights (of the base, where there is an adapter)
+
+    @property
+    def tokenizer(self):
+        return self.processor.tokenizer
+
+    @property
+    def image_tokens(self) -> int:
+        """Patch tokens of an image."""
+        return (self.preprocessing.size // self.processor.patch_size) ** 2
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, its image token expanded as LlavaProcessor does it."""
+        expanded = prompt.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.image_tokens)
+        return self.tokenizer(expanded)["input_ids"]
+
+    def answer_ids(self, answer: str) -> list[int]:
+        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+
+def attention_name(attention: str) -> str:
+    """`cxr` (ours, registered with transformers here), `sdpa` or `eager`."""
+    if attention not in ATTENTION:
+        raise ModelError(f"attention {attention!r} is unknown; there are {', '.join(ATTENTION)}")
+    if attention == "cxr":
+        import encoder.attention.wiring  # noqa: F401  (importing registers the name)
+    return ATTENTION[attention]
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def build(
+    encoder_dir: str | Path,
+    llm_dir: str | Path,
+    *,
+    prompt: PromptStyle | None = None,
+    attention: str = "cxr",
+    seed: int = 0,
+) -> FindingsModel:
+    """Encoder and language model joined by a fresh two-layer projector, in fp32.
+
+    The tokenizer gets the image token if it lacks one. The projector is random until `calibrate` has seen features.
+    Raises ModelError for an encoder that is no DINOv2 or has no preprocessing, or a language model without an
+    end-of-sequence token.
+    """
+    encoder_dir, llm_dir = Path(encoder_dir), Path(llm_dir)
+    implementation = attention_name(attention)
+    vision, preprocessing = load_encoder(encoder_dir, attention=attention)
+    if preprocessing.size % vision.config.patch_size:
+        raise ModelError(f"{encoder_dir}: {preprocessing.size} px is no multiple of patch size {vision.config.patch_size}")
+    tokenizer = AutoTokenizer.from_pretrained(llm_dir)
+    language = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{llm_dir}: the tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+        language.resize_token_embeddings(max(len(tokenizer), language.config.vocab_size), mean_resizing=False)
+    image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    patches = (preprocessing.size // vision.config.patch_size) ** 2
+    config = LlavaConfig(
+        vision_config=vision.config,
+        text_config=language.config,
+        image_token_index=image_id,
+        image_seq_length=patches,
+        vision_feature_layer=LAYER,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=bool(language.config.tie_word_embeddings),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        llava = LlavaForConditionalGeneration._from_config(config, attn_implementation=implementation)
+    llava.model.vision_tower.load_state_dict(vision.state_dict())
+    llava.model.language_model.load_state_dict(language.model.state_dict())
+    llava.lm_head.load_state_dict(language.lm_head.state_dict())
+    llava.tie_weights()
+    llava.generation_config = _generation_config(tokenizer)
+    processor = LlavaProcessor(
+        image_processor=AutoImageProcessor.from_pretrained(encoder_dir),
+        tokenizer=tokenizer,
+        patch_size=vision.config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # the CLS token, which "default" drops
+        image_token=IMAGE_TOKEN,
+    )
+    meta = Meta(
+        prompt=prompt or PromptStyle(),
+        encoder_sha256=weights_sha256(encoder_dir),
+        preprocess_sha256=preprocessing.sha256,
+    )
+    return FindingsModel(llava.eval(), processor, preprocessing, meta)
+
+
+def load_encoder(folder: str | Path, attention: str = "cxr") -> tuple[nn.Module, Preprocessing]:
+    """A DINOv2 encoder directory -> (model in fp32, its preprocessing). Raises ModelError for anything else."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is no encoder checkpoint: it has no config.json")
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type != "dinov2":
+        raise ModelError(f"{folder} holds a {config.model_type} model; an encoder here is a dinov2 checkpoint")
+    model = AutoModel.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention_name(attention)
+    )
+    return model.eval(), Preprocessing.from_pretrained(folder)
+
+
+def _generation_config(tokenizer):
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+@torch.no_grad()
+def statistics(features_BNC: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every channel over the patch tokens (CLS, the first token, left out): (C,), (C,)."""
+    x_TC = features_BNC[:, 1:].double().flatten(0, 1)
+    mean_C, std_C = x_TC.mean(0), x_TC.std(0)
+    return mean_C.float(), std_C.clamp_min(1e-3 * float(std_C.mean()) + 1e-8).float()
+
+
+@torch.no_grad()
+def calibrate(llava: nn.Module, features_BNC: Tensor, gain: float = 3.0) -> None:
+    """Initialise a fresh projector so that training is well-conditioned: linear_1 sees standardised features, and the
+    output is centred with `gain` times the standard deviation of the language model's token embeddings.
+
+    `features_BNC` are the tower's un-normed features of some images, CLS first. The standardisation is folded into
+    linear_1, so the model stays stock.
+    """
+    projector = llava.model.multi_modal_projector
+    embedding_std = float(llava.get_input_embeddings().weight.std())
+    generator = torch.Generator().manual_seed(0)
+    for linear in (projector.linear_1, projector.linear_2):
+        w = torch.randn(linear.weight.shape, generator=generator) * linear.in_features**-0.5
+        linear.weight.copy_(w)
+        linear.bias.zero_()
+    fold(projector, *statistics(features_BNC))
+    out_TH = projector(features_BNC[:, 1:].float()).flatten(0, 1)
+    factor = gain * embedding_std / float((out_TH - out_TH.mean(0)).std())
+    projector.linear_2.weight.mul_(factor)
+    projector.linear_2.bias.copy_(-out_TH.mean(0) * factor)
+
+
+@torch.no_grad()
+def fold(projector: nn.Module, mean_C: Tensor, std_C: Tensor) -> None:
+    """A projector of standardised features -> the same function of raw ones."""
+    w = projector.linear_1.weight.double() / std_C.double().to(projector.linear_1.weight.device)
+    bias = projector.linear_1.bias.double() - w @ mean_C.double().to(w.device)
+    projector.linear_1.weight.copy_(w)
+    projector.linear_1.bias.copy_(bias)
+
+
+@torch.no_grad()
+def unfold(projector: nn.Module, mean_C: Tensor, std_C: Tensor) -> None:
+    """The inverse of `fold`: the projector may then be trained on standardised features."""
+    w = projector.linear_1.weight.double()
+    bias = projector.linear_1.bias.double() + w @ mean_C.double().to(w.device)
+    projector.linear_1.weight.copy_(w * std_C.double().to(w.device))
+    projector.linear_1.bias.copy_(bias)
+
+
+class FeatureTower(nn.Module):
+    """Stands in for a frozen vision tower: the "pixels" it is given are features (B, 1 + N, C) computed before. It
+    standardises them, and the model is otherwise the stock one, in training and in generation."""
+
+    def __init__(self, mean_C: Tensor, std_C: Tensor):
+        super().__init__()
+        self.register_buffer("mean_C", mean_C, persistent=False)
+        self.register_buffer("std_C", std_C, persistent=False)
+
+    def forward(self, pixel_values: Tensor, **kwargs) -> SimpleNamespace:
+        x_BNC = (pixel_values.float() - self.mean_C) / self.std_C
+        return SimpleNamespace(hidden_states={LAYER: x_BNC}, last_hidden_state=x_BNC)
+
+
+@torch.no_grad()
+def tower_features(tower: nn.Module, pixels_BCHW: Tensor) -> Tensor:
+    """What stock Llava reads of the tower: the last block's output (B, 1 + N, C), un-normed, CLS first."""
+    return tower(pixels_BCHW, output_hidden_states=True).hidden_states[LAYER]
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def add_lora(llava: nn.Module, rank: int = 16, alpha: int = 32, dropout: float = 0.0) -> nn.Module:
+    """LoRA on the linears of the language model, the projector trained whole. Raises ModelError if an adapter lands
+    elsewhere or nowhere."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=LORA_TARGETS,
+        modules_to_save=["multi_modal_projector"],
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(llava, config)
+    check_adapters(model)
+    return model
+
+
+def count_adapters(model: nn.Module) -> dict[str, int]:
+    """LoRA pairs in each tower."""
+    names = [name for name, _ in model.named_parameters() if ".lora_A." in name]
+    counts = Counter({"vision_tower": 0, "multi_modal_projector": 0, "language_model": 0})
+    counts.update(next((tower for tower in counts if tower in name), "elsewhere") for name in names)
+    return dict(counts)
+
+
+def check_adapters(model: nn.Module) -> None:
+    counts = count_adapters(model)
+    if not counts["language_model"] or sum(counts.values()) != counts["language_model"]:
+        raise ModelError(f"LoRA belongs in the language model alone, but the adapters lie in: {counts}")
+
+
+def merge(model: FindingsModel) -> FindingsModel:
+    """Fold the adapter into the weights: a plain stock model with the same function."""
+    if not hasattr(model.llava, "merge_and_unload"):
+        return model
+    meta = replace(model.meta, base="", base_sha256="")
+    return replace(model, llava=model.llava.merge_and_unload(), meta=meta, adapter_sha256=None)
+
+
+# --- saving and loading -----------------------------------------------------------------------------------------------
+
+
+def save(model: FindingsModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """A directory that plain transformers opens (`AutoModelForImageTextToText`, `AutoProcessor`), with `cxr.json`.
+
+    `dtype` converts the saved weights (the model itself is left as it is). Raises ModelError for a model with an
+    adapter, or a folder in use.
+    """
+    folder = Path(folder)
+    if hasattr(model.llava, "peft_config"):
+        raise ModelError("the model carries an adapter: merge it first, or use save_adapter")
+    _fresh(folder)
+    converted: dict[int, Tensor] = {}  # tied weights stay one tensor, or they would be written twice
+    state = {
+        k: v if dtype is None else converted.setdefault(v.data_ptr(), v.to(dtype))
+        for k, v in model.llava.state_dict().items()
+    }
+    kept = model.llava.config.dtype
+    try:
+        model.llava.config.dtype = dtype or kept
+        model.llava.save_pretrained(folder, state_dict=state)
+    finally:
+        model.llava.config.dtype = kept
+    _save_companions(model, folder)
+    model.meta.save(folder)
+
+
+def save_adapter(model: FindingsModel, folder: str | Path, base: str | Path) -> None:
+    """The adapter (LoRA and projector) alone, with the id and digest of its base. `base` is a directory written by
+    `save`, or a hub id."""
+    folder = Path(folder)
+    if not hasattr(model.llava, "peft_config"):
+        raise ModelError("the model has no adapter to save; use save")
+    _fresh(folder)
+    base_dir = resolve(base)
+    where = os.path.relpath(base_dir, folder) if Path(base).is_dir() else str(base)
+    model.llava.peft_config["default"].base_model_name_or_path = str(base)
+    model.llava.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+    _save_companions(model, folder)
+    replace(model.meta, base=where, base_sha256=weights_sha256(base_dir)).save(folder)
+
+
+def load(
+    name: str | Path,
+    *,
+    base: str | Path | None = None,
+    attention: str = "cxr",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    trainable: bool = False,
+) -> FindingsModel:
+    """A merged directory, an adapter directory (with its base), a hub id, or "mini". fp32 unless `dtype` says otherwise.
+
+    Raises ModelError if an adapter's base or preprocessing is not the one it was trained with, if tensors are missing or
+    left over, or if the directory holds no findings model.
+    """
+    folder = resolve(name)
+    meta = Meta.load(folder)
+    if not (folder / "adapter_config.json").is_file():
+        model = _load_merged(folder, meta, attention, dtype)
+    else:
+        model = _load_adapter(folder, meta, base, attention, dtype, trainable)
+    if device is not None:
+        model.llava.to(device)
+    model.llava.train(trainable)
+    return model
+
+
+def _load_merged(folder: Path, meta: Meta, attention: str, dtype: torch.dtype | None) -> FindingsModel:
+    preprocessing = Preprocessing.from_pretrained(folder)
+    if preprocessing.sha256 != meta.preprocess_sha256:
+        raise ModelError(
+            f"{folder}: the preprocessing ({preprocessing.sha256[:12]}) is not the one the model was trained with "
+            f"({meta.preprocess_sha256[:12]})"
+        )
+    llava, report = LlavaForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=dtype or torch.float32,
+        attn_implementation=attention_name(attention),
+        output_loading_info=True,
+    )
+    odd = {k: sorted(v) for k, v in report.items() if k in ("missing_keys", "unexpected_keys") and v}
+    if odd:
+        raise ModelError(f"{folder}: the weights do not fit the configuration: {odd}")
+    processor = LlavaProcessor.from_pretrained(folder)
+    return FindingsModel(llava, processor, preprocessing, meta, revision=weights_sha256(folder))
+
+
+def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> FindingsModel:
+    from peft import PeftModel, get_peft_model_state_dict
+
+    given = base if base is not None else _base_of(folder, meta)
+    base_dir = resolve(given)
+    digest = weights_sha256(base_dir)
+    if digest != meta.base_sha256:
+        raise ModelError(
+            f"{folder} was trained on {meta.base} with weights {meta.base_sha256[:12]}, but {given} holds weights "
+            f"{digest[:12]}"
+        )
+    model = _load_merged(base_dir, Meta.load(base_dir), attention, dtype)
+    if model.preprocessing.sha256 != meta.preprocess_sha256:
+        raise ModelError(
+            f"{folder} was trained with preprocessing {meta.preprocess_sha256[:12]}, but {given} has "
+            f"{model.preprocessing.sha256[:12]}"
+        )
+    llava = PeftModel.from_pretrained(model.llava, folder, is_trainable=trainable)
+    check_adapters(llava)
+    file = folder / "adapter_model.safetensors"
+    with safe_open(file, "pt") as tensors:
+        saved = set(tensors.keys())
+    expected = set(get_peft_model_state_dict(llava, save_embedding_layers=False))
+    if saved != expected:
+        odd = sorted(saved ^ expected)
+        raise ModelError(f"{folder} does not fit its base {given}: {len(odd)} tensors without a partner, first {odd[0]}")
+    return replace(model, llava=llava, meta=meta, adapter_sha256=_sha256([file]))
+
+
+def _base_of(folder: Path, meta: Meta) -> str | Path:
+    beside = folder / meta.base
+    return beside if beside.is_dir() else meta.base
+
+
+def resolve(name: str | Path) -> Path:
+    """A directory, the shipped "mini", or a hub id -> a local directory. Raises ModelError if there is none."""
+    if Path(name).is_dir():
+        return Path(name)
+    if str(name) == "mini":
+        if not MINI.is_dir():
+            raise ModelError(f"the shipped model is missing: {MINI} does not exist; reinstall, or run `make mini`")
+        return MINI
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("."):
+        raise ModelError(f"no model {str(name)!r}: it is neither a directory, nor 'mini', nor a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"{name} is no directory here, and the hub did not give it: {type(error).__name__}") from error
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """Digest of a directory's safetensors files. Raises ModelError if there are none."""
+    files = sorted(Path(folder).glob("model*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder} holds no model.safetensors (pickled weights are not read)")
+    return _sha256(files)
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _save_companions(model: FindingsModel, folder: Path) -> None:
+    model.processor.save_pretrained(folder)
+    model.preprocessing.save_pretrained(folder)
+
+
+def _fresh(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise ModelError(f"{folder} is not empty; choose another directory or remove it first")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def parameter_table(model: nn.Module) -> list[tuple[str, int, int]]:
+    """(part, parameters, trainable ones) for every part and the total; tied weights once."""
+    parts: dict[str, list[int]] = {}
+    for name, p in model.named_parameters():
+        part = next((t for t in ("vision_tower", "multi_modal_projector", "language_model") if t in name), "lm_head")
+        part = "lora" if ".lora_" in name else part
+        total, trained = parts.setdefault(part, [0, 0])
+        parts[part] = [total + p.numel(), trained + p.numel() * p.requires_grad]
+    rows = [(part, *numbers) for part, numbers in parts.items()]
+    return [*rows, ("total", sum(r[1] for r in rows), sum(r[2] for r in rows))]
+
+
+def vision_tower(llava: nn.Module) -> nn.Module:
+    """The tower, whether or not an adapter is around the model."""
+    return (llava.get_base_model() if hasattr(llava, "get_base_model") else llava).model.vision_tower
