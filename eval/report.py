@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from eval.scores.differences import mark_differences
-from eval.scores.inputs import POLICIES
+from eval.scores.inputs import POLICIES, report_text
 from eval.scores.labels import label_report
 from eval.scores.suite import Scores
 from eval.scores.tables import AVERAGE_NAMES, LEXICAL, headline_keys, lexical_profiles, short_name
@@ -287,7 +287,7 @@ def _svg(width: int, height: int, label: str, marks: str, caption: str = "") -> 
 
 
 def _case(case: Mapping[str, Any]) -> str:
-    reference, generated = str(case.get("reference") or ""), str(case.get("generated") or "")
+    reference, generated = report_text(case.get("reference"))[0], report_text(case.get("generated"))[0]
     head = escape(str(case.get("study_id") or ""))
     extra = [f"Indication: {case['indication']}"] if case.get("indication") else []
     warned = case.get("warnings") or ()
@@ -388,6 +388,7 @@ p.quiet { margin: .2rem 0 .8rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .7rem .4rem 0; border-bottom: 1px solid var(--rule); }
 th { font-weight: 600; }
+td:first-child { min-width: 8.5rem; }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
 td.num { white-space: nowrap; }
 figure { margin: 0 0 1rem; }

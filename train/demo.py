@@ -1,7 +1,8 @@
 """`cxr demo`: the whole system at work in a few minutes on an ordinary computer, ending with one HTML page.
 
-Findings by the shipped mini for X-rays it never saw, scored beside their floors; then a taste of both trainings through
-`accelerate launch`, going on from mini: the encoder on unlabelled films, the findings model on another hospital's wording.
+Findings by the shipped mini for X-rays it never saw, scored beside their floors; then a taste of both trainings
+through `accelerate launch`, going on from mini: the encoder on unlabelled films, the findings model on another
+hospital's wording.
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ def run(out: Path, studies: int, *, training: bool = True) -> int:
     references = {row["study_id"]: row for row in _rows(listing)}
     found = _rows(predictions)
     for row in found[:2]:
-        print(f"\n  {row['study_id']}\n    reference  {references[row['study_id']]['findings']}"
-              f"\n    mini       {row.get('findings', row.get('error'))}")  # fmt: skip
+        print(
+            f"\n  {row['study_id']}\n    reference  {references[row['study_id']]['findings']}"
+            f"\n    mini       {row.get('findings', row.get('error'))}"
+        )
 
     say("3/4  Scores, with 95 % intervals, beside what a model that does not look would get")
     import eval as scoring
@@ -98,17 +101,51 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
     models.vision_tower(mini.llava).save_pretrained(encoder)
     mini.preprocessing.save_pretrained(encoder)
     print("The encoder goes on learning from images alone (fresh heads first, then the backbone):")
-    launch("train.pretrain", "--recipe", "demo", "--init", str(encoder), "--data", str(out / "phantoms" / "images"),
-           "--cache", str(out / "cache"), "--out", str(out / "pretrain"))  # fmt: skip
+    launch(
+        "train.pretrain",
+        "--recipe",
+        "demo",
+        "--init",
+        str(encoder),
+        "--data",
+        str(out / "phantoms" / "images"),
+        "--cache",
+        str(out / "cache"),
+        "--out",
+        str(out / "pretrain"),
+    )
 
     print(
         "\nThe findings model learns another hospital's wording (LoRA and projector on the frozen encoder):"
     )
     other = out / "other_hospital"
-    write_phantoms([str(other), "--studies", str(TASTE_STUDIES), "--seed", str(SEED + 1), "--no-masks", "--format", "png",
-                    "--size", "256", "--wording", "telegraphic"])  # fmt: skip
-    launch("train.finetune", "--recipe", "demo", "--init", "mini", "--studies", str(other / "studies.jsonl"),
-           "--out", str(out / "finetune"))  # fmt: skip
+    write_phantoms(
+        [
+            str(other),
+            "--studies",
+            str(TASTE_STUDIES),
+            "--seed",
+            str(SEED + 1),
+            "--no-masks",
+            "--format",
+            "png",
+            "--size",
+            "256",
+            "--wording",
+            "telegraphic",
+        ]
+    )
+    launch(
+        "train.finetune",
+        "--recipe",
+        "demo",
+        "--init",
+        "mini",
+        "--studies",
+        str(other / "studies.jsonl"),
+        "--out",
+        str(out / "finetune"),
+    )
     return {
         "Pre-training on images alone": _curve(out / "pretrain" / "metrics.jsonl"),
         "Fine-tuning on another hospital's wording": _curve(out / "finetune" / "metrics.jsonl"),
@@ -122,14 +159,22 @@ def write(page: Path, scores, curves: dict, references: dict, found: list[dict],
     cases = []
     for row in [r for r in found if "findings" in r][:SHOWN]:
         study = references[row["study_id"]]
-        cases.append({
-            "study_id": row["study_id"],
-            "image": read(root / study["images"][0]["path"]).pixels,
-            "reference": study["findings"],
-            "generated": row["findings"],
-        })  # fmt: skip
-    write_page(page, title="cxr demo: findings by mini", scores=scores, curves=curves, cases=cases,
-               notes=["X-rays and reports are synthetic phantoms; mini is a demonstration, not for diagnosis."])  # fmt: skip
+        cases.append(
+            {
+                "study_id": row["study_id"],
+                "image": read(root / study["images"][0]["path"]).pixels,
+                "reference": study["findings"],
+                "generated": row["findings"],
+            }
+        )
+    write_page(
+        page,
+        title="cxr demo: findings by mini",
+        scores=scores,
+        curves=curves,
+        cases=cases,
+        notes=["X-rays and reports are synthetic phantoms; mini is a demonstration, not for diagnosis."],
+    )
 
 
 def _rows(path: Path) -> list[dict]:

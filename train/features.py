@@ -105,7 +105,7 @@ def _compute(model, paths, folder: Path, key: str, state: PartialState, batch: i
     if state.is_main_process:
         lists = sorted(folder.glob(f"{key}.*.left_out"))
         part.rename(data)
-        done.write_text(json.dumps({"unreadable": sum((json.loads(p.read_text()) for p in lists), [])}))
+        done.write_text(json.dumps({"unreadable": [x for p in lists for x in json.loads(p.read_text())]}))
         for p in lists:
             p.unlink()
     state.wait_for_everyone()

@@ -1,11 +1,11 @@
-"""Fine-tuning: projector and LoRA (or the whole language model) learn to turn a frozen encoder's features into findings.
+"""Fine-tuning: projector and LoRA, or the whole language model, learn to say what a frozen encoder sees.
 
     accelerate launch -m train.finetune --recipe mini --encoder runs/encoder --llm runs/mini_llm \
         --studies data/studies.jsonl --out runs/mini_findings --merge
 
-The encoder is frozen, so its features are computed once and kept on disk; the steps then cost the language model alone.
-Watch the label F1 of generated findings with true and with shuffled images, not the loss: a model may write well and look
-at nothing. Stop with SIGINT; the same command goes on, with the losses an uninterrupted run would have had.
+The encoder is frozen, so its features are computed once and kept on disk; the steps then cost the language model
+alone. Watch the label F1 of generated findings with true and with shuffled images, not the loss: a model may write
+well and look at nothing. Stop with SIGINT; the same command goes on, with the losses of an uninterrupted run.
 
 OUT holds `base/` (what the adapter belongs to), `adapter/` and with --merge `merged/`, which plain transformers opens.
 """
@@ -65,16 +65,14 @@ class Finetune:
     log_steps: int = 25  # a line on the screen
     workers: int = 2  # processes that read images while features are computed
     feature_batch: int = 32  # images a forward pass of the encoder
-    features_dir: str | None = (
-        None  # where features are kept (OUT/features); share it between runs on the same images
-    )
-    attention: str = "cxr"  # our attention; sdpa is PyTorch's
+    features_dir: str | None = None  # where features lie (OUT/features); runs on the same images can share it
+    attention: str = "auto"  # eager on a CPU, the fastest there in training; cxr, our kernel, on a GPU
     seed: int = 0  # projector, LoRA and order
 
 
-MAY_DIFFER = {
-    "out", "merge", "merged_dtype", "eval_batch", "save_steps", "log_steps", "workers", "feature_batch", "features_dir",
-    "attention", "name", "notice",
+MAY_DIFFER = {  # places, since what lies there is compared by digest, and how it is done
+    "out", "encoder", "llm", "init", "studies", "merge", "merged_dtype", "eval_batch", "save_steps", "log_steps",
+    "workers", "feature_batch", "features_dir", "attention", "name", "notice",
 }  # fmt: skip
 
 
@@ -127,9 +125,11 @@ def main(argv: list[str] | None = None) -> int:
     quiet()
     state = PartialState()
     out = Path(config.out)
-    parts = [config.init] if config.init else [config.encoder, config.llm]
-    digests = {f"weights of {p}": models.weights_sha256(models.resolve(p)) for p in parts}
-    digests |= {f"sha256 of {p}": file_sha256(Path(p)) for p in config.studies}
+    if config.init and (models.resolve(config.init) / "adapter_config.json").exists():
+        raise ConfigError(f"{config.init} is an adapter: merge it first (cxr export --merge)")
+    parts = ("init",) if config.init else ("encoder", "llm")
+    digests = {f"sha256 of {p}": models.weights_sha256(models.resolve(getattr(config, p))) for p in parts}
+    digests["sha256 of studies"] = [file_sha256(Path(p)) for p in config.studies]
     with state.main_process_first():
         checkpoint = open_run(out, config, MAY_DIFFER, digests)
     if (out / "finished").exists():
@@ -140,8 +140,6 @@ def main(argv: list[str] | None = None) -> int:
     style = PromptStyle(wording=config.wording, demographics=config.demographics)
     if config.init:
         model = models.load(config.init, attention=config.attention)
-        if hasattr(model.llava, "peft_config"):
-            raise ConfigError(f"{config.init} is an adapter; merge it first (cxr export --merge)")
     else:
         model = models.build(config.encoder, config.llm, attention=config.attention, seed=config.seed)
         model.meta.prompt = style
@@ -153,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     for listing in config.studies:
         for study in load_studies(listing):
             image = shown_image(study)
-            if image is not None and answer_for(study):
+            if image is not None and answer_for(study) and (study.split or "train") in ("train", "validate"):
                 rows.append(study)
                 paths.append(Path(listing).parent / image.path)
     unique = list(dict.fromkeys(paths))
@@ -177,8 +175,8 @@ def main(argv: list[str] | None = None) -> int:
     evaluate = bool(config.eval_steps and len(data["validate"]))
 
     # calibrate, remember the base, put the features in the place of the tower
-    sample = torch.linspace(0, len(features) - 1, min(256, len(features))).long().tolist()
-    sample_BNC = torch.stack([torch.from_numpy(features[i].astype("float32")) for i in sample])
+    sample = torch.linspace(0, len(data["train"]) - 1, min(256, len(data["train"]))).long().tolist()
+    sample_BNC = torch.stack([data["train"].feature(i) for i in sample])
     mean_C, std_C = models.statistics(sample_BNC)
     if not config.init:
         models.calibrate(model.llava, sample_BNC, config.projector_gain)
@@ -249,9 +247,10 @@ def print_plan(llava, tower_parameters: int, data: Examples, config: Finetune) -
             f"{part:22} {count:>14,} parameters  {trainable:>12,} trained  {100 * trainable / max(count, 1):5.1f} %"
         )
     mb = 4 / 2**20
+    features = data.feature(0).numel() * config.batch_size
     print(
         f"memory: weights {total * mb:,.0f} MB (without the tower), gradients {trained * mb:,.0f} MB, "
-        f"AdamW {2 * trained * mb:,.0f} MB, features of a batch {data.feature(0).numel() * config.batch_size * mb:,.0f} MB; "
+        f"AdamW {2 * trained * mb:,.0f} MB, features of a batch {features * mb:,.0f} MB; "
         f"activations come on top, and grow with batch_size x {max(data.lengths)} tokens",
         flush=True,
     )
@@ -372,7 +371,10 @@ def macro_f1(truth: list[dict[str, int]], found: list[dict[str, int]], least: in
 
 
 if __name__ == "__main__":
+    from vlm.model import ModelError
+    from vlm.study import StudyError
+
     try:
         sys.exit(main())
-    except ConfigError as error:
+    except (ConfigError, ModelError, StudyError) as error:
         sys.exit(f"error: {error}")

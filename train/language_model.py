@@ -3,7 +3,8 @@
     accelerate launch -m train.language_model --recipe mini --studies data/studies.jsonl --out runs/mini_llm
 
 LoRA needs a language model that writes; for small work this makes one: a byte-level BPE tokenizer and a small Llama,
-trained on prompts and findings as `vlm.prompts` words them, without images. Stop it with SIGINT; the same command goes on.
+trained on prompts and findings as `vlm.prompts` words them, without images. Stop it with SIGINT; the same command
+goes on.
 OUT is a plain transformers directory (AutoTokenizer, AutoModelForCausalLM).
 """
 
@@ -47,11 +48,11 @@ class LanguageModel:
     eval_steps: int = 200  # validation loss; 0: never
     save_steps: int = 200  # checkpoints to go on from
     log_steps: int = 50  # a line on the screen
-    attention: str = "cxr"  # our attention; sdpa is PyTorch's
+    attention: str = "auto"  # eager on a CPU, the fastest there in training; cxr, our kernel, on a GPU
     seed: int = 0  # initialisation and order
 
 
-MAY_DIFFER = {"out", "log_steps", "save_steps", "attention"}
+MAY_DIFFER = {"out", "studies", "log_steps", "save_steps", "attention"}
 
 
 def train_tokenizer(texts: list[str], vocabulary: int):
@@ -118,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     state = PartialState()
     out = Path(config.out)
     style = PromptStyle(wording=config.wording, demographics=config.demographics)
+    digests = {"sha256 of studies": [file_sha256(Path(p)) for p in config.studies]}
     studies = [s for path in config.studies for s in load_studies(path) if answer_for(s)]
     texts = {
         split: [
@@ -131,9 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError(f"{', '.join(config.studies)}: no study of split 'train' has findings")
     evaluate = bool(texts["validate"] and config.eval_steps)
     with state.main_process_first():
-        checkpoint = open_run(
-            out, config, MAY_DIFFER, {f"sha256 of {p}": file_sha256(Path(p)) for p in config.studies}
-        )
+        checkpoint = open_run(out, config, MAY_DIFFER, digests)
         if not (out / "tokenizer.json").exists():
             train_tokenizer(texts["train"], config.vocabulary).save_pretrained(out)
     if (out / "model.safetensors").exists():
@@ -194,7 +194,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from vlm.model import ModelError
+    from vlm.study import StudyError
+
     try:
         sys.exit(main())
-    except ConfigError as error:
+    except (ConfigError, ModelError, StudyError) as error:
         sys.exit(f"error: {error}")

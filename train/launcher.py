@@ -24,11 +24,25 @@ def accelerate_command(module: str, *arguments: str, processes: int = 1) -> list
 
 
 def launch(module: str, *arguments: str, processes: int = 1) -> None:
-    """Run a training module to its end, its output on the screen. Raises StepFailed, or KeyboardInterrupt for 130."""
+    """Run a training module to its end, its output on the screen.
+
+    Raises StepFailed, or KeyboardInterrupt after the training has saved what it needs to go on.
+    """
     command = accelerate_command(module, *arguments, processes=processes)
     print(f"\n$ accelerate launch -m {module} {shlex.join(arguments)}", flush=True)
-    status = subprocess.run(command).returncode
-    if status == 130:
+    process = subprocess.Popen(command)
+    interrupted = False
+    while True:
+        try:
+            status = process.wait()
+            break
+        except (
+            KeyboardInterrupt
+        ):  # Ctrl-C reaches the training as well, which now saves; a second one ends it at once
+            if interrupted:
+                process.kill()
+            interrupted = True
+    if interrupted:
         raise KeyboardInterrupt
     if status:
         raise StepFailed(f"this step ended with status {status}; to see it again:\n  {shlex.join(command)}")

@@ -39,13 +39,36 @@ def main(argv: list[str] | None = None) -> int:
         nih = nih_images(out)
         if nih:
             images, weights = [*images, str(nih)], [*weights, str(NIH_WEIGHT)]
-        launch("train.pretrain", "--recipe", "mini", "--data", *images, "--weights", *weights,
-               "--cache", str(out / "cache"), "--out", str(out / "encoder"))  # fmt: skip
+        launch(
+            "train.pretrain",
+            "--recipe",
+            "mini",
+            "--data",
+            *images,
+            "--weights",
+            *weights,
+            "--cache",
+            str(out / "cache"),
+            "--out",
+            str(out / "encoder"),
+        )
         launch(
             "train.language_model", "--recipe", "mini", "--studies", str(studies), "--out", str(out / "llm")
         )
-        launch("train.finetune", "--recipe", "mini", "--encoder", str(out / "encoder" / "encoder"),
-               "--llm", str(out / "llm"), "--studies", str(studies), "--out", str(out / "findings"), "--merge")  # fmt: skip
+        launch(
+            "train.finetune",
+            "--recipe",
+            "mini",
+            "--encoder",
+            str(out / "encoder" / "encoder"),
+            "--llm",
+            str(out / "llm"),
+            "--studies",
+            str(studies),
+            "--out",
+            str(out / "findings"),
+            "--merge",
+        )
         merged = out / "findings" / "merged"
         reference_statistics(merged, studies, nih)
         scores = judge(merged, studies, out / "test")
@@ -116,14 +139,42 @@ def judge(merged: Path, studies: Path, folder: Path) -> dict:
     folder.mkdir(exist_ok=True)
     predictions, scores = folder / "predictions.jsonl", folder / "scores.json"
     if not scores.exists():
-        cxr(["generate", str(studies), "--model", str(merged), "--split", "test", "--limit", str(TEST_STUDIES),
-             "--out", str(predictions), "--floors", str(folder / "floors"), "--batch-size", "64", "--overwrite"])  # fmt: skip
-        reference = folder / "references.jsonl"
+        cxr(
+            [
+                "generate",
+                str(studies),
+                "--model",
+                str(merged),
+                "--split",
+                "test",
+                "--limit",
+                str(TEST_STUDIES),
+                "--out",
+                str(predictions),
+                "--floors",
+                str(folder / "floors"),
+                "--batch-size",
+                "64",
+                "--overwrite",
+            ]
+        )
         wanted = {json.loads(line)["study_id"] for line in predictions.read_text().splitlines()}
+        reference = folder / "references.jsonl"  # of the studies asked for
         lines = [line for line in studies.read_text().splitlines() if json.loads(line)["study_id"] in wanted]
         reference.write_text("\n".join(lines) + "\n")
-        cxr(["score", str(predictions), str(reference), "--floors", str(folder / "floors"), "--out", str(scores),
-             "--html", str(folder / "scores.html")])  # fmt: skip
+        cxr(
+            [
+                "score",
+                str(predictions),
+                str(reference),
+                "--floors",
+                str(folder / "floors"),
+                "--out",
+                str(scores),
+                "--html",
+                str(folder / "scores.html"),
+            ]
+        )
     return json.loads(scores.read_text())
 
 
@@ -167,11 +218,27 @@ Licence: Apache-2.0. Intended use: demonstration and software tests. Out of scop
 """
 
 
-def headline(scores: dict) -> list[tuple[str, str]]:
-    """The rows of the card, from the JSON of `cxr score`."""
-    from eval.report import headline_rows
+HEADLINE = {
+    "label-f1/14/macro-30/neg": "label F1, macro over labels with 30 positives, uncertain as negative",
+    "label-f1/14/micro/neg": "label F1, micro over 14 labels",
+    "bleu-4/coco": "BLEU-4 (coco)",
+    "rouge-l/coco": "ROUGE-L (coco)",
+    "meteor/coco": "METEOR (nltk, no WordNet)",
+}
 
-    return headline_rows(scores)
+
+def headline(scores: dict) -> list[tuple[str, str]]:
+    """The rows of the card, from the JSON of `cxr score`: each score, and the first one on the floors."""
+    by_name = {row["name"]: row for row in scores["scores"]}
+    rows = [
+        (text, f"{by_name[key]['value']:.3f} [{by_name[key]['low']:.3f}, {by_name[key]['high']:.3f}]")
+        for key, text in HEADLINE.items()
+    ]
+    first = next(iter(HEADLINE))
+    for floor in scores["floors"]:
+        value = next(row["value"] for row in floor["scores"] if row["name"] == first)
+        rows.append((f"the same F1, {floor['name']}", f"{value:.3f}"))
+    return rows
 
 
 def install(merged: Path) -> None:

@@ -49,6 +49,7 @@ from encoder.transforms import MultiCrop, Preprocessing
 from encoder.vit import CropViT
 from train import checkpoints
 from train.config import ConfigError, load_config
+from train.processes import all_processes, is_main
 from train.schedules import cosine, linear, warmup_cosine
 
 
@@ -80,8 +81,8 @@ class PretrainConfig:
     global_scale: list[float] = field(default_factory=lambda: [0.4, 1.0])  # share of the area
     local_scale: list[float] = field(default_factory=lambda: [0.05, 0.4])  # share of the area
     flip_probability: float = 0.0  # left and right matter in findings
-    brightness: float = 0.2  # greatest shift of the grey levels
-    contrast: float = 0.3  # greatest relative change
+    brightness: float = 0.1  # greatest shift of the grey levels; with 0.2 small runs learned nothing
+    contrast: float = 0.2  # greatest relative change
     blur_probability: float = 0.2  # of each crop
     blur_sigma: list[float] = field(
         default_factory=lambda: [0.1, 1.0]
@@ -459,11 +460,13 @@ def initialise(backbone: CropViT, c: PretrainConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run or resume; returns 0, or 130 / 143 after SIGINT / SIGTERM."""
-    try:
-        return run(load_config(PretrainConfig, "pretrain", argv))
-    except (ConfigError, checkpoints.CheckpointError, FileNotFoundError) as error:
-        print(f"train.pretrain: {error}", file=sys.stderr)
-        return 2
+    with all_processes():
+        try:
+            return run(load_config(PretrainConfig, "pretrain", argv))
+        except (ConfigError, checkpoints.CheckpointError, FileNotFoundError) as error:
+            if is_main():
+                print(f"train.pretrain: {error}", file=sys.stderr)
+            return 2
 
 
 def run(c: PretrainConfig) -> int:
@@ -494,10 +497,15 @@ def run(c: PretrainConfig) -> int:
     augment = multi_crop(c).on_device
 
     # Begin or go on.
+    resumed, refused = False, None
     if accelerator.is_main_process:
-        defaults = asdict(PretrainConfig())  # a run begun before an option existed had its default
-        resumed = checkpoints.claim(out, {**asdict(c), "images": fingerprint}, FREE, defaults)
-    accelerator.wait_for_everyone()
+        try:
+            defaults = asdict(PretrainConfig())  # a run begun before an option existed had its default
+            resumed = checkpoints.claim(out, {**asdict(c), "images": fingerprint}, FREE, defaults)
+        except checkpoints.CheckpointError as error:
+            refused = error
+    if all_reduce(torch.tensor(float(refused is not None), device=device)) > 0:  # all leave together
+        raise refused or checkpoints.CheckpointError("refused by the main process")
     last, step = checkpoints.latest(out), 0
     if last is not None:
         tensors, state = checkpoints.load(last)
@@ -507,7 +515,7 @@ def run(c: PretrainConfig) -> int:
         checkpoints.load_optimizer_tensors(optimizer, names, tensors["optimizer"])
         step = state["step"]
         say(f"going on after step {step} of {c.steps} ({last})")
-    elif accelerator.is_main_process and resumed:
+    elif resumed:
         say(f"{out} has no checkpoint yet; starting at step 0")
     metrics = out / "metrics.jsonl"
     if accelerator.is_main_process:

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,6 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
 from transformers.utils import logging
 
 from train.config import ConfigError
@@ -34,13 +32,12 @@ INTERRUPTED = 130  # the exit status of a run that was stopped by SIGINT or SIGT
 
 
 def quiet() -> None:
-    """We print lines of our own; a bar for every file that is read, and what peft calls in transformers, is noise."""
+    """We print lines of our own; a bar for every file that is read is noise."""
     logging.disable_progress_bar()
     logging.get_logger("transformers.trainer_utils").setLevel("ERROR")  # file times are not what we go by
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
-def open_run(out: Path, config: Any, may_differ: set[str], files: dict[str, str]) -> Path | None:
+def open_run(out: Path, config: Any, may_differ: set[str], files: dict[str, Any]) -> Path | None:
     """Make the run folder or find it again; returns the last complete checkpoint, if there is one.
 
     `files` are digests of what the run reads. Raises ConfigError naming every field in which `out` was started with

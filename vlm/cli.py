@@ -11,6 +11,17 @@ from pathlib import Path
 NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".html", ".pdf", ".py"}
 
 
+OURS = {
+    "CheckpointError",
+    "ConfigError",
+    "ConversionError",
+    "ModelError",
+    "ScoreError",
+    "StepFailed",
+    "StudyError",
+}
+
+
 class UsageError(Exception):
     """Something about the command line; printed without a traceback, exit status 2."""
 
@@ -28,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         # Errors our own modules raise on purpose say what is wrong and what to do; anything else is a defect.
-        if type(error).__name__ in ("ModelError", "StudyError", "ConfigError", "ScoreError", "StepFailed"):
+        if type(error).__name__ in OURS:
             print(f"cxr {args.command}: {error}", file=sys.stderr)
             return 2
         raise
@@ -74,6 +85,15 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("predictions", type=Path, help="predictions of cxr generate (JSON Lines)")
     p.add_argument("studies", type=Path, help="studies file with the reference findings")
     p.add_argument("--floors", type=Path, metavar="DIR", help="the folder cxr generate --floors wrote")
+    p.add_argument(
+        "--training", type=Path, metavar="STUDIES", help="studies whose nearest report is a floor, too"
+    )
+    p.add_argument(
+        "--reference-labels",
+        choices=("text", "study"),
+        default="text",
+        help="default text: labelled as predictions are",
+    )
     p.add_argument("--out", type=Path, help="write the scores as JSON to this file")
     p.add_argument("--html", type=Path, help="write a page to this file")
     p.add_argument("--bootstrap", type=int, default=1000, help="replicates, drawn by patient (default 1000)")
@@ -112,9 +132,11 @@ def generate(args) -> int:
         )
 
     from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar
 
     from vlm.generate import Findings
 
+    disable_progress_bar()  # of loading weights: it is over before it is read
     console = Console(soft_wrap=True)
     model = Findings.from_pretrained(args.model, base=args.base, device=args.device, attention=args.attention)
     console.print(f"[dim]{model.model.meta.name}: {model.notice}[/dim]")
@@ -232,11 +254,18 @@ def _show(console, prediction) -> None:
 def score(args) -> int:
     import eval as scoring
 
-    for path in (args.out, args.html):
-        if path and path.exists():
-            raise UsageError(f"{path} exists; choose another file")
+    references = args.studies
+    if args.split:
+        rows = [json.loads(line) for line in args.studies.read_text().splitlines() if line.strip()]
+        references = [row for row in rows if row.get("split") == args.split]
     scores = scoring.score(
-        args.predictions, args.studies, floors=args.floors, n_boot=args.bootstrap, seed=args.seed
+        args.predictions,
+        references,
+        floors=args.floors,
+        training=args.training,
+        reference_labels=args.reference_labels,
+        n_boot=args.bootstrap,
+        seed=args.seed,
     )
     print(scores.table())
     if args.out:

@@ -1,8 +1,8 @@
 """Studies in, findings out.
 
-    model = Findings.from_pretrained("mini")
-    print(model("chest.dcm").text)
-    for prediction in model.generate(load_studies("studies.jsonl"), root="data"): ...
+model = Findings.from_pretrained("mini")
+print(model("chest.dcm").text)
+for prediction in model.generate(load_studies("studies.jsonl"), root="data"): ...
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class _Task:
 class Findings:
     """The findings model, ready to generate. `notice` is the line every user should be shown."""
 
-    def __init__(self, model: models.FindingsModel, outliers: Outliers | None = None, limits: Limits | None = None):
+    def __init__(
+        self, model: models.FindingsModel, outliers: Outliers | None = None, limits: Limits | None = None
+    ):
         self.model, self.outliers, self.limits = model, outliers, limits
         self.notice = model.meta.notice
 
@@ -128,7 +130,9 @@ class Findings:
         batch: list[_Task] = []
         for i, item in enumerate(studies):
             study = _as_study(item)
-            batch.append(self._task(study, shown[i] if images == "shuffled" else study, Path(root), images, most, seed))
+            batch.append(
+                self._task(study, shown[i] if images == "shuffled" else study, Path(root), images, most, seed)
+            )
             if len(batch) == batch_size:
                 yield from self._run(batch, images, most)
                 batch = []
@@ -161,12 +165,18 @@ class Findings:
             pixels_BCHW = torch.stack([t.pixels_CHW for t in good]).to(self._device, self._dtype)
             if self.outliers and images == "true":
                 self._check(good, pixels_BCHW)
-            written = generate_ids(self.model.llava, self.model, [t.prompt_ids for t in good], pixels_BCHW, most)
+            written = generate_ids(
+                self.model.llava, self.model, [t.prompt_ids for t in good], pixels_BCHW, most
+            )
             for task, ids in zip(good, written, strict=True):
                 text = self.model.tokenizer.decode(ids, skip_special_tokens=True).strip()
                 task.prediction.findings = text
                 if len(ids) == most and ids[-1] != self.model.tokenizer.eos_token_id:
-                    self._warn(task, "cut_off", f"the findings were cut off after {most} tokens; raise max_new_tokens")
+                    self._warn(
+                        task,
+                        "cut_off",
+                        f"the findings were cut off after {most} tokens; raise max_new_tokens",
+                    )
                 if not text:
                     self._warn(task, "empty", "the model wrote nothing")
         seconds = (time.perf_counter() - started) / len(tasks)

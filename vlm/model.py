@@ -5,7 +5,7 @@
 
 Stock Llava reads the tower's `hidden_states[-1]`, which for DINOv2 is **before** the final LayerNorm, and drops the CLS
 token. `cxr.json` beside the weights says so, and what else belongs to the model but has no place in a transformers
-configuration: the prompt's style, the digests of encoder and preprocessing, the base of an adapter, the notice to users.
+configuration: the prompt's style, the digests of encoder and preprocessing, an adapter's base, the notice to users.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,7 +56,9 @@ class Meta:
 
     name: str = "findings"  # what predictions call the model
     notice: str = "For research, not for diagnosis."  # shown to the user with every run
-    prompt: PromptStyle = field(default_factory=PromptStyle)  # a model answers only the prompt it was trained with
+    prompt: PromptStyle = field(
+        default_factory=PromptStyle
+    )  # a model answers only the prompt it was trained with
     max_new_tokens: int = 256  # enough for the longest findings of MIMIC-CXR but for a handful
     features: str = f"hidden_states[{LAYER}], before the final LayerNorm, without CLS"
     encoder_sha256: str = ""
@@ -105,9 +110,12 @@ class FindingsModel:
 
 
 def attention_name(attention: str) -> str:
-    """`cxr` (ours, registered with transformers here), `sdpa` or `eager`."""
+    """transformers' name for `cxr` (ours, registered with transformers here), `sdpa`, `eager`, or `auto`: for training,
+    `eager` on a CPU, where it is the fastest at a few hundred tokens under bf16 autocast, and ours elsewhere."""
+    if attention == "auto":
+        attention = "cxr" if torch.cuda.is_available() else "eager"
     if attention not in ATTENTION:
-        raise ModelError(f"attention {attention!r} is unknown; there are {', '.join(ATTENTION)}")
+        raise ModelError(f"attention {attention!r} is unknown; there are auto, {', '.join(ATTENTION)}")
     if attention == "cxr":
         import encoder.attention.wiring  # noqa: F401  (importing registers the name)
     return ATTENTION[attention]
@@ -134,7 +142,9 @@ def build(
     implementation = attention_name(attention)
     vision, preprocessing = load_encoder(encoder_dir, attention=attention)
     if preprocessing.size % vision.config.patch_size:
-        raise ModelError(f"{encoder_dir}: {preprocessing.size} px is no multiple of patch size {vision.config.patch_size}")
+        raise ModelError(
+            f"{encoder_dir}: {preprocessing.size} px is no multiple of patch size {vision.config.patch_size}"
+        )
     tokenizer = AutoTokenizer.from_pretrained(llm_dir)
     language = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
     if tokenizer.eos_token_id is None:
@@ -189,7 +199,9 @@ def load_encoder(folder: str | Path, attention: str = "cxr") -> tuple[nn.Module,
         raise ModelError(f"{folder} is no encoder checkpoint: it has no config.json")
     config = AutoConfig.from_pretrained(folder)
     if config.model_type != "dinov2":
-        raise ModelError(f"{folder} holds a {config.model_type} model; an encoder here is a dinov2 checkpoint")
+        raise ModelError(
+            f"{folder} holds a {config.model_type} model; an encoder here is a dinov2 checkpoint"
+        )
     model = AutoModel.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention_name(attention)
     )
@@ -209,7 +221,7 @@ def _generation_config(tokenizer):
 
 @torch.no_grad()
 def statistics(features_BNC: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every channel over the patch tokens (CLS, the first token, left out): (C,), (C,)."""
+    """Mean and standard deviation of every channel over the patch tokens, without CLS, the first: (C,), (C,)."""
     x_TC = features_BNC[:, 1:].double().flatten(0, 1)
     mean_C, std_C = x_TC.mean(0), x_TC.std(0)
     return mean_C.float(), std_C.clamp_min(1e-3 * float(std_C.mean()) + 1e-8).float()
@@ -291,9 +303,19 @@ def add_lora(llava: nn.Module, rank: int = 16, alpha: int = 32, dropout: float =
         modules_to_save=["multi_modal_projector"],
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(llava, config)
+    with _quiet_peft():
+        model = get_peft_model(llava, config)
     check_adapters(model)
     return model
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """peft asks transformers for a property of a deprecated name, and merely warns of missing keys, which we refuse."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        yield
 
 
 def count_adapters(model: nn.Module) -> dict[str, int]:
@@ -346,6 +368,14 @@ def save(model: FindingsModel, folder: str | Path, dtype: torch.dtype | None = N
     model.meta.save(folder)
 
 
+def save_encoder(model: FindingsModel, folder: str | Path) -> None:
+    """The vision tower with its preprocessing as an encoder checkpoint, for pre-training or `build` to start from."""
+    folder = Path(folder)
+    _fresh(folder)
+    vision_tower(model.llava).save_pretrained(folder)
+    model.preprocessing.save_pretrained(folder)
+
+
 def save_adapter(model: FindingsModel, folder: str | Path, base: str | Path) -> None:
     """The adapter (LoRA and projector) alone, with the id and digest of its base. `base` is a directory written by
     `save`, or a hub id."""
@@ -371,10 +401,10 @@ def load(
     device: str | torch.device | None = None,
     trainable: bool = False,
 ) -> FindingsModel:
-    """A merged directory, an adapter directory (with its base), a hub id, or "mini". fp32 unless `dtype` says otherwise.
+    """A merged directory, an adapter directory (with its base), a hub id, or "mini"; fp32 unless `dtype` is given.
 
-    Raises ModelError if an adapter's base or preprocessing is not the one it was trained with, if tensors are missing or
-    left over, or if the directory holds no findings model.
+    Raises ModelError if an adapter's base or preprocessing is not the one it was trained with, if tensors are missing
+    or left over, or if the directory holds no findings model.
     """
     folder = resolve(name)
     meta = Meta.load(folder)
@@ -425,7 +455,8 @@ def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> Find
             f"{folder} was trained with preprocessing {meta.preprocess_sha256[:12]}, but {given} has "
             f"{model.preprocessing.sha256[:12]}"
         )
-    llava = PeftModel.from_pretrained(model.llava, folder, is_trainable=trainable)
+    with _quiet_peft():
+        llava = PeftModel.from_pretrained(model.llava, folder, is_trainable=trainable)
     check_adapters(llava)
     file = folder / "adapter_model.safetensors"
     with safe_open(file, "pt") as tensors:
@@ -433,7 +464,9 @@ def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> Find
     expected = set(get_peft_model_state_dict(llava, save_embedding_layers=False))
     if saved != expected:
         odd = sorted(saved ^ expected)
-        raise ModelError(f"{folder} does not fit its base {given}: {len(odd)} tensors without a partner, first {odd[0]}")
+        raise ModelError(
+            f"{folder} does not fit its base {given}: {len(odd)} tensors without a partner, first {odd[0]}"
+        )
     return replace(model, llava=llava, meta=meta, adapter_sha256=_sha256([file]))
 
 
@@ -448,17 +481,23 @@ def resolve(name: str | Path) -> Path:
         return Path(name)
     if str(name) == "mini":
         if not MINI.is_dir():
-            raise ModelError(f"the shipped model is missing: {MINI} does not exist; reinstall, or run `make mini`")
+            raise ModelError(
+                f"the shipped model is missing: {MINI} does not exist; reinstall, or run `make mini`"
+            )
         return MINI
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("."):
-        raise ModelError(f"no model {str(name)!r}: it is neither a directory, nor 'mini', nor a hub id (owner/name)")
+        raise ModelError(
+            f"no model {str(name)!r}: it is neither a directory, nor 'mini', nor a hub id (owner/name)"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"{name} is no directory here, and the hub did not give it: {type(error).__name__}") from error
+        raise ModelError(
+            f"{name} is no directory here, and the hub did not give it: {type(error).__name__}"
+        ) from error
 
 
 def weights_sha256(folder: str | Path) -> str:
@@ -493,7 +532,9 @@ def parameter_table(model: nn.Module) -> list[tuple[str, int, int]]:
     """(part, parameters, trainable ones) for every part and the total; tied weights once."""
     parts: dict[str, list[int]] = {}
     for name, p in model.named_parameters():
-        part = next((t for t in ("vision_tower", "multi_modal_projector", "language_model") if t in name), "lm_head")
+        part = next(
+            (t for t in ("vision_tower", "multi_modal_projector", "language_model") if t in name), "lm_head"
+        )
         part = "lora" if ".lora_" in name else part
         total, trained = parts.setdefault(part, [0, 0])
         parts[part] = [total + p.numel(), trained + p.numel() * p.requires_grad]

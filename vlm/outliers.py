@@ -1,10 +1,13 @@
-"""Is this image like the radiographs the model knows? Mahalanobis distance of the encoder's features to a reference set.
+"""Is this image like the radiographs the model knows? Mahalanobis distance of its features to a reference set.
 
     python -m vlm.outliers MODEL FOLDER|FILE... --out MODEL/ood.safetensors
 
-The feature is the CLS token beside the mean patch token, both after the final LayerNorm. The reference images are reduced
-to their mean and the leading directions of their covariance; what lies outside those counts with the smallest kept
-variance. The threshold is a quantile of the distances of reference images that were held out from the fit.
+The features are the CLS token and the patch tokens averaged over a 4 x 4 grid, after the final LayerNorm: a small
+encoder's CLS token tells bright from dark, but it is the layout that tells a chest from a hip. A reference of several
+kinds (synthetic and real films, AP and PA) is no single Gaussian, so it is split by k-means. In each part the
+distance is taken along the leading directions of its covariance, and what lies outside those counts with the variance
+left there. A distance of 1 is the quantile of distances of reference images held out from the fit; an image is as far
+as its nearest part.
 """
 
 from __future__ import annotations
@@ -19,77 +22,112 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+GRID = 4  # cells a side; finer ones react to where exactly the patient stands
+LEAST = 40  # images of a part; fewer say nothing of its covariance
+FIELDS = ("mean_C", "directions_CK", "std_K", "rest_std", "limit")
+
+
+@dataclass
+class Part:
+    """One Gaussian of the reference. Tensors are kept as they are saved."""
+
+    mean_C: Tensor
+    directions_CK: Tensor  # float16, orthonormal up to rounding
+    std_K: Tensor  # along the directions
+    rest_std: Tensor  # () a dimension of all the others together
+    limit: Tensor  # () the distance that counts as 1
+
+    @classmethod
+    def fit(cls, fit_NC: Tensor, held_NC: Tensor, quantile: float, keep: float) -> Part:
+        mean_C = fit_NC.mean(0)
+        _, s_K, v_KC = torch.linalg.svd(fit_NC - mean_C, full_matrices=False)
+        variance_K = s_K**2 / (len(fit_NC) - 1)
+        share_K = variance_K.cumsum(0) / variance_K.sum()
+        k = min(
+            int((share_K < keep).sum()) + 1, max(2, len(fit_NC) // 5)
+        )  # a direction needs images to be known
+        rest = (
+            variance_K[k:].sum() / (fit_NC.shape[1] - k) if k < len(variance_K) else torch.tensor(torch.inf)
+        )
+        part = cls(
+            mean_C.float(),
+            v_KC[:k].T.half().contiguous(),
+            variance_K[:k].sqrt().clamp_min(1e-6).float(),
+            rest.sqrt().clamp_min(1e-6).float(),
+            torch.ones(()),
+        )
+        part.limit = torch.quantile(part.distance(held_NC.float()), quantile)
+        return part
+
+    def distance(self, x_NC: Tensor) -> Tensor:
+        x_NC = x_NC - self.mean_C
+        inside_NK = x_NC @ self.directions_CK.float()
+        rest_N = (x_NC.square().sum(1) - inside_NK.square().sum(1)).clamp_min(0)
+        d2_N = (inside_NK / self.std_K).square().sum(1) + rest_N / self.rest_std.square()
+        return d2_N.sqrt() / self.limit
+
 
 @dataclass
 class Outliers:
     """Reference statistics."""
 
-    mean_C: Tensor
-    whiten_CK: Tensor  # centred features @ whiten -> K directions of unit variance
-    rest_scale: float  # 1 / standard deviation assumed for everything outside those directions
-    directions_CK: Tensor  # orthonormal
-    threshold: float
+    parts: list[Part]
     reference: int  # how many images the fit saw
     encoder_sha256: str = ""
+    threshold: float = 1.0  # distances are in units of the limit
 
     @classmethod
     def fit(
-        cls, features_NC: Tensor, *, quantile: float = 0.98, keep: float = 0.99, seed: int = 0, encoder_sha256: str = ""
+        cls,
+        features_NC: Tensor,
+        *,
+        parts: int = 3,
+        quantile: float = 0.98,
+        keep: float = 0.9,
+        seed: int = 0,
+        encoder_sha256: str = "",
     ) -> Outliers:
-        """Fit to reference features: three quarters give the statistics, the rest the threshold at `quantile` of its
-        distances; then the statistics are kept as they are. `keep` is the share of variance in kept directions.
+        """Fit to reference features: in each part three quarters give the statistics, the rest the limit, at `quantile`
+        of its distances. `keep` is the share of variance in kept directions. A part of fewer than 40 images joins the
+        others.
 
         Raises ValueError for fewer than 40 images, or features that are not finite.
         """
-        if len(features_NC) < 40 or not torch.isfinite(features_NC).all():
-            raise ValueError(f"the reference needs at least 40 finite feature vectors, got {len(features_NC)}")
+        if len(features_NC) < LEAST or not torch.isfinite(features_NC).all():
+            raise ValueError(
+                f"the reference needs at least {LEAST} finite feature vectors, got {len(features_NC)}"
+            )
         order = torch.randperm(len(features_NC), generator=torch.Generator().manual_seed(seed))
         x_NC = features_NC.double()[order]
-        cut = len(x_NC) * 3 // 4
-        fit_NC, held_NC = x_NC[:cut], x_NC[cut:]
-        mean_C = fit_NC.mean(0)
-        _, s_K, v_KC = torch.linalg.svd(fit_NC - mean_C, full_matrices=False)
-        variance_K = s_K**2 / (cut - 1)
-        share_K = variance_K.cumsum(0) / variance_K.sum()
-        k = min(int((share_K < keep).sum()) + 1, max(2, cut // 5))  # a direction needs some images to be known
-        std_K = variance_K[:k].sqrt().clamp_min(1e-12)
-        result = cls(
-            mean_C.float(),
-            (v_KC[:k].T / std_K).float(),
-            float(1 / std_K[-1]),
-            v_KC[:k].T.float().contiguous(),
-            0.0,
-            cut,
-            encoder_sha256,
-        )
-        result.threshold = float(torch.quantile(result.check(held_NC.float()), quantile))
-        return result
+        fitted = []
+        for member_N in split(x_NC, parts):
+            part_NC = x_NC[member_N]
+            cut = len(part_NC) * 3 // 4
+            fitted.append(Part.fit(part_NC[:cut], part_NC[cut:], quantile, keep))
+        return cls(fitted, len(x_NC), encoder_sha256)
 
     def check(self, features_NC: Tensor) -> Tensor:
-        """Distances (N,), scaled by the square root of the directions: about 1 inside the reference."""
-        x_NC = features_NC.float().cpu() - self.mean_C
-        rest_N = x_NC.square().sum(1) - (x_NC @ self.directions_CK).square().sum(1)
-        inside_N = (x_NC @ self.whiten_CK).square().sum(1)
-        k = self.whiten_CK.shape[1]
-        return ((inside_N + rest_N.clamp_min(0) * self.rest_scale**2) / k).sqrt()
+        """Distances (N,): above 1 is unusual."""
+        x_NC = features_NC.float().cpu()
+        return torch.stack([part.distance(x_NC) for part in self.parts]).amin(0)
 
     def distances(self, tower: nn.Module, pixels_BCHW: Tensor) -> Tensor:
         return self.check(embedding(tower, pixels_BCHW))
 
     def message(self, distance: float) -> str:
         return (
-            f"the image is unlike the radiographs the model knows (distance {distance:.1f}, usual up to "
-            f"{self.threshold:.1f}); check that it is a frontal chest X-ray, and do not rely on the findings"
+            f"the image is unlike the radiographs the model knows ({distance:.1f} times the usual distance); check "
+            "that it is a frontal chest X-ray, upright and not inverted, and do not rely on the findings"
         )
 
     def save(self, path: str | Path) -> None:
-        tensors = {"mean_C": self.mean_C, "whiten_CK": self.whiten_CK.contiguous(), "directions_CK": self.directions_CK}
+        tensors = {f"{i}.{name}": getattr(part, name) for i, part in enumerate(self.parts) for name in FIELDS}
         numbers = {
-            "rest_scale": repr(self.rest_scale),
+            "schema": "1",
+            "parts": str(len(self.parts)),
             "threshold": repr(self.threshold),
             "reference": str(self.reference),
             "encoder_sha256": self.encoder_sha256,
-            "schema": "1",
         }
         save_file(tensors, path, metadata=numbers)
 
@@ -99,25 +137,51 @@ class Outliers:
             numbers = file.metadata() or {}
             if numbers.get("schema") != "1":
                 raise ValueError(f"{path} holds no reference statistics of schema 1")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        return cls(
-            **tensors,
-            rest_scale=float(numbers["rest_scale"]),
-            threshold=float(numbers["threshold"]),
-            reference=int(numbers["reference"]),
-            encoder_sha256=numbers["encoder_sha256"],
-        )
+            parts = [
+                Part(**{name: file.get_tensor(f"{i}.{name}") for name in FIELDS})
+                for i in range(int(numbers["parts"]))
+            ]
+        return cls(parts, int(numbers["reference"]), numbers["encoder_sha256"], float(numbers["threshold"]))
+
+
+def split(x_NC: Tensor, parts: int, rounds: int = 50) -> list[Tensor]:
+    """Membership masks (N,) of k-means clusters, on standardised principal directions; too small ones are dissolved."""
+    for k in range(parts, 1, -1):
+        centred_NC = x_NC - x_NC.mean(0)
+        u_NK, s_K, _ = torch.linalg.svd(centred_NC, full_matrices=False)
+        z_NK = u_NK[:, :20] * s_K[:20]
+        centres_MK = z_NK[:1]  # farthest-point start: no luck involved
+        while len(centres_MK) < k:
+            far = torch.cdist(z_NK, centres_MK).amin(1).argmax()
+            centres_MK = torch.cat([centres_MK, z_NK[far][None]])
+        for _ in range(rounds):
+            nearest_N = torch.cdist(z_NK, centres_MK).argmin(1)
+            centres_MK = torch.stack(
+                [z_NK[nearest_N == m].mean(0) if (nearest_N == m).any() else centres_MK[m] for m in range(k)]
+            )
+        masks = [nearest_N == m for m in range(k)]
+        if all(int(mask.sum()) >= LEAST for mask in masks):
+            return masks
+    return [torch.ones(len(x_NC), dtype=torch.bool)]
 
 
 @torch.inference_mode()
 def embedding(tower: nn.Module, pixels_BCHW: Tensor) -> Tensor:
-    """CLS and mean patch token after the final LayerNorm: (B, 2 C)."""
+    """CLS and the 4 x 4 grid of mean patch tokens, after the final LayerNorm: (B, 17 C)."""
     x_BNC = tower(pixels_BCHW).last_hidden_state
-    return torch.cat([x_BNC[:, 0], x_BNC[:, 1:].mean(1)], dim=1).float().cpu()
+    side = int((x_BNC.shape[1] - 1) ** 0.5)
+    patches_BCHW = x_BNC[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    cells_BC = nn.functional.adaptive_avg_pool2d(patches_BCHW.float(), GRID).flatten(1)
+    return torch.cat([x_BNC[:, 0].float(), cells_BC], dim=1).cpu()
 
 
 def fit_outliers(
-    model_dir: str | Path, image_paths: list[Path], out: str | Path, *, quantile: float = 0.98, batch: int = 32
+    model_dir: str | Path,
+    image_paths: list[Path],
+    out: str | Path,
+    *,
+    quantile: float = 0.98,
+    batch: int = 32,
 ) -> Outliers:
     """Fit to the readable ones of `image_paths` with the encoder of a findings model and write `out`."""
     from encoder.radiograph import InputError, read
@@ -148,9 +212,13 @@ def fit_outliers(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vlm.outliers", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="findings model directory")
-    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of PNG, JPEG and DICOM files")
+    parser.add_argument(
+        "images", nargs="+", type=Path, help="image files, or folders of PNG, JPEG and DICOM files"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    parser.add_argument("--quantile", type=float, default=0.98, help="of reference images below the threshold")
+    parser.add_argument(
+        "--quantile", type=float, default=0.98, help="of reference images below the threshold"
+    )
     args = parser.parse_args(argv)
     if args.out.exists():
         print(f"{args.out} exists; remove it first or choose another name", file=sys.stderr)
@@ -158,10 +226,11 @@ def main(argv: list[str] | None = None) -> int:
     suffixes = {".png", ".jpg", ".jpeg", ".dcm"}
     paths = []
     for path in args.images:
-        paths += sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes) if path.is_dir() else [path]
+        paths += (
+            sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes) if path.is_dir() else [path]
+        )
     result = fit_outliers(args.model, paths, args.out, quantile=args.quantile)
-    print(f"wrote {args.out}: {result.reference} images, {result.whiten_CK.shape[1]} directions, "
-          f"threshold {result.threshold:.2f}")  # fmt: skip
+    print(f"wrote {args.out}: {result.reference} images in {len(result.parts)} parts")
     return 0
 
 

@@ -1,10 +1,10 @@
 """How a study is put into words. Every prompt of training, generation and scoring comes from here.
 
-    short      <image>                             instruct   <image>
-               PA. F 63.                                      Describe the findings of this chest X-ray in comparison ...
-               Indication: Fever.                             View: PA. Sex: F. Age: 63. Indication: Fever.
-               Prior: The lungs are clear.                    Prior findings: The lungs are clear.
-               Findings:                                      Findings:
+    short   <image>                        instruct   <image>
+            PA. F 63.                                 Describe the findings of this chest X-ray in comparison ...
+            Indication: Fever.                        View: PA. Sex: F. Age: 63. Indication: Fever.
+            Prior: The lungs are clear.               Prior findings: The lungs are clear.
+            Findings:                                 Findings:
 
 `short` is for small language models trained by us, for which every token is time; `instruct` for ready-made large ones.
 What a study does not say is left out. A comparison is asked for only where prior findings are given.
@@ -19,7 +19,7 @@ from vlm.study import Image, Study
 
 IMAGE_TOKEN = "<image>"
 WORDINGS = ("short", "instruct")
-REMOVED_WORD = re.compile(r"\bX{3,}\b")  # how Open-i's de-identification marks a word; a model would learn to write it
+REMOVED_WORD = re.compile(r"\bX{3,}\b")  # Open-i's de-identification; a model would learn to write it
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def transformers_attention(
     if dropout:
         raise ValueError(f"{NAME} has no attention dropout; set the model's attention dropout to 0")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    # Under autocast rotary embeddings leave q and k in float32 beside a v in lower precision.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     q_BNHD, k_BNHD, v_BNHD = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if attention_mask is None:
         return cxr.attention(q_BNHD, k_BNHD, v_BNHD, causal=causal, scale=scaling), None

@@ -24,7 +24,7 @@ class Prototypes(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight_g)
-        nn.init.trunc_normal_(self.weight_v, std=0.02)
+        nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)  # that of nn.Linear, as in DINOv2
 
     def forward(self, x_BD: Tensor) -> Tensor:
         return F.linear(x_BD, self.weight_g * F.normalize(self.weight_v, dim=1))

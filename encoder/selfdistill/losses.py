@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TINY = 1e-30  # below it a row or column of the transport plan counts as empty
+TINY = torch.finfo(torch.float32).tiny  # a row or column of the transport plan below it counts as empty
 
 
 def is_distributed() -> bool:

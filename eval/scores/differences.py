@@ -8,20 +8,21 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from eval.scores.labels import NO_FINDING, label_report
+from eval.scores.labels import NO_FINDING, SUPPORT_DEVICES, label_report
 
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+")
 ALIKE = 0.4  # share of words that two sentences must have in common to be compared word by word
-_LITTLE = set(
-    "a an and are as at been has have in is its of on or seen that the there this to was were with".split()
+_SIDES = {"left", "right", "bilateral", "bilaterally", "both"}
+_LITTLE = re.compile(
+    r"an?|and|are|as|at|been|ha(?:s|ve)|in|is|its|of|on|or|seen|that|the|there|this|to|was|were|with|"
 )
 
 
 def mark_differences(reference: str, generated: str) -> tuple[str, str]:
     """Both texts as HTML: in <del> what only the reference says, in <ins> what only the generated text says.
 
-    Sentences that share words are brought together and compared word by word; of the others those are marked that state
-    a label which the other text does not, or no label at all.
+    Sentences that share words are brought together and compared word by word. Of the others, one is left unmarked
+    only if the other text says all its labels and sides too; devices differ too much to be told by their one label.
     """
     ref, hyp = _sentences(reference), _sentences(generated)
     left = [_unless_stated(s, generated, "del") for s in ref]
@@ -41,10 +42,10 @@ def _bare(words: Sequence[str]) -> list[str]:
 
 def _unless_stated(sentence: list[str], other: str, tag: str) -> str:
     text = " ".join(sentence)
-    labels = label_report(text)
+    labels, stated = label_report(text), label_report(other)
     labels.pop(NO_FINDING, None)
-    stated = label_report(other)
-    if labels and all(stated.get(condition) == value for condition, value in labels.items()):
+    same = bool(labels) and SUPPORT_DEVICES not in labels and labels.items() <= stated.items()
+    if same and _SIDES.intersection(_bare(sentence)) <= set(_bare(other.split())):
         return escape(text)
     return f"<{tag}>{escape(text)}</{tag}>"
 
@@ -71,13 +72,14 @@ def _marked(words: list[str], other: list[str], tag: str) -> str:
     runs: list[tuple[bool, list[str]]] = []
     for word, bare in zip(words, _bare(words), strict=True):
         differs = left_over[bare] == 0
-        left_over[bare] -= not differs
+        if not differs:
+            left_over[bare] -= 1
         if not runs or runs[-1][0] != differs:
             runs.append((differs, []))
         runs[-1][1].append(word)
-    return " ".join(
-        f"<{tag}>{escape(' '.join(run))}</{tag}>"
-        if differs and set(_bare(run)) - _LITTLE
-        else escape(" ".join(run))
-        for differs, run in runs
-    )
+    parts = []
+    for differs, run in runs:
+        text = escape(" ".join(run))
+        worth = differs and not all(_LITTLE.fullmatch(word) for word in _bare(run))
+        parts.append(f"<{tag}>{text}</{tag}>" if worth else text)
+    return " ".join(parts)

@@ -6,7 +6,7 @@ scores never carry that name. Known differences from the CheXpert labeller, all 
 instead of a dependency parse; a structure ("heart size") without a stated condition is no mention; a normal
 cardiomediastinal silhouette also says that the heart is normal; "borderline" is uncertain; a blunted costophrenic angle
 is an uncertain pleural effusion; pleural plaques are Pleural Other, pulmonary fibrosis is not; sternotomy wires are
-Support Devices; an empty text has no labels at all.
+Support Devices; old granulomatous infection is no pneumonia; an empty text has no labels at all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BREAK = "¶"
 _ENUMERATOR = re.compile(r"(^|[.!?:;]\s+|\n\s*)(?:\d{1,2}[.)]|[-*•])\s+")
 _HARD_BREAK = re.compile(r"\n\s*\n|\n(?=\s*[A-Z][A-Za-z ,/&]{2,40}:)")
 _ABBREVIATION = re.compile(r"\b(dr|mr|mrs|ms|st|vs|approx|e\.g|i\.e|cf|fig|ca)\.(?=\s)", re.IGNORECASE)
-_SENTENCE = re.compile(_BREAK + r"|;|(?<=[.!?])\s+|(?<=[a-z])\.(?=[A-Z][a-z])")
+_SENTENCE = re.compile(_BREAK + r"|;|(?<=[.!?])\s+|(?<=[a-z]\.)(?=[A-Z][a-z])")
 _SPACE = re.compile(r"\s+")
 _HEADING = re.compile(r"^[a-z][a-z ,/&-]{2,40}:\s*(\S.*)$")
 _STATE = re.compile(
@@ -206,6 +206,8 @@ def _from_right(cue: re.Pattern[str], after: str) -> bool:
         if cues.RESOLVED.search(c.group()) and cues.ALMOST.search(c.group()):
             continue
         items = _ITEM.split(gap)[1:]
+        if items and not items[-1].strip() and not cues.VERB.match(c.group()):
+            continue  # "effusion and suspected mass": the cue belongs to what follows
         if items and (" and " not in gap and " & " not in gap):
             continue  # "cardiomegaly, pneumonia cannot be excluded"
         if not any(cues.ASSERTS.search(_WHERE.split(item)[0]) for item in items):

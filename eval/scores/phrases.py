@@ -56,6 +56,8 @@ FINDINGS: dict[str, re.Pattern[str]] = {
         r"(?<!perihilar )(?<!perihilar vascular )(?:haze|haziness)",
         r"(?<!pleural )(?<!pleuroparenchymal )(?<!pleural-parenchymal )(?:scars?|scarring)",
         r"peribronchial (?:thickening|cuffing)",
+        r"parenchymal thickenings?",
+        r"(?:coarse(?:ned)?|coarsening of|increased|prominent|accentuated) (?:the )?(?:lung |pulmonary )?markings",
         r"bronchial wall thickening",
     ),
     "Lung Lesion": _words(
@@ -83,7 +85,9 @@ FINDINGS: dict[str, re.Pattern[str]] = {
         r"kerley",
         r"(?:inter)?(?:lobular )?septal (?:lines|thickening|prominence)",
     ),
-    "Consolidation": _words(r"consolidat(?:ion|ions|ive|ed|ing)"),
+    "Consolidation": _words(
+        r"consolidat(?:ion|ions|ive|ed|ing)", r"(?:pulmonary |lung |parenchymal )condensations?"
+    ),
     "Pneumonia": _words(
         r"(?:broncho)?pneumonias?", r"(?<!granulomatous )(?<!histoplasmosis )infections?", r"infectious"
     ),
@@ -185,7 +189,7 @@ FINDINGS: dict[str, re.Pattern[str]] = {
         r"(?:lymph)?adenopathy",
         r"prominen(?:t|ce)",
         r"cephali[sz]ation",
-        r"thickening",
+        r"thickenings?",
         r"aspiration",
         r"contusions?",
         r"ha?emorrhage",

@@ -210,7 +210,7 @@ def _reference_labels(pairs: Pairs, reference_labels: str) -> tuple[np.ndarray, 
 
 def _study_labels(key: str, study: Mapping[str, Any]) -> np.ndarray:
     try:
-        return label_matrix([study["labels"]])[0]
+        return label_matrix([{c: v for c, v in study["labels"].items() if v is not None}])[0]
     except (ValueError, AttributeError) as error:
         raise ScoreError(f"study {key!r}: its labels cannot be used: {error}") from error
 

@@ -129,7 +129,8 @@ def test_boxes_keep_their_bounds():
     shares = []
     for _ in range(300):
         left, top, w, h = random_box(rng, 100, 80, (0.4, 1.0), (3 / 4, 4 / 3))
-        assert 0 <= left and left + w <= 100 and 0 <= top and top + h <= 80
+        assert left >= 0 and left + w <= 100
+        assert top >= 0 and top + h <= 80
         assert 0.73 <= w / h <= 1.37
         shares.append(w * h / 8000)
     assert 0.38 < min(shares) < 0.5 < max(shares) <= 1.0

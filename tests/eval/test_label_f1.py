@@ -1,0 +1,113 @@
+"""Multi-label F1 against scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+from eval.scores.label_f1 import (
+    FIVE,
+    add_label_f1,
+    binarize,
+    columns,
+    condition_table,
+    confusion,
+    example_f1,
+    macro_f1,
+    micro_f1,
+    weighted_f1,
+)
+from eval.scores.phrases import CONDITIONS
+from eval.scores.sheet import Sheet
+from eval.signature import parse_signature
+
+
+def random_labels(rng, n=60, rare=True):
+    """Label matrices with every value; some conditions never occur in the reference."""
+    p = [0.25, 0.25, 0.1, 0.4]
+    ref, hyp = (rng.choice([1, 0, -1, np.nan], size=(n, 14), p=p) for _ in range(2))
+    if rare:
+        ref[:, [3, 9]] = np.nan
+        hyp[:, 9] = 0
+    return ref, hyp
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("policy", ["neg", "pos"])
+def test_equals_sklearn(seed, policy):
+    ref, hyp = random_labels(np.random.default_rng(seed))
+    y, z = binarize(ref, policy), binarize(hyp, policy)
+    counts_N3C = confusion(y, z)
+    total = counts_N3C.sum(axis=0)
+    oracle = {
+        a: f1_score(y, z, average=a, zero_division=0) for a in ("micro", "macro", "weighted", "samples")
+    }
+    assert micro_f1(total) == pytest.approx(oracle["micro"], abs=1e-12)
+    assert macro_f1(total) == pytest.approx(oracle["macro"], abs=1e-12)
+    assert weighted_f1(total) == pytest.approx(oracle["weighted"], abs=1e-12)
+    assert example_f1(counts_N3C).mean() == pytest.approx(oracle["samples"], abs=1e-12)
+    supported = y.any(axis=0)
+    among = f1_score(y[:, supported], z[:, supported], average="macro", zero_division=0)
+    assert macro_f1(total, supported) == pytest.approx(among, abs=1e-12)
+    precision, recall, f1, support = precision_recall_fscore_support(y, z, zero_division=0)
+    for i, row in enumerate(condition_table(ref, hyp, policy)):
+        assert row["condition"] == CONDITIONS[i] and row["support"] == support[i]
+        got = [row["precision"], row["recall"], row["f1"]]
+        assert got == pytest.approx([precision[i], recall[i], f1[i]], abs=1e-12)
+
+
+def test_sheet_holds_every_average_of_both_policies():
+    ref, hyp = random_labels(np.random.default_rng(7), n=200)
+    sheet = Sheet(200)
+    add_label_f1(sheet, ref, hyp, labeller="rules-1", reference="text", min_support=40)
+    scores = sheet.scores(n_boot=10)
+    for policy in ("neg", "pos"):
+        y, z = binarize(ref, policy), binarize(hyp, policy)
+        five = columns(FIVE)
+        common = y.sum(axis=0) >= 40
+        oracle = {
+            "14/micro": f1_score(y, z, average="micro", zero_division=0),
+            "14/macro": f1_score(y, z, average="macro", zero_division=0),
+            "14/example": f1_score(y, z, average="samples", zero_division=0),
+            "5/weighted": f1_score(y[:, five], z[:, five], average="weighted", zero_division=0),
+            "14/macro-40": f1_score(y[:, common], z[:, common], average="macro", zero_division=0),
+            "Edema": f1_score(y[:, 4], z[:, 4], zero_division=0),
+        }
+        for key, value in oracle.items():
+            assert scores[f"label-f1/{key}/{policy}"].value == pytest.approx(value, abs=1e-12), key
+    name, choices = parse_signature(scores["label-f1/14/macro/neg"].signature)
+    assert name == "label-f1"
+    assert choices == {
+        "labeller": "rules-1",
+        "n": "14",
+        "avg": "macro",
+        "unc": "neg",
+        "zero": "0",
+        "ref": "text",
+    }
+    assert "min-support:40" in scores["label-f1/14/macro-40/pos"].signature
+
+
+def test_uncertainty_policies_differ_as_stated():
+    labels = np.array([[1, 0, -1, np.nan]])
+    assert binarize(labels, "neg").tolist() == [[True, False, False, False]]
+    assert binarize(labels, "pos").tolist() == [[True, False, True, False]]
+
+
+def test_nothing_supported_is_undefined_not_zero():
+    none = np.zeros((3, 14))
+    total = confusion(none, none).sum(axis=0)
+    assert macro_f1(total) == 0
+    assert np.isnan(macro_f1(total, np.zeros(14, dtype=bool)))
+
+
+@pytest.mark.parametrize("labels", [[[2.0]], [[0.5]], [[np.inf]]])
+def test_refuses_other_labels(labels):
+    with pytest.raises(ValueError, match="labels are 1, 0, -1 or NaN"):
+        binarize(np.array(labels), "neg")
+
+
+def test_refuses_other_policies_and_shapes():
+    with pytest.raises(ValueError, match="'maybe'"):
+        binarize(np.zeros((1, 14)), "maybe")
+    with pytest.raises(ValueError, match="one shape"):
+        confusion(np.zeros((2, 14)), np.zeros((3, 14)))

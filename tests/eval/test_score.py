@@ -1,0 +1,307 @@
+"""`eval.score` as a whole: what is scored, what is counted, what is written, what is refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import eval as eval_room
+from eval import ScoreError, score
+from eval.scores.inputs import POLICIES
+from eval.signature import parse_signature, signature
+
+NORMAL = "The lungs are clear. No pleural effusion or pneumothorax. Heart size is normal."
+REPORTS = {
+    "a": NORMAL,
+    "b": "Small left pleural effusion. No pneumothorax. The heart is mildly enlarged.",
+    "c": "Right lower lobe consolidation, possible pneumonia. No effusion.",
+    "d": "Left PICC in place. Mild pulmonary edema. Moderate cardiomegaly.",
+    "e": NORMAL.replace("clear", "well expanded and clear"),
+    "f": "Nodule in the right upper lung. Old left rib fracture.",
+}
+MACRO, MICRO = "label-f1/14/macro-supported/neg", "label-f1/14/micro/neg"
+
+
+def studies(**more):
+    return [
+        {"schema": 1, "study_id": k, "patient_id": f"p-{i // 2}", "findings": t, **more}
+        for i, (k, t) in enumerate(REPORTS.items())
+    ]
+
+
+def predictions(reports=REPORTS):
+    return [{"schema": 1, "study_id": k, "findings": t} for k, t in reports.items()]
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+def fast(p, r, **more):
+    return score(p, r, n_boot=50, **more)
+
+
+def test_perfect_predictions():
+    scores = fast(predictions(), studies())
+    assert scores.n == 6 and scores.patients == 3 and not scores.problems
+    for key in (MACRO, MICRO, "bleu-4/plain", "bleu-4/sacrebleu-13a", "rouge-l/coco", "label-f1/Edema/neg"):
+        assert scores[key].value == pytest.approx(1), key
+    assert scores["label-f1/14/macro/neg"].value < 1  # conditions that never occur count 0
+    assert scores["bleu-4/coco"].value == pytest.approx(1, abs=1e-6)
+    assert all(
+        s.low <= s.value + 1e-9 and s.value <= s.high + 1e-9 for s in scores.scores.values() if s.low == s.low
+    )
+
+
+def test_a_report_that_misses_and_invents():
+    said = {**REPORTS, "b": NORMAL, "a": "Large right pneumothorax."}
+    scores = fast(predictions(said), studies())
+    by_id = {s["study_id"]: s for s in scores.studies}
+    assert by_id["b"]["missed"] == ["Cardiomegaly", "Pleural Effusion"] and by_id["b"]["invented"] == [
+        "No Finding"
+    ]
+    assert by_id["a"]["invented"] == ["Pneumothorax"] and by_id["a"]["missed"] == ["No Finding"]
+    assert by_id["c"]["missed"] == by_id["c"]["invented"] == []
+    assert 0 < scores[MICRO].value < 1
+    row = next(r for r in scores.conditions["neg"] if r["condition"] == "Cardiomegaly")
+    assert (row["support"], row["predicted"], row["precision"], row["recall"]) == (2, 1, 1.0, 0.5)
+
+
+def test_both_uncertainty_policies():
+    said = {**REPORTS, "c": "Right lower lobe consolidation. No effusion."}
+    scores = fast(predictions(said), studies())
+    assert scores["label-f1/Pneumonia/neg"].value == 0  # uncertain in the reference: absent
+    by = {u: next(r for r in scores.conditions[u] if r["condition"] == "Pneumonia") for u in ("neg", "pos")}
+    assert by["neg"]["support"] == 0 and by["pos"]["support"] == 1 and by["pos"]["recall"] == 0
+
+
+def test_order_and_files_do_not_matter(tmp_path):
+    listed = fast(predictions()[::-1], studies())
+    filed = fast(write(tmp_path / "p.jsonl", predictions()), str(write(tmp_path / "r.jsonl", studies())))
+    assert listed.to_json() == filed.to_json()
+
+
+def test_odd_input_is_counted_listed_and_treated():
+    given = [
+        {"study_id": "a", "findings": NORMAL},
+        {"study_id": "a", "findings": "Large effusion."},
+        {"study_id": "b", "error": {"code": "truncated", "message": "cut off"}},
+        {"study_id": "c", "findings": float("nan")},
+        {"study_id": "d", "findings": " None "},
+        {"study_id": "e", "findings": "  \n"},
+        {"study_id": "nobody", "findings": NORMAL},
+    ]
+    references = [
+        *studies(),
+        dict(studies()[0], findings="Other."),
+        {"study_id": "g", "findings": "nan"},
+        {"study_id": "h"},
+    ]
+    scores = fast(given, references)
+    assert scores.problems == {
+        "duplicate prediction": ["a"],
+        "failed prediction": ["b"],
+        "empty prediction": ["c", "e"],
+        "placeholder prediction": ["d"],
+        "no prediction": ["f"],
+        "duplicate reference": ["a"],
+        "reference without findings": ["g", "h"],
+        "prediction without reference": ["nobody"],
+    }
+    assert set(scores.problems) <= set(POLICIES)
+    assert scores.n == 6  # a miss is a miss, not a study less
+    by_id = {s["study_id"]: s for s in scores.studies}
+    assert by_id["a"]["missed"] == [] and by_id["e"]["missed"] == [
+        "No Finding"
+    ]  # no words earn no "No Finding"
+    text = str(scores)
+    assert all(kind in text for kind in scores.problems)
+
+
+def test_leaving_studies_out_never_pays():
+    everything = fast(predictions(), studies())
+    for k in REPORTS:
+        fewer = fast([p for p in predictions() if p["study_id"] != k], studies())
+        for key in (MICRO, "bleu-4/coco", "rouge-l/coco", "meteor/plain"):
+            assert fewer[key].value < everything[key].value, (k, key)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a single prediction"),
+        (b"\n\n", "not a single prediction"),
+        (b'{"study_id": "a"}\n{"study_id": ', r"p\.jsonl, line 2: not JSON"),
+        (b'{"study_id": "a", "findings": "caf\xe9"}\n', r"p\.jsonl, line 1: not UTF-8"),
+        (b'["a"]\n', "must be a JSON object, found list"),
+        (b'{"findings": "x"}\n', "needs a 'study_id'"),
+        (b'{"study_id": "zz", "findings": "x"}\n', "the study ids do not meet"),
+    ],
+)
+def test_bad_files_are_refused_with_place_and_reason(tmp_path, content, message):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ScoreError, match=message):
+        fast(path, studies())
+
+
+def test_other_refusals(tmp_path):
+    with pytest.raises(ScoreError, match="no such file"):
+        fast(tmp_path / "absent.jsonl", studies())
+    with pytest.raises(ScoreError, match="no reference has findings"):
+        fast(predictions(), [{"study_id": "a"}, {"study_id": "b", "findings": "None"}])
+    with pytest.raises(ScoreError, match="accepted are 'text' and 'study'"):
+        fast(predictions(), studies(), reference_labels="image")
+    with pytest.raises(ScoreError, match="no lexical profile 'bleu'"):
+        fast(predictions(), studies(), profiles=("bleu",))
+    with pytest.raises(ScoreError, match="groups name no patient for 5 studies"):
+        fast(predictions(), studies(), groups={"a": 1})
+    with pytest.raises(ScoreError, match="study 'a': its labels cannot be used: 'Efusion'"):
+        fast(predictions(), studies(labels={"Efusion": 1}), reference_labels="study")
+    with pytest.raises(ScoreError, match="no such directory of floors"):
+        fast(predictions(), studies(), floors=tmp_path / "floors")
+    with pytest.raises(KeyError, match=r"no score 'bleu'; there are label-f1/14/micro/neg"):
+        fast(predictions(), studies())["bleu"]
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(json.dumps(p) for p in predictions()).encode())
+    assert not fast(path, studies()).problems
+
+
+def test_reference_labels_from_the_study_or_its_text():
+    labels = {"Pneumothorax": 1, "Edema": None}
+    by_text = fast(predictions(), studies(labels=labels))
+    by_study = fast(predictions(), studies(labels=labels), reference_labels="study")
+    some = [dict(s, labels=labels) if s["study_id"] == "a" else s for s in studies()]
+    mixed = fast(predictions(), some, reference_labels="study")
+    sources = [parse_signature(s[MICRO].signature)[1]["ref"] for s in (by_text, by_study, mixed)]
+    assert sources == ["text", "study", "mixed"]
+    assert by_text[MICRO].value == 1 and by_study[MICRO].value == 0
+    assert by_text.labeller_check["n"] == 6 and by_text.labeller_check["micro_f1"] == 0
+    assert not fast(predictions(), studies()).labeller_check
+
+
+def test_groups_widen_the_interval():
+    said = {k: (t if k in "ab" else NORMAL) for k, t in REPORTS.items()}
+    many = [(f"{k}{i}", t, said[k]) for i in range(20) for k, t in REPORTS.items()]
+    refs = [{"study_id": k, "findings": t} for k, t, _ in many]
+    hyps = [{"study_id": k, "findings": t} for k, _, t in many]
+    alone = score(hyps, refs, n_boot=400)["rouge-l/coco"]
+    grouped = score(hyps, refs, n_boot=400, groups={k: k[0] for k, _, _ in many})["rouge-l/coco"]
+    listed = score(hyps, refs, n_boot=400, groups=[k[0] for k, _, _ in many])["rouge-l/coco"]
+    assert alone.value == pytest.approx(grouped.value)
+    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
+    assert (listed.low, listed.high) == (grouped.low, grouped.high)
+
+
+def test_floors_from_a_directory(tmp_path):
+    reports = list(REPORTS.values())
+    write(
+        tmp_path / "shuffled.jsonl", predictions(dict(zip(REPORTS, reports[2:] + reports[:2], strict=True)))
+    )
+    scores = fast(predictions(), studies(), floors=tmp_path)
+    floors = {f.name: f for f in scores.floors}
+    assert set(floors) == {"constant report (references)", "shuffled images"}
+    assert all(f.scores[MICRO].value < scores[MICRO].value for f in scores.floors)
+    missing = {m.name: m for m in scores.not_computed}
+    assert "blank.jsonl" in missing["blank images"].reason and "--floors" in missing["blank images"].command
+    assert "shuffled images" not in missing
+
+
+def test_floors_given_and_from_training():
+    training = [
+        {"study_id": f"t{i}", "findings": t, "indication": "cough" if "clear" in t else "fever"}
+        for i, t in enumerate([NORMAL, NORMAL, "Right lower lobe consolidation."])
+    ]
+    nearest = predictions(dict.fromkeys(list(REPORTS)[:5], NORMAL))
+    scores = fast(
+        predictions(),
+        studies(indication="fever"),
+        training=training,
+        floors={"nearest neighbour (image)": nearest},
+    )
+    floors = {f.name: f for f in scores.floors}
+    assert set(floors) == {
+        "constant report (training)", "nearest neighbour (indication)", "nearest neighbour (image)"
+    }  # fmt: skip
+    assert "1 of 6 empty or missing" in floors["nearest neighbour (image)"].how
+    assert {m.name for m in scores.not_computed} >= {"shuffled images", "blank images"}
+    told = floors["nearest neighbour (indication)"].scores
+    assert told["label-f1/14/micro/neg"].value < floors["constant report (training)"].scores[MICRO].value
+
+
+def test_what_is_missing_is_said_with_its_command():
+    scores = fast(predictions(), studies())
+    missing = {m.name: m for m in scores.not_computed}
+    expected = {
+        "CheXbert F1",
+        "RadGraph F1",
+        "RadCliQ v0, v1",
+        "shuffled images",
+        "blank images",
+        "nearest neighbour",
+    }
+    assert set(missing) == expected and all(
+        m.reason and m.command.startswith("cxr ") for m in missing.values()
+    )
+    assert not any("chexbert" in key.lower() for key in scores.scores)
+    assert "chexbert" not in " ".join(s.signature for s in scores.scores.values()).lower()
+
+
+def test_json_and_saving(tmp_path):
+    scores = fast(predictions(), studies())
+    path = scores.save(tmp_path / "new" / "scores.json")
+    written = json.loads(path.read_text())
+    assert written["schema"] == 1 and written["n"] == 6 and written["patients"] == 3
+    first = written["scores"][0]
+    assert set(first) == {"name", "value", "interval", "n", "signature"} and len(first["interval"]) == 2
+    assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
+    assert not any(text in path.read_text() for text in REPORTS.values())  # numbers and ids, no report text
+    scores.save(path)  # its own earlier output may be replaced
+    other = tmp_path / "notes.json"
+    other.write_text('{"mine": 1}')
+    with pytest.raises(FileExistsError, match="holds no scores"):
+        scores.save(other)
+    assert other.read_text() == '{"mine": 1}'
+    scores.save(other, overwrite=True)
+
+
+def test_repeatable():
+    assert fast(predictions(), studies()).to_json() == fast(predictions(), studies()).to_json()
+
+
+def test_every_number_has_a_signature_of_its_own():
+    scores = score(predictions(), studies(), n_boot=10, min_support=2)
+    signatures = [s.signature for s in scores.scores.values()]
+    assert len(set(signatures)) == len(signatures)
+    assert scores["label-f1/14/macro/neg"].signature == (
+        "label-f1|labeller:rules-1|n:14|avg:macro|unc:neg|zero:0|ref:text"
+    )
+    for key in ("meteor/coco", "meteor/plain"):
+        assert "wordnet:none" in scores[key].signature and "tool:nltk-" in scores[key].signature
+
+
+def test_signature_refuses_what_would_break_it():
+    with pytest.raises(ValueError, match="bar or white space"):
+        signature("f1", condition="Lung Lesion")
+    assert signature("f1", a_b=1, c=None) == "f1|a-b:1"
+
+
+def test_table_escapes_nothing_and_loses_nothing():
+    said = [*predictions(), {"study_id": "[red]x[/red]", "findings": "x"}]
+    text = str(fast(said, studies()))
+    assert "[red]x[/red]" in text and "not CheXbert" in text and "95 % percentile" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_room_needs_no_torch_at_import():
+    code = "import sys, eval, eval.report, eval.baselines; print(*sorted({'torch', 'transformers', 'sklearn', 'nltk', "
+    code += "'matplotlib', 'rich', 'scipy'} & set(sys.modules)))"
+    root = next(iter(eval_room.__path__)) + "/.."
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == []

@@ -1,0 +1,104 @@
+"""Tiny encoder, language model and studies, for the tests of `vlm` and `train`. The studies follow their images:
+where the bright patch lies decides the findings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Picture
+
+from vlm.study import Image, Prior, Study, save_studies
+
+SIZE, PATCH = 28, 7  # 4 x 4 patch tokens
+FINDINGS = (
+    "There is a large left pleural effusion.",
+    "Moderate right pneumothorax is present.",
+    "The heart is enlarged.",
+    "The lungs are clear.",
+)
+
+
+def make_encoder(folder: Path, seed: int = 0, size: int = SIZE) -> Path:
+    from transformers import Dinov2Config, Dinov2Model
+
+    from encoder.transforms import Preprocessing
+
+    torch.manual_seed(seed)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=PATCH, image_size=size, mlp_ratio=2,
+        layerscale_value=0.5,
+    )  # fmt: skip
+    Dinov2Model(config).save_pretrained(folder)
+    Preprocessing(size=size).save_pretrained(folder)
+    return folder
+
+
+def make_llm(folder: Path, seed: int = 0) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from train.language_model import train_tokenizer
+
+    texts = [f"Indication: Fever and cough.\nPrior: {f}\nFindings: {f}" for f in FINDINGS]
+    tokenizer = train_tokenizer(texts * 4, 340)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, initializer_range=0.1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_studies(folder: Path, n: int, seed: int = 0) -> Path:
+    """n studies, every fifth for validation; some with indication or prior, so that prompts differ in length."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True)
+    studies = []
+    for i in range(n):
+        kind = i % len(FINDINGS)
+        pixels = rng.integers(20, 60, (48, 48))
+        if kind < 3:
+            top, left = ((24, 4), (4, 28), (20, 16))[kind]
+            pixels[top : top + 20, left : left + 16] += 180
+        Picture.fromarray(pixels.astype(np.uint8)).save(folder / "images" / f"{i}.png")
+        prior = Prior(findings=FINDINGS[int(rng.integers(4))]) if rng.random() < 0.3 else None
+        indication = ("Fever", "Cough and fever for three days", None)[int(rng.integers(3))]
+        studies.append(
+            Study(
+                f"s{i}", f"p{i}", "validate" if i % 5 == 4 else "train", [Image(f"images/{i}.png", "PA")],
+                indication=indication, prior=prior, findings=FINDINGS[kind],
+            )
+        )  # fmt: skip
+    save_studies(studies, folder / "studies.jsonl")
+    return folder / "studies.jsonl"
+
+
+@pytest.fixture(scope="session")
+def encoder_dir(tmp_path_factory) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def llm_dir(tmp_path_factory) -> Path:
+    return make_llm(tmp_path_factory.mktemp("llm"))
+
+
+@pytest.fixture(scope="session")
+def studies_file(tmp_path_factory) -> Path:
+    return make_studies(tmp_path_factory.mktemp("studies"), 80)
+
+
+@pytest.fixture
+def findings_model(encoder_dir, llm_dir):
+    """A fresh model with a calibrated projector."""
+    from vlm import model as models
+
+    model = models.build(encoder_dir, llm_dir)
+    pixels_BCHW = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+    models.calibrate(model.llava, models.tower_features(model.llava.model.vision_tower, pixels_BCHW))
+    return model

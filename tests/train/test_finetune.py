@@ -1,0 +1,205 @@
+"""Fine-tuning: it learns to follow the image, resumes exactly, and leaves directories that load elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import make_encoder, make_studies
+from train.config import ConfigError
+from train.finetune import macro_f1, main
+from train.trainer import INTERRUPTED, Loop, answer_loss, collate, grouped_order
+from vlm import Findings
+from vlm import model as models
+from vlm.study import Image, load_studies, save_studies
+
+SMALL = [
+    "--batch_size", "8", "--warmup_steps", "2", "--max_steps", "10", "--eval_steps", "5", "--save_steps", "4",
+    "--log_steps", "3", "--max_new_tokens", "16", "--workers", "0", "--eval_studies", "8", "--lora_rank", "4",
+]  # fmt: skip
+
+
+@pytest.fixture
+def train(encoder_dir, llm_dir, studies_file, tmp_path):
+    def run(out: str, *more: str, studies: Path = studies_file, encoder: Path = encoder_dir) -> int:
+        parts = [] if "--init" in more else ["--encoder", str(encoder), "--llm", str(llm_dir)]
+        return main(["--studies", str(studies), "--out", str(tmp_path / out), *parts, *SMALL, *more])
+
+    return run
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_follows_the_image(train, studies_file, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    more = ["--max_steps", "150", "--eval_steps", "75", "--eval_studies", "16", "--learning_rate", "1e-2"]
+    assert train("run", "--lora", "false", *more, "--max_new_tokens", "32") == 0
+    findings = Findings.from_pretrained(tmp_path / "run" / "merged", device="cpu")
+    studies = [s for s in load_studies(studies_file) if s.split == "validate"]
+    right = {
+        images: sum(
+            p.findings == s.findings
+            for s, p in zip(
+                studies, findings.generate(studies, root=studies_file.parent, images=images), strict=True
+            )
+        )
+        for images in ("true", "shuffled")
+    }
+    assert right["true"] >= 14 and right["shuffled"] <= 10  # of 16
+    best = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
+    assert best["eval_f1"] > best["eval_f1_shuffled"] + 0.3
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "merged")
+    assert torch.equal(plain.lm_head.weight, plain.get_input_embeddings().weight)
+
+
+def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeypatch, capsys):
+    assert train("whole", "--merge") == 0
+    plan = capsys.readouterr().out
+    assert "trained" in plan and "memory:" in plan and "with shuffled images" in plan
+    step = Loop.training_step
+
+    def stopped(how):
+        def training_step(self, *args, **kwargs):
+            how(self.state.global_step)
+            return step(self, *args, **kwargs)
+
+        return training_step
+
+    def interrupt(at):
+        if at == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(at):
+        if at == 9:
+            raise Killed
+
+    monkeypatch.setattr(Loop, "training_step", stopped(interrupt))
+    assert train("parts", "--merge") == INTERRUPTED
+    assert (tmp_path / "parts" / "checkpoint-6" / "complete").exists()
+    monkeypatch.setattr(Loop, "training_step", stopped(kill))
+    with pytest.raises(Killed):
+        train("parts", "--merge")
+    shutil.copytree(tmp_path / "parts" / "checkpoint-8", tmp_path / "parts" / "checkpoint-9")
+    (tmp_path / "parts" / "checkpoint-9" / "complete").unlink()  # cut off while it was written
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    monkeypatch.undo()
+    assert train("parts", "--merge") == 0
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert metrics(parts) == metrics(whole)
+    assert [r["step"] for r in metrics(whole) if "loss" in r] == list(range(1, 11))
+    for file in ("adapter/adapter_model.safetensors", "merged/model.safetensors"):
+        assert (whole / file).read_bytes() == (parts / file).read_bytes()
+
+    # the adapter on its base is the merged model
+    adapter, merged = (models.load(whole / name) for name in ("adapter", "merged"))
+    pixels, ids = torch.randn(1, 3, 28, 28), torch.tensor([adapter.prompt_ids("<image>\nFindings:")])
+    with torch.no_grad():
+        outs = [m.llava(input_ids=ids, pixel_values=pixels).logits for m in (adapter, merged)]
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
+    assert models.count_adapters(adapter.llava)["vision_tower"] == 0
+
+
+def test_it_goes_on_from_a_findings_model(train, findings_model, tmp_path):
+    models.save(findings_model, tmp_path / "start")
+    assert train("run", "--init", str(tmp_path / "start"), "--name", "mine") == 0
+    adapter = models.load(tmp_path / "run" / "adapter")
+    assert adapter.meta.name == "mine" and adapter.meta.base_sha256 == models.weights_sha256(
+        tmp_path / "start"
+    )
+    assert not (tmp_path / "run" / "base").exists()
+    with pytest.raises(ConfigError, match="merge it first"):
+        train("again", "--init", str(tmp_path / "run" / "adapter"))
+
+
+def test_another_configuration_is_refused(train, tmp_path):
+    assert train("run", "--max_steps", "1") == 0
+    with pytest.raises(ConfigError, match=r"learning_rate: there 0.001, now 0.1"):
+        train("run", "--max_steps", "1", "--learning_rate", "0.1")
+    with pytest.raises(ConfigError, match="sha256 of encoder"):
+        train("run", "--max_steps", "1", encoder=make_encoder(tmp_path / "other", seed=9))
+    with pytest.raises(ConfigError, match="--encoder and --llm, or --init"):
+        main(["--studies", "x", "--out", str(tmp_path / "new")])
+    with pytest.raises(ConfigError, match="batch_size 9 cannot"):
+        train("odd", "--batch_size", "9", "--gradient_accumulation", "2")
+
+
+def test_images_that_cannot_be_read_are_left_out(train, tmp_path, capsys):
+    path = make_studies(tmp_path / "s", 20)
+    studies = load_studies(path)
+    (path.parent / studies[0].images[0].path).write_bytes(b"nothing")
+    studies[1].images = [Image("images/absent.png")]
+    studies[2].images, studies[3].findings = [], None
+    save_studies(studies, path, overwrite=True)
+    assert train("run", "--max_steps", "2", studies=path) == 0
+    out = capsys.readouterr().out
+    assert "train: 12 studies" in out and "validate: 4 studies" in out
+    assert "left out, not_an_image" in out and "left out, unreadable" in out
+    for study in studies:
+        study.images = [Image("images/absent.png")]
+    save_studies(studies, path, overwrite=True)
+    with pytest.raises(ConfigError, match="none of 1 images"):
+        train("none", "--max_steps", "2", studies=path)
+
+
+def test_features_are_computed_once_and_again_when_something_changed(train, tmp_path, capsys):
+    shared = ["--max_steps", "1", "--features_dir", str(tmp_path / "f"), "--eval_steps", "0"]
+    texts = []
+    for out, encoder in (("a", None), ("b", None), ("c", make_encoder(tmp_path / "other", seed=9))):
+        assert train(out, *shared, **({"encoder": encoder} if encoder else {})) == 0
+        texts.append(capsys.readouterr().out)
+    assert ["images/s" in text for text in texts] == [True, False, True]
+
+
+def test_answers_alone_are_learned():
+    rows = [{"input_ids": [5, 6, 7, 8, 9], "answer_from": 3}, {"input_ids": [5, 6, 7], "answer_from": 2}]
+    batch = collate(rows, pad=0)
+    assert batch["labels"].tolist() == [[-100, -100, -100, 8, 9], [-100, -100, 7, -100, -100]]
+    logits_BNV = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0))
+    logprobs = logits_BNV.log_softmax(-1)
+    expected = -(logprobs[0, 2, 8] + logprobs[0, 3, 9] + logprobs[1, 1, 7]) / 3
+
+    class Output:
+        logits = logits_BNV[:, -batch["logits_to_keep"] :]
+
+    torch.testing.assert_close(answer_loss(Output, batch["labels"]), expected)
+    torch.testing.assert_close(answer_loss(Output, batch["labels"], 6), expected / 2)
+
+
+def test_the_order_is_a_permutation_of_similar_lengths():
+    lengths = torch.randint(5, 200, (1003,), generator=torch.Generator().manual_seed(0)).tolist()
+    order = grouped_order(lengths, 8, seed=1, epoch=0)
+    assert sorted(order) == list(range(1003))
+    assert order == grouped_order(lengths, 8, 1, 0) and order != grouped_order(lengths, 8, 1, 1)
+    batches = [[lengths[i] for i in order[b : b + 8]] for b in range(0, 1000, 8)]
+    spread = [max(b) - min(b) for b in batches]
+    assert sorted(spread)[len(spread) // 2] < 10
+
+
+def test_macro_f1_is_that_of_sklearn():
+    import numpy as np
+    from sklearn.metrics import f1_score
+
+    rng = np.random.default_rng(0)
+    names = ["Edema", "Fracture", "Pneumonia"]
+    drawn = rng.integers(-2, 2, (2, 60, 3))  # -2: not mentioned
+    truth, found = (
+        [{n: int(v) for n, v in zip(names, row, strict=True) if v > -2} for row in rows] for rows in drawn
+    )
+    value, counted = macro_f1(truth, found)
+    matrix = [np.array([[labels.get(n) == 1 for n in names] for labels in both]) for both in (truth, found)]
+    assert counted == 3 and value == pytest.approx(f1_score(*matrix, average="macro"))
+    assert macro_f1([{"Edema": 1}], [{}], least=10) == (0.0, 1)
+    assert macro_f1([{}], [{}]) == (0.0, 0)

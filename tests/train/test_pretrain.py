@@ -1,0 +1,385 @@
+"""The whole of train.pretrain on a few tiny images: learning steps, resuming, refusing, two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+
+import encoder.attention
+from encoder.state_dicts import load_encoder, save_dinov2
+from encoder.transforms import Preprocessing
+from encoder.vit import CropViT
+from train import pretrain
+from train.config import ConfigError
+from train.pretrain import Distilled, PretrainConfig, Samples, collate, main
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "--size=28 --patch=7 --width=16 --depth=2 --heads=2 --local_size=14 --local_crops=2 --prototypes=16",
+    "--head_hidden=16 --head_bottleneck=8 --batch=4 --steps=6 --warmup=2 --freeze_last_layer=1 --layerscale=0.5",
+    "--teacher_temp_warmup=3 --drop_path=0.2 --mixed_precision=no --short_side=32 --log_every=1 --save_every=2",
+    "--threads=1 --lr=0.01",
+]
+TINY = " ".join(TINY).split()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(10):
+        rng = np.random.default_rng(i)
+        grey = np.linspace(0, 200, 40)[None] * rng.random() + rng.random((36, 1)) * 55
+        Image.fromarray(grey.astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def train(images, out, *options):
+    return main([*TINY, "--data", str(images), "--out", str(out), *options])
+
+
+def curve(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def weights(out):
+    return load_file(out / "encoder" / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(images, out) == 0
+    AcceleratorState._reset_state(True)
+    return out
+
+
+def test_a_run_leaves_an_encoder_metrics_and_checkpoints(whole):
+    model = load_encoder(whole / "encoder")
+    out = model(torch.randn(1, 3, 28, 28))
+    assert out.last_hidden_state.shape == (1, 17, 16)
+    assert Preprocessing.from_pretrained(whole / "encoder").size == 28
+    assert [line["step"] for line in curve(whole)] == list(range(1, 7))
+    for line in curve(whole):
+        assert all(np.isfinite(value) for value in line.values())
+        assert 0 <= line["teacher_entropy"] <= line["usage_entropy"] + 1e-4 <= np.log(16) + 1e-3
+    checkpoint = whole / "checkpoints" / "step_00000006"
+    assert {p.suffix for p in checkpoint.iterdir()} == {".safetensors", ".json"}  # nothing is pickled
+    teacher = load_file(checkpoint / "teacher.safetensors")
+    assert torch.equal(teacher["backbone.norm.weight"], weights(whole)["layernorm.weight"])
+    student = load_file(checkpoint / "student.safetensors")
+    assert not torch.equal(student["backbone.norm.weight"], teacher["backbone.norm.weight"])
+
+
+@pytest.mark.parametrize("options", [(), ("--centring", "centring"), ("--separate_ibot_head", "true")])
+def test_resuming_is_bit_for_bit(images, whole, tmp_path, options):
+    reference = whole
+    if options:
+        reference = tmp_path / "reference"
+        assert train(images, reference, *options) == 0
+    parts = tmp_path / "parts"
+    assert train(images, parts, "--stop_at", "3", *options) == 0
+    assert len(curve(parts)) == 3
+    assert train(images, parts, "--workers", "1", "--save_every", "50", *options) == 0
+    assert curve(parts) == curve(reference)
+    assert same(weights(parts), weights(reference))
+
+
+def test_an_interrupt_saves_and_the_same_command_goes_on(images, whole, tmp_path, monkeypatch, capsys):
+    original = pretrain.update_teacher
+    calls = []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(pretrain, "update_teacher", interrupted)
+    assert train(images, tmp_path / "run") == 130
+    assert "run the same command to go on" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+    stopped = len(curve(tmp_path / "run"))
+    assert stopped in (3, 4)  # at the end of the step, or of the next where the signal came late
+    assert train(images, tmp_path / "run") == 0
+    assert f"going on after step {stopped}" in capsys.readouterr().out
+    assert curve(tmp_path / "run") == curve(whole) and same(weights(tmp_path / "run"), weights(whole))
+
+
+def test_a_kill_is_survived_from_the_last_good_checkpoint(images, whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(images, out, "--stop_at", "4") == 0
+    newest = out / "checkpoints" / "step_00000004"
+    (newest / "student.safetensors").write_bytes(b"")  # as after a kill and a crash of the disk
+    (out / "checkpoints" / ".step_00000005.1").mkdir()
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss"')
+    assert train(images, out) == 0
+    assert "damaged" in capsys.readouterr().out
+    assert curve(out) == curve(whole) and same(weights(out), weights(whole))
+
+
+def test_a_finished_run_is_left_as_it_is(images, whole, capsys):
+    before = weights(whole)
+    assert train(images, whole) == 0
+    assert "done: 6 steps" in capsys.readouterr().out
+    assert same(before, weights(whole))
+
+
+def test_another_config_or_other_images_are_refused(images, whole, tmp_path, capsys):
+    assert train(images, whole, "--lr", "0.02", "--momentum", "0.9") == 2
+    error = capsys.readouterr().err
+    assert "lr: 0.01 there, 0.02 now" in error and "momentum" in error and "--out" in error
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    for path in sorted(images.iterdir())[:5]:
+        (fewer / path.name).write_bytes(path.read_bytes())
+    assert train(fewer, whole) == 2
+    assert "images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "nowhere"], "nowhere does not exist"),
+        (["--size", "30"], "multiples of patch"),
+        (["--weights", "1", "2"], "2 weights for 1"),
+        (["--centring", "none"], "centring"),
+        (["--mixed_precision", "fp8"], "mixed_precision"),
+        (["--mask_ratio", "0.5", "0.1"], "mask_ratio"),
+        (["--drop_path", "1.0"], "drop_path"),
+        (["--init", "nowhere"], "config.json"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(images, tmp_path, capsys, options, message):
+    assert train(images, tmp_path / "run", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_data_is_refused(tmp_path, capsys):
+    assert main([*TINY, "--out", str(tmp_path / "run")]) == 2
+    assert "--data" in capsys.readouterr().err
+
+
+def test_three_bad_steps_end_the_run_and_one_is_left_out(images, tmp_path, monkeypatch, capsys):
+    original, steps = pretrain.losses, []
+
+    def poisoned(*args):
+        parts = original(*args)
+        steps.append(1)
+        if len(steps) == 2 or len(steps) > 3:
+            parts["ibot"] = parts["ibot"] * torch.nan
+            parts["loss"] = parts["loss"] * torch.nan
+        return parts
+
+    monkeypatch.setattr(pretrain, "losses", poisoned)
+    assert train(images, tmp_path / "run") == 1
+    said = capsys.readouterr().out
+    assert len(steps) == 6 and "3 steps in a row were not finite" in said and "'ibot': nan" in said
+    assert "step_00000004" in said
+    state = load_file(tmp_path / "run" / "checkpoints" / "step_00000004" / "student.safetensors")
+    assert all(x.isfinite().all() for x in state.values())
+
+
+def test_heads_warm_up_while_the_backbone_stands_still(images, tmp_path):
+    torch.manual_seed(3)
+    start = CropViT(28, 7, 16, 2, 2, 0.5)
+    save_dinov2(start, tmp_path / "start", Preprocessing(size=28))
+    out = tmp_path / "run"
+    options = ("--init", str(tmp_path / "start"), "--head_warmup", "2", "--keep_last", "9")
+    assert train(images, out, *options) == 0
+    student = {step: load_file(out / f"checkpoints/step_{step:08d}/student.safetensors") for step in (2, 4)}
+    for name, tensor in start.state_dict().items():
+        assert torch.equal(student[2][f"backbone.{name}"], tensor), name
+    moved = [
+        name for name, x in start.state_dict().items() if not torch.equal(student[4][f"backbone.{name}"], x)
+    ]
+    assert len(moved) == len(start.state_dict())
+    assert not torch.equal(student[2]["dino_head.mlp.0.weight"], student[4]["dino_head.mlp.0.weight"])
+
+
+def test_init_of_another_shape_is_refused(images, tmp_path, capsys):
+    save_dinov2(CropViT(28, 7, 32, 2, 2, 0.5), tmp_path / "start", Preprocessing(size=28))
+    assert train(images, tmp_path / "run", "--init", str(tmp_path / "start")) == 2
+    assert "width is 32 there and 16 in the recipe" in capsys.readouterr().err
+
+
+def test_a_training_step_goes_through_our_attention(images, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return attention(*args, **kwargs)
+
+    attention = encoder.attention.attention
+    monkeypatch.setattr(encoder.attention, "attention", counted)
+    assert train(images, tmp_path / "run", "--stop_at", "1") == 0
+    assert len(calls) == 2 * (1 + 2)  # depth x (teacher's globals, student's globals and locals)
+
+
+def config(**changes) -> PretrainConfig:
+    tiny = PretrainConfig(
+        data=["x"], size=28, patch=7, width=16, depth=2, heads=2, local_size=14, local_crops=2, prototypes=16,
+        head_hidden=16, head_bottleneck=8, batch=4, steps=6, drop_path=0.2, layerscale=0.5,
+    )  # fmt: skip
+    return replace(tiny, **changes)
+
+
+def grey_images(n):
+    return [np.random.default_rng(i).integers(0, 256, (36, 40)).astype(np.uint8) for i in range(n)]
+
+
+def test_samples_depend_on_seed_and_number_alone():
+    images = grey_images(5)
+    one, two = Samples(images, [5], config()), Samples(images, [5], config())
+    later = [two[i] for i in (7, 3)]  # in another order, as in another process
+    for (crops, masks, residual), position in zip(later, (7, 3), strict=True):
+        crops2, masks2, residual2 = one[position]
+        assert all(np.array_equal(a, b) for a, b in zip(crops, crops2, strict=True))
+        assert np.array_equal(masks, masks2) and np.array_equal(residual, residual2)
+    other = Samples(images, [5], config(seed=1))[3]
+    assert not np.array_equal(other[0].global_GHW, one[3][0].global_GHW)
+
+
+def test_an_epoch_holds_each_image_as_often_as_weighted():
+    samples = Samples(grey_images(7), [4, 3], config(data=["a", "b"], weights=[1.5, 2.0]))
+    assert samples.epoch_length == 12
+    epochs = [[samples.image_index(12 * e + i) for i in range(12)] for e in range(3)]
+    for epoch in epochs:
+        counts = np.bincount(epoch, minlength=7)
+        assert sorted(counts[:4]) == [1, 1, 2, 2] and list(counts[4:]) == [2, 2, 2]
+    assert epochs[0] != epochs[1]
+    assert samples.image_index(3) == epochs[0][3]
+
+
+def test_collate_orders_crop_by_crop():
+    samples = Samples(grey_images(5), [5], config())
+    items = [samples[i] for i in range(3)]
+    batch = collate(items)
+    assert batch.global_GBHW.shape == (6, 28, 28) and batch.local_LBHW.shape == (6, 14, 14)
+    for g in range(2):
+        for b in range(3):
+            assert np.array_equal(batch.global_GBHW[g * 3 + b], items[b][0].global_GHW[g])
+            assert np.array_equal(batch.masks_GBP[g * 3 + b], items[b][1][g].ravel())
+            assert np.array_equal(batch.residual_LRS[:, :, g * 3 + b], items[b][2][:, :, g])
+    flat = batch.masks_GBP.flatten()
+    assert flat[batch.masked_M].all() and len(batch.masked_M) == flat.sum()
+    per_image = torch.zeros(6).index_add(0, batch.masked_M // 16, batch.weights_M)
+    torch.testing.assert_close(per_image, batch.masks_GBP.any(1).float())
+
+
+def test_parameter_groups_are_dinov2s():
+    c = config(layer_decay=0.5, patch_embed_lr=0.2)
+    model = Distilled(c)
+    by_parameter = {id(p): group for group in pretrain.parameter_groups(model, c) for p in group["params"]}
+    names = dict(model.named_parameters())
+    assert len(by_parameter) == len(names)
+
+    def group(name):
+        g = by_parameter[id(names[name])]
+        return g["lr_scale"], g["decays"], g["last_layer"]
+
+    assert group("backbone.patch_embed.proj.weight") == (0.2 * 0.125, True, False)
+    assert group("backbone.patch_embed.proj.bias") == (0.2 * 0.125, False, False)
+    assert group("backbone.pos_embed") == group("backbone.mask_token") == (0.125, True, False)
+    assert group("backbone.blocks.0.attn.qkv.weight") == (0.25, True, False)
+    assert group("backbone.blocks.1.ls1.gamma") == (0.5, False, False)
+    assert group("backbone.blocks.1.norm2.weight") == (0.5, False, False)
+    assert group("backbone.norm.weight") == (1.0, False, False)
+    assert group("dino_head.mlp.0.weight") == (1.0, True, False)
+    assert group("dino_head.last_layer.weight_v") == (1.0, True, True)
+
+
+def test_schedules_reach_the_groups():
+    c = config(
+        warmup=2,
+        freeze_last_layer=3,
+        head_warmup=2,
+        weight_decay=0.1,
+        weight_decay_end=0.3,
+        lr=1.0,
+        layer_decay=1.0,
+    )
+    model = Distilled(c)
+    optimizer = torch.optim.AdamW(pretrain.parameter_groups(model, c))
+
+    def at(step):
+        pretrain.apply_schedules(optimizer, step, c)
+        groups = optimizer.param_groups
+        pick = lambda **want: next(g for g in groups if all(g[k] == v for k, v in want.items()))  # noqa: E731
+        last = pick(last_layer=True, decays=True)["lr"]
+        head = pick(last_layer=False, backbone=False, decays=True)
+        return pick(backbone=True, lr_scale=1.0)["lr"], head["lr"], last, head["weight_decay"]
+
+    assert at(0)[0] == at(1)[0] == 0 < at(2)[0] < at(5)[0] * 10
+    assert at(0)[1] == pytest.approx(1 / 3) and at(2)[1] == 1.0
+    assert at(2)[2] == 0 < at(3)[2]
+    assert at(0)[3] == 0.1 < at(3)[3] < at(6)[3] == 0.3
+    assert all(g["weight_decay"] == 0 for g in optimizer.param_groups if not g["decays"])
+
+
+def test_counted_operations_are_those_of_pytorch():
+    c = config(drop_path=0.0, separate_ibot_head=True)
+    model = Distilled(c)
+    batch = collate([Samples(grey_images(4), [4], c)[i] for i in range(4)])
+    augment = pretrain.multi_crop(c).on_device
+    global_x, local_x = (
+        augment(batch.global_GBHW, batch.global_look),
+        augment(batch.local_LBHW, batch.local_look),
+    )
+    with FlopCounterMode(display=False) as teacher, torch.no_grad():
+        model(global_x, None, batch, masked=False)
+    with FlopCounterMode(display=False) as student:
+        out = model(global_x, local_x, batch, masked=True)
+        sum(x.sum() for x in out).backward()
+    counted = (teacher.get_total_flops() + student.get_total_flops()) / 4
+    assert pretrain.flops_per_image(c) == pytest.approx(
+        counted, rel=0.15
+    )  # masks vary; no gradient for pixels
+
+
+def test_config_errors_name_all_problems():
+    with pytest.raises(ConfigError, match=r"steps must be at least 1") as error:
+        PretrainConfig(steps=0, size=515)
+    assert "multiples of patch" in str(error.value)
+
+
+def test_two_processes_learn_what_one_learns(images, whole, tmp_path):
+    """Same seed, same global batch, float32: the same curve to rounding. The run then goes on in one process."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    out = tmp_path / "two"
+    command = [*launch, "-m", "train.pretrain", *TINY, "--data", str(images), "--out", str(out)]
+    command += ["--stop_at", "5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "on 2 x cpu" in done.stdout
+    assert train(images, out) == 0
+    ours, reference = curve(out), curve(whole)
+    assert len(ours) == len(reference) == 6
+    for a, b in zip(ours, reference, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)

@@ -1,0 +1,160 @@
+"""Studies in, findings out: order, errors, batches, floors."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Picture
+
+from vlm import Findings
+from vlm import model as models
+from vlm.generate import OUTLIERS, derangement
+from vlm.outliers import Outliers, embedding
+from vlm.study import Image, Study, load_studies
+
+MOST = 12
+
+
+@pytest.fixture
+def findings(findings_model):
+    return Findings(findings_model)
+
+
+@pytest.fixture
+def studies(studies_file):
+    return load_studies(studies_file)[:7]
+
+
+def run(findings, studies, root, **kwargs):
+    return list(findings.generate(studies, root=root, max_new_tokens=MOST, **kwargs))
+
+
+def test_three_lines(findings_model, studies_file, tmp_path):
+    models.save(findings_model, tmp_path / "m")
+    model = Findings.from_pretrained(tmp_path / "m", device="cpu")
+    model.model.meta.max_new_tokens = MOST
+    prediction = model(studies_file.parent / "images" / "0.png")
+    assert prediction.text == prediction.findings and prediction.study_id == "0.png"
+    assert prediction.revision == models.weights_sha256(tmp_path / "m")
+    assert model.notice == "For research, not for diagnosis."
+
+
+@pytest.mark.parametrize("size", [2, 4, 7])
+def test_a_batch_equals_its_singles(findings, studies, studies_file, size):
+    lengths = {len(findings.model.prompt_ids(f"<image>\n{s.indication}")) for s in studies}
+    assert len(lengths) > 1  # prompts of different lengths, or the test shows nothing
+    singles = run(findings, studies, studies_file.parent, batch_size=1)
+    batched = run(findings, studies, studies_file.parent, batch_size=size)
+    assert [p.findings for p in batched] == [p.findings for p in singles]
+    assert len({p.findings for p in singles}) > 1
+
+
+def test_our_attention_and_eager_write_the_same(findings_model, studies, studies_file, tmp_path):
+    models.save(findings_model, tmp_path / "m")
+    texts = [
+        [p.findings for p in run(Findings.from_pretrained(tmp_path / "m", device="cpu", attention=a), studies,
+                                 studies_file.parent, batch_size=4)]
+        for a in ("cxr", "sdpa", "eager")
+    ]  # fmt: skip
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_one_bad_file_does_not_stop_the_others(findings, studies, studies_file, tmp_path):
+    (tmp_path / "empty.dcm").write_bytes(b"")
+    Picture.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "black.png")
+    bad = [tmp_path / "empty.dcm", tmp_path / "black.png", tmp_path / "absent.png", Study("none")]
+    mixed = [studies[0], bad[0], studies[1], *bad[1:], studies[2]]
+    out = run(findings, mixed, studies_file.parent, batch_size=3)
+    assert [p.study_id for p in out] == ["s0", "empty.dcm", "s1", "black.png", "absent.png", "none", "s2"]
+    codes = [p.error and p.error["code"] for p in out]
+    assert codes == [None, "not_an_image", None, "constant_image", "unreadable", "no_images", None]
+    assert all((p.findings is None) != (p.error is None) for p in out)
+    alone = run(findings, studies[:3], studies_file.parent, batch_size=1)
+    assert [p.findings for p in out if not p.error] == [p.findings for p in alone]
+    with pytest.raises(Exception, match="empty"):
+        _ = out[1].text
+
+
+def test_two_runs_differ_in_seconds_alone(findings, studies, studies_file):
+    rows = [
+        [p.to_json() for p in run(findings, studies, studies_file.parent, batch_size=4)] for _ in range(2)
+    ]
+    for row in rows[0] + rows[1]:
+        assert row.pop("seconds") >= 0 and row["schema"] == 1
+        assert row["decoding"] == {"method": "greedy", "max_new_tokens": MOST}
+        assert row["preprocess_sha256"] == findings.model.preprocessing.sha256
+        json.dumps(row)
+    assert rows[0] == rows[1]
+
+
+def test_shuffled_images_are_others_images_with_ones_own_words(findings, studies, studies_file):
+    out = run(findings, studies, studies_file.parent, images="shuffled", seed=3, batch_size=4)
+    order = derangement(len(studies), 3)
+    swapped = [
+        Study(s.study_id, images=studies[order[i]].images, indication=s.indication, prior=s.prior)
+        for i, s in enumerate(studies)
+    ]
+    assert [p.findings for p in out] == [p.findings for p in run(findings, swapped, studies_file.parent)]
+    assert out[0].decoding["images"] == "shuffled" and out[0].decoding["seed"] == 3
+
+
+def test_a_blank_image_says_the_same_of_everyone(findings, studies, studies_file):
+    for s in studies:
+        s.indication = s.prior = None
+    assert len({p.findings for p in run(findings, studies, studies_file.parent, images="blank")}) == 1
+    assert len({p.findings for p in run(findings, studies, studies_file.parent)}) > 1
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 101])
+def test_a_derangement_moves_everyone(n):
+    for seed in range(5):
+        order = derangement(n, seed)
+        assert sorted(order) == list(range(n)) and all(i != j for i, j in enumerate(order))
+    assert derangement(n, 1) == derangement(n, 1)
+
+
+def test_findings_that_were_cut_off_are_said_to_be(findings, studies, studies_file):
+    out = next(findings.generate(studies[:1], root=studies_file.parent, max_new_tokens=1))
+    assert [w["code"] for w in out.warnings if w["code"] == "cut_off"] == ["cut_off"]
+
+
+def test_the_readers_warnings_are_passed_on(findings, cxr_data):
+    hip = next((cxr_data / "dicom" / "radiograph").glob("RG2_*"))
+    (out,) = run(findings, [hip], ".")
+    assert out.findings is not None
+    assert all(set(w) == {"code", "message"} for w in out.warnings)
+
+
+def test_an_unusual_image_is_warned_about(findings_model, studies, studies_file, tmp_path):
+    tower = findings_model.llava.model.vision_tower
+    near_BCHW = 0.1 * torch.randn(64, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    reference = Outliers.fit(embedding(tower, near_BCHW), encoder_sha256=findings_model.meta.encoder_sha256)
+    models.save(findings_model, tmp_path / "m")
+    reference.save(tmp_path / "m" / OUTLIERS)
+    out = run(Findings.from_pretrained(tmp_path / "m", device="cpu"), studies[:1], studies_file.parent)
+    assert [w["code"] for w in out[0].warnings if w["code"] == "out_of_distribution"] == [
+        "out_of_distribution"
+    ]
+    reference.encoder_sha256 = "0" * 64
+    reference.save(tmp_path / "m" / OUTLIERS)
+    with pytest.raises(models.ModelError, match="fit it again"):
+        Findings.from_pretrained(tmp_path / "m", device="cpu")
+
+
+def test_bad_arguments(findings, studies):
+    with pytest.raises(ValueError, match="true, shuffled, blank"):
+        next(findings.generate(studies, images="white"))
+    with pytest.raises(ValueError, match="at least 1"):
+        next(findings.generate(studies, batch_size=0))
+
+
+def test_a_study_is_read_when_its_turn_comes(findings, studies_file):
+    def endless():
+        while True:
+            yield Study("s", images=[Image("images/0.png")])
+
+    stream = findings.generate(endless(), root=studies_file.parent, batch_size=2, max_new_tokens=1)
+    assert [next(stream).study_id for _ in range(3)] == ["s"] * 3

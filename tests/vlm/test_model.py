@@ -1,0 +1,263 @@
+"""The findings model is stock, its adapter stays in the language model, and parts that do not fit are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import SIZE, make_encoder
+from vlm import model as models
+from vlm.prompts import prompt_for
+from vlm.study import Study
+
+PIXELS = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def logits(llava, model, pixels=PIXELS, **more):
+    ids = model.prompt_ids(prompt_for(Study("s", indication="Fever"), model.meta.prompt))
+    with torch.no_grad():
+        return llava(input_ids=torch.tensor([ids] * len(pixels)), pixel_values=pixels, **more).logits
+
+
+def trained_adapter(model, seed=5):
+    """LoRA B starts at zero: give it, and the projector, something to say."""
+    model.llava = models.add_lora(model.llava, rank=4, alpha=8)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, p in model.llava.named_parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    model.llava.eval()
+    return model
+
+
+def test_plain_transformers_gives_the_same_logits(findings_model, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    models.save(findings_model, tmp_path / "m")
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "m", attn_implementation="eager")
+    assert type(plain).__name__ == "LlavaForConditionalGeneration"
+    torch.testing.assert_close(
+        logits(plain, findings_model), logits(findings_model.llava, findings_model), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_processor_expands_the_image_as_we_do(findings_model, tmp_path):
+    import numpy as np
+    from PIL import Image as Picture
+    from transformers import AutoProcessor
+
+    models.save(findings_model, tmp_path / "m")
+    prompt = prompt_for(Study("s", indication="Fever"))
+    picture = Picture.fromarray(np.random.default_rng(0).integers(0, 255, (40, 52), dtype=np.uint8))
+    ids = AutoProcessor.from_pretrained(tmp_path / "m")(images=picture, text=prompt)["input_ids"][0]
+    assert list(ids) == findings_model.prompt_ids(prompt)
+    assert list(ids).count(findings_model.llava.config.image_token_id) == (SIZE // 7) ** 2
+
+
+def test_the_features_are_those_before_the_final_layer_norm(findings_model):
+    tower = findings_model.llava.model.vision_tower
+    with torch.no_grad():
+        x_BNC = models.tower_features(tower, PIXELS)
+        torch.testing.assert_close(tower.layernorm(x_BNC), tower(PIXELS).last_hidden_state)
+        mean_C, std_C = models.statistics(x_BNC)
+        expected = findings_model.llava.model.multi_modal_projector(x_BNC[:, 1:])
+        got = torch.stack(list(findings_model.llava.get_image_features(PIXELS).pooler_output))
+        torch.testing.assert_close(got, expected)
+    assert not torch.allclose(x_BNC, tower(PIXELS).last_hidden_state, atol=1e-2)
+    assert mean_C.shape == std_C.shape == (32,)
+
+
+def test_calibration(encoder_dir, llm_dir):
+    model = models.build(encoder_dir, llm_dir)
+    x_BNC = 5 * torch.randn(64, 17, 32) + torch.linspace(-30, 30, 32)
+    models.calibrate(model.llava, x_BNC, gain=3.0)
+    with torch.no_grad():
+        out = model.llava.model.multi_modal_projector(x_BNC[:, 1:]).flatten(0, 1)
+    embedding_std = float(model.llava.get_input_embeddings().weight.detach().std())
+    assert float((out - out.mean(0)).std()) / embedding_std == pytest.approx(3.0, rel=1e-3)
+    assert out.mean(0).abs().max() < 0.01 * embedding_std
+
+
+def test_fold_is_the_inverse_of_unfold_and_the_stand_in_gives_the_same_logits(findings_model):
+    before = logits(findings_model.llava, findings_model)
+    tower, projector = (
+        findings_model.llava.model.vision_tower,
+        findings_model.llava.model.multi_modal_projector,
+    )
+    x_BNC = models.tower_features(tower, PIXELS)
+    mean_C, std_C = models.statistics(x_BNC)
+    findings_model.llava.model.vision_tower = models.FeatureTower(mean_C, std_C)
+    models.unfold(projector, mean_C, std_C)
+    torch.testing.assert_close(
+        logits(findings_model.llava, findings_model, x_BNC), before, rtol=1e-4, atol=1e-4
+    )
+    models.fold(projector, mean_C, std_C)
+    findings_model.llava.model.vision_tower = tower
+    torch.testing.assert_close(logits(findings_model.llava, findings_model), before, rtol=1e-4, atol=1e-4)
+
+
+def test_the_image_is_not_ignored(findings_model):
+    out = logits(findings_model.llava, findings_model)
+    assert (out[0, -1] - out[1, -1]).abs().max() > 1e-3
+
+
+def test_the_adapter_touches_the_language_model_alone(findings_model):
+    llava = models.add_lora(findings_model.llava)
+    assert models.count_adapters(llava) == {
+        "vision_tower": 0,
+        "multi_modal_projector": 0,
+        "language_model": 14,
+    }
+    trained = {name for name, p in llava.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in n or "multi_modal_projector" in n for n in trained)
+
+
+def test_an_adapter_in_the_vision_tower_is_an_error(findings_model, monkeypatch):
+    monkeypatch.setattr(models, "LORA_TARGETS", r".*\.(q_proj|v_proj)")
+    with pytest.raises(models.ModelError, match=r"language model alone.*'vision_tower': 4"):
+        models.add_lora(findings_model.llava)
+
+
+def test_adapter_on_base_equals_merged(findings_model, tmp_path):
+    models.save(findings_model, tmp_path / "base")
+    model = trained_adapter(findings_model)
+    expected = logits(model.llava, model)
+    models.save_adapter(model, tmp_path / "adapter", tmp_path / "base")
+    loaded = models.load(tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded.llava, loaded), expected, rtol=0, atol=0)
+    assert loaded.adapter_sha256 and loaded.meta.base_sha256 == models.weights_sha256(tmp_path / "base")
+    merged = models.merge(model)
+    models.save(merged, tmp_path / "merged")
+    again = models.load(tmp_path / "merged")
+    torch.testing.assert_close(logits(again.llava, again), expected, rtol=1e-4, atol=1e-4)
+    assert again.adapter_sha256 is None and not again.meta.base
+
+
+def test_an_adapter_moves_with_its_base(findings_model, tmp_path):
+    models.save(findings_model, tmp_path / "run" / "base")
+    models.save_adapter(
+        trained_adapter(findings_model), tmp_path / "run" / "adapter", tmp_path / "run" / "base"
+    )
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    models.load(tmp_path / "elsewhere" / "adapter")
+
+
+def test_the_wrong_base_is_refused(findings_model, encoder_dir, llm_dir, tmp_path):
+    models.save(findings_model, tmp_path / "base")
+    other = models.build(encoder_dir, llm_dir, seed=1)
+    models.save(other, tmp_path / "other")
+    models.save_adapter(trained_adapter(findings_model), tmp_path / "adapter", tmp_path / "base")
+    with pytest.raises(models.ModelError) as error:
+        models.load(tmp_path / "adapter", base=tmp_path / "other")
+    for folder in ("base", "other"):
+        assert models.weights_sha256(tmp_path / folder)[:12] in str(error.value)
+
+
+def test_another_preprocessing_is_refused(findings_model, tmp_path):
+    models.save(findings_model, tmp_path / "m")
+    path = tmp_path / "m" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.5] * 3}))
+    with pytest.raises(models.ModelError, match="preprocessing"):
+        models.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("change", ["missing", "left over"])
+def test_adapter_tensors_without_a_partner_are_an_error(findings_model, tmp_path, change):
+    models.save(findings_model, tmp_path / "base")
+    models.save_adapter(trained_adapter(findings_model), tmp_path / "adapter", tmp_path / "base")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(n for n in tensors if "lora_A" in n)
+    if change == "missing":
+        del tensors[name]
+    else:
+        tensors[name.replace("layers.0", "layers.7")] = tensors[name].clone()
+    save_file(tensors, path)
+    with pytest.raises(models.ModelError, match="without a partner"):
+        models.load(tmp_path / "adapter")
+
+
+def test_merged_weights_that_do_not_fit_are_an_error(findings_model, tmp_path):
+    models.save(findings_model, tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    tensors.pop(next(n for n in tensors if "projector" in n))
+    save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(models.ModelError, match="missing_keys"):
+        models.load(tmp_path / "m")
+
+
+def test_half_precision_halves_the_file_and_leaves_the_model(findings_model, tmp_path):
+    models.save(findings_model, tmp_path / "full")
+    models.save(findings_model, tmp_path / "half", torch.float16)
+    sizes = [(tmp_path / f / "model.safetensors").stat().st_size for f in ("full", "half")]
+    tensors = sum(t.numel() for t in load_file(tmp_path / "half" / "model.safetensors").values())
+    assert tensors == sum(p.numel() for p in findings_model.llava.parameters())  # tied weights once
+    assert sizes[1] < 0.6 * sizes[0]
+    assert findings_model.llava.dtype == torch.float32
+    assert models.load(tmp_path / "half").llava.dtype == torch.float32
+
+
+def test_nothing_is_overwritten(findings_model, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "notes.txt").write_text("mine")
+    with pytest.raises(models.ModelError, match="not empty"):
+        models.save(findings_model, tmp_path / "m")
+
+
+def test_the_encoder_comes_out_as_it_went_in(findings_model, encoder_dir, tmp_path):
+    models.save_encoder(findings_model, tmp_path / "e")
+    there, here = (load_file(d / "model.safetensors") for d in (encoder_dir, tmp_path / "e"))
+    assert there.keys() == here.keys() and all(torch.equal(there[k], here[k]) for k in there)
+    assert models.load_encoder(tmp_path / "e")[1] == findings_model.preprocessing
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no/such/dir", "neither a directory"),
+        ("nonsense", "neither a directory"),
+        ("../up", "neither a directory"),
+    ],
+)
+def test_a_model_that_is_nowhere(name, says):
+    with pytest.raises(models.ModelError, match=says):
+        models.resolve(name)
+
+
+def test_directories_that_hold_something_else(encoder_dir, llm_dir, tmp_path):
+    with pytest.raises(models.ModelError, match=r"cxr\.json"):
+        models.load(llm_dir)
+    with pytest.raises(models.ModelError, match="dinov2"):
+        models.build(llm_dir, llm_dir)
+    with pytest.raises(models.ModelError, match="no encoder checkpoint"):
+        models.build(tmp_path, llm_dir)
+    shutil.copytree(encoder_dir, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(models.ModelError, match="safetensors"):
+        models.weights_sha256(tmp_path / "pickled")
+    odd = make_encoder(tmp_path / "odd")
+    path = odd / "preprocessor_config.json"
+    path.write_text(path.read_text().replace("28", "30"))
+    with pytest.raises(models.ModelError, match="no multiple"):
+        models.build(odd, llm_dir)
+
+
+def test_a_tokenizer_without_image_token_gets_one(encoder_dir, llm_dir, tmp_path):
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    shutil.copytree(llm_dir, tmp_path / "llm")
+    text = (tmp_path / "llm" / "tokenizer.json").read_text().replace("<image>", "<other>")
+    (tmp_path / "llm" / "tokenizer.json").write_text(text)
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "llm" / "tokenizer.json"), bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(tmp_path / "llm")
+    before = len(AutoTokenizer.from_pretrained(tmp_path / "llm"))
+    model = models.build(encoder_dir, tmp_path / "llm")
+    assert len(model.tokenizer) == before + 1 == model.llava.config.text_config.vocab_size
+    assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
+    assert logits(model.llava, model).shape[-1] == before + 1

@@ -1,0 +1,96 @@
+"""The out-of-distribution check: against scipy's Mahalanobis distance, and on what it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import mahalanobis
+
+from vlm.outliers import Outliers, Part, embedding, split
+
+
+def cloud(n: int, seed: int = 0) -> torch.Tensor:
+    x = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
+    return x * torch.tensor([5.0, 4, 3, 2, 1, 1, 0.5, 0.5]) + 7
+
+
+def test_with_every_direction_kept_it_is_mahalanobis_distance():
+    x_NC = cloud(400)
+    part = Part.fit(x_NC[:300].double(), x_NC[300:].double(), quantile=1.0, keep=1.1)  # more than all
+    inverse = np.linalg.inv(np.cov(x_NC[:300].double().numpy().T))
+    far = [
+        [mahalanobis(x, x_NC[:300].double().numpy().mean(0), inverse) for x in y.double().numpy()]
+        for y in (cloud(20, 1), x_NC[300:])
+    ]
+    np.testing.assert_allclose(part.distance(cloud(20, 1)).numpy(), np.array(far[0]) / max(far[1]), rtol=3e-3)
+
+
+def test_the_limit_lets_the_promised_share_pass():
+    outliers = Outliers.fit(cloud(4000), parts=1, quantile=0.95)
+    share = float((outliers.check(cloud(4000, 1)) > outliers.threshold).float().mean())
+    assert 0.03 < share < 0.08
+
+
+def test_what_lies_off_the_kept_directions_is_seen():
+    x_NC = cloud(400)
+    x_NC[:, 4:] = 7 + 0.01 * x_NC[:, 4:]  # hardly anything varies there
+    outliers = Outliers.fit(x_NC, parts=1, keep=0.999)
+    assert outliers.parts[0].directions_CK.shape[1] == 4
+    odd = x_NC[:1].clone()
+    odd[0, 6] += 4
+    assert outliers.check(odd) > 3
+
+
+def test_between_two_kinds_nothing_is_usual():
+    two = torch.cat([cloud(300), cloud(300, 1) + 60])
+    between = cloud(20, 2) + 30
+    outliers = Outliers.fit(two, parts=2)
+    assert len(outliers.parts) == 2 and (outliers.check(between) > 2).all()
+    assert (outliers.check(torch.cat([cloud(99, 3), cloud(99, 4) + 60])) < 1).float().mean() > 0.9
+    assert (Outliers.fit(two, parts=1).check(between) < 1).all()  # which is why there are parts
+
+
+def test_parts_too_small_to_know_are_dissolved():
+    few = torch.cat([cloud(300), cloud(20, 1) + 60])
+    assert [int(mask.sum()) for mask in split(few.double(), 3)] == [320]
+    assert sum(int(m.sum()) for m in split(torch.cat([cloud(300), cloud(100, 1) + 60]).double(), 2)) == 400
+
+
+def test_saved_and_loaded_it_says_the_same(tmp_path):
+    outliers = Outliers.fit(cloud(400), encoder_sha256="abc")
+    outliers.save(tmp_path / "ood.safetensors")
+    again = Outliers.load(tmp_path / "ood.safetensors")
+    torch.testing.assert_close(again.check(cloud(9, 2)), outliers.check(cloud(9, 2)), rtol=0, atol=0)
+    assert (again.threshold, again.reference, again.encoder_sha256) == (1.0, 400, "abc")
+
+
+def test_too_few_or_broken_features_are_refused():
+    with pytest.raises(ValueError, match="at least 40"):
+        Outliers.fit(cloud(10))
+    broken = cloud(100)
+    broken[3, 3] = torch.nan
+    with pytest.raises(ValueError, match="finite"):
+        Outliers.fit(broken)
+
+
+def test_the_message_says_what_to_do():
+    outliers = Outliers.fit(cloud(100))
+    assert "frontal chest X-ray" in outliers.message(9.0) and "9.0 times" in outliers.message(9.0)
+
+
+def test_the_command_fits_a_models_encoder(findings_model, studies_file, tmp_path, capsys):
+    from vlm import model as models
+    from vlm.outliers import main
+
+    models.save(findings_model, tmp_path / "m")
+    (studies_file.parent / "images" / "broken.png").write_bytes(b"nothing")
+    out = tmp_path / "m" / "ood.safetensors"
+    assert main([str(tmp_path / "m"), str(studies_file.parent / "images"), "--out", str(out)]) == 0
+    (studies_file.parent / "images" / "broken.png").unlink()
+    assert "1 images cannot be read" in capsys.readouterr().out
+    outliers = Outliers.load(out)
+    assert outliers.encoder_sha256 == findings_model.meta.encoder_sha256
+    tower = findings_model.llava.model.vision_tower
+    assert embedding(tower, torch.zeros(2, 3, 28, 28)).shape == (2, len(outliers.parts[0].mean_C))
+    assert main([str(tmp_path / "m"), "x.png", "--out", str(out)]) == 2

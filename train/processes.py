@@ -1,0 +1,80 @@
+"""Several processes on a CPU.
+
+`accelerate launch --cpu --num_processes N` hands N to mpirun, and without MPI starts one process and says nothing
+(accelerate 1.15, `simple_launcher`). Here that one process starts the others itself and becomes rank 0.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@contextmanager
+def all_processes():
+    """Around the `main` of a training script that accelerate launched: inside it, all N processes are there.
+
+    Where accelerate or torchrun has started them already, or one was asked for, nothing happens. The helpers get the
+    same command; when rank 0 leaves they get ten seconds to do so too.
+    """
+    count = 1 if any(name in os.environ for name in LAUNCHED) else _asked_for()
+    if count < 2:
+        yield
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    ours = {rank: {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)}
+    before = dict(os.environ)
+    command = [sys.executable, *sys.orig_argv[1:]]
+    helpers = [subprocess.Popen(command, env={**before, **ours[rank]}) for rank in range(1, count)]
+    os.environ.update(ours[0])
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            try:
+                helper.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                helper.kill()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0, before anything is initialised."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _asked_for() -> int:
+    """The number of processes on the command line of the `accelerate launch` that started this one; 1 without."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true" or "MASTER_PORT" not in os.environ:
+        return 1
+    import psutil
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent else []
+    # `accelerate launch ...` or `python -m accelerate.commands.launch ...`
+    start = next(
+        (i for i, w in enumerate(words) if w == "launch" or w.endswith(("launch.py", "commands.launch"))),
+        None,
+    )
+    if start is None:
+        return 1
+    options = launch_command_parser().parse_args(words[start + 1 :])
+    if options.num_processes is None and options.config_file:
+        return load_config_from_file(options.config_file).num_processes or 1
+    return options.num_processes or 1
