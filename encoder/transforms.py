@@ -156,7 +156,7 @@ class MultiCrop:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of a crop before it is resized
     flip_probability: float = 0.0  # left and right matter in findings
     jitter_probability: float = 0.8  # of brightness and contrast, each crop by itself
-    brightness: float = 0.1  # greatest shift of the grey levels, which span 1; with 0.2 small runs learned nothing
+    brightness: float = 0.1  # greatest shift of the grey levels (0 to 1); at 0.2 small runs learned nothing
     contrast: float = 0.2  # greatest relative change of the spread around the crop's mean
     blur_probability: float = 0.2  # DINOv2 blurs every first global crop; nodules would be lost
     blur_sigma: tuple[float, float] = (0.1, 1.0)  # pixels; DINOv2 goes to 2

@@ -67,12 +67,13 @@ class Finetune:
     feature_batch: int = 32  # images a forward pass of the encoder
     features_dir: str | None = None  # where features lie (OUT/features); runs on the same images can share it
     attention: str = "auto"  # eager on a CPU, the fastest there in training; cxr, our kernel, on a GPU
+    threads: int = 0  # of each process on a CPU; 0: all cores, divided among the processes
     seed: int = 0  # projector, LoRA and order
 
 
 MAY_DIFFER = {  # places, since what lies there is compared by digest, and how it is done
     "out", "encoder", "llm", "init", "studies", "merge", "merged_dtype", "eval_batch", "save_steps", "log_steps",
-    "workers", "feature_batch", "features_dir", "attention", "name", "notice",
+    "workers", "feature_batch", "features_dir", "attention", "name", "notice", "threads",
 }  # fmt: skip
 
 
@@ -117,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     from accelerate import PartialState
 
     from train.features import image_features
+    from train.processes import use_cores
     from train.trainer import INTERRUPTED, arguments, file_sha256, open_run, quiet
     from vlm import model as models
     from vlm.prompts import PromptStyle, answer_for, shown_image
@@ -124,6 +126,7 @@ def main(argv: list[str] | None = None) -> int:
 
     quiet()
     state = PartialState()
+    use_cores(config.threads, state.num_processes)
     out = Path(config.out)
     if config.init and (models.resolve(config.init) / "adapter_config.json").exists():
         raise ConfigError(f"{config.init} is an adapter: merge it first (cxr export --merge)")
@@ -371,10 +374,6 @@ def macro_f1(truth: list[dict[str, int]], found: list[dict[str, int]], least: in
 
 
 if __name__ == "__main__":
-    from vlm.model import ModelError
-    from vlm.study import StudyError
+    from train.trainer import entry
 
-    try:
-        sys.exit(main())
-    except (ConfigError, ModelError, StudyError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(entry(main))

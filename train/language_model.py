@@ -49,6 +49,7 @@ class LanguageModel:
     save_steps: int = 200  # checkpoints to go on from
     log_steps: int = 50  # a line on the screen
     attention: str = "auto"  # eager on a CPU, the fastest there in training; cxr, our kernel, on a GPU
+    threads: int = 0  # of each process on a CPU; 0: all cores, divided among the processes
     seed: int = 0  # initialisation and order
 
 
@@ -110,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     from accelerate import PartialState
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+    from train.processes import use_cores
     from train.trainer import INTERRUPTED, Loop, arguments, collate, file_sha256, open_run, quiet
     from vlm.model import attention_name
     from vlm.prompts import PromptStyle, answer_for, prompt_for
@@ -117,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
 
     quiet()
     state = PartialState()
+    use_cores(config.threads, state.num_processes)
     out = Path(config.out)
     style = PromptStyle(wording=config.wording, demographics=config.demographics)
     digests = {"sha256 of studies": [file_sha256(Path(p)) for p in config.studies]}
@@ -194,10 +197,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from vlm.model import ModelError
-    from vlm.study import StudyError
+    from train.trainer import entry
 
-    try:
-        sys.exit(main())
-    except (ConfigError, ModelError, StudyError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(entry(main))

@@ -49,7 +49,7 @@ from encoder.transforms import MultiCrop, Preprocessing
 from encoder.vit import CropViT
 from train import checkpoints
 from train.config import ConfigError, load_config
-from train.processes import all_processes, is_main
+from train.processes import all_processes, is_main, use_cores
 from train.schedules import cosine, linear, warmup_cosine
 
 
@@ -81,7 +81,7 @@ class PretrainConfig:
     global_scale: list[float] = field(default_factory=lambda: [0.4, 1.0])  # share of the area
     local_scale: list[float] = field(default_factory=lambda: [0.05, 0.4])  # share of the area
     flip_probability: float = 0.0  # left and right matter in findings
-    brightness: float = 0.1  # greatest shift of the grey levels; with 0.2 small runs learned nothing
+    brightness: float = 0.1  # greatest shift of the grey levels; at 0.2 small runs learned nothing
     contrast: float = 0.2  # greatest relative change
     blur_probability: float = 0.2  # of each crop
     blur_sigma: list[float] = field(
@@ -418,7 +418,7 @@ def keep_freed_memory() -> None:
 
 def load_data(c: PretrainConfig) -> tuple[Samples, str]:
     """The samples, and a fingerprint of the list of images."""
-    from train.datasets.folder import Radiographs, image_paths
+    from train.datasets.folder import NoSplits, Radiographs, image_paths
 
     if not c.data:
         raise ConfigError("nothing to train on: give --data with a folder, a CSV or a studies file")
@@ -426,10 +426,10 @@ def load_data(c: PretrainConfig) -> tuple[Samples, str]:
     for source in c.data:
         try:
             sources.append(image_paths(source, c.split))
-        except ValueError as error:
-            if "no column 'split'" not in str(error) and "no sub-folder" not in str(error):
-                raise ConfigError(str(error)) from error
+        except NoSplits:
             sources.append(image_paths(source))  # a source that knows no splits is used whole
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     try:
         images = Radiographs([path for paths in sources for path in paths], c.short_side, cache=c.cache)
     except InputError as error:
@@ -477,7 +477,7 @@ def run(c: PretrainConfig) -> int:
         raise ConfigError(f"batch {c.batch} does not divide among {world} processes")
     if device.type == "cpu":
         keep_freed_memory()
-        torch.set_num_threads(c.threads or max(1, len(os.sched_getaffinity(0)) // world))
+        use_cores(c.threads, world)
     out = Path(c.out)
 
     # Data, model, optimiser. The seed makes all processes start from the same weights.

@@ -52,6 +52,18 @@ def all_processes():
         os.environ.update(before)
 
 
+def use_cores(threads: int, processes: int) -> None:
+    """Let torch use `threads` threads on a CPU; 0: all cores, divided among the processes.
+
+    Without it there would be one, for `accelerate launch` sets OMP_NUM_THREADS=1.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(threads or max(1, cores // processes))
+
+
 def is_main() -> bool:
     """Whether this process is rank 0, before anything is initialised."""
     return os.environ.get("RANK", "0") == "0"

@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -355,3 +356,18 @@ def _truncate(path: Path, step: int) -> None:
 
 def _clock(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def entry(main: Callable[[], int]) -> int:
+    """Run a training script's `main` in all its processes; an error of the user's is one line and status 2."""
+    from train.processes import all_processes, is_main
+    from vlm.model import ModelError
+    from vlm.study import StudyError
+
+    with all_processes():
+        try:
+            return main()
+        except (ConfigError, ModelError, StudyError) as error:
+            if is_main():
+                print(f"error: {error}", file=sys.stderr)
+            return 2

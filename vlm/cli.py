@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = commands.add_parser("score", help="score predictions against references, with intervals and floors")
     p.add_argument("predictions", type=Path, help="predictions of cxr generate (JSON Lines)")
     p.add_argument("studies", type=Path, help="studies file with the reference findings")
+    p.add_argument("--split", help="only this split of the studies file; the rest does not count as missing")
     p.add_argument("--floors", type=Path, metavar="DIR", help="the folder cxr generate --floors wrote")
     p.add_argument(
         "--training", type=Path, metavar="STUDIES", help="studies whose nearest report is a floor, too"

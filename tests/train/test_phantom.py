@@ -68,8 +68,10 @@ def test_nodules_are_6_to_30_mm_and_their_masks_have_that_size():
         film = render_frontal(study, patient.sex, 512)
         columns = np.flatnonzero(film.masks["nodule"].any(0))
         across = (columns[-1] - columns[0] + 1) * film.spacing_mm
-        # The mask is where the chord exceeds half of the diameter: sqrt(3)/2 of the sphere's width, +-10 % in shape.
-        assert across == pytest.approx(0.87 * size, rel=0.2, abs=2.0)
+        # The mask is where the chord exceeds half of the diameter: sqrt(3)/2 of the sphere's width, with its soft
+        # edge of 0.6 mm; the shape varies by 10 %, and a pixel is 0.8 mm.
+        expected = 0.866 * (size + 1.2)
+        assert across == pytest.approx(expected, abs=0.11 * expected + 2 * film.spacing_mm)
         seen += 1
         if seen == 8:
             return
@@ -177,7 +179,7 @@ def test_raw_pixels_do_not_give_the_findings_away():
     for k in range(len(CONDITIONS)):
         probe = LogisticRegression(C=0.01, max_iter=300).fit(z[train], y[train, k])
         aurocs.append(roc_auc_score(y[test, k], probe.decision_function(z[test])))
-    assert 0.6 < np.mean(aurocs) <= 0.85
+    assert 0.6 < np.mean(aurocs) <= 0.85, aurocs
 
 
 def test_lateral_films_render():

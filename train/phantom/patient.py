@@ -27,7 +27,7 @@ PREVALENCE = {
 DEVICES = ("endotracheal_tube", "central_line", "picc", "pacemaker", "chest_tube", "enteric_tube")
 # A finding drawn below this severity is equivocal: its film is faint and its report says "possible".
 EQUIVOCAL = 0.10
-NODULE_MM = (6.0, 30.0)  # diameters, log-uniform
+NODULE_MM = (6.0, 30.0)  # diameters, uniform
 SECOND_STUDY = 0.15  # patients examined twice; the second study has the first as its prior
 LATERAL = 0.20  # studies with a lateral film as well
 
@@ -166,8 +166,7 @@ def _findings(rng: np.random.Generator, sick: bool) -> tuple[Finding, ...]:
             zone = "lower" if rng.random() < 0.8 else "mid"
             found.append(Finding(kind, where, zone, severity, seed=seed))
         elif kind == "nodule":
-            low, high = np.log(NODULE_MM)
-            size = float(np.exp(rng.uniform(low, high)))
+            size = float(rng.uniform(*NODULE_MM))
             zone = str(rng.choice(["upper", "mid", "lower"]))
             found.append(Finding(kind, side(), zone, severity, size, seed=seed))
         elif kind == "effusion":

@@ -118,13 +118,13 @@ def render_frontal(study: Study, sex: str, size: int = 512) -> Film:
     vessels = _vessels(c, chest, shape)
 
     for f in by_kind.get("pneumothorax", []):
-        depth = 7 if not f.certain else 14 + 46 * f.severity
+        depth = 8 if not f.certain else 20 + 42 * f.severity
         d = depth * (0.35 + 0.65 * np.exp(-((np.clip(y, 0, None) / (0.45 * a.height)) ** 2)))
         into = np.minimum(chest.lateral(y) - ax, (y - chest.apex(x)) * 0.9)
         gap = soft(d - into, 0.9) * cavity * on[f.side]
         vessels *= 1 - gap
-        extra += 0.17 * np.exp(-(((d - into) / 1.3) ** 2)) * cavity * on[f.side]  # the visceral pleura
-        extra -= 0.13 * gap
+        extra += 0.26 * np.exp(-(((d - into) / 1.7) ** 2)) * cavity * on[f.side]  # the visceral pleura
+        extra -= 0.20 * gap
         extra += (0.07 * f.severity) * lung * on[f.side] * (1 - gap)
         masks["pneumothorax"] = gap > 0.5
     for f in by_kind.get("consolidation", []) + by_kind.get("opacity", []):
@@ -136,7 +136,7 @@ def render_frontal(study: Study, sex: str, size: int = 512) -> Film:
                 aerated *= 1 - blob * (0.30 if not f.certain else 0.72)
                 extra -= 0.16 * bronchi * blob
             else:
-                extra += blob * (0.07 if not f.certain else 0.15 + 0.10 * f.severity)
+                extra += blob * (0.09 if not f.certain else 0.21 + 0.12 * f.severity)
             _add_mask(masks, f.kind, blob > 0.4)
     for f in by_kind.get("edema", []):
         rng = np.random.default_rng([f.seed, 3])
@@ -150,11 +150,11 @@ def render_frontal(study: Study, sex: str, size: int = 512) -> Film:
     for f in by_kind.get("atelectasis", []):
         for side in sides_of(f):
             bands = _bands(c, chest, f, side)
-            extra += (0.14 if not f.certain else 0.28 + 0.2 * f.severity) * bands * cavity * on[side]
+            extra += (0.15 if not f.certain else 0.36 + 0.2 * f.severity) * bands * cavity * on[side]
             _add_mask(masks, "atelectasis", (bands * on[side]) > 0.4)
     for f in by_kind.get("nodule", []):
         spot = _nodule(c, chest, f)
-        extra += spot * (0.13 if not f.certain else 0.28 + 0.28 * f.severity)
+        extra += spot * (0.16 if not f.certain else 0.42 + 0.26 * f.severity)
         _add_mask(masks, "nodule", spot > 0.5)
 
     attenuation = film - LUNG * aerated * (0.86 + 0.14 * np.sqrt(np.clip(edge, 0, 60) / 60))
@@ -182,7 +182,7 @@ def render_frontal(study: Study, sex: str, size: int = 512) -> Film:
             _add_mask(masks, "effusion", (fluid * lung) > 0.5)
     for f in by_kind.get("pleural_thickening", []):
         rim = _rim(c, chest, f) * cavity * on[f.side]
-        attenuation += (0.12 if not f.certain else 0.30 + 0.15 * f.severity) * rim
+        attenuation += (0.14 if not f.certain else 0.42 + 0.15 * f.severity) * rim
         _add_mask(masks, "pleural_thickening", rim > 0.5)
     for f in by_kind.get("device", []):
         layer = _device(c, chest, f)
@@ -255,8 +255,8 @@ def _bones(
     broken: dict[tuple[int, int], Finding] = {}
     for f in fractures:
         sign, pick = int(SIGN[f.side]), np.random.default_rng([f.seed, 4])
-        low = {"upper": 2, "mid": 4, "lower": 5}[f.zone]
-        ribs = range(low, low + 2 + int(pick.integers(0, 3))) if f.detail == "rib" else (-1,)
+        low = {"upper": 2, "mid": 3, "lower": 4}[f.zone]
+        ribs = range(low, low + 3 + int(pick.integers(0, 3))) if f.detail == "rib" else (-1,)
         broken |= {(sign, i): f for i in ribs}
 
     def bone(path: np.ndarray, width: float) -> None:
@@ -297,12 +297,12 @@ def _broken(
     cut = int(rng.integers(13, 22)) + int(np.abs(path[0, 1])) % 3
     along = path[cut + 1] - path[cut - 1]
     across = np.array([-along[1], along[0]]) / (np.hypot(*along) + 1e-6)
-    shift = (6 + 5 * f.severity) * (1 if rng.random() < 0.5 else -1)
+    shift = (8 + 5 * f.severity) * (1 if rng.random() < 0.5 else -1)
     taper = np.linspace(1, 0.3, len(path) - cut)[:, None]
     outer = path[cut:] + across * shift * taper
     _add_mask(masks, "fracture", np.hypot(c.x - path[cut, 0], c.y - path[cut, 1]) < 12)
     for end in (path[cut - 2], outer[0]):
-        r = (0.55 * width + 1.0 + 1.5 * f.severity) / c.mm
+        r = (0.55 * width + 2.5 + 1.5 * f.severity) / c.mm
         (px, py) = c.pixel(end[None])[0]
         draw.ellipse((px - r, py - r, px + r, py + r), fill=255)
     return path[: cut - 1], outer
@@ -353,7 +353,7 @@ def _bands(c: Canvas, chest: Chest, f: Finding, side: str) -> np.ndarray:
         length, slope = rng.uniform(38, 78), rng.normal(0, 0.25)
         mid = np.array([cx + rng.normal(0, 8) + SIGN[side] * 8, cy + 4 + 13 * k + rng.normal(0, 4)])
         step = np.array([length / 2, slope * length / 2])
-        c.line(draw, np.stack([mid - step, mid + step]), rng.uniform(2.6, 5.0), 235)
+        c.line(draw, np.stack([mid - step, mid + step]), rng.uniform(4.0, 7.5), 235)
     return c.array(image, 0.9)
 
 
@@ -384,7 +384,7 @@ def _fluid(c: Canvas, chest: Chest, f: Finding, side: str) -> np.ndarray:
 def _rim(c: Canvas, chest: Chest, f: Finding) -> np.ndarray:
     """Pleural thickening: an apical cap or a rind along the lower lateral wall."""
     rng = np.random.default_rng([f.seed, 9])
-    thick = 4 if not f.certain else 8 + 8 * f.severity
+    thick = 5 if not f.certain else 11 + 9 * f.severity
     if f.zone == "upper":
         into = c.y - chest.apex(c.x)
         along = soft(0.16 * chest.a.height - c.y, 8)
@@ -400,21 +400,21 @@ def _device(c: Canvas, chest: Chest, f: Finding) -> np.ndarray:
     rng = np.random.default_rng([f.seed, 10])
     image, draw = c.layer()
     h, w, s = chest.a.height, chest.a.half_width, SIGN.get(f.side, 1.0)
-    strength, blur = 0.42, 0.6
+    strength, blur = 0.55, 0.6
     carina = 0.31 * h
     atrium = (-17.0, 0.60 * h)
     if f.detail == "endotracheal_tube":
         tip = carina - rng.uniform(22, 55)
         for dx, value in ((-4, 190), (4, 190), (0, 90)):
-            c.line(draw, np.array([[2 + dx, -62.0], [2 + dx, tip]]), 2.0 if dx else 6.0, value)
-        strength = 0.36
+            c.line(draw, np.array([[2 + dx, -62.0], [2 + dx, tip]]), 2.6 if dx else 7.0, value)
+        strength = 0.50
     elif f.detail == "central_line":
         cava = (-16.0, 0.30 * h)
         start = (s * 46.0, -50.0) if rng.random() < 0.5 else (s * 105.0, -8.0)
         c.line(
             draw,
             curve(start, (s * 40, 0.02 * h), (-6.0, 0.08 * h), cava, (-17, rng.uniform(0.38, 0.52) * h)),
-            2.6,
+            3.4,
             235,
         )
     elif f.detail == "picc":
@@ -424,7 +424,7 @@ def _device(c: Canvas, chest: Chest, f: Finding) -> np.ndarray:
             curve(
                 start, (s * (w + 14), -26), (s * 60, 8), (-8.0, 0.06 * h), (-17, rng.uniform(0.38, 0.55) * h)
             ),
-            1.8,
+            2.8,
             235,
         )
     elif f.detail == "pacemaker":
@@ -441,7 +441,7 @@ def _device(c: Canvas, chest: Chest, f: Finding) -> np.ndarray:
         tip = (s * rng.uniform(0.45, 0.62) * w, rng.uniform(0.12, 0.34) * h)
         path = curve(entry, (s * w * 0.92, 0.55 * h), (s * w * 0.85, 0.3 * h), tip)
         c.line(draw, path, 8.0, 110)
-        c.line(draw, path, 2.0, 235)
+        c.line(draw, path, 3.0, 235)
     elif f.detail == "enteric_tube":
         c.line(draw, curve((4, -62), (6, 0.35 * h), (8, 0.8 * h), (20, h), (62, h + 26)), 4.4, 150)
         c.line(draw, curve((4, -62), (6, 0.35 * h), (8, 0.8 * h), (20, h), (62, h + 26)), 1.6, 225)

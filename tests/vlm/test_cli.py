@@ -1,0 +1,158 @@
+"""The `cxr` command, called as a user would."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tiny import make_studies
+from vlm import model as models
+from vlm.cli import main
+
+
+@pytest.fixture
+def model_dir(findings_model, tmp_path):
+    models.save(findings_model, tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def films(tmp_path):
+    """Three readable images, one text file under an image's name and one file that is no image at all."""
+    folder = tmp_path / "films"
+    (folder / "deeper").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png", "deeper/c.png"):
+        Image.fromarray(rng.integers(0, 255, (300, 300)).astype(np.uint8)).save(folder / name)
+    (folder / "broken.dcm").write_text("not an image")
+    (folder / "README.md").write_text("about these films")
+    return folder
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_help_imports_nothing_heavy():
+    """`cxr --help` answers at once because torch and transformers are imported only by sub-commands."""
+    code = (
+        "import sys, vlm.cli; vlm.cli.build_parser().format_help(); "
+        "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_one_bad_file_does_not_stop_the_rest(model_dir, films, tmp_path, capsys):
+    out = tmp_path / "predictions.jsonl"
+    assert (
+        main(["generate", str(films), "--model", model_dir, "--out", str(out), "--max-new-tokens", "4"]) == 0
+    )
+    found = {row["study_id"]: row for row in rows(out)}
+    assert set(found) == {"a.png", "b.png", "deeper/c.png", "broken.dcm"}
+    assert found["broken.dcm"]["error"]["code"] == "not_an_image" and "findings" not in found["broken.dcm"]
+    assert all("findings" in row for name, row in found.items() if name != "broken.dcm")
+    assert "1 of 4 studies were refused" in capsys.readouterr().err
+
+
+def test_to_the_screen(model_dir, films, capsys):
+    assert main(["generate", str(films / "a.png"), str(films / "broken.dcm"), "--model", model_dir]) == 0
+    shown = capsys.readouterr().out
+    assert "a.png" in shown and "refused (not_an_image)" in shown and "not for diagnosis" in shown
+
+
+def test_all_refused_is_a_failure(model_dir, films, capsys):
+    assert main(["generate", str(films / "broken.dcm"), "--model", model_dir]) == 1
+
+
+def test_two_runs_are_identical_but_for_seconds(model_dir, films, tmp_path):
+    texts = []
+    for name in ("one", "two"):
+        out = tmp_path / f"{name}.jsonl"
+        main(["generate", str(films), "--model", model_dir, "--out", str(out), "--max-new-tokens", "8"])
+        texts.append([{k: v for k, v in row.items() if k != "seconds"} for row in rows(out)])
+    assert texts[0] == texts[1]
+
+
+def test_nothing_is_overwritten_unasked(model_dir, films, tmp_path, capsys):
+    out = tmp_path / "predictions.jsonl"
+    out.write_text("mine")
+    command = [
+        "generate",
+        str(films / "a.png"),
+        "--model",
+        model_dir,
+        "--out",
+        str(out),
+        "--max-new-tokens",
+        "2",
+    ]
+    assert main(command) == 2
+    assert out.read_text() == "mine" and "--overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    assert rows(out)[0]["study_id"] == "a.png"
+
+
+def test_studies_to_scores(model_dir, tmp_path, capsys):
+    studies = make_studies(tmp_path / "data", 10)
+    out, floors = tmp_path / "predictions.jsonl", tmp_path / "floors"
+    command = ["generate", str(studies), "--model", model_dir, "--split", "validate", "--max-new-tokens", "4"]
+    assert main([*command, "--out", str(out), "--floors", str(floors)]) == 0
+    assert len(rows(out)) == len(rows(floors / "shuffled.jsonl")) == len(rows(floors / "blank.jsonl")) == 2
+    command = [
+        "score",
+        str(out),
+        str(studies),
+        "--split",
+        "validate",
+        "--floors",
+        str(floors),
+        "--bootstrap",
+        "20",
+    ]
+    assert (
+        main([*command, "--out", str(tmp_path / "scores.json"), "--html", str(tmp_path / "page.html")]) == 0
+    )
+    shown = capsys.readouterr().out
+    assert "shuffled" in shown and "blank" in shown and "2 studies" in shown
+    assert json.loads((tmp_path / "scores.json").read_text())["n"] == 2
+    assert "<html" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "nowhere.dcm"], "nowhere.dcm does not exist"),
+        (["generate", "{films}/a.png", "--model", "nowhere"], "nowhere"),
+        (["generate", "{films}/a.png", "--floors", "floors"], "at least two studies"),
+        (["score", "nowhere.jsonl", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["studies", "check", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_2(words, message, films, capsys):
+    assert main([w.format(films=films) for w in words]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err and len(err.strip().splitlines()) == 1
+
+
+def test_an_empty_folder_is_said_to_be_empty(tmp_path, capsys):
+    assert main(["generate", str(tmp_path)]) == 2
+    assert "no study found" in capsys.readouterr().err
+
+
+def test_studies_check(tmp_path, capsys):
+    studies = make_studies(tmp_path / "data", 5)
+    assert main(["studies", "check", str(studies)]) == 0
+    (tmp_path / "data" / "images" / "3.png").unlink()
+    assert main(["studies", "check", str(studies)]) == 1
+    assert "s3" in capsys.readouterr().out
+
+
+def test_doctor(capsys):
+    main(["doctor"])
+    shown = capsys.readouterr().out
+    for what in ("torch", "cxr_attention", "JPEG lossless", "mini"):
+        assert what in shown

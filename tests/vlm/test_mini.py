@@ -1,0 +1,128 @@
+"""mini as shipped: small, plain, deterministic, and really looking at its image."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from encoder.radiograph import read
+from eval.scores.labels import CONDITIONS, label_report
+from vlm import Findings
+from vlm.model import MINI
+from vlm.study import load_studies
+
+LIMIT = 12_000_000  # bytes of weights
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return Findings.from_pretrained("mini")
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    """48 studies of patients that no training has seen."""
+    from train.phantom.__main__ import main
+
+    out = tmp_path_factory.mktemp("phantoms")
+    main([str(out), "--studies", "48", "--seed", "777", "--no-masks", "--workers", "2"])
+    return out
+
+
+def test_weights_are_safetensors_of_at_most_12_mb():
+    files = [p for p in MINI.rglob("*") if p.is_file()]
+    weights = [p for p in files if p.suffix == ".safetensors"]
+    assert 0 < sum(p.stat().st_size for p in weights) <= LIMIT
+    assert not [p for p in files if p.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+    assert "not for diagnosis" in (MINI / "README.md").read_text()
+
+
+def test_it_says_what_it_is(mini):
+    assert "demonstration" in mini.notice and "not for diagnosis" in mini.notice
+
+
+def test_plain_transformers_opens_it(mini):
+    from transformers import AutoModelForImageTextToText
+
+    plain = AutoModelForImageTextToText.from_pretrained(MINI, dtype=torch.float32).eval()
+    ours = mini.model
+    prompt = torch.tensor([ours.prompt_ids("<image>\nFindings:")])
+    pixels = torch.randn(
+        1, 3, ours.preprocessing.size, ours.preprocessing.size, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.inference_mode():
+        a = plain(input_ids=prompt, pixel_values=pixels).logits
+        b = ours.llava(input_ids=prompt, pixel_values=pixels).logits
+    assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_it_looks_at_the_image(mini, phantoms):
+    """With their own images its findings agree with the references; with exchanged ones they agree much less."""
+    studies = load_studies(phantoms / "studies.jsonl")
+    agreement = {}
+    for images in ("true", "shuffled"):
+        found = list(mini.generate(studies, root=phantoms, batch_size=24, images=images))
+        hits = claimed = present = 0
+        for study, prediction in zip(studies, found, strict=True):
+            truth, said = study.labels, label_report(prediction.text)
+            hits += sum(truth.get(c) == 1 == said.get(c) for c in CONDITIONS)
+            claimed += sum(said.get(c) == 1 for c in CONDITIONS)
+            present += sum(truth.get(c) == 1 for c in CONDITIONS)
+        agreement[images] = 2 * hits / (claimed + present)
+    assert agreement["true"] > agreement["shuffled"] + 0.15, agreement
+
+
+def test_real_radiographs_get_findings_and_wrong_subjects_a_warning(mini, cxr_data):
+    folder = cxr_data / "dicom" / "radiograph"
+    for path in sorted(folder.glob("*.dcm")):
+        prediction = mini(path)
+        if "extended12bit" in path.name and prediction.error:
+            assert (
+                prediction.error["code"] == "unsupported_transfer_syntax"
+                and "jpeg12" in prediction.error["message"]
+            )
+            continue
+        assert prediction.text, path.name
+        codes = {w["code"] for w in prediction.warnings}
+        if path.name.startswith(("RG2", "RG3", "DX")):  # hip, leg, dog
+            assert codes & {"not_chest", "not_human", "out_of_distribution"}, (path.name, codes)
+
+
+def test_odd_files_get_their_refusal(mini, cxr_data):
+    """Which one is the table of tests/encoder/test_radiograph.py; here: a code or findings, never a traceback."""
+    for path in sorted((cxr_data / "dicom" / "odd").iterdir()):
+        prediction = mini(path)
+        assert (prediction.error is None) != (prediction.findings is None), path.name
+
+
+def test_images_of_the_wrong_subject_are_recognised_without_their_header(mini, cxr_data):
+    folder = cxr_data / "dicom" / "radiograph"
+    wrong = [p for p in sorted(folder.glob("*.dcm")) if p.name.startswith(("RG2", "RG3_extremity_RLE", "DX"))]
+    far = _distances(mini, wrong)
+    assert (far > mini.outliers.threshold).all(), dict(zip([p.name for p in wrong], far.tolist(), strict=True))
+
+
+def test_at_most_one_nih_chest_in_twenty_is_warned_about(mini, cxr_data):
+    with (cxr_data / "images_only" / "images.csv").open(newline="") as file:
+        rows = [
+            r for r in csv.DictReader(file) if r["licence"].startswith("NIH CC") and r["split"] != "train"
+        ]
+    far = _distances(mini, [cxr_data / "images_only" / r["file"] for r in rows])
+    assert len(rows) >= 100 and np.mean((far > mini.outliers.threshold).numpy()) <= 0.05
+
+
+def _distances(mini, paths):
+    from vlm.model import vision_tower
+
+    prep, tower = mini.model.preprocessing, vision_tower(mini.model.llava)
+    parts = [paths[i : i + 32] for i in range(0, len(paths), 32)]
+    return torch.cat(
+        [mini.outliers.distances(tower, torch.stack([prep(read(p).pixels) for p in part])) for part in parts]
+    )
+
+
+def test_metadata_belongs_to_the_weights():
+    meta = json.loads((MINI / "cxr.json").read_text())
+    assert meta["name"] == "mini" and meta["encoder_sha256"] and meta["preprocess_sha256"]
