@@ -98,53 +98,28 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
 
     mini = models.load("mini")
     encoder = out / "mini_encoder"
-    models.vision_tower(mini.llava).save_pretrained(encoder)
-    mini.preprocessing.save_pretrained(encoder)
+    models.save_encoder(mini, encoder)
+    shape = models.vision_tower(mini.llava).config
     print("The encoder goes on learning from images alone (fresh heads first, then the backbone):")
     launch(
         "train.pretrain",
-        "--recipe",
-        "demo",
-        "--init",
-        str(encoder),
-        "--data",
-        str(out / "phantoms" / "images"),
-        "--cache",
-        str(out / "cache"),
-        "--out",
-        str(out / "pretrain"),
+        recipe="demo",
+        init=encoder,
+        width=shape.hidden_size,
+        depth=shape.num_hidden_layers,
+        heads=shape.num_attention_heads,
+        data=out / "phantoms" / "images",
+        cache=out / "cache",
+        out=out / "pretrain",
     )
-
     print(
         "\nThe findings model learns another hospital's wording (LoRA and projector on the frozen encoder):"
     )
     other = out / "other_hospital"
-    write_phantoms(
-        [
-            str(other),
-            "--studies",
-            str(TASTE_STUDIES),
-            "--seed",
-            str(SEED + 1),
-            "--no-masks",
-            "--format",
-            "png",
-            "--size",
-            "256",
-            "--wording",
-            "telegraphic",
-        ]
-    )
+    size = ["--studies", str(TASTE_STUDIES), "--seed", str(SEED + 1), "--size", "256"]
+    write_phantoms([str(other), *size, "--format", "png", "--no-masks", "--wording", "telegraphic"])
     launch(
-        "train.finetune",
-        "--recipe",
-        "demo",
-        "--init",
-        "mini",
-        "--studies",
-        str(other / "studies.jsonl"),
-        "--out",
-        str(out / "finetune"),
+        "train.finetune", recipe="demo", init="mini", studies=other / "studies.jsonl", out=out / "finetune"
     )
     return {
         "Pre-training on images alone": _curve(out / "pretrain" / "metrics.jsonl"),

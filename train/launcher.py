@@ -23,13 +23,19 @@ def accelerate_command(module: str, *arguments: str, processes: int = 1) -> list
     return [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", module, *arguments]
 
 
-def launch(module: str, *arguments: str, processes: int = 1) -> None:
-    """Run a training module to its end, its output on the screen.
+def launch(module: str, *, processes: int = 1, **options) -> None:
+    """Run a training module to its end, its output on the screen; `options` become its command line (a list several
+    words, True a flag).
 
     Raises StepFailed, or KeyboardInterrupt after the training has saved what it needs to go on.
     """
-    command = accelerate_command(module, *arguments, processes=processes)
-    print(f"\n$ accelerate launch -m {module} {shlex.join(arguments)}", flush=True)
+    words: list[str] = []
+    for name, value in options.items():
+        words.append(f"--{name}")
+        if value is not True:
+            words += map(str, value) if isinstance(value, (list, tuple)) else [str(value)]
+    command = accelerate_command(module, *words, processes=processes)
+    print(f"\n$ accelerate launch -m {module} {shlex.join(words)}", flush=True)
     process = subprocess.Popen(command)
     interrupted = False
     while True:

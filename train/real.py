@@ -50,42 +50,28 @@ def run(data: Path, out: Path, recipe: str) -> None:
     start = out / "mini_encoder"
     if not (start / "config.json").exists():
         models.save_encoder(models.load("mini"), start)
+    shape = json.loads((start / "config.json").read_text())
     launch(
         "train.pretrain",
-        "--recipe",
-        recipe,
-        "--init",
-        str(start),
-        "--data",
-        str(data / "images_only" / "images.csv"),
-        "--cache",
-        str(out / "cache"),
-        "--out",
-        str(out / "encoder"),
+        recipe=recipe,
+        init=start,
+        width=shape["hidden_size"],
+        depth=shape["num_hidden_layers"],
+        heads=shape["num_attention_heads"],
+        data=data / "images_only" / "images.csv",
+        cache=out / "cache",
+        out=out / "encoder",
     )
-    launch(
-        "train.language_model",
-        "--recipe",
-        recipe,
-        "--studies",
-        str(data / "iu_text" / "studies.jsonl"),
-        "--out",
-        str(out / "llm"),
-    )
-    tests = folds(data / "pairs" / "studies.jsonl", out)
-    for k, _ in enumerate(tests):
+    launch("train.language_model", recipe=recipe, studies=data / "iu_text" / "studies.jsonl", out=out / "llm")
+    folds(data / "pairs" / "studies.jsonl", out)
+    for k in range(FOLDS):
         launch(
             "train.finetune",
-            "--recipe",
-            recipe,
-            "--encoder",
-            str(out / "encoder" / "encoder"),
-            "--llm",
-            str(out / "llm"),
-            "--studies",
-            str(out / f"fold{k}.jsonl"),
-            "--out",
-            str(out / f"fold{k}"),
+            recipe=recipe,
+            encoder=out / "encoder" / "encoder",
+            llm=out / "llm",
+            studies=out / f"fold{k}.jsonl",
+            out=out / f"fold{k}",
         )
     judge(out)
 
@@ -103,9 +89,8 @@ def folds(pairs: Path, out: Path) -> list[list]:
     ]
     clean = Counter(_patient(s) for s in studies if s.extra.get("pairing") == "clean")
     sizes, fold_of = [0] * FOLDS, {}
-    for patient, n in sorted(
-        clean.items(), key=lambda item: (-item[1], item[0])
-    ):  # largest first keeps folds even
+    largest_first = sorted(clean.items(), key=lambda item: (-item[1], item[0]))  # keeps folds even
+    for patient, n in largest_first:
         fold_of[patient] = sizes.index(min(sizes))
         sizes[fold_of[patient]] += n
     tests = []

@@ -20,20 +20,22 @@ class NotComputed:
         return {"name": self.name, "reason": self.reason, "command": self.command}
 
 
+LATER = "none: not in this version"
+
 CLINICAL = (
     NotComputed(
         "CheXbert F1",
         "needs the CheXbert weights (chexbert.pth), which this version does not read; the labeller `rules` is not it",
-        "cxr weights chexbert",
+        LATER,
     ),
     NotComputed(
         "RadGraph F1",
         "needs the RadGraph or RadGraph-XL weights, which this version does not read",
-        "cxr weights radgraph",
+        LATER,
     ),
     NotComputed(
         "RadCliQ v0, v1",
         "needs CheXbert, RadGraph and BERTScore (distilroberta-base)",
-        "cxr weights radcliq",
+        LATER,
     ),
 )

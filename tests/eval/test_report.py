@@ -109,7 +109,7 @@ def test_full_page(tmp_path, scores):
     assert text.count("alert('x')") >= 8  # shown as text, everywhere it was given
     for word in (
         "CheXbert F1",
-        "cxr weights",
+        "none: not in this version",
         "Not computed",
         "constant report",
         "Signatures",

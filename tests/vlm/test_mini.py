@@ -14,6 +14,9 @@ from vlm.model import MINI
 from vlm.study import load_studies
 
 LIMIT = 12_000_000  # bytes of weights
+pytestmark = pytest.mark.skipif(
+    not (MINI / "model.safetensors").is_file(), reason="the package holds no mini yet: make mini trains it"
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +104,9 @@ def test_images_of_the_wrong_subject_are_recognised_without_their_header(mini, c
     folder = cxr_data / "dicom" / "radiograph"
     wrong = [p for p in sorted(folder.glob("*.dcm")) if p.name.startswith(("RG2", "RG3_extremity_RLE", "DX"))]
     far = _distances(mini, wrong)
-    assert (far > mini.outliers.threshold).all(), dict(zip([p.name for p in wrong], far.tolist(), strict=True))
+    assert (far > mini.outliers.threshold).all(), dict(
+        zip([p.name for p in wrong], far.tolist(), strict=True)
+    )
 
 
 def test_at_most_one_nih_chest_in_twenty_is_warned_about(mini, cxr_data):
