@@ -115,17 +115,16 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("give either --encoder and --llm, or --init")
 
     import torch
-    from accelerate import PartialState
 
     from train.features import image_features
-    from train.processes import use_cores
+    from train.processes import process_state, use_cores
     from train.trainer import INTERRUPTED, arguments, file_sha256, open_run, quiet
     from vlm import model as models
     from vlm.prompts import PromptStyle, answer_for, shown_image
     from vlm.study import load_studies
 
     quiet()
-    state = PartialState()
+    state = process_state()
     use_cores(config.threads, state.num_processes)
     out = Path(config.out)
     if config.init and (models.resolve(config.init) / "adapter_config.json").exists():

@@ -108,17 +108,16 @@ def main(argv: list[str] | None = None) -> int:
     from functools import partial
 
     import torch
-    from accelerate import PartialState
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from train.processes import use_cores
+    from train.processes import process_state, use_cores
     from train.trainer import INTERRUPTED, Loop, arguments, collate, file_sha256, open_run, quiet
     from vlm.model import attention_name
     from vlm.prompts import PromptStyle, answer_for, prompt_for
     from vlm.study import load_studies
 
     quiet()
-    state = PartialState()
+    state = process_state()
     use_cores(config.threads, state.num_processes)
     out = Path(config.out)
     style = PromptStyle(wording=config.wording, demographics=config.demographics)

@@ -52,6 +52,13 @@ def all_processes():
         os.environ.update(before)
 
 
+def process_state():
+    """accelerate's PartialState, which by itself finds the other processes only on GPUs."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
+
+
 def use_cores(threads: int, processes: int) -> None:
     """Let torch use `threads` threads on a CPU; 0: all cores, divided among the processes.
 
