@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from encoder.radiograph import InputError, read
 from train.config import ConfigError
-from vlm.model import FindingsModel, tower_features
+from vlm.model import FindingsModel, layers_of, tower_features
 
 
 class Radiographs(torch.utils.data.Dataset):
@@ -70,7 +70,8 @@ def image_features(
 
 def _compute(model, paths, folder: Path, key: str, state: PartialState, batch: int, workers: int) -> None:
     tower = model.llava.model.vision_tower.to(state.device)
-    shape = (len(paths), 1 + model.image_tokens, tower.config.hidden_size)
+    layers = layers_of(model.llava)
+    shape = (len(paths), 1 + model.image_tokens, tower.config.hidden_size * len(layers))
     data, done, part = folder / f"{key}.npy", folder / f"{key}.json", folder / f"{key}.npy.part"
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,9 @@ def _compute(model, paths, folder: Path, key: str, state: PartialState, batch: i
         good = [(row, x) for row, x in items if not isinstance(x, str)]
         unreadable += [x for _, x in items if isinstance(x, str)]
         if good:
-            features_BNC = tower_features(tower, torch.stack([x for _, x in good]).to(state.device)).cpu()
+            features_BNC = tower_features(
+                tower, torch.stack([x for _, x in good]).to(state.device), layers
+            ).cpu()
             if features_BNC.abs().max() > 65000:
                 raise ConfigError("a feature is too large for float16; is the encoder in order?")
             array[[row for row, _ in good]] = features_BNC.numpy().astype(np.float16)

@@ -44,6 +44,9 @@ class Finetune:
     lora_dropout: float = 0.0  # our attention has none, and resumes stay simple
     wording: str = "short"  # prompt wording; `instruct` for ready-made language models
     demographics: bool = False  # view, sex and age in the prompt: small models take them for a shortcut
+    layers: list[int] = field(
+        default_factory=lambda: [-1]
+    )  # of the encoder, side by side; early ones show small things
     projector_gain: float = 3.0  # projector output, in standard deviations of the token embedding
     max_steps: int = 3000  # of batch_size studies
     batch_size: int = 32  # studies a step, over all processes
@@ -143,7 +146,9 @@ def main(argv: list[str] | None = None) -> int:
     if config.init:
         model = models.load(config.init, attention=config.attention)
     else:
-        model = models.build(config.encoder, config.llm, attention=config.attention, seed=config.seed)
+        model = models.build(
+            config.encoder, config.llm, attention=config.attention, seed=config.seed, layers=config.layers
+        )
         model.meta.prompt = style
     model.meta.name, model.meta.notice = config.name, config.notice
     model.meta.max_new_tokens = config.max_new_tokens
@@ -188,7 +193,10 @@ def main(argv: list[str] | None = None) -> int:
             shutil.rmtree(base)
         models.save(model, base)
     state.wait_for_everyone()
-    tower, model.llava.model.vision_tower = model.llava.model.vision_tower, models.FeatureTower(mean_C, std_C)
+    tower, model.llava.model.vision_tower = (
+        model.llava.model.vision_tower,
+        models.FeatureTower(mean_C, std_C, models.layers_of(model.llava)),
+    )
     models.unfold(model.llava.model.multi_modal_projector, mean_C, std_C)
     torch.manual_seed(config.seed)
     if config.lora:

@@ -16,6 +16,7 @@ import os
 import re
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -39,7 +40,7 @@ from transformers import (
 from encoder.transforms import Preprocessing
 from vlm.prompts import IMAGE_TOKEN, PromptStyle
 
-LAYER = -1  # the last block's output; stock Llava takes it before the final LayerNorm
+LAYERS = (-1,)  # the last block's output; stock Llava takes it before the final LayerNorm
 META = "cxr.json"
 MINI = Path(__file__).parent / "mini"
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -60,7 +61,7 @@ class Meta:
         default_factory=PromptStyle
     )  # a model answers only the prompt it was trained with
     max_new_tokens: int = 256  # enough for the longest findings of MIMIC-CXR but for a handful
-    features: str = f"hidden_states[{LAYER}], before the final LayerNorm, without CLS"
+    features: str = ""  # what of the encoder the model reads, in words (see `describe_features`)
     encoder_sha256: str = ""
     preprocess_sha256: str = ""
     base: str = ""  # of an adapter: the directory (relative to it) or hub id it was trained on
@@ -128,15 +129,17 @@ def build(
     encoder_dir: str | Path,
     llm_dir: str | Path,
     *,
+    layers: Sequence[int] = LAYERS,
     prompt: PromptStyle | None = None,
     attention: str = "cxr",
     seed: int = 0,
 ) -> FindingsModel:
     """Encoder and language model joined by a fresh two-layer projector, in fp32.
 
-    The tokenizer gets the image token if it lacks one. The projector is random until `calibrate` has seen features.
-    Raises ModelError for an encoder that is no DINOv2 or has no preprocessing, or a language model without an
-    end-of-sequence token.
+    The patch tokens of several `layers` (indices into the tower's hidden states, 0 being the embeddings) are put side
+    by side: early ones still show small things that the last one has absorbed. The tokenizer gets the image token if
+    it lacks one. The projector is random until `calibrate` has seen features. Raises ModelError for an encoder that is
+    no DINOv2 or has no preprocessing or not those layers, or a language model without an end-of-sequence token.
     """
     encoder_dir, llm_dir = Path(encoder_dir), Path(llm_dir)
     implementation = attention_name(attention)
@@ -144,6 +147,11 @@ def build(
     if preprocessing.size % vision.config.patch_size:
         raise ModelError(
             f"{encoder_dir}: {preprocessing.size} px is no multiple of patch size {vision.config.patch_size}"
+        )
+    depth = vision.config.num_hidden_layers
+    if not layers or not all(-depth - 1 <= layer <= depth for layer in layers):
+        raise ModelError(
+            f"layers {list(layers)}: {encoder_dir} has hidden states 0 to {depth} (or -1 to {-depth - 1})"
         )
     tokenizer = AutoTokenizer.from_pretrained(llm_dir)
     language = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
@@ -161,7 +169,7 @@ def build(
         text_config=language.config,
         image_token_index=image_id,
         image_seq_length=patches,
-        vision_feature_layer=LAYER,
+        vision_feature_layer=layers[0] if len(layers) == 1 else list(layers),
         vision_feature_select_strategy="default",
         tie_word_embeddings=bool(language.config.tie_word_embeddings),
         pad_token_id=tokenizer.pad_token_id,
@@ -186,6 +194,7 @@ def build(
     )
     meta = Meta(
         prompt=prompt or PromptStyle(),
+        features=describe_features(layers),
         encoder_sha256=weights_sha256(encoder_dir),
         preprocess_sha256=preprocessing.sha256,
     )
@@ -271,20 +280,36 @@ class FeatureTower(nn.Module):
     """Stands in for a frozen vision tower: the "pixels" it is given are features (B, 1 + N, C) computed before. It
     standardises them, and the model is otherwise the stock one, in training and in generation."""
 
-    def __init__(self, mean_C: Tensor, std_C: Tensor):
+    def __init__(self, mean_C: Tensor, std_C: Tensor, layers: Sequence[int] = LAYERS):
         super().__init__()
+        self.layers = list(layers)
         self.register_buffer("mean_C", mean_C, persistent=False)
         self.register_buffer("std_C", std_C, persistent=False)
 
     def forward(self, pixel_values: Tensor, **kwargs) -> SimpleNamespace:
         x_BNC = (pixel_values.float() - self.mean_C) / self.std_C
-        return SimpleNamespace(hidden_states={LAYER: x_BNC}, last_hidden_state=x_BNC)
+        parts = x_BNC.chunk(len(self.layers), dim=-1)
+        return SimpleNamespace(
+            hidden_states=dict(zip(self.layers, parts, strict=True)), last_hidden_state=parts[-1]
+        )
 
 
 @torch.no_grad()
-def tower_features(tower: nn.Module, pixels_BCHW: Tensor) -> Tensor:
-    """What stock Llava reads of the tower: the last block's output (B, 1 + N, C), un-normed, CLS first."""
-    return tower(pixels_BCHW, output_hidden_states=True).hidden_states[LAYER]
+def tower_features(tower: nn.Module, pixels_BCHW: Tensor, layers: Sequence[int] = LAYERS) -> Tensor:
+    """What stock Llava reads of the tower: un-normed hidden states, CLS first, those of several layers side by side
+    (B, 1 + N, C layers)."""
+    states = tower(pixels_BCHW, output_hidden_states=True).hidden_states
+    return torch.cat([states[layer] for layer in layers], dim=-1)
+
+
+def layers_of(llava: nn.Module) -> list[int]:
+    """The layers whose hidden states a model reads."""
+    layers = llava.config.vision_feature_layer
+    return [layers] if isinstance(layers, int) else list(layers)
+
+
+def describe_features(layers: Sequence[int]) -> str:
+    return f"hidden_states{list(layers)}, before the final LayerNorm, without CLS"
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

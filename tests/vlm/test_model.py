@@ -101,6 +101,29 @@ def test_fold_is_the_inverse_of_unfold_and_the_stand_in_gives_the_same_logits(fi
     torch.testing.assert_close(logits(findings_model.llava, findings_model), before, rtol=1e-4, atol=1e-4)
 
 
+def test_several_layers_side_by_side(encoder_dir, llm_dir, tmp_path):
+    """Stock Llava reads what `tower_features` gives, reloads to equal logits, and the stand-in splits it again."""
+    model = models.build(encoder_dir, llm_dir, layers=(-2, -1))
+    tower = model.llava.model.vision_tower
+    x_BNC = models.tower_features(tower, PIXELS, models.layers_of(model.llava)).detach()
+    assert x_BNC.shape[-1] == 2 * 32 and not torch.equal(x_BNC[..., :32], x_BNC[..., 32:])
+    models.calibrate(model.llava, x_BNC)
+    before = logits(model.llava, model)
+    models.save(model, tmp_path / "m")
+    again = models.load(tmp_path / "m")
+    assert models.layers_of(again.llava) == [-2, -1] and "[-2, -1]" in again.meta.features
+    torch.testing.assert_close(logits(again.llava, again), before)
+    mean_C, std_C = torch.zeros(64), torch.ones(64)
+    model.llava.model.vision_tower = models.FeatureTower(mean_C, std_C, [-2, -1])
+    torch.testing.assert_close(logits(model.llava, model, x_BNC), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [(), (3,), (-4, -1)])
+def test_layers_the_encoder_does_not_have(encoder_dir, llm_dir, layers):
+    with pytest.raises(models.ModelError, match="hidden states 0 to 2"):
+        models.build(encoder_dir, llm_dir, layers=layers)
+
+
 def test_the_image_is_not_ignored(findings_model):
     out = logits(findings_model.llava, findings_model)
     assert (out[0, -1] - out[1, -1]).abs().max() > 1e-3
