@@ -27,6 +27,11 @@ def run(out: Path, studies: int, *, training: bool = True) -> int:
     if studies < 2:
         print("--studies must be at least 2, for images are exchanged between studies", file=sys.stderr)
         return 2
+    from vlm.model import MINI
+
+    if not (MINI / "model.safetensors").is_file():
+        print(f"{MINI} holds no model: make mini trains it", file=sys.stderr)
+        return 2
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
 
