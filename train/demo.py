@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from train.launcher import StepFailed, launch
+from train.launcher import call, launch, run_steps
 
 SEED = 2024  # a population that mini's training (train/mini.py) has nothing to do with
 TASTE_STUDIES = 160  # of the other hospital
@@ -32,35 +32,24 @@ def run(out: Path, studies: int, *, training: bool = True) -> int:
     if not (MINI / "model.safetensors").is_file():
         print(f"{MINI} holds no model: make mini trains it", file=sys.stderr)
         return 2
+    return run_steps(lambda: show(out, studies, training), f"remove {out} before the next try")
+
+
+def show(out: Path, studies: int, training: bool) -> None:
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
 
     say("1/4  Chest X-rays that mini never saw: phantoms, as DICOM files")
     from train.phantom.__main__ import main as write_phantoms
 
-    write_phantoms(
-        [
-            str(out / "phantoms"),
-            "--studies",
-            str(studies),
-            "--seed",
-            str(SEED),
-            "--no-masks",
-            "--split",
-            "test",
-        ]
-    )
+    call(write_phantoms, out / "phantoms", studies=studies, seed=SEED, split="test", no_masks=True)
     listing = out / "phantoms" / "studies.jsonl"
 
     say("2/4  Findings by mini; with shuffled and blank images for comparison")
     from vlm.cli import main as cxr
 
     predictions, floors = out / "predictions.jsonl", out / "floors"
-    status = cxr(
-        ["generate", str(listing), "--out", str(predictions), "--floors", str(floors), "--batch-size", "32"]
-    )
-    if status:
-        return status
+    call(cxr, "generate", listing, out=predictions, floors=floors, batch_size=32)
     references = {row["study_id"]: row for row in _rows(listing)}
     found = _rows(predictions)
     for row in found[:2]:
@@ -79,15 +68,10 @@ def run(out: Path, studies: int, *, training: bool = True) -> int:
     curves = {}
     if training:
         say("4/4  A taste of both trainings, going on from mini")
-        try:
-            curves = taste(out)
-        except StepFailed as error:
-            print(error, file=sys.stderr)
-            return 1
+        curves = taste(out)
     page = out / "index.html"
     write(page, scores, curves, references, found, listing.parent)
     print(f"\n{time.perf_counter() - started:.0f} s. The page: {page.absolute()}")
-    return 0
 
 
 def say(line: str) -> None:
@@ -121,8 +105,16 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
         "\nThe findings model learns another hospital's wording (LoRA and projector on the frozen encoder):"
     )
     other = out / "other_hospital"
-    size = ["--studies", str(TASTE_STUDIES), "--seed", str(SEED + 1), "--size", "256"]
-    write_phantoms([str(other), *size, "--format", "png", "--no-masks", "--wording", "telegraphic"])
+    call(
+        write_phantoms,
+        other,
+        studies=TASTE_STUDIES,
+        seed=SEED + 1,
+        size=256,
+        format="png",
+        wording="telegraphic",
+        no_masks=True,
+    )
     launch(
         "train.finetune", recipe="demo", init="mini", studies=other / "studies.jsonl", out=out / "finetune"
     )

@@ -120,8 +120,9 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from train.features import image_features
+    from train.launcher import INTERRUPTED
     from train.processes import process_state, use_cores
-    from train.trainer import INTERRUPTED, arguments, file_sha256, open_run, quiet
+    from train.trainer import arguments, file_sha256, open_run, quiet
     from vlm import model as models
     from vlm.prompts import PromptStyle, answer_for, shown_image
     from vlm.study import load_studies

@@ -110,8 +110,9 @@ def main(argv: list[str] | None = None) -> int:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+    from train.launcher import INTERRUPTED
     from train.processes import process_state, use_cores
-    from train.trainer import INTERRUPTED, Loop, arguments, collate, file_sha256, open_run, quiet
+    from train.trainer import Loop, arguments, collate, file_sha256, open_run, quiet
     from vlm.model import attention_name
     from vlm.prompts import PromptStyle, answer_for, prompt_for
     from vlm.study import load_studies

@@ -13,11 +13,10 @@ import csv
 import json
 import os
 import shutil
-import sys
 from datetime import date
 from pathlib import Path
 
-from train.launcher import StepFailed, launch
+from train.launcher import StepFailed, call, launch, run_steps
 
 SEED, STUDIES = 100, 14_000  # the population that mini learns from; its test split is what mini is judged on
 TEST_STUDIES = 700
@@ -30,51 +29,44 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of all steps")
     parser.add_argument("--install", action="store_true", help="replace vlm/mini by the result")
     args = parser.parse_args(argv)
-    out: Path = args.out
+    return run_steps(lambda: make(args.out, args.install))
+
+
+def make(out: Path, install_it: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        studies = phantoms(out)
-        images = [str(studies)]
-        weights = ["1"]
-        nih = nih_images(out)
-        if nih:
-            images, weights = [*images, str(nih)], [*weights, str(NIH_WEIGHT)]
-        launch(
-            "train.pretrain",
-            recipe="mini",
-            data=images,
-            weights=weights,
-            cache=out / "cache",
-            out=out / "encoder",
-        )
-        launch("train.language_model", recipe="mini", studies=studies, out=out / "llm")
-        launch(
-            "train.finetune",
-            recipe="mini",
-            encoder=out / "encoder" / "encoder",
-            llm=out / "llm",
-            studies=studies,
-            out=out / "findings",
-            merge=True,
-        )
-        merged = out / "findings" / "merged"
-        reference_statistics(merged, studies, nih)
-        scores = judge(merged, studies, out / "test")
-    except StepFailed as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    studies = phantoms(out)
+    images, weights = [studies], [1]
+    nih = nih_images(out)
+    if nih:
+        images, weights = [*images, nih], [*weights, NIH_WEIGHT]
+    launch(
+        "train.pretrain",
+        recipe="mini",
+        data=images,
+        weights=weights,
+        cache=out / "cache",
+        out=out / "encoder",
+    )
+    launch("train.language_model", recipe="mini", studies=studies, out=out / "llm")
+    launch(
+        "train.finetune",
+        recipe="mini",
+        encoder=out / "encoder" / "encoder",
+        llm=out / "llm",
+        studies=studies,
+        out=out / "findings",
+        merge=True,
+    )
+    merged = out / "findings" / "merged"
+    reference_statistics(merged, studies, nih)
+    scores = judge(merged, studies, out / "test")
     weight_mb = sum(f.stat().st_size for f in merged.glob("*.safetensors")) / 1e6
     (merged / "README.md").write_text(card(scores, weight_mb, nih is not None))
     print(f"{merged}: {weight_mb:.1f} MB of weights")
     if weight_mb > LIMIT_MB:
-        print(f"that is more than the {LIMIT_MB} MB a shipped model may have", file=sys.stderr)
-        return 1
-    if args.install:
+        raise StepFailed(f"that is more than the {LIMIT_MB} MB a shipped model may have")
+    if install_it:
         install(merged)
-    return 0
 
 
 def phantoms(out: Path) -> Path:
@@ -82,7 +74,7 @@ def phantoms(out: Path) -> Path:
 
     studies = out / "phantoms" / "studies.jsonl"
     if not studies.exists():
-        write_phantoms([str(out / "phantoms"), "--studies", str(STUDIES), "--seed", str(SEED), "--no-masks"])
+        call(write_phantoms, out / "phantoms", studies=STUDIES, seed=SEED, no_masks=True)
     return studies
 
 
@@ -127,42 +119,24 @@ def judge(merged: Path, studies: Path, folder: Path) -> dict:
     folder.mkdir(exist_ok=True)
     predictions, scores = folder / "predictions.jsonl", folder / "scores.json"
     if not scores.exists():
-        cxr(
-            [
-                "generate",
-                str(studies),
-                "--model",
-                str(merged),
-                "--split",
-                "test",
-                "--limit",
-                str(TEST_STUDIES),
-                "--out",
-                str(predictions),
-                "--floors",
-                str(folder / "floors"),
-                "--batch-size",
-                "64",
-                "--overwrite",
-            ]
+        call(
+            cxr,
+            "generate",
+            studies,
+            model=merged,
+            split="test",
+            limit=TEST_STUDIES,
+            out=predictions,
+            floors=folder / "floors",
+            batch_size=64,
+            overwrite=True,
         )
         wanted = {json.loads(line)["study_id"] for line in predictions.read_text().splitlines()}
         reference = folder / "references.jsonl"  # of the studies asked for
         lines = [line for line in studies.read_text().splitlines() if json.loads(line)["study_id"] in wanted]
         reference.write_text("\n".join(lines) + "\n")
-        cxr(
-            [
-                "score",
-                str(predictions),
-                str(reference),
-                "--floors",
-                str(folder / "floors"),
-                "--out",
-                str(scores),
-                "--html",
-                str(folder / "scores.html"),
-            ]
-        )
+        html = folder / "scores.html"
+        call(cxr, "score", predictions, reference, floors=folder / "floors", out=scores, html=html)
     return json.loads(scores.read_text())
 
 

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from train.launcher import StepFailed, launch
+from train.launcher import call, launch, run_steps
 
 FOLDS = 5
 VALIDATE_SHARE = 8  # one in so many of a fold's training patients chooses the best step
@@ -32,15 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     if not data or not (Path(data) / "pairs" / "studies.jsonl").is_file():
         print("set CXR_DATA to the folder that holds pairs/, images_only/ and iu_text/", file=sys.stderr)
         return 2
-    try:
-        run(Path(data), args.out, args.recipe)
-    except StepFailed as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return run_steps(lambda: run(Path(data), args.out, args.recipe))
 
 
 def run(data: Path, out: Path, recipe: str) -> None:
@@ -123,20 +115,15 @@ def judge(out: Path) -> None:
     for k in range(FOLDS):
         folder = out / f"test{k}"
         if not (folder / "floors" / "blank.jsonl").exists():
-            cxr(
-                [
-                    "generate",
-                    str(out / f"fold{k}.jsonl"),
-                    "--split",
-                    "test",
-                    "--model",
-                    str(out / f"fold{k}" / "adapter"),
-                    "--out",
-                    str(folder / "predictions.jsonl"),
-                    "--floors",
-                    str(folder / "floors"),
-                    "--overwrite",
-                ]
+            call(
+                cxr,
+                "generate",
+                out / f"fold{k}.jsonl",
+                split="test",
+                model=out / f"fold{k}" / "adapter",
+                out=folder / "predictions.jsonl",
+                floors=folder / "floors",
+                overwrite=True,
             )
         for name, lines in parts.items():
             file = (
@@ -152,18 +139,14 @@ def judge(out: Path) -> None:
     (out / "references.jsonl").write_text("\n".join(references) + "\n")
     for name in ("scores.json", "scores.html"):
         (out / name).unlink(missing_ok=True)  # made from the files above, which were just made anew
-    cxr(
-        [
-            "score",
-            str(out / "predictions.jsonl"),
-            str(out / "references.jsonl"),
-            "--floors",
-            str(out / "floors"),
-            "--out",
-            str(out / "scores.json"),
-            "--html",
-            str(out / "scores.html"),
-        ]
+    call(
+        cxr,
+        "score",
+        out / "predictions.jsonl",
+        out / "references.jsonl",
+        floors=out / "floors",
+        out=out / "scores.json",
+        html=out / "scores.html",
     )
 
 

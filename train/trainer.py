@@ -29,7 +29,6 @@ from train.config import ConfigError
 
 COMPLETE = "complete"
 WEIGHTS = "trained.safetensors"
-INTERRUPTED = 130  # the exit status of a run that was stopped by SIGINT or SIGTERM and can go on
 
 
 def quiet() -> None:

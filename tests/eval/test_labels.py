@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from eval.scores.labels import CONDITIONS, label_matrix, label_report, sentences
+from train.phantom import draw_patient, write_report
 
 SHORT = {
     "EC": "Enlarged Cardiomediastinum", "CM": "Cardiomegaly", "LO": "Lung Opacity", "LL": "Lung Lesion", "ED": "Edema",
@@ -238,13 +239,12 @@ def test_agreement_with_weak_labels_of_the_indiana_reports(cxr_data, capsys):
 
 @pytest.mark.parametrize("wording", ["prose", "telegraphic"])
 def test_reads_the_reports_of_phantoms(wording):
-    phantom = pytest.importorskip("train.phantom")
     truth, read = [], []
     for number in range(400):
-        patient = phantom.draw_patient(97, number)
+        patient = draw_patient(97, number)
         for study in patient.studies:
             prior = patient.studies[study.index - 1] if study.index else None
-            report = phantom.write_report(study, prior, wording)
+            report = write_report(study, prior, wording)
             truth.append({c for c, v in report.labels.items() if v == 1})
             read.append({c for c, v in label_report(report.findings).items() if v == 1})
     f1 = []
