@@ -10,10 +10,13 @@ OUT is a plain transformers directory (AutoTokenizer, AutoModelForCausalLM).
 
 from __future__ import annotations
 
+import random
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eval.scores.labels import NO_FINDING, label_report, sentences
 from train.config import ConfigError, load_config
 
 
@@ -27,6 +30,7 @@ class LanguageModel:
     )
     wording: str = "short"  # prompt wording, as in the fine-tuning to come
     demographics: bool = False  # as in the fine-tuning to come
+    hints: bool = True  # every text also with a list of what was seen before it; see `hint`
     vocabulary: int = 1200  # report language is narrow, and every entry is `width` parameters
     width: int = (
         192  # with 4 layers 2.0 M parameters: findings of phantoms need no more, and it ships in 4 MB
@@ -53,6 +57,9 @@ class LanguageModel:
     seed: int = 0  # initialisation and order
 
 
+PLACE = re.compile(
+    r"\b(left|right|bilateral|both|bibasilar|upper|mid|lower|apical|small|mild|moderate|large|severe)(?:ly)?\b"
+)
 MAY_DIFFER = {"out", "studies", "log_steps", "save_steps", "attention"}
 
 
@@ -86,6 +93,24 @@ def train_tokenizer(texts: list[str], vocabulary: int):
         additional_special_tokens=[IMAGE_TOKEN],
         clean_up_tokenization_spaces=False,
     )
+
+
+def hint(findings: str, rng: random.Random) -> str:
+    """What a report says was seen, in a line that stands where the image will: "Seen: left pleural effusion, possible
+    edema." in random order, by the rule-based labeller.
+
+    A model that has learned to write what such a line says looks back for it while it writes, topic by topic; the
+    fine-tuning then only has to make image tokens say the same.
+    """
+    seen = []
+    for sentence in sentences(findings):
+        where = " ".join(dict.fromkeys(PLACE.findall(sentence.lower())))
+        for condition, label in label_report(sentence).items():
+            if label and condition != NO_FINDING:
+                words = ("possible" if label < 0 else "", where, condition.lower())
+                seen.append(" ".join(word for word in words if word))
+    rng.shuffle(seen)
+    return f"Seen: {', '.join(seen) or 'nothing'}.\n"
 
 
 class Texts:
@@ -124,14 +149,13 @@ def main(argv: list[str] | None = None) -> int:
     style = PromptStyle(wording=config.wording, demographics=config.demographics)
     digests = {"sha256 of studies": [file_sha256(Path(p)) for p in config.studies]}
     studies = [s for path in config.studies for s in load_studies(path) if answer_for(s)]
-    texts = {
-        split: [
-            prompt_for(s, style, image=False) + answer_for(s)
-            for s in studies
-            if (s.split or "train") == split
-        ]
-        for split in ("train", "validate")
-    }
+    texts: dict[str, list[str]] = {"train": [], "validate": []}
+    rng = random.Random(config.seed)
+    for s in studies:
+        split = s.split or "train"
+        if split in texts:
+            text = prompt_for(s, style, image=False) + answer_for(s)
+            texts[split] += [text, hint(s.findings, rng) + text] if config.hints else [text]
     if not texts["train"]:
         raise ConfigError(f"{', '.join(config.studies)}: no study of split 'train' has findings")
     evaluate = bool(texts["validate"] and config.eval_steps)

@@ -11,11 +11,9 @@ Shape letters: B images, G global and L local crops an image, P patches, M maske
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
-import platform
 import signal
 import sys
 import time
@@ -408,14 +406,6 @@ class Interrupts:
             signal.signal(number, handler)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep freed activations instead of giving their pages back each time: on CPUs a third of a step."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
 def load_data(c: PretrainConfig) -> tuple[Samples, str]:
     """The samples, and a fingerprint of the list of images."""
     from train.datasets.folder import NoSplits, Radiographs, image_paths
@@ -476,7 +466,6 @@ def run(c: PretrainConfig) -> int:
     if c.batch % world:
         raise ConfigError(f"batch {c.batch} does not divide among {world} processes")
     if device.type == "cpu":
-        keep_freed_memory()
         use_cores(c.threads, world)
     out = Path(c.out)
 

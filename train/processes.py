@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -60,15 +62,20 @@ def process_state():
 
 
 def use_cores(threads: int, processes: int) -> None:
-    """Let torch use `threads` threads on a CPU; 0: all cores, divided among the processes.
+    """Let torch use `threads` threads on a CPU; 0: all cores, divided among the processes. Without it there would be
+    one, for `accelerate launch` sets OMP_NUM_THREADS=1.
 
-    Without it there would be one, for `accelerate launch` sets OMP_NUM_THREADS=1.
+    Also lets glibc keep freed activations instead of giving their pages back each time: a third of a training step.
     """
     import torch
 
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(threads or max(1, cores // processes))
+        if platform.libc_ver()[0] == "glibc":
+            libc = ctypes.CDLL(None)
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def is_main() -> bool:

@@ -14,7 +14,8 @@ import torch
 from tests.tiny import make_encoder, make_studies
 from train.config import ConfigError
 from train.finetune import macro_f1, main
-from train.trainer import INTERRUPTED, Loop, answer_loss, collate, grouped_order
+from train.launcher import INTERRUPTED
+from train.trainer import Loop, answer_loss, collate, grouped_order
 from vlm import Findings
 from vlm import model as models
 from vlm.study import Image, load_studies, save_studies
