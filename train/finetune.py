@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     use_cores(config.threads, state.num_processes)
     out = Path(config.out)
     if config.init and (models.resolve(config.init) / "adapter_config.json").exists():
-        raise ConfigError(f"{config.init} is an adapter: merge it first (cxr export --merge)")
+        raise ConfigError(f"{config.init} is an adapter: merge it first (cxr export {config.init} OUT)")
     parts = ("init",) if config.init else ("encoder", "llm")
     digests = {f"sha256 of {p}": models.weights_sha256(models.resolve(getattr(config, p))) for p in parts}
     digests["sha256 of studies"] = [file_sha256(Path(p)) for p in config.studies]

@@ -61,12 +61,12 @@ def accelerate_command(module: str, *arguments: str, processes: int = 1) -> list
     return [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", module, *arguments]
 
 
-def launch(module: str, *, processes: int = 1, **options) -> None:
-    """Run a training module to its end, its output on the screen; `options` become its command line.
+def launch(module: str, *words: str, processes: int = 1, **options) -> None:
+    """Run a training module to its end, its output on the screen; `words` and `options` are its command line.
 
     Raises StepFailed, or KeyboardInterrupt after the training has saved what it needs to go on.
     """
-    words = as_words(options)
+    words = (*words, *as_words(options))
     command = accelerate_command(module, *words, processes=processes)
     print(f"\n$ accelerate launch -m {module} {shlex.join(words)}", flush=True)
     process = subprocess.Popen(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from pathlib import Path
 NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".html", ".pdf", ".py"}
 
 
+TRAININGS = {
+    "pretrain": ("train.pretrain", "the encoder learns from images alone"),
+    "language-model": ("train.language_model", "a small language model learns to write reports"),
+    "finetune": ("train.finetune", "projector and LoRA learn to say what the encoder sees"),
+}
 OURS = {
     "CheckpointError",
     "ConfigError",
@@ -28,7 +34,10 @@ class UsageError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command not in TRAININGS:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
     try:
         return args.run(args)
     except (UsageError, FileNotFoundError, FileExistsError) as error:
@@ -59,6 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--studies", type=int, default=96, help="how many unseen X-rays (default 96)")
     p.add_argument("--no-training", action="store_true", help="leave out the taste of the two trainings")
     p.set_defaults(run=demo)
+
+    for name, (_, what) in TRAININGS.items():  # their other options, and --help, are those of the training
+        p = commands.add_parser(name, help=what, add_help=False, allow_abbrev=False)
+        p.add_argument("--processes", type=int, default=1)
+        p.set_defaults(run=training)
 
     p = commands.add_parser("generate", help="findings for X-ray files, folders of them, or a studies file")
     p.add_argument(
@@ -101,6 +115,15 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(run=score)
 
+    p = commands.add_parser(
+        "export", help="a model, its adapter merged, as one directory for plain transformers"
+    )
+    p.add_argument("model", help="model or adapter directory, hub id, or mini")
+    p.add_argument("out", type=Path, help="directory to write")
+    p.add_argument("--base", help="base model of an adapter, where it is not where the adapter remembers it")
+    p.add_argument("--dtype", default="fp32", choices=("fp32", "fp16", "bf16"), help="of the saved weights")
+    p.set_defaults(run=export)
+
     p = commands.add_parser("studies", help="check a studies file")
     p.add_argument("action", choices=("check",))
     p.add_argument("studies", type=Path)
@@ -115,6 +138,13 @@ def demo(args) -> int:
     from train.demo import run
 
     return run(args.out, args.studies, training=not args.no_training)
+
+
+def training(args) -> int:
+    from train.launcher import launch
+
+    launch(TRAININGS[args.command][0], *args.rest, processes=args.processes)
+    return 0
 
 
 def generate(args) -> int:
@@ -277,6 +307,24 @@ def score(args) -> int:
 
         write_page(args.html, title="Scores", scores=scores)
         print(f"wrote {args.html}")
+    return 0
+
+
+def export(args) -> int:
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from vlm import model as models
+    from vlm.generate import OUTLIERS
+
+    disable_progress_bar()
+    dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
+    model = models.merge(models.load(args.model, base=args.base))
+    models.save(model, args.out, dtype)
+    known = models.resolve(args.model) / OUTLIERS  # what the model takes for an ordinary chest
+    if known.is_file():
+        shutil.copy(known, args.out)
+    print(f"wrote {args.out}: AutoModelForImageTextToText and AutoProcessor of transformers open it")
     return 0
 
 

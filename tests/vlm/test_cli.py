@@ -11,6 +11,7 @@ from PIL import Image
 from tests.tiny import make_studies
 from vlm import model as models
 from vlm.cli import main
+from vlm.generate import OUTLIERS
 
 
 @pytest.fixture
@@ -141,6 +142,35 @@ def test_usage_errors_are_one_line_and_exit_2(words, message, films, capsys):
 def test_an_empty_folder_is_said_to_be_empty(tmp_path, capsys):
     assert main(["generate", str(tmp_path)]) == 2
     assert "no study found" in capsys.readouterr().err
+
+
+def test_export_merges_an_adapter(findings_model, tmp_path, capsys):
+    from transformers import AutoModelForImageTextToText
+
+    models.save(findings_model, tmp_path / "base")
+    findings_model.llava = models.add_lora(findings_model.llava, rank=4)
+    models.save_adapter(findings_model, tmp_path / "adapter", tmp_path / "base")
+    (tmp_path / "adapter" / OUTLIERS).write_bytes(b"known")
+    assert main(["export", str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    assert not models.load(tmp_path / "merged").meta.base
+    assert (tmp_path / "merged" / OUTLIERS).read_bytes() == b"known"
+    assert main(["export", str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 2  # not overwritten
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_trainings_get_their_options(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr("train.launcher.launch", lambda *words, **options: calls.append((words, options)))
+    assert main(["pretrain", "--recipe", "mini", "--processes", "2", "--out", "x"]) == 0
+    assert main(["finetune", "--help"]) == 0
+    assert calls == [
+        (("train.pretrain", "--recipe", "mini", "--out", "x"), {"processes": 2}),
+        (("train.finetune", "--help"), {"processes": 1}),
+    ]
+    with pytest.raises(SystemExit):
+        main(["doctor", "--recipe", "mini"])
+    assert "unrecognized arguments: --recipe mini" in capsys.readouterr().err
 
 
 def test_studies_check(tmp_path, capsys):
