@@ -11,13 +11,12 @@ OUT is a plain transformers directory (AutoTokenizer, AutoModelForCausalLM).
 from __future__ import annotations
 
 import random
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.scores.labels import NO_FINDING, label_report, sentences
 from train.config import ConfigError, load_config
+from train.hints import hint
 
 
 @dataclass
@@ -30,7 +29,7 @@ class LanguageModel:
     )
     wording: str = "short"  # prompt wording, as in the fine-tuning to come
     demographics: bool = False  # as in the fine-tuning to come
-    hints: bool = True  # every text also with a list of what was seen before it; see `hint`
+    hints: bool = True  # every text also with a list of what was seen before it; see train/hints.py
     vocabulary: int = 1200  # report language is narrow, and every entry is `width` parameters
     width: int = (
         192  # with 4 layers 2.0 M parameters: findings of phantoms need no more, and it ships in 4 MB
@@ -57,9 +56,6 @@ class LanguageModel:
     seed: int = 0  # initialisation and order
 
 
-PLACE = re.compile(
-    r"\b(left|right|bilateral|both|bibasilar|upper|mid|lower|apical|small|mild|moderate|large|severe)(?:ly)?\b"
-)
 MAY_DIFFER = {"out", "studies", "log_steps", "save_steps", "attention"}
 
 
@@ -93,24 +89,6 @@ def train_tokenizer(texts: list[str], vocabulary: int):
         additional_special_tokens=[IMAGE_TOKEN],
         clean_up_tokenization_spaces=False,
     )
-
-
-def hint(findings: str, rng: random.Random) -> str:
-    """What a report says was seen, in a line that stands where the image will: "Seen: left pleural effusion, possible
-    edema." in random order, by the rule-based labeller.
-
-    A model that has learned to write what such a line says looks back for it while it writes, topic by topic; the
-    fine-tuning then only has to make image tokens say the same.
-    """
-    seen = []
-    for sentence in sentences(findings):
-        where = " ".join(dict.fromkeys(PLACE.findall(sentence.lower())))
-        for condition, label in label_report(sentence).items():
-            if label and condition != NO_FINDING:
-                words = ("possible" if label < 0 else "", where, condition.lower())
-                seen.append(" ".join(word for word in words if word))
-    rng.shuffle(seen)
-    return f"Seen: {', '.join(seen) or 'nothing'}.\n"
 
 
 class Texts:
@@ -155,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         split = s.split or "train"
         if split in texts:
             text = prompt_for(s, style, image=False) + answer_for(s)
-            texts[split] += [text, hint(s.findings, rng) + text] if config.hints else [text]
+            texts[split] += [text, f"{hint(s.findings, rng)}\n{text}"] if config.hints else [text]
     if not texts["train"]:
         raise ConfigError(f"{', '.join(config.studies)}: no study of split 'train' has findings")
     evaluate = bool(texts["validate"] and config.eval_steps)

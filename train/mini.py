@@ -52,13 +52,14 @@ def make(out: Path, install_it: bool) -> None:
         cache=out / "cache",
         out=out / "encoder",
     )
-    launch("train.language_model", recipe="mini", studies=studies, out=out / "llm")
+    launch("train.language_model", recipe="mini", studies=[studies, more], out=out / "llm")
     launch(
         "train.finetune",
         recipe="mini",
         encoder=out / "encoder" / "encoder",
         llm=out / "llm",
         studies=[studies, more],
+        features_dir=out / "features",
         out=out / "findings",
         merge=True,
     )

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def open_run(out: Path, config: Any, may_differ: set[str], files: dict[str, Any]
     asked = {k: v for k, v in asdict(config).items() if k not in may_differ} | files
     path = out / "run.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        # a run begun before an option existed had its default
+        before = {f.name: f.default for f in fields(config) if f.name in asked} | json.loads(path.read_text())
         differing = [
             f"{k}: there {before.get(k)!r}, now {asked.get(k)!r}"
             for k in sorted(before | asked)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 
 import pytest
 
 from tests.tiny import FINDINGS
 from train.config import ConfigError
-from train.language_model import hint, main, train_tokenizer
+from train.language_model import main, train_tokenizer
 from train.launcher import INTERRUPTED
 from train.trainer import Loop
 
@@ -42,18 +41,6 @@ def test_the_tokenizer_writes_any_text(tmp_path):
     assert tokenizer("<image><image>", add_special_tokens=False)["input_ids"] == [3, 3]
     apart = tokenizer("12", add_special_tokens=False)["input_ids"]
     assert len(apart) == 2  # digit by digit
-
-
-def test_a_hint_names_what_was_seen_and_nothing_else():
-    text = (
-        "No cardiomegaly. Moderate layering left effusion. Possible consolidation in the right lower lung. "
-        "A right PICC ends in the superior vena cava. No pneumothorax."
-    )
-    said = hint(text, random.Random(0)).removeprefix("Seen: ").removesuffix(".\n").split(", ")
-    wanted = {"moderate left pleural effusion", "possible right lower consolidation", "right support devices"}
-    assert {" ".join(sorted(s.split())) for s in said} == {" ".join(sorted(w.split())) for w in wanted}
-    assert hint("Severely enlarged heart.", random.Random(0)) == "Seen: severe cardiomegaly.\n"
-    assert hint("The lungs are clear.", random.Random(0)) == "Seen: nothing.\n"
 
 
 def test_it_learns_to_write(studies_file, tmp_path):
