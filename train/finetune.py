@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.config import ConfigError, load_config
-from train.hints import OPENING, hint
-from vlm.prompts import IMAGE_TOKEN
 
 
 @dataclass
@@ -46,7 +44,6 @@ class Finetune:
     lora_dropout: float = 0.0  # our attention has none, and resumes stay simple
     wording: str = "short"  # prompt wording; `instruct` for ready-made language models
     demographics: bool = False  # view, sex and age in the prompt: small models take them for a shortcut
-    hints: bool = False  # also learn to say what is seen in one line: the image is read far sooner
     layers: list[int] = field(
         default_factory=lambda: [-1]
     )  # of the encoder, side by side; early ones show small things
@@ -108,14 +105,6 @@ class Examples:
         import torch
 
         return torch.from_numpy(self.features[self.rows[i]].astype("float32"))
-
-    def add_hints(self, model) -> None:
-        """Every study once more, to be described in a line (train/hints.py)."""
-        prompt = model.prompt_ids(f"{IMAGE_TOKEN}\n{OPENING}")
-        answers = [model.answer_ids(hint(s.findings).removeprefix(OPENING)) for s in self.studies]
-        self.studies, self.rows = self.studies * 2, self.rows * 2
-        self.prompts, self.answers = self.prompts + [prompt] * len(answers), self.answers + answers
-        self.lengths += [len(prompt) + len(answer) for answer in answers]
 
     def keep(self, wanted: list[int]) -> None:
         for name in ("studies", "rows", "prompts", "answers", "lengths"):
@@ -191,8 +180,6 @@ def main(argv: list[str] | None = None) -> int:
     if not len(data["train"]):
         raise ConfigError(f"{', '.join(config.studies)}: no study of split 'train' has an image and findings")
     data["validate"].keep(list(range(len(data["validate"])))[: config.eval_studies])
-    if config.hints:
-        data["train"].add_hints(model)
     evaluate = bool(config.eval_steps and len(data["validate"]))
 
     # calibrate, remember the base, put the features in the place of the tower

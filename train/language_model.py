@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.config import ConfigError, load_config
-from train.hints import hint
+from train.rehearsal import scatter, seen
 
 
 @dataclass
@@ -29,7 +29,9 @@ class LanguageModel:
     )
     wording: str = "short"  # prompt wording, as in the fine-tuning to come
     demographics: bool = False  # as in the fine-tuning to come
-    hints: bool = True  # every text also with a list of what was seen before it; see train/hints.py
+    rehearsal: int = (
+        0  # patch tokens of the images to come: also rehearse reading them (train/rehearsal.py); 0: no
+    )
     vocabulary: int = 1200  # report language is narrow, and every entry is `width` parameters
     width: int = (
         192  # with 4 layers 2.0 M parameters: findings of phantoms need no more, and it ships in 4 MB
@@ -92,18 +94,34 @@ def train_tokenizer(texts: list[str], vocabulary: int):
 
 
 class Texts:
-    """Token ids of "prompt + findings"; the loss is on every token but the first."""
+    """Token ids of "prompt + findings"; the loss is on every token but the first. With `rehearsal`, every text comes
+    again with that many places for an image, over which words for what was seen are scattered; those cost no loss."""
 
-    def __init__(self, texts: list[str], tokenizer, max_length: int):
-        eos = tokenizer.eos_token_id
-        self.rows = [[*tokenizer(t)["input_ids"][: max_length - 1], eos] for t in texts]
-        self.lengths = [len(row) for row in self.rows]
+    def __init__(self, studies: list, style, tokenizer, config: LanguageModel):
+        from vlm.prompts import IMAGE_TOKEN, answer_for, prompt_for
+
+        eos, empty = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        rng = random.Random(config.seed)
+        self.rows: list[tuple[list[int], int]] = []  # ids, and where the loss begins
+        for study in studies:
+            text = prompt_for(study, style, image=False) + answer_for(study)
+            ids = [*tokenizer(text)["input_ids"][: config.max_length - 1], eos]
+            self.rows.append((ids, 1))
+            if config.rehearsal:
+                words = [
+                    tokenizer(f" {p}", add_special_tokens=False)["input_ids"] for p in seen(study.findings)
+                ]
+                places = scatter(words, config.rehearsal, empty, rng)
+                after = tokenizer(f"\n{text}", add_special_tokens=False)["input_ids"][: config.max_length - 1]
+                self.rows.append(([ids[0], *places, *after, eos], 1 + len(places)))
+        self.lengths = [len(ids) for ids, _ in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> dict:
-        return {"input_ids": self.rows[i], "answer_from": 1}
+        ids, answer_from = self.rows[i]
+        return {"input_ids": ids, "answer_from": answer_from}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,20 +145,17 @@ def main(argv: list[str] | None = None) -> int:
     style = PromptStyle(wording=config.wording, demographics=config.demographics)
     digests = {"sha256 of studies": [file_sha256(Path(p)) for p in config.studies]}
     studies = [s for path in config.studies for s in load_studies(path) if answer_for(s)]
-    texts: dict[str, list[str]] = {"train": [], "validate": []}
-    rng = random.Random(config.seed)
-    for s in studies:
-        split = s.split or "train"
-        if split in texts:
-            text = prompt_for(s, style, image=False) + answer_for(s)
-            texts[split] += [text, f"{hint(s.findings, rng)}\n{text}"] if config.hints else [text]
-    if not texts["train"]:
+    studies = {
+        split: [s for s in studies if (s.split or "train") == split] for split in ("train", "validate")
+    }
+    if not studies["train"]:
         raise ConfigError(f"{', '.join(config.studies)}: no study of split 'train' has findings")
-    evaluate = bool(texts["validate"] and config.eval_steps)
+    evaluate = bool(studies["validate"] and config.eval_steps)
     with state.main_process_first():
         checkpoint = open_run(out, config, MAY_DIFFER, digests)
         if not (out / "tokenizer.json").exists():
-            train_tokenizer(texts["train"], config.vocabulary).save_pretrained(out)
+            texts = [prompt_for(s, style, image=False) + answer_for(s) for s in studies["train"]]
+            train_tokenizer(texts, config.vocabulary).save_pretrained(out)
     if (out / "model.safetensors").exists():
         state.print(f"{out} is finished; choose another --out to train anew")
         return 0
@@ -161,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         ),
         attn_implementation=attention_name(config.attention),
     )
-    data = {split: Texts(rows, tokenizer, config.max_length) for split, rows in texts.items()}
+    data = {split: Texts(part, style, tokenizer, config) for split, part in studies.items()}
     state.print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, "
         f"{len(data['train'])} texts of {sum(data['train'].lengths) / len(data['train']):.0f} tokens on average"
