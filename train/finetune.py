@@ -232,8 +232,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"wrote {out / 'adapter'}")
         if config.merge or not config.lora:
             merged = models.merge(model)
-            dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.merged_dtype]
-            models.save(merged, out / "merged", dtype)
+            models.save(merged, out / "merged", models.DTYPES[config.merged_dtype])
             print(f"wrote {out / 'merged'}")
         (out / "finished").touch()
     state.wait_for_everyone()

@@ -465,8 +465,7 @@ def run(c: PretrainConfig) -> int:
     say = accelerator.print
     if c.batch % world:
         raise ConfigError(f"batch {c.batch} does not divide among {world} processes")
-    if device.type == "cpu":
-        use_cores(c.threads, world)
+    use_cores(c.threads, world)
     out = Path(c.out)
 
     # Data, model, optimiser. The seed makes all processes start from the same weights.

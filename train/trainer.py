@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def open_run(out: Path, config: Any, may_differ: set[str], files: dict[str, Any]
     path = out / "run.json"
     if path.exists():
         # a run begun before an option existed had its default
-        before = {f.name: f.default for f in fields(config) if f.name in asked} | json.loads(path.read_text())
+        before = {f.name: default_of(f) for f in fields(config) if f.name in asked}
+        before |= json.loads(path.read_text())
         differing = [
             f"{k}: there {before.get(k)!r}, now {asked.get(k)!r}"
             for k in sorted(before | asked)
@@ -65,6 +66,11 @@ def open_run(out: Path, config: Any, may_differ: set[str], files: dict[str, Any]
         write_json(path, asked)
     checkpoints = [p.parent for p in out.glob(f"checkpoint-*/{COMPLETE}")]
     return max(checkpoints, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def default_of(field: Field) -> Any:
+    """The default of a dataclass's field; MISSING where it must be given."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -311,16 +311,14 @@ def score(args) -> int:
 
 
 def export(args) -> int:
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from vlm import model as models
     from vlm.generate import OUTLIERS
 
     disable_progress_bar()
-    dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
     model = models.merge(models.load(args.model, base=args.base))
-    models.save(model, args.out, dtype)
+    models.save(model, args.out, models.DTYPES[args.dtype])
     known = models.resolve(args.model) / OUTLIERS  # what the model takes for an ordinary chest
     if known.is_file():
         shutil.copy(known, args.out)

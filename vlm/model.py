@@ -43,6 +43,7 @@ LAYERS = (-1,)  # the last block's output; stock Llava takes it before the final
 META = "cxr.json"
 MINI = Path(__file__).parent / "mini"
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # of saved weights; None: as they are
 ATTENTION = {"cxr": "cxr_attention", "sdpa": "sdpa", "eager": "eager"}
 
 
