@@ -1,6 +1,7 @@
-"""Checkpoints of our own training loop: safetensors and JSON only, complete or absent, newest good one wins.
+"""Run folders, and the checkpoints of our own training loop: safetensors and JSON only, complete or absent, newest
+good one wins.
 
-OUT/config.json                     what the run is; a run of another config is refused, not overwritten
+OUT/run.json                        what the run is; a run of another config is refused, not overwritten
 OUT/checkpoints/step_00001200/      written as .step_00001200.PID, then renamed
     student.safetensors ...         whatever the loop gives
     state.json                      step, and the size of every file, so that a damaged one is noticed
@@ -21,11 +22,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from train.config import ConfigError
+
+RUN = "run.json"
+CACHES = ("features", "cache")  # may lie in a run folder before there is a run
 STATE = "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ConfigError):
     """A run directory that cannot be used as asked; the message says which and what to do."""
 
 
@@ -79,9 +84,9 @@ def claim(
 
     Fields in `free` may differ, for they do not change what is computed. A field that the stored config does not know
     counts as `defaults` has it. Raises CheckpointError if the directory belongs to a run of another config, naming the
-    fields, or has checkpoints of unknown origin.
+    fields, or holds anything of unknown origin.
     """
-    path = run / "config.json"
+    path = run / RUN
     config = json.loads(json.dumps(config))  # tuples become lists, as in the file
     if path.is_file():
         before = {**json.loads(json.dumps(dict(defaults or {}))), **json.loads(path.read_text())}
@@ -94,11 +99,11 @@ def claim(
                 f"{key}: {before.get(key)!r} there, {config.get(key)!r} now" for key in different
             )
             raise CheckpointError(
-                f"{run} holds a run of another config ({changes}); choose another --out or remove it"
+                f"{run} holds a run of another config ({changes}); choose another --out, or go on with the old values"
             )
         return True
-    if run.is_dir() and (run / "checkpoints").exists():
-        raise CheckpointError(f"{run} has checkpoints but no config.json; choose another --out or remove it")
+    if run.exists() and any(p.name not in CACHES for p in run.iterdir()):
+        raise CheckpointError(f"{run} exists and is not a run of this training; choose another --out")
     run.mkdir(parents=True, exist_ok=True)
     write_json(path, config)
     return False

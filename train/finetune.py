@@ -47,6 +47,8 @@ class Finetune:
     layers: list[int] = field(
         default_factory=lambda: [-1]
     )  # of the encoder, side by side; early ones show small things
+    align_steps: int = 0  # of 64 studies: the projector first learns what reports name (train/align.py)
+    projector_rate: float = 1.0  # times learning_rate; an aligned projector wants little, or noise undoes it
     projector_gain: float = 3.0  # projector output, in standard deviations of the token embedding
     max_steps: int = 3000  # of batch_size studies
     batch_size: int = 32  # studies a step, over all processes
@@ -105,6 +107,12 @@ class Examples:
         import torch
 
         return torch.from_numpy(self.features[self.rows[i]].astype("float32"))
+
+    def batch(self, wanted: list[int]):
+        """Features (B, 1 + N, C) of several studies."""
+        import torch
+
+        return torch.from_numpy(self.features[[self.rows[i] for i in wanted]].astype("float32"))
 
     def keep(self, wanted: list[int]) -> None:
         for name in ("studies", "rows", "prompts", "answers", "lengths"):
@@ -184,10 +192,12 @@ def main(argv: list[str] | None = None) -> int:
 
     # calibrate, remember the base, put the features in the place of the tower
     sample = torch.linspace(0, len(data["train"]) - 1, min(256, len(data["train"]))).long().tolist()
-    sample_BNC = torch.stack([data["train"].feature(i) for i in sample])
+    sample_BNC = data["train"].batch(sample)
     mean_C, std_C = models.statistics(sample_BNC)
     if not config.init:
         models.calibrate(model.llava, sample_BNC, config.projector_gain)
+        if config.align_steps:
+            align_projector(model.llava, data, mean_C, std_C, config, state)
     base = Path(config.init) if config.init else out / "base"
     if config.lora and not config.init and state.is_main_process:
         if base.exists():  # of a start that was cut off
@@ -239,6 +249,44 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def align_projector(llava, data: dict[str, Examples], mean_C, std_C, config: Finetune, state) -> None:
+    """By the first process; the others, and the same command after an interruption, read its outcome."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from train.align import align
+    from train.processes import use_cores
+    from vlm import model as models
+
+    projector, file = llava.model.multi_modal_projector, Path(config.out) / "aligned.safetensors"
+    if state.is_main_process and not file.exists():
+
+        def tokens(examples: Examples, rows: list[int]):
+            return (examples.batch(rows)[:, 1:] - mean_C) / std_C
+
+        threads = torch.get_num_threads()
+        use_cores(0, 1)  # the other processes wait
+        models.unfold(projector, mean_C, std_C)
+        align(
+            projector,
+            lambda rows: tokens(data["train"], rows),
+            [s.findings for s in data["train"].studies],
+            (lambda rows: tokens(data["validate"], rows), [s.findings for s in data["validate"].studies]),
+            steps=config.align_steps,
+            precision=config.precision,
+            seed=config.seed,
+            device=state.device,
+            say=lambda line: print(line, flush=True),
+        )
+        models.fold(projector, mean_C, std_C)
+        torch.set_num_threads(threads)
+        part = file.with_suffix(".part")
+        save_file(projector.state_dict(), part)
+        part.rename(file)
+    state.wait_for_everyone()
+    projector.load_state_dict(load_file(file))
+
+
 def base_of(llava):
     """The Llava model inside a PeftModel, or itself."""
     return llava.get_base_model() if hasattr(llava, "get_base_model") else llava
@@ -275,7 +323,8 @@ def make_loop(model, data: dict[str, Examples], config: Finetune, args):
     from accelerate.utils import gather_object
 
     from eval.scores.labels import label_report
-    from train.trainer import WEIGHTS, Loop, answer_loss, collate, load_trained, trained_weights, write_json
+    from train.checkpoints import write_json
+    from train.trainer import WEIGHTS, Loop, answer_loss, collate, load_trained, trained_weights
     from vlm.generate import derangement, generate_ids
 
     pad = model.tokenizer.pad_token_id
@@ -302,7 +351,7 @@ def make_loop(model, data: dict[str, Examples], config: Finetune, args):
                     n = int((labels != -100).sum())
                     losses.append((float(answer_loss(llava(**batch), labels)) * n, n))
                     for images, of in (("true", lambda i: i), ("shuffled", other.__getitem__)):
-                        features_BNC = torch.stack([val.feature(of(i)) for i in part]).to(accelerator.device)
+                        features_BNC = val.batch([of(i) for i in part]).to(accelerator.device)
                         written = generate_ids(
                             llava, model, [val.prompts[i] for i in part], features_BNC, config.max_new_tokens
                         )
@@ -356,10 +405,22 @@ def make_loop(model, data: dict[str, Examples], config: Finetune, args):
                 load_trained(self.accelerator.unwrap_model(self.model), best / WEIGHTS)
                 self.say(f"best: step {line['step']}, label F1 {line['eval_f1']:.3f}")
 
-    assert trained_weights(model.llava), "nothing to train"
+    weights = trained_weights(model.llava)
+    assert weights, "nothing to train"
+    groups = [
+        {"params": [p for name, p in weights.items() if ("projector" in name) == of_projector], "lr": rate}
+        for of_projector, rate in (
+            (False, config.learning_rate),
+            (True, config.learning_rate * config.projector_rate),
+        )
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, betas=(0.9, config.adam_beta2), eps=1e-8, weight_decay=config.weight_decay
+    )
     return Finetuning(
         model=model.llava,
         args=args,
+        optimizers=(optimizer, None),
         train_dataset=data["train"],
         eval_dataset=data["validate"] if len(data["validate"]) else None,
         data_collator=partial(collate, pad=pad),

@@ -10,13 +10,11 @@ OUT is a plain transformers directory (AutoTokenizer, AutoModelForCausalLM).
 
 from __future__ import annotations
 
-import random
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.config import ConfigError, load_config
-from train.rehearsal import scatter, seen
 
 
 @dataclass
@@ -29,9 +27,6 @@ class LanguageModel:
     )
     wording: str = "short"  # prompt wording, as in the fine-tuning to come
     demographics: bool = False  # as in the fine-tuning to come
-    rehearsal: int = (
-        0  # patch tokens of the images to come: also rehearse reading them (train/rehearsal.py); 0: no
-    )
     vocabulary: int = 1200  # report language is narrow, and every entry is `width` parameters
     width: int = (
         192  # with 4 layers 2.0 M parameters: findings of phantoms need no more, and it ships in 4 MB
@@ -94,34 +89,21 @@ def train_tokenizer(texts: list[str], vocabulary: int):
 
 
 class Texts:
-    """Token ids of "prompt + findings"; the loss is on every token but the first. With `rehearsal`, every text comes
-    again with that many places for an image, over which words for what was seen are scattered; those cost no loss."""
+    """Token ids of "prompt + findings"; the loss is on every token but the first."""
 
-    def __init__(self, studies: list, style, tokenizer, config: LanguageModel):
-        from vlm.prompts import IMAGE_TOKEN, answer_for, prompt_for
+    def __init__(self, studies: list, style, tokenizer, max_length: int):
+        from vlm.prompts import answer_for, prompt_for
 
-        eos, empty = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        rng = random.Random(config.seed)
-        self.rows: list[tuple[list[int], int]] = []  # ids, and where the loss begins
-        for study in studies:
-            text = prompt_for(study, style, image=False) + answer_for(study)
-            ids = [*tokenizer(text)["input_ids"][: config.max_length - 1], eos]
-            self.rows.append((ids, 1))
-            if config.rehearsal:
-                words = [
-                    tokenizer(f" {p}", add_special_tokens=False)["input_ids"] for p in seen(study.findings)
-                ]
-                places = scatter(words, config.rehearsal, empty, rng)
-                after = tokenizer(f"\n{text}", add_special_tokens=False)["input_ids"][: config.max_length - 1]
-                self.rows.append(([ids[0], *places, *after, eos], 1 + len(places)))
-        self.lengths = [len(ids) for ids, _ in self.rows]
+        texts = [prompt_for(s, style, image=False) + answer_for(s) for s in studies]
+        eos = tokenizer.eos_token_id
+        self.ids = [[*tokenizer(text)["input_ids"][: max_length - 1], eos] for text in texts]
+        self.lengths = [len(ids) for ids in self.ids]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.ids)
 
     def __getitem__(self, i: int) -> dict:
-        ids, answer_from = self.rows[i]
-        return {"input_ids": ids, "answer_from": answer_from}
+        return {"input_ids": self.ids[i], "answer_from": 1}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -176,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
         ),
         attn_implementation=attention_name(config.attention),
     )
-    data = {split: Texts(part, style, tokenizer, config) for split, part in studies.items()}
+    data = {split: Texts(part, style, tokenizer, config.max_length) for split, part in studies.items()}
     state.print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, "
         f"{len(data['train'])} texts of {sum(data['train'].lengths) / len(data['train']):.0f} tokens on average"

@@ -3,7 +3,7 @@
     accelerate launch -m train.pretrain --recipe mini --data FOLDER|CSV|JSONL ... --out runs/mini_encoder
 
 The same command goes on where an interrupted run stopped. Left in OUT: `encoder/` (the teacher's backbone, a
-transformers Dinov2 directory), `checkpoints/`, `metrics.jsonl`, `config.json`. Everything random comes from (seed,
+transformers Dinov2 directory), `checkpoints/`, `metrics.jsonl`, `run.json`. Everything random comes from (seed,
 number of the sample in the run), so that neither a resume nor the number of processes changes what is learned.
 
 Shape letters: B images, G global and L local crops an image, P patches, M masked patches, C width, K prototypes.
@@ -453,7 +453,7 @@ def main(argv: list[str] | None = None) -> int:
     with all_processes():
         try:
             return run(load_config(PretrainConfig, "pretrain", argv))
-        except (ConfigError, checkpoints.CheckpointError, FileNotFoundError) as error:
+        except (ConfigError, FileNotFoundError) as error:
             if is_main():
                 print(f"train.pretrain: {error}", file=sys.stderr)
             return 2

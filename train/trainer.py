@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, asdict, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from train.checkpoints import claim, truncate_metrics
 from train.config import ConfigError
 
 COMPLETE = "complete"
@@ -37,47 +37,17 @@ def quiet() -> None:
     logging.get_logger("transformers.trainer_utils").setLevel("ERROR")  # file times are not what we go by
 
 
-def open_run(out: Path, config: Any, may_differ: set[str], files: dict[str, Any]) -> Path | None:
+def open_run(out: Path, config: Any, may_differ: Iterable[str], files: dict[str, Any]) -> Path | None:
     """Make the run folder or find it again; returns the last complete checkpoint, if there is one.
 
-    `files` are digests of what the run reads. Raises ConfigError naming every field in which `out` was started with
-    another value; the fields `may_differ` (how, not what) may change.
+    `files` are digests of what the run reads; the fields `may_differ` (how, not what) may change. Raises
+    CheckpointError for a folder of another run.
     """
-    asked = {k: v for k, v in asdict(config).items() if k not in may_differ} | files
-    path = out / "run.json"
-    if path.exists():
-        # a run begun before an option existed had its default
-        before = {f.name: default_of(f) for f in fields(config) if f.name in asked}
-        before |= json.loads(path.read_text())
-        differing = [
-            f"{k}: there {before.get(k)!r}, now {asked.get(k)!r}"
-            for k in sorted(before | asked)
-            if before.get(k) != asked.get(k)
-        ]
-        if differing:
-            raise ConfigError(
-                f"{out} holds a run of another configuration ({'; '.join(differing)}); "
-                "choose another --out, or go on with the old values"
-            )
-    elif out.exists() and any(p for p in out.iterdir() if p.name != "features"):
-        raise ConfigError(f"{out} exists and is not a run of this training; choose another --out")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, asked)
+    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    defaults |= {f.name: f.default_factory() for f in fields(config) if f.default_factory is not MISSING}
+    claim(out, asdict(config) | files, may_differ, defaults)
     checkpoints = [p.parent for p in out.glob(f"checkpoint-*/{COMPLETE}")]
     return max(checkpoints, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-
-
-def default_of(field: Field) -> Any:
-    """The default of a dataclass's field; MISSING where it must be given."""
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(part, path)
 
 
 def file_sha256(path: Path) -> str:
@@ -170,7 +140,7 @@ class Loop(Trainer):
                 if not (part / COMPLETE).exists():
                     shutil.rmtree(part)
             step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-            _truncate(out / "metrics.jsonl", step)
+            truncate_metrics(out / "metrics.jsonl", step)
         self.accelerator.wait_for_everyone()
         with self.stop:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -345,19 +315,6 @@ def collate(rows: list[dict], pad: int) -> dict[str, Any]:
     if "features" in rows[0]:
         batch["pixel_values"] = torch.stack([row["features"] for row in rows])
     return batch
-
-
-def _truncate(path: Path, step: int) -> None:
-    """Forget what was measured after the checkpoint, since it will be measured again."""
-    if path.exists():
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except ValueError:  # the last line of a process that was killed
-                break
-        path.write_text("".join(line + "\n" for line in kept))
 
 
 def _clock(seconds: float) -> str:

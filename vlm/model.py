@@ -239,8 +239,7 @@ def statistics(features_BNC: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def calibrate(llava: nn.Module, features_BNC: Tensor, gain: float = 3.0) -> None:
     """Initialise a fresh projector so that training is well-conditioned: linear_1 sees standardised features, and the
-    output is centred at the embedding of the image token, which to a language model that has rehearsed (see
-    train/rehearsal.py) means a place where nothing is seen, with `gain` times the embeddings' standard deviation.
+    output has mean 0 and `gain` times the standard deviation of the token embeddings.
 
     `features_BNC` are the tower's un-normed features of some images, CLS first. The standardisation is folded into
     linear_1, so the model stays stock.
@@ -256,8 +255,7 @@ def calibrate(llava: nn.Module, features_BNC: Tensor, gain: float = 3.0) -> None
     out_TH = projector(features_BNC[:, 1:].float()).flatten(0, 1)
     factor = gain * embedding_std / float((out_TH - out_TH.mean(0)).std())
     projector.linear_2.weight.mul_(factor)
-    empty_H = llava.get_input_embeddings().weight[llava.config.image_token_index]
-    projector.linear_2.bias.copy_(empty_H - out_TH.mean(0) * factor)
+    projector.linear_2.bias.copy_(-out_TH.mean(0) * factor)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from encoder.radiograph import read
 from eval.scores.labels import CONDITIONS, label_report
 from train.phantom import draw_patient, render_frontal, render_lateral, write_report
 from train.phantom.__main__ import main
-from train.phantom.patient import NODULE_MM, Finding
+from train.phantom.patient import COMMON, NODULE_MM, PREVALENCE, Finding
 
 COMPARISON = re.compile(r"\b(prior|previous|unchanged|increased|decreased|improved|worse|new)\b")
 
@@ -53,6 +53,22 @@ def test_every_finding_occurs_in_5_to_30_percent_of_studies(population):
     assert set(count) == set(CONDITIONS)
     shares = {name: n / len(population) for name, n in count.items()}
     assert all(0.05 <= share <= 0.30 for share in shares.values()), shares
+
+
+def test_prevalence_makes_findings_more_frequent_and_none_too_frequent():
+    share = {}
+    for prevalence in (1.0, 3.0):
+        found = [
+            {f.kind for f in study.findings}
+            for n in range(1500)
+            for study in draw_patient(5, n, prevalence).studies
+        ]
+        share[prevalence] = {k: sum(k in kinds for kinds in found) / len(found) for k in PREVALENCE}
+    for kind, rate in share[3.0].items():
+        assert share[1.0][kind] < rate < COMMON + 0.1, (
+            kind
+        )  # devices and edema vary with how ill a patient is
+    assert draw_patient(5, 0, 1.0) == draw_patient(5, 0)
 
 
 def test_nodules_are_6_to_30_mm_and_their_masks_have_that_size():

@@ -35,10 +35,19 @@ def split_of(seed: int, number: int, forced: str | None) -> str:
 
 
 def write_patient(
-    number: int, *, out: Path, seed: int, size: int, kind: str, masks: bool, wording: str, split
-):
+    number: int,
+    *,
+    out: Path,
+    seed: int,
+    prevalence: float,
+    size: int,
+    kind: str,
+    masks: bool,
+    wording: str,
+    split: str | None,
+) -> list[dict]:
     """Render one patient's studies; returns their lines of studies.jsonl."""
-    patient = draw_patient(seed, number)
+    patient = draw_patient(seed, number, prevalence)
     lines: list[dict] = []
     suffix = {"dicom": "dcm", "png": "png"}[kind]
     for study in patient.studies:
@@ -130,22 +139,9 @@ def save_dicom(path: Path, film: Film, patient: Patient, study: Study, view: str
     ds.save_as(path, enforce_file_format=True)
 
 
-def generate(
-    out: Path,
-    studies: int,
-    *,
-    seed: int,
-    size: int,
-    kind: str,
-    masks: bool,
-    wording: str,
-    split: str | None,
-    workers: int,
-) -> Iterator[list[dict]]:
-    """Patients in order until `studies` are written; yields each patient's lines."""
-    job = partial(
-        write_patient, out=out, seed=seed, size=size, kind=kind, masks=masks, wording=wording, split=split
-    )
+def generate(out: Path, studies: int, workers: int, **options) -> Iterator[list[dict]]:
+    """Patients in order until `studies` are written; yields each patient's lines. `options` are write_patient's."""
+    job = partial(write_patient, out=out, **options)
     if workers <= 1:
         yield from _until(map(job, range(studies)), studies)
         return
@@ -179,6 +175,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder to write; must not hold phantoms already")
     parser.add_argument("--studies", type=int, default=1000, help="how many studies, at least (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="which population (default 0)")
+    parser.add_argument(
+        "--prevalence", type=float, default=1.0, help="times as many findings, none above 30 %% (default 1)"
+    )
     parser.add_argument("--size", type=int, default=512, help="shorter side in pixels (default 512)")
     parser.add_argument("--format", choices=("dicom", "png"), default="dicom", dest="kind")
     parser.add_argument("--no-masks", action="store_false", dest="masks", help="leave out the masks")
@@ -192,8 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     if listing.exists():
         print(f"{listing} exists: choose another folder or remove it first", file=sys.stderr)
         return 2
-    if args.studies < 1 or args.size < 64:
-        print("--studies must be at least 1 and --size at least 64", file=sys.stderr)
+    if args.studies < 1 or args.size < 64 or args.prevalence < 1:
+        print("--studies and --prevalence must be at least 1, --size at least 64", file=sys.stderr)
         return 2
     (args.out / "images").mkdir(parents=True, exist_ok=True)
     if args.masks:
@@ -207,13 +206,14 @@ def main(argv: list[str] | None = None) -> int:
         for lines in generate(
             args.out,
             args.studies,
+            args.workers,
             seed=args.seed,
+            prevalence=args.prevalence,
             size=args.size,
             kind=args.kind,
             masks=args.masks,
             wording=args.wording,
             split=args.split,
-            workers=args.workers,
         ):
             for line in lines:
                 file.write(json.dumps(line) + "\n")

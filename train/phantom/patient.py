@@ -25,6 +25,7 @@ PREVALENCE = {
     "device": 0.26,
 }
 DEVICES = ("endotracheal_tube", "central_line", "picc", "pacemaker", "chest_tube", "enteric_tube")
+COMMON = 0.3  # no finding is made more frequent than this
 # A finding drawn below this severity is equivocal: its film is faint and its report says "possible".
 EQUIVOCAL = 0.10
 NODULE_MM = (6.0, 30.0)  # diameters, uniform
@@ -106,18 +107,21 @@ class Patient:
     studies: tuple[Study, ...] = field(default=())
 
 
-def draw_patient(seed: int, number: int) -> Patient:
-    """Patient `number` of the population `seed`: always the same patient, on any machine and in any order."""
+def draw_patient(seed: int, number: int, prevalence: float = 1.0) -> Patient:
+    """Patient `number` of the population `seed`: always the same patient, on any machine and in any order.
+
+    `prevalence` multiplies PREVALENCE, up to COMMON: a reader learns rare findings from fewer such patients.
+    """
     rng = np.random.default_rng([seed, number, 0xC4])
     sex = "F" if rng.random() < 0.48 else "M"
     age = int(np.clip(rng.normal(58, 18), 18, 95))
     sick = rng.random() < 0.35  # lies in bed: portable AP film, more tubes
     anatomy = _anatomy(rng, age, sex)
-    findings = _findings(rng, sick)
+    findings = _findings(rng, sick, prevalence)
     first = _study(rng, 0, anatomy, findings, sick)
     studies = [first]
     if rng.random() < SECOND_STUDY:
-        later = _progress(rng, findings)
+        later = _progress(rng, findings, prevalence)
         studies.append(_study(rng, 1, anatomy, later, sick))
     return Patient(number, age, sex, tuple(studies))
 
@@ -144,13 +148,14 @@ def _severity(rng: np.random.Generator) -> float:
     return float(rng.uniform(0, EQUIVOCAL)) if rng.random() < 0.09 else float(rng.uniform(0.22, 1.0))
 
 
-def _findings(rng: np.random.Generator, sick: bool) -> tuple[Finding, ...]:
+def _findings(rng: np.random.Generator, sick: bool, prevalence: float) -> tuple[Finding, ...]:
     found: list[Finding] = []
     scale = {"device": 1.9 if sick else 0.55, "edema": 1.5 if sick else 0.8, "fracture": 1.0}
     side = lambda: "left" if rng.random() < 0.5 else "right"  # noqa: E731
     for kind, rate in PREVALENCE.items():
         seed = int(rng.integers(2**31))
-        if rng.random() >= rate * scale.get(kind, 1.0):
+        rate *= scale.get(kind, 1.0)
+        if rng.random() >= max(rate, min(rate * prevalence, COMMON)):
             continue
         severity = _severity(rng)
         if kind in ("cardiomegaly", "wide_mediastinum"):
@@ -214,7 +219,9 @@ def _settle(found: list[Finding]) -> list[Finding]:
     return found
 
 
-def _progress(rng: np.random.Generator, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+def _progress(
+    rng: np.random.Generator, findings: tuple[Finding, ...], prevalence: float
+) -> tuple[Finding, ...]:
     """The same patient days or months later: most findings stay, some change, some resolve, some are new."""
     later: list[Finding] = []
     for f in findings:
@@ -226,7 +233,7 @@ def _progress(rng: np.random.Generator, findings: tuple[Finding, ...]) -> tuple[
             change = rng.choice([-0.35, 0.0, 0.35])
             later.append(replace(f, severity=float(np.clip(f.severity + change, 0.25, 1.0))))
     have = {f.kind for f in later}
-    later += [f for f in _findings(rng, False) if f.kind not in have and rng.random() < 0.4]
+    later += [f for f in _findings(rng, False, prevalence) if f.kind not in have and rng.random() < 0.4]
     return tuple(_settle(later))
 
 
