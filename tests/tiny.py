@@ -97,8 +97,9 @@ def studies_file(tmp_path_factory) -> Path:
 def findings_model(encoder_dir, llm_dir):
     """A fresh model with a calibrated projector."""
     from vlm import model as models
+    from vlm import projector as projectors
 
     model = models.build(encoder_dir, llm_dir)
     pixels_BCHW = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
-    models.calibrate(model.llava, models.tower_features(model.llava.model.vision_tower, pixels_BCHW))
+    projectors.calibrate(model.llava, projectors.tower_features(model.llava.model.vision_tower, pixels_BCHW))
     return model

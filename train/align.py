@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from eval.scores.labels import NO_FINDING, label_report, sentences
 from train.schedules import warmup_cosine
+from vlm.projector import rescale, spread
 
 SIDES = re.compile(r"\b(left|right|bilateral|both|bibasilar)\b")
 BOTH = {"bilateral", "both", "bibasilar"}
@@ -98,8 +99,8 @@ def align(
     generator = torch.Generator().manual_seed(seed)
     probe = torch.linspace(0, len(reports) - 1, min(256, len(reports))).long().tolist()
     probe_BNC = features(probe).to(device)
-    before = _spread(projector, probe_BNC)
-    _rescale(projector, probe_BNC, torch.zeros_like(before[0]), 1.0)
+    before = spread(projector, probe_BNC)
+    rescale(projector, probe_BNC, torch.zeros_like(before[0]), 1.0)
     reading = Reading(projector.linear_2.out_features, probe_BNC.shape[1], len(names), generator).to(device)
     trained = [*projector.parameters(), *reading.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.02)
@@ -127,21 +128,7 @@ def align(
                 f"held-out AUROC {auroc:.3f}  {pace:.2f} s/step"
             )
             losses = []
-    _rescale(projector, probe_BNC, *before)
-
-
-@torch.no_grad()
-def _spread(projector: nn.Module, x_BNC: Tensor) -> tuple[Tensor, float]:
-    """Mean (H,) of the projector's output, and the standard deviation about it."""
-    out_TH = projector(x_BNC).flatten(0, 1)
-    return out_TH.mean(0), float((out_TH - out_TH.mean(0)).std())
-
-
-@torch.no_grad()
-def _rescale(projector: nn.Module, x_BNC: Tensor, mean_H: Tensor, std: float) -> None:
-    now_H, now = _spread(projector, x_BNC)
-    projector.linear_2.weight.mul_(std / now)
-    projector.linear_2.bias.copy_(mean_H + (projector.linear_2.bias - now_H) * (std / now))
+    rescale(projector, probe_BNC, *before)
 
 
 @torch.no_grad()

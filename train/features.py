@@ -17,7 +17,8 @@ from accelerate import PartialState
 
 from encoder.radiograph import InputError, read
 from train.config import ConfigError
-from vlm.model import FindingsModel, layers_of, tower_features
+from vlm.model import FindingsModel
+from vlm.projector import layers_of, tower_features
 
 
 class Radiographs(torch.utils.data.Dataset):

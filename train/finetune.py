@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     from train.processes import process_state, use_cores
     from train.trainer import arguments, file_sha256, open_run, quiet
     from vlm import model as models
+    from vlm import projector as projectors
     from vlm.prompts import PromptStyle, answer_for, shown_image
     from vlm.study import load_studies
 
@@ -193,9 +194,9 @@ def main(argv: list[str] | None = None) -> int:
     # calibrate, remember the base, put the features in the place of the tower
     sample = torch.linspace(0, len(data["train"]) - 1, min(256, len(data["train"]))).long().tolist()
     sample_BNC = data["train"].batch(sample)
-    mean_C, std_C = models.statistics(sample_BNC)
+    mean_C, std_C = projectors.statistics(sample_BNC)
     if not config.init:
-        models.calibrate(model.llava, sample_BNC, config.projector_gain)
+        projectors.calibrate(model.llava, sample_BNC, config.projector_gain)
         if config.align_steps:
             align_projector(model.llava, data, mean_C, std_C, config, state)
     base = Path(config.init) if config.init else out / "base"
@@ -206,9 +207,9 @@ def main(argv: list[str] | None = None) -> int:
     state.wait_for_everyone()
     tower, model.llava.model.vision_tower = (
         model.llava.model.vision_tower,
-        models.FeatureTower(mean_C, std_C, models.layers_of(model.llava)),
+        projectors.FeatureTower(mean_C, std_C, projectors.layers_of(model.llava)),
     )
-    models.unfold(model.llava.model.multi_modal_projector, mean_C, std_C)
+    projectors.unfold(model.llava.model.multi_modal_projector, mean_C, std_C)
     torch.manual_seed(config.seed)
     if config.lora:
         model.llava = models.add_lora(model.llava, config.lora_rank, config.lora_alpha, config.lora_dropout)
@@ -231,7 +232,9 @@ def main(argv: list[str] | None = None) -> int:
     if state.is_main_process:
         loop.load_best()
         projector = base_of(model.llava).model.multi_modal_projector
-        models.fold(getattr(projector, "modules_to_save", {"default": projector})["default"], mean_C, std_C)
+        projectors.fold(
+            getattr(projector, "modules_to_save", {"default": projector})["default"], mean_C, std_C
+        )
         base_of(model.llava).model.vision_tower = tower
         for folder in (out / "adapter", out / "merged"):
             if folder.exists():
@@ -256,7 +259,7 @@ def align_projector(llava, data: dict[str, Examples], mean_C, std_C, config: Fin
 
     from train.align import align
     from train.processes import use_cores
-    from vlm import model as models
+    from vlm import projector as projectors
 
     projector, file = llava.model.multi_modal_projector, Path(config.out) / "aligned.safetensors"
     if state.is_main_process and not file.exists():
@@ -266,7 +269,7 @@ def align_projector(llava, data: dict[str, Examples], mean_C, std_C, config: Fin
 
         threads = torch.get_num_threads()
         use_cores(0, 1)  # the other processes wait
-        models.unfold(projector, mean_C, std_C)
+        projectors.unfold(projector.to(state.device), mean_C, std_C)
         align(
             projector,
             lambda rows: tokens(data["train"], rows),
@@ -278,7 +281,7 @@ def align_projector(llava, data: dict[str, Examples], mean_C, std_C, config: Fin
             device=state.device,
             say=lambda line: print(line, flush=True),
         )
-        models.fold(projector, mean_C, std_C)
+        projectors.fold(projector.cpu(), mean_C, std_C)
         torch.set_num_threads(threads)
         part = file.with_suffix(".part")
         save_file(projector.state_dict(), part)

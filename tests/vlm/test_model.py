@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import SIZE, make_encoder
 from vlm import model as models
+from vlm import projector as projectors
 from vlm.prompts import prompt_for
 from vlm.study import Study
 
@@ -62,9 +63,9 @@ def test_the_processor_expands_the_image_as_we_do(findings_model, tmp_path):
 def test_the_features_are_those_before_the_final_layer_norm(findings_model):
     tower = findings_model.llava.model.vision_tower
     with torch.no_grad():
-        x_BNC = models.tower_features(tower, PIXELS)
+        x_BNC = projectors.tower_features(tower, PIXELS)
         torch.testing.assert_close(tower.layernorm(x_BNC), tower(PIXELS).last_hidden_state)
-        mean_C, std_C = models.statistics(x_BNC)
+        mean_C, std_C = projectors.statistics(x_BNC)
         expected = findings_model.llava.model.multi_modal_projector(x_BNC[:, 1:])
         got = torch.stack(list(findings_model.llava.get_image_features(PIXELS).pooler_output))
         torch.testing.assert_close(got, expected)
@@ -75,7 +76,7 @@ def test_the_features_are_those_before_the_final_layer_norm(findings_model):
 def test_calibration(encoder_dir, llm_dir):
     model = models.build(encoder_dir, llm_dir)
     x_BNC = 5 * torch.randn(64, 17, 32) + torch.linspace(-30, 30, 32)
-    models.calibrate(model.llava, x_BNC, gain=3.0)
+    projectors.calibrate(model.llava, x_BNC, gain=3.0)
     with torch.no_grad():
         out = model.llava.model.multi_modal_projector(x_BNC[:, 1:]).flatten(0, 1)
     embedding_std = float(model.llava.get_input_embeddings().weight.detach().std())
@@ -89,14 +90,14 @@ def test_fold_is_the_inverse_of_unfold_and_the_stand_in_gives_the_same_logits(fi
         findings_model.llava.model.vision_tower,
         findings_model.llava.model.multi_modal_projector,
     )
-    x_BNC = models.tower_features(tower, PIXELS)
-    mean_C, std_C = models.statistics(x_BNC)
-    findings_model.llava.model.vision_tower = models.FeatureTower(mean_C, std_C)
-    models.unfold(projector, mean_C, std_C)
+    x_BNC = projectors.tower_features(tower, PIXELS)
+    mean_C, std_C = projectors.statistics(x_BNC)
+    findings_model.llava.model.vision_tower = projectors.FeatureTower(mean_C, std_C)
+    projectors.unfold(projector, mean_C, std_C)
     torch.testing.assert_close(
         logits(findings_model.llava, findings_model, x_BNC), before, rtol=1e-4, atol=1e-4
     )
-    models.fold(projector, mean_C, std_C)
+    projectors.fold(projector, mean_C, std_C)
     findings_model.llava.model.vision_tower = tower
     torch.testing.assert_close(logits(findings_model.llava, findings_model), before, rtol=1e-4, atol=1e-4)
 
@@ -105,16 +106,16 @@ def test_several_layers_side_by_side(encoder_dir, llm_dir, tmp_path):
     """Stock Llava reads what `tower_features` gives, reloads to equal logits, and the stand-in splits it again."""
     model = models.build(encoder_dir, llm_dir, layers=(-2, -1))
     tower = model.llava.model.vision_tower
-    x_BNC = models.tower_features(tower, PIXELS, models.layers_of(model.llava)).detach()
+    x_BNC = projectors.tower_features(tower, PIXELS, projectors.layers_of(model.llava)).detach()
     assert x_BNC.shape[-1] == 2 * 32 and not torch.equal(x_BNC[..., :32], x_BNC[..., 32:])
-    models.calibrate(model.llava, x_BNC)
+    projectors.calibrate(model.llava, x_BNC)
     before = logits(model.llava, model)
     models.save(model, tmp_path / "m")
     again = models.load(tmp_path / "m")
-    assert models.layers_of(again.llava) == [-2, -1] and "[-2, -1]" in again.meta.features
+    assert projectors.layers_of(again.llava) == [-2, -1] and "[-2, -1]" in again.meta.features
     torch.testing.assert_close(logits(again.llava, again), before)
     mean_C, std_C = torch.zeros(64), torch.ones(64)
-    model.llava.model.vision_tower = models.FeatureTower(mean_C, std_C, [-2, -1])
+    model.llava.model.vision_tower = projectors.FeatureTower(mean_C, std_C, [-2, -1])
     torch.testing.assert_close(logits(model.llava, model, x_BNC), before, rtol=1e-4, atol=1e-4)
 
 
