@@ -323,6 +323,7 @@ def _clock(seconds: float) -> str:
 
 def entry(main: Callable[[], int]) -> int:
     """Run a training script's `main` in all its processes; an error of the user's is one line and status 2."""
+    from train.launcher import INTERRUPTED
     from train.processes import all_processes, is_main
     from vlm.model import ModelError
     from vlm.study import StudyError
@@ -334,3 +335,7 @@ def entry(main: Callable[[], int]) -> int:
             if is_main():
                 print(f"error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:  # a second Ctrl-C, or one before the first step
+            if is_main():
+                print("stopped; the same command goes on from what was saved", file=sys.stderr)
+            return INTERRUPTED

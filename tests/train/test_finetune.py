@@ -63,9 +63,10 @@ def test_it_follows_the_image(train, studies_file, tmp_path):
 
 
 def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeypatch, capsys):
-    assert train("whole", "--merge") == 0
+    more = ("--merge", "--align_steps", "6", "--projector_rate", "0.5")
+    assert train("whole", *more) == 0
     plan = capsys.readouterr().out
-    assert "trained" in plan and "memory:" in plan and "with shuffled images" in plan
+    assert "trained" in plan and "memory:" in plan and "with shuffled images" in plan and "alignment 6/6" in plan
     step = Loop.training_step
 
     def stopped(how):
@@ -86,18 +87,26 @@ def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeyp
         if at == 9:
             raise Killed
 
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.align.align", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train("parts", *more)
+    monkeypatch.undo()
     monkeypatch.setattr(Loop, "training_step", stopped(interrupt))
-    assert train("parts", "--merge") == INTERRUPTED
+    assert train("parts", *more) == INTERRUPTED
     assert (tmp_path / "parts" / "checkpoint-6" / "complete").exists()
     monkeypatch.setattr(Loop, "training_step", stopped(kill))
     with pytest.raises(Killed):
-        train("parts", "--merge")
+        train("parts", *more)
     shutil.copytree(tmp_path / "parts" / "checkpoint-8", tmp_path / "parts" / "checkpoint-9")
     (tmp_path / "parts" / "checkpoint-9" / "complete").unlink()  # cut off while it was written
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')
     monkeypatch.undo()
-    assert train("parts", "--merge") == 0
+    assert train("parts", *more) == 0
+    assert capsys.readouterr().out.count("alignment 6/6") == 1  # what it gave was kept
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert metrics(parts) == metrics(whole)
     assert [r["step"] for r in metrics(whole) if "loss" in r] == list(range(1, 11))
@@ -127,7 +136,7 @@ def test_it_goes_on_from_a_findings_model(train, findings_model, tmp_path):
 
 def test_another_configuration_is_refused(train, tmp_path):
     assert train("run", "--max_steps", "1") == 0
-    with pytest.raises(ConfigError, match=r"learning_rate: there 0.001, now 0.1"):
+    with pytest.raises(ConfigError, match=r"learning_rate: 0.001 there, 0.1 now"):
         train("run", "--max_steps", "1", "--learning_rate", "0.1")
     with pytest.raises(ConfigError, match="sha256 of encoder"):
         train("run", "--max_steps", "1", encoder=make_encoder(tmp_path / "other", seed=9))
