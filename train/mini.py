@@ -24,9 +24,7 @@ RICH = 3.0  # times as many findings in these: more to learn from every study
 TEST_STUDIES = 700
 NIH_WEIGHT = 2  # each of the few real images is seen twice as often as a phantom
 LIMIT_MB = 12  # all weights together
-PROCESSES = (
-    2  # of the steps with a small language model: on two cores faster than one process with two threads
-)
+PROCESSES = 2  # for the small language model, on two cores: faster than one process with two threads
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,7 +78,8 @@ def make(out: Path, install_it: bool) -> None:
     reference_statistics(merged, studies, nih)
     scores = judge(merged, studies, out / "test")
     weight_mb = sum(f.stat().st_size for f in merged.glob("*.safetensors")) / 1e6
-    (merged / "README.md").write_text(card(scores, weight_mb, nih is not None))
+    shape = json.loads((merged / "config.json").read_text())
+    (merged / "README.md").write_text(card(scores, shape, weight_mb, nih is not None))
     print(f"{merged}: {weight_mb:.1f} MB of weights")
     if weight_mb > LIMIT_MB:
         raise StepFailed(f"that is more than the {LIMIT_MB} MB a shipped model may have")
@@ -159,9 +158,13 @@ def judge(merged: Path, studies: Path, folder: Path) -> dict:
     return json.loads(scores.read_text())
 
 
-def card(scores: dict, weight_mb: float, with_nih: bool) -> str:
+def card(scores: dict, shape: dict, weight_mb: float, with_nih: bool) -> str:
+    """The model card; `shape` is the model's config.json."""
     import torch
 
+    see, write = shape["vision_config"], shape["text_config"]
+    vit = "{image_size} px, patch {patch_size}, width {hidden_size}, {num_hidden_layers} blocks".format(**see)
+    llama = "width {hidden_size}, {num_hidden_layers} layers".format(**write)
     rows = "\n".join(f"| {name} | {text} |" for name, text in headline(scores))
     real = (
         "and, without labels or reports, on the 787 training images of NIH ChestX-ray14 named in its data listing"
@@ -180,14 +183,13 @@ A chest X-ray findings model small enough to ship in a Python package ({weight_m
 X-rays and writes about synthetic X-rays.** On a patient's film its text means nothing. It is there to show the whole
 system at work on an ordinary computer, and to be the fixture of tests that need a model which looks at its image.
 
-- **Encoder**: ViT, 196 px, patch 14, width 192, 6 blocks; DINO + iBOT + KoLeo self-distillation from random weights on
-  phantoms {real}.
-- **Language model**: Llama of 4 layers and width 192, tokenizer and weights trained on phantom reports.
+- **Encoder**: ViT, {vit}; DINO + iBOT + KoLeo self-distillation from random weights on phantoms
+  {real}.
+- **Language model**: Llama, {llama}; tokenizer and weights trained on phantom reports.
 - **Findings**: stock `LlavaForConditionalGeneration`; projector and LoRA (merged here) trained on the frozen encoder.
 - **Data**: {STUDIES:,} phantom studies (`python -m train.phantom`, seed {SEED}), split by patient 80/10/10, and
   {RICH_STUDIES:,} with more findings (seed {RICH_SEED}, prevalence {RICH:g}) for fine-tuning alone.
-  NIH ChestX-ray14 images: National Institutes of Health Clinical Center (Wang et al., CVPR 2017); used for image-only
-  pre-training, no image is contained in or can be read from the weights as shipped in any known way.
+  NIH ChestX-ray14 images: National Institutes of Health Clinical Center (Wang et al., CVPR 2017).
 - **Made by**: `make mini`, torch {torch.__version__.split("+")[0]}, {date.today():%B %Y}.
 
 Scores on {scores.get("n", TEST_STUDIES)} phantom studies of patients no step has seen, 95 % intervals by patient:
@@ -211,16 +213,17 @@ HEADLINE = {
 
 def headline(scores: dict) -> list[tuple[str, str]]:
     """The rows of the card, from the JSON of `cxr score`: each score, and the first one on the floors."""
-    by_name = {row["name"]: row for row in scores["scores"]}
-    rows = [
-        (text, f"{by_name[key]['value']:.3f} [{by_name[key]['low']:.3f}, {by_name[key]['high']:.3f}]")
-        for key, text in HEADLINE.items()
-    ]
+
+    def value(rows: list[dict], name: str) -> str:
+        row = next(row for row in rows if row["name"] == name)
+        low, high = row["interval"]
+        return f"{row['value']:.3f} [{low:.3f}, {high:.3f}]"
+
     first = next(iter(HEADLINE))
-    for floor in scores["floors"]:
-        value = next(row["value"] for row in floor["scores"] if row["name"] == first)
-        rows.append((f"the same F1, {floor['name']}", f"{value:.3f}"))
-    return rows
+    return [
+        *((text, value(scores["scores"], name)) for name, text in HEADLINE.items()),
+        *((f"the same F1, {floor['name']}", value(floor["scores"], first)) for floor in scores["floors"]),
+    ]
 
 
 def install(merged: Path) -> None:
@@ -232,6 +235,8 @@ def install(merged: Path) -> None:
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.copytree(merged, fresh)
+    for file in fresh.iterdir():
+        file.chmod(0o644)  # safetensors files are written for their owner alone
     if target.exists():
         target.rename(old)
     fresh.rename(target)

@@ -298,12 +298,11 @@ def save(model: FindingsModel, folder: str | Path, dtype: torch.dtype | None = N
         k: v if dtype is None else converted.setdefault(v.data_ptr(), v.to(dtype))
         for k, v in model.llava.state_dict().items()
     }
-    kept = model.llava.config.dtype
-    try:
-        model.llava.config.dtype = dtype or kept
-        model.llava.save_pretrained(folder, state_dict=state)
-    finally:
-        model.llava.config.dtype = kept
+    config = model.llava.config
+    for part in (config.text_config, config.vision_config):
+        part._name_or_path = ""  # where the parts once lay is nobody else's business
+    config.use_cache = config.text_config.use_cache = True  # a training switches it off
+    model.llava.save_pretrained(folder, state_dict=state)
     _save_companions(model, folder)
     model.meta.save(folder)
 

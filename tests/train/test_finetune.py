@@ -66,7 +66,9 @@ def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeyp
     more = ("--merge", "--align_steps", "6", "--projector_rate", "0.5")
     assert train("whole", *more) == 0
     plan = capsys.readouterr().out
-    assert "trained" in plan and "memory:" in plan and "with shuffled images" in plan and "alignment 6/6" in plan
+    assert (
+        "trained" in plan and "memory:" in plan and "with shuffled images" in plan and "alignment 6/6" in plan
+    )
     step = Loop.training_step
 
     def stopped(how):

@@ -226,6 +226,13 @@ def test_half_precision_halves_the_file_and_leaves_the_model(findings_model, tmp
     assert models.load(tmp_path / "half").llava.dtype == torch.float32
 
 
+def test_a_saved_model_keeps_no_trace_of_its_training(findings_model, encoder_dir, tmp_path):
+    findings_model.llava.config.text_config.use_cache = False
+    models.save(findings_model, tmp_path / "m")
+    config = (tmp_path / "m" / "config.json").read_text()
+    assert str(encoder_dir) not in config and '"use_cache": false' not in config
+
+
 def test_nothing_is_overwritten(findings_model, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "notes.txt").write_text("mine")
