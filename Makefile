@@ -31,7 +31,7 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-mini: $(STAMP)  ## train the shipped demonstration model again (about three hours on two cores; resumable)
+mini: $(STAMP)  ## train the shipped demonstration model again (about two hours on two cores; resumable)
 	$(BIN)/python -m train.mini --out runs/mini --install
 
 real: $(STAMP)  ## a model of one's own on the real X-rays that CXR_DATA points to, five-fold by patient

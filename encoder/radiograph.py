@@ -38,6 +38,7 @@ VIEWS = (  # decubitus first: "left lateral decubitus" is a frontal film
 AGE_UNITS = {"D": 365.25, "W": 52.18, "M": 12, "Y": 1, "": 1}  # in a year; some leave the Y out
 # Pixels of the shorter side; on fewer, small findings are gone (films have 2,000 to 4,000).
 LOW_RESOLUTION = 256
+LONGEST = 10  # times the other side; films of the whole spine are 3, and thin strips unfold to anything when resized
 
 
 class InputError(Exception):
@@ -145,6 +146,10 @@ def _read_picture(data: bytes, limits: Limits) -> Radiograph:
             raise InputError("multi_frame", f"{image.n_frames} frames; give the one that is meant")
         W, H = image.size
         check_pixels(H, W, limits)
+        depth, kind = data[24:26] if image.format == "PNG" else (8, 0)
+        if depth == 16 and kind != 0:
+            message = "a 16-bit picture with colour or transparency channels; save it as plain 16-bit grey"
+            raise InputError("colour_image", message)  # Pillow would silently keep 8 bits
         if image.mode in {"CMYK", "YCbCr", "LAB", "HSV"}:
             raise InputError("colour_image", f"a {image.mode} picture, no grey one")
         image.load()
@@ -188,6 +193,10 @@ def _grey(image: Image.Image) -> np.ndarray:
 def check_pixels(H: int, W: int, limits: Limits) -> None:
     if limits.max_pixels < H * W:
         raise InputError("too_large", f"{H} x {W} pixels, and at most {limits.max_pixels} are read")
+    if max(H, W) > LONGEST * min(H, W):
+        raise InputError(
+            "too_large", f"{H} x {W} pixels: one side is over {LONGEST} times as long as the other"
+        )
 
 
 def levels(stored_HW: np.ndarray) -> tuple[int, np.ndarray]:

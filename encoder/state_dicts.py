@@ -212,7 +212,11 @@ def load_encoder(folder: str | Path, attention: str = "cxr_attention") -> Dinov2
     if config.model_type != "dinov2":
         raise ConversionError(f"{folder} holds a {config.model_type} model, expected dinov2")
     model, report = Dinov2Model.from_pretrained(
-        folder, attn_implementation=attention, output_loading_info=True, dtype=torch.float32
+        folder,
+        attn_implementation=attention,
+        output_loading_info=True,
+        dtype=torch.float32,
+        use_safetensors=True,
     )
     problems = [f"{kind} {name}" for kind in ("missing_keys", "unexpected_keys") for name in report[kind]]
     problems += [f"mismatched {item}" for item in report.get("mismatched_keys", ())]

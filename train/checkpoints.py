@@ -2,7 +2,7 @@
 good one wins.
 
 OUT/run.json                        what the run is; a run of another config is refused, not overwritten
-OUT/checkpoints/step_00001200/      written as .step_00001200.PID, then renamed
+OUT/checkpoints/step_00001200/      written as .step_00001200.new, then renamed
     student.safetensors ...         whatever the loop gives
     state.json                      step, and the size of every file, so that a damaged one is noticed
 """
@@ -13,25 +13,63 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train.config import ConfigError
+from train.processes import is_main
 
 RUN = "run.json"
-CACHES = ("features", "cache")  # may lie in a run folder before there is a run
+LOCK = ".lock"
+BEFORE = ("features", "cache", LOCK)  # may lie in a run folder before there is a run
 STATE = "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
 
 
 class CheckpointError(ConfigError):
     """A run directory that cannot be used as asked; the message says which and what to do."""
+
+
+@contextmanager
+def alone(run: Path, patience: float = 120.0) -> Iterator[None]:
+    """Keep other runs out of the folder `run` while the block lasts; the first process does so for all of its run.
+
+    An interrupted run may still be saving when its command is given again (`accelerate launch` leaves earlier than
+    what it launched), so this waits for `patience` seconds. Raises CheckpointError if the folder is still taken then.
+    """
+    if not is_main():
+        yield
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise CheckpointError(f"{run} is a file; choose another --out") from None
+    lock = FileLock(run / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is at work in {run}; waiting for it to save and leave", flush=True)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            raise CheckpointError(
+                f"another process is still at work in {run}; wait for it or stop it, or choose another --out"
+            ) from None
+    try:
+        yield
+    finally:
+        if [path.name for path in run.iterdir()] == [LOCK]:  # refused before there was a run
+            (run / LOCK).unlink()
+            run.rmdir()
+        lock.release()
 
 
 def save(
@@ -43,7 +81,9 @@ def save(
     """
     root = run / "checkpoints"
     final = root / f"step_{step:08d}"
-    temporary = root / f".{final.name}.{os.getpid()}"
+    for left in root.glob(".step_*"):  # of a process that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = root / f".{final.name}.new"
     temporary.mkdir(parents=True)
     sizes = {}
     for name, group in tensors.items():
@@ -56,8 +96,6 @@ def save(
     replace_folder(temporary, final)
     for _, old in _all(run)[:-keep_last]:
         shutil.rmtree(old)
-    for left in root.glob(".step_*"):  # of a process that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
     return final
 
 
@@ -102,7 +140,7 @@ def claim(
                 f"{run} holds a run of another config ({changes}); choose another --out, or go on with the old values"
             )
         return True
-    if run.exists() and any(p.name not in CACHES for p in run.iterdir()):
+    if run.exists() and any(p.name not in BEFORE for p in run.iterdir()):
         raise CheckpointError(f"{run} exists and is not a run of this training; choose another --out")
     run.mkdir(parents=True, exist_ok=True)
     write_json(path, config)

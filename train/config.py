@@ -1,6 +1,6 @@
 """Recipes: YAML files whose sections fill the dataclasses of the training scripts.
 
-A recipe says *what* is trained; how it is spread over processes is the business of `accelerate` (`train/launch`).
+A recipe says *what* is trained; how it is spread over processes is the business of `accelerate`.
 Precedence: the dataclass default, then the recipe, then the command line.
 """
 

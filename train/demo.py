@@ -150,7 +150,7 @@ def write(page: Path, scores, curves: dict, references: dict, found: list[dict],
 
 
 def _rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
 
 
 def _curve(metrics: Path) -> list[tuple[int, float]]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 
 from encoder.radiograph import InputError, read
 from train.config import ConfigError
@@ -55,8 +58,10 @@ def image_features(
     described = [model.meta.encoder_sha256, model.meta.preprocess_sha256, model.meta.features, stamps]
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
     data, done = folder / f"{key}.npy", folder / f"{key}.json"
-    if not done.exists():
-        _compute(model, paths, folder, key, state, batch, workers)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder / f"{key}.lock", state):
+        if not done.exists():
+            _compute(model, paths, folder, key, state, batch, workers)
     unreadable = set(json.loads(done.read_text())["unreadable"])
     for line in sorted(unreadable)[:5]:
         state.print(f"left out, {line}")
@@ -69,13 +74,31 @@ def image_features(
     return np.load(data, mmap_mode="r"), rows
 
 
+@contextmanager
+def _alone(path: Path, state: PartialState) -> Iterator[None]:
+    """One run at a time computes the features that several share; the others wait."""
+    lock = FileLock(path)
+    if state.is_main_process:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"another run computes these features; waiting ({path})", flush=True)
+            lock.acquire()
+    state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _compute(model, paths, folder: Path, key: str, state: PartialState, batch: int, workers: int) -> None:
     tower = model.llava.model.vision_tower.to(state.device)
     layers = layers_of(model.llava)
     shape = (len(paths), 1 + model.image_tokens, tower.config.hidden_size * len(layers))
     data, done, part = folder / f"{key}.npy", folder / f"{key}.json", folder / f"{key}.npy.part"
     if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{key}.*.left_out"):  # of a run that was cut off
+            left.unlink()
         print(
             f"features of {len(paths)} images: {np.prod(shape, dtype=float) * 2 / 2**20:,.0f} MB in {data}",
             flush=True,

@@ -76,6 +76,8 @@ class Finetune:
     seed: int = 0  # projector, LoRA and order
 
 
+LEAST_KNOWN, MOST_KNOWN = 200, 2000  # training images that say what an ordinary one is
+
 MAY_DIFFER = {  # places, since what lies there is compared by digest, and how it is done
     "out", "encoder", "llm", "init", "studies", "merge", "merged_dtype", "eval_batch", "save_steps", "log_steps",
     "workers", "feature_batch", "features_dir", "attention", "name", "notice", "threads",
@@ -124,17 +126,23 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(Finetune, "finetune", argv)
     if (config.init is None) == (config.encoder is None or config.llm is None):
         raise ConfigError("give either --encoder and --llm, or --init")
+    from train.checkpoints import alone
 
+    with alone(Path(config.out)):
+        return run(config)
+
+
+def run(config: Finetune) -> int:
     import torch
 
     from train.features import image_features
     from train.launcher import INTERRUPTED
     from train.processes import process_state, use_cores
-    from train.trainer import arguments, file_sha256, open_run, quiet
+    from train.trainer import arguments, file_sha256, load_listing, open_run, quiet
     from vlm import model as models
     from vlm import projector as projectors
+    from vlm.generate import OUTLIERS
     from vlm.prompts import PromptStyle, answer_for, shown_image
-    from vlm.study import load_studies
 
     quiet()
     state = process_state()
@@ -166,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     # the studies and their features
     rows, paths = [], []
     for listing in config.studies:
-        for study in load_studies(listing):
+        for study in load_listing(listing, state):
             image = shown_image(study)
             if image is not None and answer_for(study) and (study.split or "train") in ("train", "validate"):
                 rows.append(study)
@@ -222,7 +230,6 @@ def main(argv: list[str] | None = None) -> int:
         out, config, state.num_processes,
         eval_strategy="steps" if evaluate else "no",
         eval_steps=config.eval_steps if evaluate else None,
-        ddp_find_unused_parameters=False,
     ))  # fmt: skip
     if not loop.run(checkpoint):
         state.print(f"stopped at step {loop.state.global_step}; the same command goes on from there")
@@ -236,20 +243,61 @@ def main(argv: list[str] | None = None) -> int:
             getattr(projector, "modules_to_save", {"default": projector})["default"], mean_C, std_C
         )
         base_of(model.llava).model.vision_tower = tower
+        known = known_images(model, tower, data["train"], config.init)
         for folder in (out / "adapter", out / "merged"):
             if folder.exists():
                 shutil.rmtree(folder)  # of an end that was cut off
         model.llava.eval()
         if config.lora:
             models.save_adapter(model, out / "adapter", base)
+            if known:
+                known.save(out / "adapter" / OUTLIERS)
             print(f"wrote {out / 'adapter'}")
         if config.merge or not config.lora:
             merged = models.merge(model)
             models.save(merged, out / "merged", models.DTYPES[config.merged_dtype])
+            if known:
+                known.save(out / "merged" / OUTLIERS)
             print(f"wrote {out / 'merged'}")
         (out / "finished").touch()
     state.wait_for_everyone()
     return 0
+
+
+def known_images(model, tower, examples: Examples, init: str | None):
+    """Statistics of the training images, by which generation warns about others; of `init`'s where those are few."""
+    import torch
+
+    from vlm.generate import OUTLIERS
+    from vlm.model import resolve
+    from vlm.outliers import Outliers, pooled
+    from vlm.projector import layers_of
+
+    inherited = resolve(init) / OUTLIERS if init else None
+    last = [
+        i for i, layer in enumerate(layers_of(model.llava)) if layer in (-1, tower.config.num_hidden_layers)
+    ]
+    few = len(examples) < LEAST_KNOWN
+    if few and inherited is not None and inherited.is_file():
+        return Outliers.load(inherited)
+    if few or not last:
+        why = (
+            f"{len(examples)} training images are too few" if few else "the last layer is not among --layers"
+        )
+        print(f"no warnings about unusual images: {why} (python -m vlm.outliers makes them from more)")
+        return None
+    rows = torch.linspace(0, len(examples) - 1, min(MOST_KNOWN, len(examples))).long()
+    width = tower.config.hidden_size
+    with torch.inference_mode():
+        parts = [
+            pooled(
+                tower.layernorm(
+                    examples.batch(part.tolist())[..., last[0] * width :][..., :width].to(tower.device)
+                )
+            )
+            for part in rows.unique().split(64)
+        ]
+    return Outliers.fit(torch.cat(parts), encoder_sha256=model.meta.encoder_sha256)
 
 
 def align_projector(llava, data: dict[str, Examples], mean_C, std_C, config: Finetune, state) -> None:

@@ -36,7 +36,9 @@ class LanguageModel:
     intermediate: int = 512  # 8/3 of the width, as Llama has it for SwiGLU
     context: int = 2048  # positions: image tokens, prompt and findings
     max_length: int = 512  # tokens of a text; longer ones are cut
-    max_steps: int = 800  # loss is flat after some ten passes over a few thousand reports
+    max_steps: int = (
+        800  # some ten passes over 5,000 reports: with more, small collections are learned by heart
+    )
     batch_size: int = 64  # texts a step, over all processes
     gradient_accumulation: int = 1  # texts are short
     learning_rate: float = 3e-3  # small models take large steps
@@ -108,6 +110,13 @@ class Texts:
 
 def main(argv: list[str] | None = None) -> int:
     config = load_config(LanguageModel, "language_model", argv)
+    from train.checkpoints import alone
+
+    with alone(Path(config.out)):
+        return run(config)
+
+
+def run(config: LanguageModel) -> int:
     from functools import partial
 
     import torch
@@ -115,10 +124,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from train.launcher import INTERRUPTED
     from train.processes import process_state, use_cores
-    from train.trainer import Loop, arguments, collate, file_sha256, open_run, quiet
+    from train.trainer import Loop, arguments, collate, file_sha256, load_listing, open_run, quiet
     from vlm.model import attention_name
     from vlm.prompts import PromptStyle, answer_for, prompt_for
-    from vlm.study import load_studies
 
     quiet()
     state = process_state()
@@ -126,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(config.out)
     style = PromptStyle(wording=config.wording, demographics=config.demographics)
     digests = {"sha256 of studies": [file_sha256(Path(p)) for p in config.studies]}
-    studies = [s for path in config.studies for s in load_studies(path) if answer_for(s)]
+    studies = [s for path in config.studies for s in load_listing(path, state) if answer_for(s)]
     studies = {
         split: [s for s in studies if (s.split or "train") == split] for split in ("train", "validate")
     }

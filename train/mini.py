@@ -16,7 +16,7 @@ import shutil
 from datetime import date
 from pathlib import Path
 
-from train.launcher import StepFailed, call, launch, run_steps
+from train.launcher import StepFailed, call, launch, run_steps, small_model_processes
 
 SEED, STUDIES = 100, 14_000  # the population that mini learns from; its test split is what mini is judged on
 RICH_SEED, RICH_STUDIES = 101, 30_000  # for fine-tuning alone: of 11,000, a reader learned many by heart
@@ -24,7 +24,6 @@ RICH = 3.0  # times as many findings in these: more to learn from every study
 TEST_STUDIES = 700
 NIH_WEIGHT = 2  # each of the few real images is seen twice as often as a phantom
 LIMIT_MB = 12  # all weights together
-PROCESSES = 2  # for the small language model, on two cores: faster than one process with two threads
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,8 +35,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make(out: Path, install_it: bool) -> None:
-    import torch
-
     out.mkdir(parents=True, exist_ok=True)
     studies = phantoms(out / "phantoms", studies=STUDIES, seed=SEED)
     rich = phantoms(
@@ -55,7 +52,7 @@ def make(out: Path, install_it: bool) -> None:
         cache=out / "cache",
         out=out / "encoder",
     )
-    processes = 1 if torch.cuda.is_available() else PROCESSES
+    processes = small_model_processes()
     launch(
         "train.language_model",
         processes=processes,
@@ -75,7 +72,7 @@ def make(out: Path, install_it: bool) -> None:
         merge=True,
     )
     merged = out / "findings" / "merged"
-    reference_statistics(merged, studies, nih)
+    reference_statistics(merged, studies, nih, out / "ood.safetensors")
     scores = judge(merged, studies, out / "test")
     weight_mb = sum(f.stat().st_size for f in merged.glob("*.safetensors")) / 1e6
     shape = json.loads((merged / "config.json").read_text())
@@ -113,21 +110,21 @@ def nih_images(out: Path) -> Path | None:
     return listing
 
 
-def reference_statistics(merged: Path, studies: Path, nih: Path | None) -> None:
+def reference_statistics(merged: Path, studies: Path, nih: Path | None, file: Path) -> None:
     """What mini takes for an ordinary chest: frontal phantoms and NIH films of the training split."""
     from vlm.generate import OUTLIERS
     from vlm.outliers import fit_outliers
     from vlm.prompts import shown_image
     from vlm.study import load_studies
 
-    if (merged / OUTLIERS).exists():
-        return
-    frontal = [s for s in load_studies(studies) if s.split == "train"][:1500]
-    paths = [studies.parent / shown_image(s).path for s in frontal]
-    if nih:
-        with nih.open(newline="") as file:
-            paths += [Path(row["file"]) for row in csv.DictReader(file) if row["split"] == "train"]
-    fit_outliers(merged, paths, merged / OUTLIERS, quantile=0.99)  # 0.98 warned about 7 % of unseen NIH films
+    if not file.exists():
+        frontal = [s for s in load_studies(studies) if s.split == "train"][:1500]
+        paths = [studies.parent / shown_image(s).path for s in frontal]
+        if nih:
+            with nih.open(newline="") as table:
+                paths += [Path(row["file"]) for row in csv.DictReader(table) if row["split"] == "train"]
+        fit_outliers(merged, paths, file, quantile=0.99)  # 0.98 warned about 7 % of unseen NIH films
+    shutil.copy(file, merged / OUTLIERS)
 
 
 def judge(merged: Path, studies: Path, folder: Path) -> dict:
@@ -149,9 +146,11 @@ def judge(merged: Path, studies: Path, folder: Path) -> dict:
             batch_size=64,
             overwrite=True,
         )
-        wanted = {json.loads(line)["study_id"] for line in predictions.read_text().splitlines()}
+        wanted = {json.loads(line)["study_id"] for line in predictions.read_text().strip().split("\n")}
         reference = folder / "references.jsonl"  # of the studies asked for
-        lines = [line for line in studies.read_text().splitlines() if json.loads(line)["study_id"] in wanted]
+        lines = [
+            line for line in studies.read_text().strip().split("\n") if json.loads(line)["study_id"] in wanted
+        ]
         reference.write_text("\n".join(lines) + "\n")
         html = folder / "scores.html"
         call(cxr, "score", predictions, reference, floors=folder / "floors", out=scores, html=html)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 import signal
 import sys
 import time
@@ -452,7 +452,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run or resume; returns 0, or 130 / 143 after SIGINT / SIGTERM."""
     with all_processes():
         try:
-            return run(load_config(PretrainConfig, "pretrain", argv))
+            config = load_config(PretrainConfig, "pretrain", argv)
+            with checkpoints.alone(Path(config.out)):
+                return run(config)
         except (ConfigError, FileNotFoundError) as error:
             if is_main():
                 print(f"train.pretrain: {error}", file=sys.stderr)
@@ -525,10 +527,12 @@ def run(c: PretrainConfig) -> int:
                 "optimizer": checkpoints.optimizer_tensors(optimizer, names),
                 "targets": targets.state_dict(),
             }
-            checkpoints.save(out, step, groups, {"schema": 1}, c.keep_last)
-            temporary = out / f".encoder.{os.getpid()}"
+            temporary = out / ".encoder.new"
+            shutil.rmtree(temporary, ignore_errors=True)
             save_dinov2(teacher.backbone, temporary, Preprocessing(size=c.size))
             checkpoints.replace_folder(temporary, out / "encoder")
+            # The checkpoint comes last: where the run's last one is, its encoder is.
+            checkpoints.save(out, step, groups, {"schema": 1}, c.keep_last)
         accelerator.wait_for_everyone()
 
     end = c.steps if c.stop_at is None else min(c.stop_at, c.steps)

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
 
 @contextmanager
 def all_processes():
@@ -61,6 +63,11 @@ def process_state():
     return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
 
 
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_cores(threads: int, processes: int) -> None:
     """Let torch use `threads` threads on a CPU; 0: all cores, divided among the processes. Without it there would be
     one, for `accelerate launch` sets OMP_NUM_THREADS=1.
@@ -70,8 +77,7 @@ def use_cores(threads: int, processes: int) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(threads or max(1, cores // processes))
+        torch.set_num_threads(threads or max(1, cores() // processes))
         if platform.libc_ver()[0] == "glibc":
             libc = ctypes.CDLL(None)
             libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
@@ -80,7 +86,7 @@ def use_cores(threads: int, processes: int) -> None:
 
 def is_main() -> bool:
     """Whether this process is rank 0, before anything is initialised."""
-    return os.environ.get("RANK", "0") == "0"
+    return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
 
 
 def _asked_for() -> int:

@@ -2,8 +2,9 @@
 
     python -m train.real --out runs/real_small
 
-Encoder: image-only, going on from mini's. Language model: on the Open-i report texts. Findings: projector and LoRA on
-the image-description pairs; each clean study is described by the model of the fold that never saw its patient.
+Encoder: image-only, going on from mini's. In each fold, language model: on the Open-i report texts and the fold's own
+descriptions; findings: projector and LoRA on the fold's image-description pairs. Each clean study is described by the
+model of the fold that never saw its patient's pairs.
 Every step is skipped once it is done. The weights stay in OUT: their data's terms do not allow shipping them.
 """
 
@@ -17,7 +18,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from train.launcher import call, launch, run_steps
+from train.launcher import call, launch, run_steps, small_model_processes
 
 FOLDS = 5
 VALIDATE_SHARE = 8  # one in so many of a fold's training patients chooses the best step
@@ -54,15 +55,24 @@ def run(data: Path, out: Path, recipe: str) -> None:
         cache=out / "cache",
         out=out / "encoder",
     )
-    launch("train.language_model", recipe=recipe, studies=data / "iu_text" / "studies.jsonl", out=out / "llm")
+    processes = small_model_processes()
     folds(data / "pairs" / "studies.jsonl", out)
     for k in range(FOLDS):
+        pairs = out / f"fold{k}.jsonl"
+        launch(
+            "train.language_model",
+            processes=processes,
+            recipe=recipe,
+            studies=[data / "iu_text" / "studies.jsonl", pairs],
+            out=out / f"llm{k}",
+        )
         launch(
             "train.finetune",
+            processes=processes,
             recipe=recipe,
             encoder=out / "encoder" / "encoder",
-            llm=out / "llm",
-            studies=out / f"fold{k}.jsonl",
+            llm=out / f"llm{k}",
+            studies=pairs,
             out=out / f"fold{k}",
         )
     judge(out)
@@ -129,8 +139,8 @@ def judge(out: Path) -> None:
             file = (
                 folder / "predictions.jsonl" if name == "predictions" else folder / "floors" / f"{name}.jsonl"
             )
-            lines += file.read_text().splitlines()
-        rows = (out / f"fold{k}.jsonl").read_text().splitlines()
+            lines += file.read_text().strip().split("\n")
+        rows = (out / f"fold{k}.jsonl").read_text().strip().split("\n")
         references += [line for line in rows if json.loads(line)["split"] == "test"]
     (out / "floors").mkdir(exist_ok=True)
     for name, lines in parts.items():

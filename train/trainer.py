@@ -56,6 +56,19 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def load_listing(path: str | Path, state: PartialState) -> list:
+    """The studies of a file, with a word of warning where splits share patients."""
+    from vlm.study import load_studies, patients_across_splits
+
+    studies = load_studies(path)
+    if shared := patients_across_splits(studies):
+        state.print(
+            f"warning: {len(shared)} patients of {path} are in several splits, so validation and test scores will be "
+            f"too good; cxr studies check {path} names them"
+        )
+    return studies
+
+
 def grouped_order(lengths: list[int], batch: int, seed: int, epoch: int) -> list[int]:
     """A shuffled order in which neighbours have similar lengths: shuffled, then sorted within spans of 50 batches,
     then the batches shuffled. A function of (seed, epoch) alone, so that a resumed run sees the same."""
@@ -135,13 +148,17 @@ class Loop(Trainer):
     def run(self, checkpoint: Path | None) -> bool:
         """Train to the end or to a stop signal; True if it came to the end."""
         out = Path(self.args.output_dir)
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         if self.args.should_save:
             for part in out.glob("checkpoint-*"):
                 if not (part / COMPLETE).exists():
                     shutil.rmtree(part)
-            step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
             truncate_metrics(out / "metrics.jsonl", step)
         self.accelerator.wait_for_everyone()
+        if step >= self.args.max_steps:  # killed before the model was written; Trainer would do one step more
+            load_trained(self.model, checkpoint / WEIGHTS)
+            self.state.global_step = step
+            return True
         with self.stop:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return self.state.global_step >= self.state.max_steps
@@ -264,6 +281,7 @@ def arguments(out: Path, config: Any, processes: int, **more) -> TrainingArgumen
         disable_tqdm=True,
         report_to=[],
         logging_nan_inf_filter=False,
+        ddp_find_unused_parameters=False,
         **more,
     )
 

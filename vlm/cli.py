@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     args.rest = rest
     try:
         return args.run(args)
-    except (UsageError, FileNotFoundError, FileExistsError) as error:
-        print(f"cxr {args.command}: {error}", file=sys.stderr)
+    except (UsageError, OSError) as error:
+        print(f"cxr {args.command}: {_printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ncxr {args.command}: stopped", file=sys.stderr)
@@ -52,6 +52,13 @@ def main(argv: list[str] | None = None) -> int:
             print(f"cxr {args.command}: {error}", file=sys.stderr)
             return 2
         raise
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, (_, what) in TRAININGS.items():  # their other options, and --help, are those of the training
         p = commands.add_parser(name, help=what, add_help=False, allow_abbrev=False)
-        p.add_argument("--processes", type=int, default=1)
+        p.add_argument("--processes", type=_positive, default=1)
         p.set_defaults(run=training)
 
     p = commands.add_parser("generate", help="findings for X-ray files, folders of them, or a studies file")
@@ -86,10 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--overwrite", action="store_true", help="replace the files of --out and --floors")
     p.add_argument("--split", help="only this split of a studies file")
-    p.add_argument("--limit", type=int, help="only the first N studies")
+    p.add_argument("--limit", type=_positive, help="only the first N studies")
     p.add_argument("--indication", help="why the X-rays were taken; for files and folders")
-    p.add_argument("--batch-size", type=int, default=16, help="studies generated together (default 16)")
-    p.add_argument("--max-new-tokens", type=int, help="longest findings, in tokens (default: the model's)")
+    p.add_argument("--batch-size", type=_positive, default=16, help="studies generated together (default 16)")
+    p.add_argument(
+        "--max-new-tokens", type=_positive, help="longest findings, in tokens (default: the model's)"
+    )
     p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     p.add_argument("--attention", default="cxr", choices=("cxr", "sdpa", "eager"), help="default cxr: ours")
     p.add_argument("--seed", type=int, default=0, help="of the shuffling (decoding is greedy)")
@@ -111,7 +120,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, help="write the scores as JSON to this file")
     p.add_argument("--html", type=Path, help="write a page to this file")
-    p.add_argument("--bootstrap", type=int, default=1000, help="replicates, drawn by patient (default 1000)")
+    p.add_argument(
+        "--bootstrap", type=_positive, default=1000, help="replicates, drawn by patient (default 1000)"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(run=score)
 
@@ -154,15 +165,20 @@ def generate(args) -> int:
     targets = {"true": args.out}
     if args.floors:
         targets |= {name: args.floors / f"{name}.jsonl" for name in ("shuffled", "blank")}
-    for path in targets.values():
-        if path and path.exists() and not args.overwrite:
+    for path in filter(None, targets.values()):
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; give a file to write")
+        if path.exists() and not args.overwrite:
             raise UsageError(f"{path} exists; choose another file or give --overwrite")
+        if _part(path).exists() and not args.overwrite:
+            raise UsageError(f"{_part(path)} is of an interrupted run; remove it or give --overwrite")
     if args.floors and len(studies) < 2:
         raise UsageError(
             "--floors needs at least two studies, for one image has no other to be exchanged with"
         )
 
     from rich.console import Console
+    from rich.markup import escape
     from transformers.utils.logging import disable_progress_bar
 
     from vlm.generate import Findings
@@ -170,7 +186,7 @@ def generate(args) -> int:
     disable_progress_bar()  # of loading weights: it is over before it is read
     console = Console(soft_wrap=True)
     model = Findings.from_pretrained(args.model, base=args.base, device=args.device, attention=args.attention)
-    console.print(f"[dim]{model.model.meta.name}: {model.notice}[/dim]")
+    console.print(f"[dim]{escape(f'{model.model.meta.name}: {model.notice}')}[/dim]")
     refused = 0
     for images, path in targets.items():
         predictions = model.generate(
@@ -193,35 +209,49 @@ def generate(args) -> int:
 
 
 def _studies(args):
-    """Studies of all inputs with absolute image paths, in the order given."""
+    """Studies of all inputs with absolute image paths, in the order given. Files are called by their name in their
+    folder, or, where two inputs have the same, by their path as given."""
+    from collections import Counter
     from dataclasses import replace
 
-    from vlm.study import Image, Study, load_studies
+    from vlm.study import Image, Study, load_studies, normalise_split
 
+    split = normalise_split(args.split) if args.split else None
     left = args.limit if args.limit is not None else sys.maxsize
+    files = {
+        given: sorted(_files(given)) if given.is_dir() else [given]
+        for given in args.inputs
+        if given.suffix != ".jsonl"
+    }
+    named = [(given, f, _name(given, f)) for given, several in files.items() for f in several]
+    times = Counter(name for *_, name in named)
     for given in args.inputs:
         if not given.exists():
             raise UsageError(f"{given} does not exist")
         if given.suffix == ".jsonl":
             found = load_studies(given)
-            if args.split:
-                found = [s for s in found if s.split == args.split]
+            if split:
+                found = [s for s in found if s.split == split]
             root = given.parent.absolute()
             found = [
                 replace(s, images=[replace(i, path=str(root / i.path)) for i in s.images]) for s in found
             ]
         else:
-            files = sorted(_files(given)) if given.is_dir() else [given]
             found = [
                 Study(
-                    study_id=str(f.relative_to(given)) if given.is_dir() else f.name,
+                    study_id=name if times[name] == 1 else str(f),
                     images=[Image(str(f.absolute()))],
                     indication=args.indication,
                 )
-                for f in files
+                for whose, f, name in named
+                if whose == given
             ]
         yield from found[:left]
         left -= len(found[:left])
+
+
+def _name(given: Path, file: Path) -> str:
+    return str(file.relative_to(given)) if given.is_dir() else file.name
 
 
 def _files(folder: Path):
@@ -251,8 +281,9 @@ def _write(path: Path | None, predictions, console) -> int:
     refused, file, part = 0, None, None
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        file = part.open("w")
+        part = _part(path)
+        # a file name that is not UTF-8 comes out as JSON's \udcXX
+        file = part.open("w", encoding="utf-8", errors="backslashreplace")
     try:
         for prediction in predictions:
             refused += prediction.error is not None
@@ -260,6 +291,10 @@ def _write(path: Path | None, predictions, console) -> int:
                 file.write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
             else:
                 _show(console, prediction)
+    except KeyboardInterrupt:
+        if part:
+            print(f"\nwhat is finished lies in {part}", file=sys.stderr)
+        raise
     finally:
         if file:
             file.close()
@@ -268,8 +303,20 @@ def _write(path: Path | None, predictions, console) -> int:
     return refused
 
 
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _printable(text: str) -> str:
+    """Without what no terminal can show: the bytes of a file name that is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _show(console, prediction) -> None:
-    from rich.markup import escape
+    from rich.markup import escape as escape_markup
+
+    def escape(text: str) -> str:
+        return escape_markup(_printable(text))
 
     console.print(f"\n[bold]{escape(prediction.study_id)}[/bold]")
     if prediction.error:
@@ -287,8 +334,12 @@ def score(args) -> int:
 
     references = args.studies
     if args.split:
-        rows = [json.loads(line) for line in args.studies.read_text().splitlines() if line.strip()]
-        references = [row for row in rows if row.get("split") == args.split]
+        from vlm.study import load_studies, normalise_split, study_to_json
+
+        split = normalise_split(args.split)
+        references = [study_to_json(s) for s in load_studies(args.studies) if s.split == split]
+        if not references:
+            raise UsageError(f"{args.studies} has no study of split {split}")
     scores = scoring.score(
         args.predictions,
         references,

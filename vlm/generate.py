@@ -61,6 +61,7 @@ class Prediction:
 class _Task:
     study: Study
     path: Path | None
+    view: str
     prediction: Prediction
     prompt_ids: list[int] = field(default_factory=list)
     pixels_CHW: Tensor | None = None
@@ -89,6 +90,11 @@ class Findings:
         """The shipped "mini", a merged or an adapter directory, or a hub id. Without `device` a GPU is used where there
         is one; `dtype` is float32 unless given. Raises vlm.model.ModelError."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:  # unknown, absent, or torch built without it
+            why = str(error).partition("\n")[0]
+            raise models.ModelError(f"device {str(device)!r} cannot be used here: {why}") from None
         model = models.load(name, base=base, attention=attention, dtype=dtype, device=device)
         folder = models.resolve(name)
         outliers = Outliers.load(folder / OUTLIERS) if (folder / OUTLIERS).is_file() else None
@@ -154,7 +160,9 @@ class Findings:
             decoding=decoding,
         )
         image = shown_image(shown)
-        return _Task(study, None if image is None else root / image.path, prediction)
+        if image is None:
+            return _Task(study, None, "unknown", prediction)
+        return _Task(study, root / image.path, image.view, prediction)
 
     def _run(self, tasks: list[_Task], images: str, most: int) -> list[Prediction]:
         started = time.perf_counter()
@@ -197,6 +205,8 @@ class Findings:
             pixels_HW = np.full_like(pixels_HW, BLANK)
         else:
             task.prediction.warnings += [{"code": w.code, "message": w.message} for w in radiograph.warnings]
+            if task.view == "lateral" and all(w.code != "lateral" for w in radiograph.warnings):
+                self._warn(task, "lateral", "a lateral view, as the study says")
         task.pixels_CHW = self.model.preprocessing(pixels_HW)
         task.prompt_ids = self.model.prompt_ids(prompt_for(task.study, self.model.meta.prompt))
 

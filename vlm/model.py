@@ -25,9 +25,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlavaConfig,
@@ -35,6 +33,7 @@ from transformers import (
     LlavaProcessor,
 )
 
+from encoder import state_dicts
 from encoder.transforms import Preprocessing
 from vlm.projector import LAYERS, describe_features
 from vlm.prompts import IMAGE_TOKEN, PromptStyle
@@ -153,7 +152,7 @@ def build(
             f"layers {list(layers)}: {encoder_dir} has hidden states 0 to {depth} (or -1 to {-depth - 1})"
         )
     tokenizer = AutoTokenizer.from_pretrained(llm_dir)
-    language = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
+    language = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32, use_safetensors=True)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{llm_dir}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
@@ -202,18 +201,11 @@ def build(
 
 def load_encoder(folder: str | Path, attention: str = "cxr") -> tuple[nn.Module, Preprocessing]:
     """A DINOv2 encoder directory -> (model in fp32, its preprocessing). Raises ModelError for anything else."""
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is no encoder checkpoint: it has no config.json")
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type != "dinov2":
-        raise ModelError(
-            f"{folder} holds a {config.model_type} model; an encoder here is a dinov2 checkpoint"
-        )
-    model = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention_name(attention)
-    )
-    return model.eval(), Preprocessing.from_pretrained(folder)
+    try:
+        model = state_dicts.load_encoder(folder, attention_name(attention))
+    except (FileNotFoundError, state_dicts.ConversionError) as error:
+        raise ModelError(str(error)) from None
+    return model, Preprocessing.from_pretrained(folder)
 
 
 def _generation_config(tokenizer):
@@ -367,6 +359,7 @@ def _load_merged(folder: Path, meta: Meta, attention: str, dtype: torch.dtype | 
     llava, report = LlavaForConditionalGeneration.from_pretrained(
         folder,
         dtype=dtype or torch.float32,
+        use_safetensors=True,
         attn_implementation=attention_name(attention),
         output_loading_info=True,
     )

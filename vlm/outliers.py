@@ -168,7 +168,11 @@ def split(x_NC: Tensor, parts: int, rounds: int = 50) -> list[Tensor]:
 @torch.inference_mode()
 def embedding(tower: nn.Module, pixels_BCHW: Tensor) -> Tensor:
     """CLS and the 4 x 4 grid of mean patch tokens, after the final LayerNorm: (B, 17 C)."""
-    x_BNC = tower(pixels_BCHW).last_hidden_state
+    return pooled(tower(pixels_BCHW).last_hidden_state)
+
+
+def pooled(x_BNC: Tensor) -> Tensor:
+    """The same of tokens (B, 1 + N, C)."""
     side = int((x_BNC.shape[1] - 1) ** 0.5)
     patches_BCHW = x_BNC[:, 1:].transpose(1, 2).unflatten(2, (side, side))
     cells_BC = nn.functional.adaptive_avg_pool2d(patches_BCHW.float(), GRID).flatten(1)

@@ -19,6 +19,8 @@ from vlm.study import Image, Study
 
 IMAGE_TOKEN = "<image>"
 WORDINGS = ("short", "instruct")
+# What tokenizers take for an image or the end of a text, which no report may say (Llama's, ChatML's, and the like).
+CONTROL = re.compile(r"</?(?:image|s|pad|unk|bos|eos|mask)>|<\|[^<>|\s]*\|>", re.I)
 REMOVED_WORD = re.compile(r"\bX{3,}\b")  # Open-i's de-identification; a model would learn to write it
 
 
@@ -40,8 +42,8 @@ class PromptStyle:
 
 
 def clean(text: str | None) -> str:
-    """One line, single spaces, without the marks of removed words; "" for nothing."""
-    text = " ".join(REMOVED_WORD.sub(" ", text or "").split())
+    """One line, single spaces, without the marks of removed words and without control tokens; "" for nothing."""
+    text = " ".join(REMOVED_WORD.sub(" ", CONTROL.sub(" ", text or "")).split())
     return re.sub(r" +([.,;:])", r"\1", text).strip(" ,;")
 
 

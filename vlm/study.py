@@ -214,7 +214,6 @@ def validate(studies: Sequence[Study], root: str | Path) -> list[Problem]:
     """
     problems: list[Problem] = []
     seen: set[str] = set()
-    splits_of_patient: dict[str, dict[str, str]] = defaultdict(dict)  # patient -> {split: first study}
     splits_of_image: dict[Path, dict[str, str]] = defaultdict(dict)
 
     for study in studies:
@@ -243,18 +242,29 @@ def validate(studies: Sequence[Study], root: str | Path) -> list[Problem]:
             report("no_findings", "the findings are missing or empty")
         elif study.findings.strip().strip(".").lower() in NOT_TEXT:
             report("not_text", f"the findings say {study.findings.strip()!r}: an empty cell written as text?")
-        if study.patient_id is not None and study.split:
-            splits_of_patient[study.patient_id].setdefault(study.split, study.study_id)
+    return problems + patients_across_splits(studies) + _across("image", splits_of_image)
 
-    for code, what, found in (
-        ("patient_across_splits", "patient", splits_of_patient),
-        ("image_across_splits", "image", splits_of_image),
-    ):
-        for key, splits in found.items():
-            if len(splits) > 1:
-                where = ", ".join(f"{split} ({study})" for split, study in splits.items())
-                problems.append(Problem(code, next(iter(splits.values())), f"{what} {key} occurs in {where}"))
-    return problems
+
+def patients_across_splits(studies: Sequence[Study]) -> list[Problem]:
+    """Patients whose studies lie in several splits: what is scored has then been seen in training."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for study in studies:
+        if study.patient_id is not None and study.split:
+            found[study.patient_id].setdefault(study.split, study.study_id)
+    return _across("patient", found)
+
+
+def _across(what: str, found: dict[Any, dict[str, str]]) -> list[Problem]:
+    """`found`: patient or image -> {split: first study}."""
+    return [
+        Problem(
+            f"{what}_across_splits",
+            next(iter(splits.values())),
+            f"{what} {key} occurs in {', '.join(f'{split} ({study})' for split, study in splits.items())}",
+        )
+        for key, splits in found.items()
+        if len(splits) > 1
+    ]
 
 
 def counts(studies: Sequence[Study]) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def patients(pairs: Pairs, groups: Mapping[str, Hashable] | Sequence[Hashable] |
     `patient_id`, else the study by itself. Raises ScoreError if `groups` does not cover the pairs."""
     if groups is None:
         return [
-            s.get("patient_id") or ("study", key)
+            ("study", key) if s.get("patient_id") in (None, "") else str(s["patient_id"])
             for key, s in zip(pairs.study_ids, pairs.studies, strict=True)
         ]
     if isinstance(groups, Mapping):

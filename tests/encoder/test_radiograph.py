@@ -511,6 +511,33 @@ def test_16_bit_png_keeps_its_levels(tmp_path):
     assert np.abs(radiograph.pixels - ramp / 65535).max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", [2, 4, 6])  # colour, grey and alpha, colour and alpha
+def test_16_bit_png_with_channels_is_refused_rather_than_cut_to_8(kind, tmp_path):
+    channels = {2: 3, 4: 2, 6: 4}[kind]
+    pixels = np.repeat(np.arange(H * W, dtype=">u2").reshape(H, W, 1), channels, axis=2)
+    raw = b"".join(b"\0" + row.tobytes() for row in pixels)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    path = tmp_path / "x.png"
+    head = struct.pack(">IIBBBBB", W, H, 16, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    assert Image.open(path).size == (W, H)  # it is a sound file
+    assert code_of(path) == "colour_image"
+
+
+def test_a_strip_is_refused(tmp_path):
+    """Resized by its shorter side it would take any amount of memory."""
+    Image.fromarray(np.arange(4 * 6000, dtype=np.uint16).reshape(4, 6000)).save(tmp_path / "x.png")
+    assert code_of(tmp_path / "x.png") == "too_large"
+    assert (
+        code_of(save(dataset(np.arange(3000, dtype=np.uint16).reshape(1000, 3), 12), tmp_path / "x.dcm"))
+        == "too_large"
+    )
+
+
 def test_grey_pictures_in_every_dress(tmp_path):
     grey = np.add.outer(np.arange(H) * 3, np.arange(W) * 2).astype(np.uint8)
     expected = scaled(grey)

@@ -6,20 +6,28 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
+from safetensors.torch import load_file
 
+from encoder.radiograph import read
 from tests.tiny import make_encoder, make_studies
 from train.config import ConfigError
 from train.finetune import macro_f1, main
-from train.launcher import INTERRUPTED
+from train.launcher import INTERRUPTED, accelerate_command
 from train.trainer import Loop, answer_loss, collate, grouped_order
 from vlm import Findings
 from vlm import model as models
+from vlm.generate import OUTLIERS
 from vlm.study import Image, load_studies, save_studies
 
+ROOT = Path(__file__).parents[2]
 SMALL = [
     "--batch_size", "8", "--warmup_steps", "2", "--max_steps", "10", "--eval_steps", "5", "--save_steps", "4",
     "--log_steps", "3", "--max_new_tokens", "16", "--workers", "0", "--eval_studies", "8", "--lora_rank", "4",
@@ -134,6 +142,86 @@ def test_it_goes_on_from_a_findings_model(train, findings_model, tmp_path):
     assert not (tmp_path / "run" / "base").exists()
     with pytest.raises(ConfigError, match="merge it first"):
         train("again", "--init", str(tmp_path / "run" / "adapter"))
+
+
+def test_a_model_knows_the_images_it_was_trained_on(train, findings_model, tmp_path, capsys, monkeypatch):
+    """From enough training images, else from those of the model it starts from; otherwise it says that it does not."""
+    assert train("few", "--max_steps", "1", "--merge") == 0
+    assert "too few" in capsys.readouterr().out and not (tmp_path / "few" / "merged" / OUTLIERS).exists()
+    monkeypatch.setattr("train.finetune.LEAST_KNOWN", 48)
+    assert train("many", "--max_steps", "1", "--merge") == 0
+    merged = Findings.from_pretrained(tmp_path / "many" / "merged", device="cpu")
+    root = tmp_path / "data"
+    studies = make_studies(root, 40)
+    paths = [root / s.images[0].path for s in load_studies(studies)]
+    tower = models.vision_tower(merged.model.llava)
+    pixels = torch.stack([merged.model.preprocessing(read(p).pixels) for p in paths])
+    assert float((merged.outliers.distances(tower, pixels) < 1).float().mean()) > 0.8
+    noise = torch.randn(4, *pixels.shape[1:], generator=torch.Generator().manual_seed(0))
+    assert (merged.outliers.distances(tower, noise) > 1).all()
+    assert (tmp_path / "many" / "adapter" / OUTLIERS).exists()
+    monkeypatch.undo()
+    assert train("on", "--init", str(tmp_path / "many" / "merged"), "--max_steps", "1") == 0
+    a, b = (load_file(tmp_path / f / OUTLIERS) for f in ("many/merged", "on/adapter"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_patients_in_two_splits_are_warned_about(train, tmp_path, capsys):
+    path = make_studies(tmp_path / "s", 20)
+    assert train("clean", "--max_steps", "1", studies=path) == 0
+    assert "several splits" not in capsys.readouterr().out
+    studies = load_studies(path)
+    for study in studies:
+        study.patient_id = "Jane Doe"
+    save_studies(studies, path, overwrite=True)
+    assert train("leaky", "--max_steps", "1", studies=path) == 0
+    shown = capsys.readouterr().out
+    assert "warning: 1 patients of" in shown and "Jane" not in shown
+
+
+def test_two_processes_learn_what_one_learns(train, encoder_dir, llm_dir, studies_file, tmp_path):
+    more = ["--align_steps", "4"]
+    assert train("one", *more) == 0
+    command = [
+        *accelerate_command("train.finetune", processes=2),
+        "--studies",
+        str(studies_file),
+        *SMALL,
+        *more,
+    ]
+    command += ["--encoder", str(encoder_dir), "--llm", str(llm_dir), "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, reference = metrics(tmp_path / "two"), metrics(tmp_path / "one")
+    assert len(ours) == len(reference)
+    for a, b in zip(ours, reference, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+
+
+def test_features_are_not_computed_by_two_runs_at_once(train, tmp_path):
+    """The second waits for the first, and finds its work done."""
+    shared = ["--max_steps", "1", "--features_dir", str(tmp_path / "f"), "--eval_steps", "0"]
+    assert train("first", *shared) == 0
+    (lock,) = (tmp_path / "f").glob("*.lock")
+    (done,) = (tmp_path / "f").glob("*.json")
+    content = done.read_text()
+    done.unlink()
+    held = threading.Event()
+
+    def finish():
+        with FileLock(lock):
+            held.set()
+            time.sleep(1)
+            done.write_text(content)
+
+    data = next((tmp_path / "f").glob("*.npy"))
+    before = data.stat().st_mtime_ns
+    worker = threading.Thread(target=finish)
+    worker.start()
+    held.wait()
+    assert train("second", *shared) == 0
+    worker.join()
+    assert data.stat().st_mtime_ns == before
 
 
 def test_another_configuration_is_refused(train, tmp_path):

@@ -80,10 +80,19 @@ def test_an_interrupted_run_goes_on_exactly(studies_file, tmp_path, monkeypatch,
     assert weights[0] == weights[1]
 
 
+def test_a_run_killed_before_its_model_was_written_trains_no_step_more(studies_file, tmp_path):
+    out = tmp_path / "llm"
+    assert train(studies_file, out, "--max_steps", "3") == 0
+    lines, weights = metrics(out), (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").unlink()
+    assert train(studies_file, out, "--max_steps", "3") == 0
+    assert metrics(out) == lines and (out / "model.safetensors").read_bytes() == weights
+
+
 def test_a_folder_of_another_configuration_is_refused(studies_file, tmp_path):
     out = tmp_path / "llm"
     assert train(studies_file, out, "--max_steps", "3") == 0
-    with pytest.raises(ConfigError, match=r"max_steps: there 3, now 4.*seed: there 0, now 7"):
+    with pytest.raises(ConfigError, match=r"max_steps: 3 there, 4 now.*seed: 0 there, 7 now"):
         train(studies_file, out, "--max_steps", "4", "--seed", "7")
     assert train(studies_file, out, "--max_steps", "3") == 0  # finished: nothing to do
     (tmp_path / "mine").mkdir()

@@ -1,8 +1,14 @@
 """The steps of a pipeline: options become command lines, failures and interrupts become exit statuses."""
 
+import os
+import signal
+import threading
+import time
+
 import pytest
 
-from train.launcher import StepFailed, as_words, call, run_steps
+from train.checkpoints import CheckpointError, alone
+from train.launcher import StepFailed, as_words, call, launch, run_steps
 
 
 def test_options_become_a_command_line():
@@ -30,3 +36,50 @@ def test_failures_and_interrupts_become_exit_statuses(capsys):
     assert "stopped; remove it" in capsys.readouterr().err
     with pytest.raises(StepFailed):
         call(lambda words: 1)
+
+
+SLOW_TO_SAVE = """
+import pathlib, signal, sys, time
+out = pathlib.Path(sys.argv[1])
+def stop(*_):
+    time.sleep(2)
+    (out / "saved").touch()
+    sys.exit(130)
+signal.signal(signal.SIGINT, stop)
+(out / "ready").touch()
+time.sleep(60)
+"""
+
+
+def test_an_interrupt_waits_until_the_training_has_saved(tmp_path, monkeypatch):
+    """accelerate itself leaves at a SIGINT at once, and what it launched is left saving alone."""
+    (tmp_path / "slow_to_save.py").write_text(SLOW_TO_SAVE)
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        launch("slow_to_save", str(tmp_path))
+    assert (tmp_path / "saved").exists() and signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_folder_has_one_process_at_a_time(tmp_path, capsys):
+    run = tmp_path / "run"
+    with alone(run):
+        (run / "run.json").touch()
+        with pytest.raises(CheckpointError, match="still at work"), alone(run, patience=0.2):
+            pass
+    assert "waiting" in capsys.readouterr().out
+    with alone(run):
+        pass
+    with alone(tmp_path / "refused"):
+        pass
+    assert not (tmp_path / "refused").exists()  # no run, no folder
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file"), alone(tmp_path / "file"):
+        pass

@@ -134,7 +134,7 @@ def test_a_kill_is_survived_from_the_last_good_checkpoint(images, whole, tmp_pat
     assert train(images, out, "--stop_at", "4") == 0
     newest = out / "checkpoints" / "step_00000004"
     (newest / "student.safetensors").write_bytes(b"")  # as after a kill and a crash of the disk
-    (out / "checkpoints" / ".step_00000005.1").mkdir()
+    (out / "checkpoints" / ".step_00000006.new").mkdir()
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss"')
     assert train(images, out) == 0

@@ -1,6 +1,8 @@
 """The `cxr` command, called as a user would."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -97,6 +99,57 @@ def test_nothing_is_overwritten_unasked(model_dir, films, tmp_path, capsys):
     assert rows(out)[0]["study_id"] == "a.png"
 
 
+def test_what_an_interrupted_run_wrote_is_kept(model_dir, films, tmp_path, capsys, monkeypatch):
+    from vlm import Findings
+
+    real = Findings.generate
+
+    def interrupted(self, *args, **kwargs):
+        predictions = real(self, *args, **kwargs)
+        yield next(predictions)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Findings, "generate", interrupted)
+    out = tmp_path / "predictions.jsonl"
+    command = ["generate", str(films), "--model", model_dir, "--out", str(out), "--max-new-tokens", "2"]
+    assert main(command) == 130
+    part = tmp_path / "predictions.jsonl.part"
+    assert not out.exists() and len(rows(part)) == 1 and str(part) in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(command) == 2 and "interrupted run" in capsys.readouterr().err and len(rows(part)) == 1
+    assert main([*command, "--overwrite"]) == 0 and not part.exists() and len(rows(out)) == 4
+
+
+def test_files_of_one_name_and_names_that_are_not_utf8(model_dir, films, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    odd = os.fsdecode(b"M\xfcller.png")
+    for name in ("a.png", odd):
+        shutil.copy(films / "a.png", other / name)
+    out = tmp_path / "predictions.jsonl"
+    inputs = [str(films / "a.png"), str(other / "a.png"), str(other / odd)]
+    command = ["generate", *inputs, "--model", model_dir, "--max-new-tokens", "2"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert [row["study_id"] for row in rows(out)] == [*inputs[:2], odd]
+    assert main(command) == 0 and "M\\udcfcller.png" in capsys.readouterr().out
+
+
+def test_splits_go_by_all_their_names_and_lines_end_at_line_feeds(model_dir, tmp_path):
+    studies = make_studies(tmp_path / "data", 10)
+    text = studies.read_text().replace('"split": "validate"', '"split": "val"')
+    lines = [json.loads(line) for line in text.splitlines()]
+    lines = [row | {"findings": row["findings"] + "\u0085 No\u2028 change."} for row in lines]
+    texts = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines)
+    studies.write_bytes(b"\xef\xbb\xbf" + texts.encode())
+    out = tmp_path / "predictions.jsonl"
+    command = ["generate", str(studies), "--model", model_dir, "--split", "dev", "--max-new-tokens", "2"]
+    assert main([*command, "--out", str(out)]) == 0
+    scores = tmp_path / "scores.json"
+    command = ["score", str(out), str(studies), "--split", "validation", "--bootstrap", "10"]
+    assert main([*command, "--out", str(scores)]) == 0
+    assert json.loads(scores.read_text())["n"] == 2
+
+
 def test_studies_to_scores(model_dir, tmp_path, capsys):
     studies = make_studies(tmp_path / "data", 10)
     out, floors = tmp_path / "predictions.jsonl", tmp_path / "floors"
@@ -131,12 +184,25 @@ def test_studies_to_scores(model_dir, tmp_path, capsys):
         (["generate", "{films}/a.png", "--floors", "floors"], "at least two studies"),
         (["score", "nowhere.jsonl", "nowhere.jsonl"], "nowhere.jsonl"),
         (["studies", "check", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["studies", "check", "{films}"], "{films}"),
+        (["generate", "{films}/a.png", "--out", "{films}"], "is a folder"),
+        (["generate", "{films}/a.png", "--device", "nonsense"], "nonsense"),
+        (["generate", "{films}/a.png", "--device", "cuda:77"], "cuda:77"),
     ],
 )
 def test_usage_errors_are_one_line_and_exit_2(words, message, films, capsys):
     assert main([w.format(films=films) for w in words]) == 2
     err = capsys.readouterr().err
-    assert message in err and "Traceback" not in err and len(err.strip().splitlines()) == 1
+    assert (
+        message.format(films=films) in err and "Traceback" not in err and len(err.strip().splitlines()) == 1
+    )
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--limit", "--max-new-tokens"])
+def test_counts_are_positive(option, films, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", str(films), option, "0"])
+    assert "must be at least 1" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_said_to_be_empty(tmp_path, capsys):

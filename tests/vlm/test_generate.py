@@ -42,6 +42,14 @@ def test_three_lines(findings_model, studies_file, tmp_path):
     assert model.notice == "For research, not for diagnosis."
 
 
+def test_a_lateral_view_is_warned_about_whoever_says_so(findings, studies_file):
+    image = Image(str(studies_file.parent / "images" / "0.png"), "lateral")
+    (prediction,) = run(findings, [Study("s", images=[image])], ".")
+    assert "lateral" in [w["code"] for w in prediction.warnings]
+    (blank,) = run(findings, [Study("s", images=[image])], ".", images="blank")
+    assert "lateral" not in [w["code"] for w in blank.warnings]
+
+
 @pytest.mark.parametrize("size", [2, 4, 7])
 def test_a_batch_equals_its_singles(findings, studies, studies_file, size):
     lengths = {len(findings.model.prompt_ids(f"<image>\n{s.indication}")) for s in studies}

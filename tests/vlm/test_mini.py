@@ -9,14 +9,12 @@ import torch
 
 from encoder.radiograph import read
 from eval.scores.labels import CONDITIONS, label_report
+from train.finetune import macro_f1
 from vlm import Findings
 from vlm.model import MINI
 from vlm.study import load_studies
 
 LIMIT = 12_000_000  # bytes of weights
-pytestmark = pytest.mark.skipif(
-    not (MINI / "model.safetensors").is_file(), reason="the package holds no mini yet: make mini trains it"
-)
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +24,11 @@ def mini():
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
-    """48 studies of patients that no training has seen."""
+    """96 studies of patients that no training has seen, with three times the usual findings."""
     from train.phantom.__main__ import main
 
     out = tmp_path_factory.mktemp("phantoms")
-    main([str(out), "--studies", "48", "--seed", "777", "--no-masks", "--workers", "2"])
+    main([str(out), "--studies", "96", "--prevalence", "3", "--seed", "777", "--no-masks", "--workers", "2"])
     return out
 
 
@@ -62,19 +60,16 @@ def test_plain_transformers_opens_it(mini):
 
 
 def test_it_looks_at_the_image(mini, phantoms):
-    """With their own images its findings agree with the references; with exchanged ones they agree much less."""
+    """Macro label F1 over conditions with 10 positives: with the images at least 0.8 (0.907 on the 700 studies of the
+    model card), with exchanged images at most half of that."""
     studies = load_studies(phantoms / "studies.jsonl")
-    agreement = {}
+    truth = [s.labels for s in studies]
+    assert sum(sum(labels.get(c) == 1 for labels in truth) >= 10 for c in CONDITIONS) >= 10
+    scores = {}
     for images in ("true", "shuffled"):
         found = list(mini.generate(studies, root=phantoms, batch_size=24, images=images))
-        hits = claimed = present = 0
-        for study, prediction in zip(studies, found, strict=True):
-            truth, said = study.labels, label_report(prediction.text)
-            hits += sum(truth.get(c) == 1 == said.get(c) for c in CONDITIONS)
-            claimed += sum(said.get(c) == 1 for c in CONDITIONS)
-            present += sum(truth.get(c) == 1 for c in CONDITIONS)
-        agreement[images] = 2 * hits / (claimed + present)
-    assert agreement["true"] > agreement["shuffled"] + 0.15, agreement
+        scores[images], _ = macro_f1(truth, [label_report(p.text) for p in found], least=10)
+    assert scores["true"] >= 0.8 and scores["shuffled"] <= scores["true"] / 2, scores
 
 
 def test_real_radiographs_get_findings_and_wrong_subjects_a_warning(mini, cxr_data):

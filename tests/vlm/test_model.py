@@ -265,12 +265,12 @@ def test_directories_that_hold_something_else(encoder_dir, llm_dir, tmp_path):
         models.load(llm_dir)
     with pytest.raises(models.ModelError, match="dinov2"):
         models.build(llm_dir, llm_dir)
-    with pytest.raises(models.ModelError, match="no encoder checkpoint"):
+    with pytest.raises(models.ModelError, match=r"is .* an encoder checkpoint"):
         models.build(tmp_path, llm_dir)
     shutil.copytree(encoder_dir, tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(models.ModelError, match="safetensors"):
-        models.weights_sha256(tmp_path / "pickled")
+        models.build(tmp_path / "pickled", llm_dir)
     odd = make_encoder(tmp_path / "odd")
     path = odd / "preprocessor_config.json"
     path.write_text(path.read_text().replace("28", "30"))
