@@ -84,6 +84,7 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
     """Two short trainings; returns their loss curves by name."""
     from train.phantom.__main__ import main as write_phantoms
     from vlm import model as models
+    from vlm.study import load_studies
 
     mini = models.load("mini")
     encoder = out / "mini_encoder"
@@ -118,6 +119,13 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
     launch(
         "train.finetune", recipe="demo", init="mini", studies=other / "studies.jsonl", out=out / "finetune"
     )
+    from vlm import Findings
+
+    study = next(s for s in load_studies(other / "studies.jsonl") if s.split == "validate")
+    print(f"\n  {study.study_id}, which the training has not seen\n    reference  {study.findings}")
+    for name, model in (("before", "mini"), ("after", out / "finetune" / "adapter")):
+        (found,) = Findings.from_pretrained(model).generate([study], root=other)
+        print(f"    {name:9}  {found.text}")
     return {
         "Pre-training on images alone": _curve(out / "pretrain" / "metrics.jsonl"),
         "Fine-tuning on another hospital's wording": _curve(out / "finetune" / "metrics.jsonl"),

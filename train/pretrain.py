@@ -434,6 +434,9 @@ def load_data(c: PretrainConfig) -> tuple[Samples, str]:
 
 def initialise(backbone: CropViT, c: PretrainConfig) -> None:
     """Weights of an encoder checkpoint directory. Raises ConfigError where its shape is not the recipe's."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # it is over before it is read
     model = load_encoder(c.init)
     theirs = model.config
     wanted = {

@@ -86,7 +86,7 @@ def write_report(study: Study, prior: Study | None = None, wording: str = "prose
         tell()
         said = " ".join(w.sentences[start:])
         if said:
-            parts.append(f"{heading.upper()}: {said}" if wording == "telegraphic" else said)
+            parts.append(f"{heading}: {said}" if wording == "telegraphic" else said)
     if not any(v in (1, -1) for k, v in w.labels.items() if k != "Support Devices"):
         w.labels["No Finding"] = 1
     return Report(indication, " ".join(parts), w.labels)
