@@ -142,7 +142,7 @@ def test_the_adapter_touches_the_language_model_alone(findings_model):
 
 
 def test_an_adapter_in_the_vision_tower_is_an_error(findings_model, monkeypatch):
-    monkeypatch.setattr(models, "LORA_TARGETS", r".*\.(q_proj|v_proj)")
+    monkeypatch.setattr(models, "LORA_TARGETS", r".*\.(q_proj|v_proj|query|value)")
     with pytest.raises(models.ModelError, match=r"language model alone.*'vision_tower': 4"):
         models.add_lora(findings_model.llava)
 
