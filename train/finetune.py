@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -366,95 +365,13 @@ def print_plan(llava, tower_parameters: int, data: Examples, config: Finetune) -
 
 
 def make_loop(model, data: dict[str, Examples], config: Finetune, args):
-    """The Trainer, whose evaluation generates findings."""
-    import json
+    """The Trainer, with a rate of its own for the projector."""
     from functools import partial
 
     import torch
-    from accelerate.utils import gather_object
 
-    from eval.scores.labels import label_report
-    from train.checkpoints import write_json
-    from train.trainer import WEIGHTS, Loop, answer_loss, collate, load_trained, trained_weights
-    from vlm.generate import derangement, generate_ids
-
-    pad = model.tokenizer.pad_token_id
-
-    def quality(line: dict) -> tuple[float, float]:
-        return line["eval_f1"], -line["eval_loss"]
-
-    class Finetuning(Loop):
-        @torch.no_grad()
-        def evaluate(self, *_, **__):
-            started = time.perf_counter()
-            self.flush_losses()
-            val, accelerator = self.eval_dataset, self.accelerator
-            llava = accelerator.unwrap_model(self.model).eval()
-            mine = list(range(len(val)))[accelerator.process_index :: accelerator.num_processes]
-            mine.sort(key=lambda i: len(val.prompts[i]))  # equal prompts together: little padding
-            other = derangement(len(val), config.seed)
-            losses, texts = [], {"true": {}, "shuffled": {}}
-            for start in range(0, len(mine), config.eval_batch):
-                part = mine[start : start + config.eval_batch]
-                batch = self._prepare_inputs(collate([val[i] for i in part], pad))
-                labels = batch.pop("labels")
-                with self.compute_loss_context_manager():
-                    n = int((labels != -100).sum())
-                    losses.append((float(answer_loss(llava(**batch), labels)) * n, n))
-                    for images, of in (("true", lambda i: i), ("shuffled", other.__getitem__)):
-                        features_BNC = val.batch([of(i) for i in part]).to(accelerator.device)
-                        written = generate_ids(
-                            llava, model, [val.prompts[i] for i in part], features_BNC, config.max_new_tokens
-                        )
-                        texts[images] |= {
-                            i: model.tokenizer.decode(ids, skip_special_tokens=True).strip()
-                            for i, ids in zip(part, written, strict=True)
-                        }
-            llava.train()
-            gathered = gather_object([(losses, texts)])
-            loss = sum(x for part, _ in gathered for x, _ in part) / sum(
-                n for part, _ in gathered for _, n in part
-            )
-            truth = [s.labels or label_report(s.findings) for s in val.studies]
-            f1 = {}
-            for images in ("true", "shuffled"):
-                found = {i: t for _, part in gathered for i, t in part[images].items()}
-                f1[images], counted = macro_f1(truth, [label_report(found[i]) for i in range(len(val))])
-            line = {
-                "step": self.state.global_step, "eval_loss": loss, "eval_f1": f1["true"],
-                "eval_f1_shuffled": f1["shuffled"], "eval_labels": counted,
-            }  # fmt: skip
-            self.record(line)
-            self.say(
-                f"step {line['step']}  validation loss {loss:.4f}  label F1 {f1['true']:.3f}, with shuffled images "
-                f"{f1['shuffled']:.3f}  ({len(val)} studies, {counted} labels, {time.perf_counter() - started:.0f} s)"
-            )
-            self.keep_best(line)
-            self.callback_handler.on_evaluate(self.args, self.state, self.control, line)
-            return line
-
-        def keep_best(self, line: dict) -> None:
-            best = Path(self.args.output_dir) / "best"
-            if not self.args.should_save:
-                return
-            if best.is_dir():
-                before = json.loads((best / "metrics.json").read_text())
-                # after a resume the same evaluations come again; a best from later than this step does not count yet
-                if before["step"] < line["step"] and quality(before) >= quality(line):
-                    return
-                shutil.rmtree(best)
-            part = best.with_name(".best")
-            shutil.rmtree(part, ignore_errors=True)
-            self._save(str(part))
-            write_json(part / "metrics.json", line)
-            part.rename(best)
-
-        def load_best(self) -> None:
-            best = Path(self.args.output_dir) / "best"
-            if best.is_dir():
-                line = json.loads((best / "metrics.json").read_text())
-                load_trained(self.accelerator.unwrap_model(self.model), best / WEIGHTS)
-                self.say(f"best: step {line['step']}, label F1 {line['eval_f1']:.3f}")
+    from train.trainer import collate, trained_weights
+    from train.watch import WatchedLoop
 
     weights = trained_weights(model.llava)
     assert weights, "nothing to train"
@@ -468,28 +385,15 @@ def make_loop(model, data: dict[str, Examples], config: Finetune, args):
     optimizer = torch.optim.AdamW(
         groups, betas=(0.9, config.adam_beta2), eps=1e-8, weight_decay=config.weight_decay
     )
-    return Finetuning(
-        model=model.llava,
+    return WatchedLoop(
+        model,
+        config,
         args=args,
         optimizers=(optimizer, None),
         train_dataset=data["train"],
         eval_dataset=data["validate"] if len(data["validate"]) else None,
-        data_collator=partial(collate, pad=pad),
+        data_collator=partial(collate, pad=model.tokenizer.pad_token_id),
     )
-
-
-def macro_f1(truth: list[dict[str, int]], found: list[dict[str, int]], least: int = 10) -> tuple[float, int]:
-    """Macro F1 over the labels that at least `least` of the studies have (if there is none: one), uncertain and
-    unmentioned counted as negative; and how many labels those are."""
-    names = sorted({name for labels in truth for name in labels})
-    positives = {name: sum(labels.get(name) == 1 for labels in truth) for name in names}
-    counted = [n for n in names if positives[n] >= least] or [n for n in names if positives[n]]
-    scores = []
-    for name in counted:
-        claimed = sum(labels.get(name) == 1 for labels in found)
-        hits = sum(t.get(name) == 1 == f.get(name) for t, f in zip(truth, found, strict=True))
-        scores.append(2 * hits / (claimed + positives[name]))
-    return (sum(scores) / len(scores) if scores else 0.0), len(scores)
 
 
 if __name__ == "__main__":

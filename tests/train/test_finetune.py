@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from encoder.radiograph import read
 from tests.tiny import make_encoder, make_studies
 from train.config import ConfigError
-from train.finetune import macro_f1, main
+from train.finetune import main
 from train.launcher import INTERRUPTED, accelerate_command
 from train.trainer import Loop, answer_loss, collate, grouped_order
+from train.watch import macro_f1
 from vlm import Findings
 from vlm import model as models
 from vlm.generate import OUTLIERS

@@ -9,7 +9,7 @@ import torch
 
 from encoder.radiograph import read
 from eval.scores.labels import CONDITIONS, label_report
-from train.finetune import macro_f1
+from train.watch import macro_f1
 from vlm import Findings
 from vlm.model import MINI
 from vlm.study import load_studies

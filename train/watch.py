@@ -1,0 +1,122 @@
+"""Watching a fine-tuning: label F1 of generated findings with true and with shuffled images; the best weights are kept.
+
+The loss alone does not tell: a model may write well and look at nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+
+from eval.scores.labels import label_report
+from train.checkpoints import replace_folder, write_json
+from train.trainer import WEIGHTS, Loop, answer_loss, collate, load_trained
+from vlm.generate import derangement, generate_ids
+
+
+class WatchedLoop(Loop):
+    """`model` is the FindingsModel whose `llava` is trained, its tower replaced by features; `config` the Finetune."""
+
+    def __init__(self, model, config, **kwargs):
+        super().__init__(model=model.llava, **kwargs)
+        self.findings, self.config = model, config
+
+    @torch.no_grad()
+    def evaluate(self, *_, **__):
+        started = time.perf_counter()
+        self.flush_losses()
+        val, accelerator, config = self.eval_dataset, self.accelerator, self.config
+        llava = accelerator.unwrap_model(self.model).eval()
+        mine = list(range(len(val)))[accelerator.process_index :: accelerator.num_processes]
+        mine.sort(key=lambda i: len(val.prompts[i]))  # equal prompts together: little padding
+        other = derangement(len(val), config.seed)
+        losses, texts = [], {"true": {}, "shuffled": {}}
+        for start in range(0, len(mine), config.eval_batch):
+            part = mine[start : start + config.eval_batch]
+            batch = self._prepare_inputs(
+                collate([val[i] for i in part], self.findings.tokenizer.pad_token_id)
+            )
+            labels = batch.pop("labels")
+            with self.compute_loss_context_manager():
+                n = int((labels != -100).sum())
+                losses.append((float(answer_loss(llava(**batch), labels)) * n, n))
+                for images, of in (("true", lambda i: i), ("shuffled", other.__getitem__)):
+                    features_BNC = val.batch([of(i) for i in part]).to(accelerator.device)
+                    written = generate_ids(
+                        llava,
+                        self.findings,
+                        [val.prompts[i] for i in part],
+                        features_BNC,
+                        config.max_new_tokens,
+                    )
+                    texts[images] |= {
+                        i: self.findings.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                        for i, ids in zip(part, written, strict=True)
+                    }
+        llava.train()
+        gathered = gather_object([(losses, texts)])
+        loss = sum(x for part, _ in gathered for x, _ in part) / sum(
+            n for part, _ in gathered for _, n in part
+        )
+        truth = [s.labels or label_report(s.findings) for s in val.studies]
+        f1 = {}
+        for images in ("true", "shuffled"):
+            found = {i: t for _, part in gathered for i, t in part[images].items()}
+            f1[images], counted = macro_f1(truth, [label_report(found[i]) for i in range(len(val))])
+        line = {
+            "step": self.state.global_step, "eval_loss": loss, "eval_f1": f1["true"],
+            "eval_f1_shuffled": f1["shuffled"], "eval_labels": counted,
+        }  # fmt: skip
+        self.record(line)
+        self.say(
+            f"step {line['step']}  validation loss {loss:.4f}  label F1 {f1['true']:.3f}, with shuffled images "
+            f"{f1['shuffled']:.3f}  ({len(val)} studies, {counted} labels, {time.perf_counter() - started:.0f} s)"
+        )
+        self.keep_best(line)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, line)
+        return line
+
+    def keep_best(self, line: dict) -> None:
+        best = Path(self.args.output_dir) / "best"
+        if not self.args.should_save:
+            return
+        if best.is_dir():
+            before = json.loads((best / "metrics.json").read_text())
+            # after a resume the same evaluations come again; a best from later than this step does not count yet
+            if before["step"] < line["step"] and quality(before) >= quality(line):
+                return
+        part = best.with_name(".best")
+        shutil.rmtree(part, ignore_errors=True)
+        self._save(str(part))
+        write_json(part / "metrics.json", line)
+        replace_folder(part, best)
+
+    def load_best(self) -> None:
+        best = Path(self.args.output_dir) / "best"
+        if best.is_dir():
+            line = json.loads((best / "metrics.json").read_text())
+            load_trained(self.accelerator.unwrap_model(self.model), best / WEIGHTS)
+            self.say(f"best: step {line['step']}, label F1 {line['eval_f1']:.3f}")
+
+
+def quality(line: dict) -> tuple[float, float]:
+    return line["eval_f1"], -line["eval_loss"]
+
+
+def macro_f1(truth: list[dict[str, int]], found: list[dict[str, int]], least: int = 10) -> tuple[float, int]:
+    """Macro F1 over the labels that at least `least` of the studies have (if there is none: one), uncertain and
+    unmentioned counted as negative; and how many labels those are."""
+    names = sorted({name for labels in truth for name in labels})
+    positives = {name: sum(labels.get(name) == 1 for labels in truth) for name in names}
+    counted = [n for n in names if positives[n] >= least] or [n for n in names if positives[n]]
+    scores = []
+    for name in counted:
+        claimed = sum(labels.get(name) == 1 for labels in found)
+        hits = sum(t.get(name) == 1 == f.get(name) for t, f in zip(truth, found, strict=True))
+        scores.append(2 * hits / (claimed + positives[name]))
+    return (sum(scores) / len(scores) if scores else 0.0), len(scores)
