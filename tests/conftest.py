@@ -10,6 +10,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the network is
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # before triton is imported: its own functions are decorated, too
 
 
 @pytest.fixture(scope="session")
