@@ -124,7 +124,7 @@ def _forward(
 def _probabilities(s, top, rest, seen, EXACT: tl.constexpr):
     """exp2(s - lse), 0 where not seen. Only float32 needs the two parts of lse one after the other."""
     s = (s - top) - rest if EXACT else s - (top + rest)
-    return tl.where(seen, tl.exp2(s), 0.0)
+    return tl.exp2(tl.where(seen, s, -float("inf")))
 
 
 @triton.jit
@@ -224,23 +224,35 @@ def _backward_q(
         _put(dq, dq_MD * scale, first_q, head, m_M, d_D, n_q, dqt, dqh, D)
 
 
-# Of (kernel, greatest head width), for half precision: on sm_80 and sm_90 no registers spill and tensor cores do the
-# products (tests/encoder/attention/test_compiled.py). Not yet chosen by time on a GPU.
+# For half precision, by (least capability, kernel, greatest head width): no registers spill and tensor cores do the
+# products (tests/encoder/attention/test_compiled.py, Triton 3.6 and 3.9). Not yet chosen by time on a GPU.
 TILES = {
-    ("forward", 64): Tiles(128, 64, 8, 2),
-    ("forward", 128): Tiles(64, 64, 8, 2),
-    ("backward_kv", 64): Tiles(64, 128, 8, 2),
-    ("backward_kv", 128): Tiles(64, 64, 8, 2),
-    ("backward_q", 64): Tiles(128, 64, 8, 2),
-    ("backward_q", 128): Tiles(128, 32, 8, 2),
+    (80, "forward", 64): Tiles(128, 64, 8, 2),
+    (80, "forward", 128): Tiles(64, 64, 8, 2),
+    (80, "backward_kv", 64): Tiles(32, 128, 8, 2),
+    (80, "backward_kv", 128): Tiles(64, 64, 8, 2),
+    (80, "backward_q", 64): Tiles(128, 64, 8, 2),
+    (80, "backward_q", 128): Tiles(128, 32, 8, 2),
+    (90, "forward", 64): Tiles(128, 64, 8, 2),
+    (90, "forward", 128): Tiles(64, 64, 8, 2),
+    (90, "backward_kv", 64): Tiles(64, 128, 8, 2),
+    (90, "backward_kv", 128): Tiles(64, 64, 8, 2),
+    (90, "backward_q", 64): Tiles(128, 64, 8, 2),
+    (90, "backward_q", 128): Tiles(128, 32, 8, 2),
 }
-FLOAT32 = Tiles(32, 32, 4, 2)  # for the oracle's sake, not for speed: IEEE products use no tensor cores
+FLOAT32 = Tiles(32, 32, 4, 2)  # for exactness, not for speed: IEEE products use no tensor cores
 
 
-def tiles(kernel: str, head_dim: int, dtype: torch.dtype) -> Tiles:
+def tiles(kernel: str, head_dim: int, dtype: torch.dtype, capability: int) -> Tiles:
+    """`capability` is 80 for sm_80, and so on."""
     if dtype == torch.float32:
         return FLOAT32
-    return TILES[kernel, 64 if head_dim <= 64 else 128]
+    return TILES[90 if capability >= 90 else 80, kernel, 64 if head_dim <= 64 else 128]
+
+
+def _tiles_for(kernel: str, q_THD: Tensor) -> Tiles:
+    major, minor = torch.cuda.get_device_capability(q_THD.device) if q_THD.is_cuda else (9, 0)
+    return tiles(kernel, q_THD.shape[-1], q_THD.dtype, 10 * major + minor)
 
 
 class Pack(NamedTuple):
@@ -262,7 +274,7 @@ def forward(
     T, H, D = q_THD.shape
     out_THD = torch.empty((T, H, D), dtype=q_THD.dtype, device=q_THD.device)
     lse_2HT = torch.empty((2, H, T), dtype=torch.float32, device=q_THD.device)
-    t = tiles("forward", D, q_THD.dtype)
+    t = _tiles_for("forward", q_THD)
     _forward[(triton.cdiv(pack.max_q, t.m), H, pack.count)](
         q_THD, k_THD, v_THD, out_THD, lse_2HT, pack.cu_q, pack.cu_k, pack.max_q, pack.max_k, T, scale * LOG2E,
         *_strides(q_THD, k_THD, v_THD, out_THD),
@@ -301,11 +313,11 @@ def backward(
         "GROUP": H // Hk, **shape, "CAUSAL": causal, "PACKED": pack.cu_q is not None,
         "EXACT": q_THD.dtype == torch.float32,
     }  # fmt: skip
-    t = tiles("backward_kv", D, q_THD.dtype)
+    t = _tiles_for("backward_kv", q_THD)
     _backward_kv[(triton.cdiv(pack.max_k, t.n), Hk, pack.count)](
         *common, dk_THD, dv_THD, *where, *read, *_strides(dk_THD, dv_THD), **how, **_launch(t)
     )
-    t = tiles("backward_q", D, q_THD.dtype)
+    t = _tiles_for("backward_q", q_THD)
     _backward_q[(triton.cdiv(pack.max_q, t.m), H, pack.count)](
         *common, dq_THD, *where, *read, *_strides(dq_THD), **how, **_launch(t)
     )

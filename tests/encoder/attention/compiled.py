@@ -21,7 +21,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def compile_for(arch: int, name: str, dtype: str, D: int, causal: bool, packed: bool) -> dict:
-    function, tile = getattr(kernel, f"_{name}"), kernel.tiles(name, D, DTYPES[dtype])
+    function, tile = getattr(kernel, f"_{name}"), kernel.tiles(name, D, DTYPES[dtype], arch)
     constants = {
         "GROUP": 1, "D": D, "WIDTH": kernel._width(D), "M": tile.m, "N": tile.n, "CAUSAL": causal, "PACKED": packed,
         "EXACT": False,
