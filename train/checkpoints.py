@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train.config import ConfigError
-from train.processes import is_main
+from train.processes import is_main, one_at_a_time
 
 RUN = "run.json"
 LOCK = ".lock"
@@ -52,24 +52,20 @@ def alone(run: Path, patience: float = 120.0) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise CheckpointError(f"{run} is a file; choose another --out") from None
-    lock = FileLock(run / LOCK)
     try:
-        lock.acquire(timeout=0)
+        with one_at_a_time(
+            run / LOCK, f"another process is at work in {run}; waiting for it to save and leave", patience
+        ):
+            try:
+                yield
+            finally:
+                if [path.name for path in run.iterdir()] == [LOCK]:  # refused before there was a run
+                    (run / LOCK).unlink()
+                    run.rmdir()
     except Timeout:
-        print(f"another process is at work in {run}; waiting for it to save and leave", flush=True)
-        try:
-            lock.acquire(timeout=patience)
-        except Timeout:
-            raise CheckpointError(
-                f"another process is still at work in {run}; wait for it or stop it, or choose another --out"
-            ) from None
-    try:
-        yield
-    finally:
-        if [path.name for path in run.iterdir()] == [LOCK]:  # refused before there was a run
-            (run / LOCK).unlink()
-            run.rmdir()
-        lock.release()
+        raise CheckpointError(
+            f"another process is still at work in {run}; wait for it or stop it, or choose another --out"
+        ) from None
 
 
 def save(

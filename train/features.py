@@ -9,17 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 
 from encoder.radiograph import InputError, read
 from train.config import ConfigError
+from train.processes import one_at_a_time
 from vlm.model import FindingsModel
 from vlm.projector import layers_of, tower_features
 
@@ -59,7 +58,10 @@ def image_features(
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
     data, done = folder / f"{key}.npy", folder / f"{key}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / f"{key}.lock", state):
+    lock = folder / f"{key}.lock"
+    alone = one_at_a_time(lock, f"another run computes these features; waiting ({lock})")
+    with alone if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
         if not done.exists():
             _compute(model, paths, folder, key, state, batch, workers)
     unreadable = set(json.loads(done.read_text())["unreadable"])
@@ -72,23 +74,6 @@ def image_features(
     if not rows:
         raise ConfigError(f"none of {len(paths)} images could be read; the first: {min(unreadable)}")
     return np.load(data, mmap_mode="r"), rows
-
-
-@contextmanager
-def _alone(path: Path, state: PartialState) -> Iterator[None]:
-    """One run at a time computes the features that several share; the others wait."""
-    lock = FileLock(path)
-    if state.is_main_process:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"another run computes these features; waiting ({path})", flush=True)
-            lock.acquire()
-    state.wait_for_everyone()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _compute(model, paths, folder: Path, key: str, state: PartialState, batch: int, workers: int) -> None:

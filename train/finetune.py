@@ -273,29 +273,23 @@ def known_images(model, tower, examples: Examples, init: str | None):
     from vlm.projector import layers_of
 
     inherited = resolve(init) / OUTLIERS if init else None
-    last = [
-        i for i, layer in enumerate(layers_of(model.llava)) if layer in (-1, tower.config.num_hidden_layers)
-    ]
+    layers, depth = layers_of(model.llava), tower.config.num_hidden_layers
+    last = next((i for i, layer in enumerate(layers) if layer in (-1, depth)), None)
     few = len(examples) < LEAST_KNOWN
     if few and inherited is not None and inherited.is_file():
         return Outliers.load(inherited)
-    if few or not last:
+    if few or last is None:
         why = (
             f"{len(examples)} training images are too few" if few else "the last layer is not among --layers"
         )
         print(f"no warnings about unusual images: {why} (python -m vlm.outliers makes them from more)")
         return None
     rows = torch.linspace(0, len(examples) - 1, min(MOST_KNOWN, len(examples))).long()
-    width = tower.config.hidden_size
     with torch.inference_mode():
-        parts = [
-            pooled(
-                tower.layernorm(
-                    examples.batch(part.tolist())[..., last[0] * width :][..., :width].to(tower.device)
-                )
-            )
-            for part in rows.unique().split(64)
-        ]
+        parts = []
+        for part in rows.unique().split(64):
+            x_BNC = examples.batch(part.tolist()).chunk(len(layers), dim=-1)[last]
+            parts.append(pooled(tower.layernorm(x_BNC.to(tower.device))))
     return Outliers.fit(torch.cat(parts), encoder_sha256=model.meta.encoder_sha256)
 
 

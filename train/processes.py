@@ -12,7 +12,12 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -54,6 +59,27 @@ def all_processes():
                 helper.kill()
         os.environ.clear()
         os.environ.update(before)
+
+
+say_at_once = partial(print, flush=True)
+
+
+@contextmanager
+def one_at_a_time(
+    path: Path, waiting: str, patience: float = -1, say: Callable[[str], None] = say_at_once
+) -> Iterator[None]:
+    """Hold the lock file `path` while the block lasts. Where another process has it, says `waiting` and waits, for at
+    most `patience` seconds unless that is negative. Raises filelock.Timeout."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(waiting)
+        lock.acquire(timeout=patience)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def process_state():

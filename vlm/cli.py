@@ -223,8 +223,7 @@ def _studies(args):
         for given in args.inputs
         if given.suffix != ".jsonl"
     }
-    named = [(given, f, _name(given, f)) for given, several in files.items() for f in several]
-    times = Counter(name for *_, name in named)
+    times = Counter(_name(given, f) for given, several in files.items() for f in several)
     for given in args.inputs:
         if not given.exists():
             raise UsageError(f"{given} does not exist")
@@ -239,12 +238,11 @@ def _studies(args):
         else:
             found = [
                 Study(
-                    study_id=name if times[name] == 1 else str(f),
+                    study_id=_name(given, f) if times[_name(given, f)] == 1 else str(f),
                     images=[Image(str(f.absolute()))],
                     indication=args.indication,
                 )
-                for whose, f, name in named
-                if whose == given
+                for f in files[given]
             ]
         yield from found[:left]
         left -= len(found[:left])

@@ -57,6 +57,12 @@ def _put(x, tile, first, head, rows, columns, length, token_stride, head_stride,
 
 
 @triton.jit
+def _keys_end(m0, n_q, n_k, M: tl.constexpr, CAUSAL: tl.constexpr):
+    """The first key that no query of the tile at m0 sees."""
+    return tl.minimum(n_k, tl.maximum(m0 + M + n_k - n_q, 0)) if CAUSAL else n_k
+
+
+@triton.jit
 def _attend(
     acc_MD, sum_M, top_M, q_MD, k, v, first_k, head_k, m_M, d_D, start, end, n_q, n_k, scale_log2, kt, kh, vt, vh,
     D: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
@@ -99,9 +105,8 @@ def _forward(
         q_MD = _rows(q, first_q, head, m_M, d_D, n_q, qt, qh, D)
         acc_MD = tl.zeros((M, WIDTH), tl.float32)
         sum_M, top_M = tl.zeros((M,), tl.float32), tl.full((M,), -float("inf"), tl.float32)
-        end, whole = n_k, n_k // N * N
-        if CAUSAL:  # keys that some row of the tile sees, and those that all of them see
-            end = tl.minimum(n_k, tl.maximum(m0 + M + n_k - n_q, 0))
+        end, whole = _keys_end(m0, n_q, n_k, M, CAUSAL), n_k // N * N
+        if CAUSAL:  # tiles of keys that all rows see
             whole = tl.minimum(whole, tl.maximum(m0 + 1 + n_k - n_q, 0) // N * N)
         acc_MD, sum_M, top_M = _attend(
             acc_MD, sum_M, top_M, q_MD, k, v, first_k, head // GROUP, m_M, d_D, 0, whole, n_q, n_k, scale_log2,
@@ -118,6 +123,15 @@ def _forward(
         tl.store(rows, tl.where(blind_M, float("inf"), top_M), mask=m_M < n_q)
         rest = rows + tl.num_programs(1).to(tl.int64) * total_q
         tl.store(rest, tl.log2(tl.where(blind_M, 1.0, sum_M)), mask=m_M < n_q)
+
+
+@triton.jit
+def _of_rows(lse, delta, head, heads, first, m_M, length, total):
+    """-> the two parts of lse, and delta, of some rows of one head."""
+    rows, inside_M = head.to(tl.int64) * total + first + m_M, m_M < length
+    top_M = tl.load(lse + rows, mask=inside_M, other=float("inf"))
+    rest_M = tl.load(lse + heads.to(tl.int64) * total + rows, mask=inside_M, other=0.0)
+    return top_M, rest_M, tl.load(delta + rows, mask=inside_M, other=0.0)
 
 
 @triton.jit
@@ -160,17 +174,14 @@ def _backward_kv(
         start = 0
         if CAUSAL:  # the first query that sees key n0
             start = tl.maximum(n0 + n_q - n_k, 0) // M * M
-        all_rows = tl.num_programs(1).to(tl.int64) * GROUP * total_q
+        heads = tl.num_programs(1) * GROUP
         for member in range(GROUP):
             head = head_k * GROUP + member
-            rows = head.to(tl.int64) * total_q + first_q
             for m0 in range(start, n_q, M):
                 m_M = m0 + tl.arange(0, M)
                 q_MD = _rows(q, first_q, head, m_M, d_D, n_q, qt, qh, D)
                 grad_MD = _rows(grad, first_q, head, m_M, d_D, n_q, gt, gh, D)
-                top_M = tl.load(lse + rows + m_M, mask=m_M < n_q, other=float("inf"))
-                rest_M = tl.load(lse + all_rows + rows + m_M, mask=m_M < n_q, other=0.0)
-                delta_M = tl.load(delta + rows + m_M, mask=m_M < n_q, other=0.0)
+                top_M, rest_M, delta_M = _of_rows(lse, delta, head, heads, first_q, m_M, n_q, total_q)
                 s_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee") * scale_log2
                 seen_NM = (n_N[:, None] < n_k) & (m_M[None, :] < n_q)
                 if CAUSAL:
@@ -200,16 +211,10 @@ def _backward_q(
         m_M, d_D = m0 + tl.arange(0, M), tl.arange(0, WIDTH)
         q_MD = _rows(q, first_q, head, m_M, d_D, n_q, qt, qh, D)
         grad_MD = _rows(grad, first_q, head, m_M, d_D, n_q, gt, gh, D)
-        rows = head.to(tl.int64) * total_q + first_q
-        all_rows = tl.num_programs(1).to(tl.int64) * total_q
-        top_M = tl.load(lse + rows + m_M, mask=m_M < n_q, other=float("inf"))
-        rest_M = tl.load(lse + all_rows + rows + m_M, mask=m_M < n_q, other=0.0)
-        delta_M = tl.load(delta + rows + m_M, mask=m_M < n_q, other=0.0)
+        heads = tl.num_programs(1)
+        top_M, rest_M, delta_M = _of_rows(lse, delta, head, heads, first_q, m_M, n_q, total_q)
         dq_MD = tl.zeros((M, WIDTH), tl.float32)
-        end = n_k
-        if CAUSAL:
-            end = tl.minimum(n_k, tl.maximum(m0 + M + n_k - n_q, 0))
-        for n0 in range(0, end, N):
+        for n0 in range(0, _keys_end(m0, n_q, n_k, M, CAUSAL), N):
             n_N = n0 + tl.arange(0, N)
             k_ND = _rows(k, first_k, head // GROUP, n_N, d_D, n_k, kt, kh, D)
             v_ND = _rows(v, first_k, head // GROUP, n_N, d_D, n_k, vt, vh, D)

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from encoder.radiograph import InputError, Limits, read
+from train.processes import one_at_a_time
 from vlm.study import StudyError, load_studies, normalise_split
 
 log = logging.getLogger(__name__)
@@ -198,22 +199,13 @@ class Radiographs:
             return error.code, error.message
 
     def _open_cache(self, cache: Path, workers: int | None) -> None:
-        from filelock import FileLock, Timeout
-
         folder = cache / _content_key(self.paths, self.short_side, self.limits)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("another process is decoding into %s; waiting for it", folder)
-            lock.acquire()
-        try:
+        waiting = f"another process is decoding into {folder}; waiting for it"
+        with one_at_a_time(folder / "lock", waiting, say=log.warning):
             if not (folder / "complete").exists():
                 self._build(folder, workers)
                 (folder / "complete").touch()
-        finally:
-            lock.release()
         entries = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
         pairs = list(zip(self.paths, entries, strict=True))
         self.skipped = [(path, *entry) for path, entry in pairs if isinstance(entry[0], str)]
