@@ -40,6 +40,7 @@ class CropViT(VisionTransformer):
         heads: int,
         layerscale: float = 1e-5,
         mlp_ratio: int = 4,
+        attention: str = "cxr",
     ) -> None:
         if size % patch:
             raise ValueError(f"image size {size} is no multiple of the patch size {patch}")
@@ -60,6 +61,8 @@ class CropViT(VisionTransformer):
         self.size, self.patch, self.heads, self.depth = size, patch, heads, depth
         self.mlp_ratio, self.layerscale = mlp_ratio, layerscale
         self.mask_token = nn.Parameter(torch.zeros(1, width))
+        for block in self.blocks:
+            block.attn.attention = attention
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         super().init_weights(mode, needs_reset)
@@ -93,20 +96,30 @@ class CropViT(VisionTransformer):
         return [features for x, r in zip(tokens, residuals, strict=True) for features in self._blocks([x], r)]
 
     def _blocks(self, tokens: Sequence[Tensor], residual_LRS: Tensor | None) -> list[Features]:
+        """One resolution as a dense batch (S, N, C), several as a pack (T, C)."""
         shapes = tuple((x.shape[0], x.shape[1]) for x in tokens)
-        cu_seqlens, max_seqlen = _packing(shapes, tokens[0].device)
-        x_TC = torch.cat([x.flatten(0, 1) for x in tokens]) if len(tokens) > 1 else tokens[0].flatten(0, 1)
-        if residual_LRS is not None:
-            residual_LRT = residual_LRS.repeat_interleave(
-                cu_seqlens.diff(), dim=-1, output_size=x_TC.shape[0]
-            )
+        x, pack = tokens[0], {}
+        if len(tokens) > 1:
+            x = torch.cat([x.flatten(0, 1) for x in tokens])
+            cu_seqlens, max_seqlen = _packing(shapes, x.device)
+            pack = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        if residual_LRS is not None and pack:
+            residual_LR = residual_LRS.repeat_interleave(cu_seqlens.diff(), dim=-1, output_size=x.shape[0])[
+                ..., None
+            ]
+        elif residual_LRS is not None:
+            residual_LR = residual_LRS[..., None, None]
         for i, block in enumerate(self.blocks):
-            branch_TC = block.ls1(block.attn(block.norm1(x_TC), cu_seqlens=cu_seqlens, max_seqlen=max_seqlen))
-            x_TC = x_TC + (branch_TC if residual_LRS is None else branch_TC * residual_LRT[i, 0, :, None])
-            branch_TC = block.ls2(block.mlp(block.norm2(x_TC)))
-            x_TC = x_TC + (branch_TC if residual_LRS is None else branch_TC * residual_LRT[i, 1, :, None])
-        parts = self.norm(x_TC).split([b * n for b, n in shapes])
-        normed = [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+            branch = block.ls1(block.attn(block.norm1(x), **pack))
+            x = x + (branch if residual_LRS is None else branch * residual_LR[i, 0])
+            branch = block.ls2(block.mlp(block.norm2(x)))
+            x = x + (branch if residual_LRS is None else branch * residual_LR[i, 1])
+        x = self.norm(x)
+        if pack:
+            parts = x.split([b * n for b, n in shapes])
+            normed = [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+        else:
+            normed = [x]
         return [Features(x[:, 0], x[:, 1:]) for x in normed]
 
     def _embed(self, x_BCHW: Tensor, mask_BP: Tensor | None) -> Tensor:

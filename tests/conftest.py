@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # plain `pytest` does not put the root there
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the sizes here are tiny
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the network is wrong
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -70,7 +70,7 @@ class Finetune:
     workers: int = 2  # processes that read images while features are computed
     feature_batch: int = 32  # images a forward pass of the encoder
     features_dir: str | None = None  # where features lie (OUT/features); runs on the same images can share it
-    attention: str = "auto"  # eager on a CPU, the fastest there in training; cxr, our kernel, on a GPU
+    attention: str = "cxr"  # our kernel; sdpa: PyTorch's; reference: the explicit formula
     threads: int = 0  # of each process on a CPU; 0: all cores, divided among the processes
     seed: int = 0  # projector, LoRA and order
 

@@ -50,7 +50,7 @@ class LanguageModel:
     eval_steps: int = 200  # validation loss; 0: never
     save_steps: int = 200  # checkpoints to go on from
     log_steps: int = 50  # a line on the screen
-    attention: str = "auto"  # eager on a CPU, the fastest there in training; cxr, our kernel, on a GPU
+    attention: str = "cxr"  # our kernel; sdpa: PyTorch's; reference: the explicit formula
     threads: int = 0  # of each process on a CPU; 0: all cores, divided among the processes
     seed: int = 0  # initialisation and order
 

@@ -29,6 +29,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from encoder.attention import CHOICES
 from encoder.radiograph import InputError
 from encoder.selfdistill.heads import DINOHead
 from encoder.selfdistill.losses import (
@@ -123,6 +124,7 @@ class PretrainConfig:
         0  # steps in which only the heads learn; needed with --init, fresh heads wreck a backbone
     )
     mixed_precision: str = "bf16"  # or "no"; matrix products in bfloat16, the rest in float32
+    attention: str = "cxr"  # our kernel; sdpa: PyTorch's; reference: the explicit formula
 
     # the run
     log_every: int = 10  # steps between lines
@@ -147,6 +149,8 @@ class PretrainConfig:
             problems.append(f"centring must be sinkhorn_knopp or centring, not {self.centring!r}")
         if self.mixed_precision not in ("no", "bf16"):
             problems.append(f"mixed_precision must be no or bf16, not {self.mixed_precision!r}")
+        if self.attention not in CHOICES:
+            problems.append(f"attention must be {', '.join(CHOICES)}, not {self.attention!r}")
         for name in ("global_scale", "local_scale", "blur_sigma", "mask_ratio"):
             pair = getattr(self, name)
             if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
@@ -161,7 +165,7 @@ class PretrainConfig:
 
 
 # Fields that may differ when a run goes on: they change nothing that is computed.
-FREE = ("out", "stop_at", "log_every", "save_every", "keep_last", "workers", "threads", "cache")
+FREE = ("out", "stop_at", "log_every", "save_every", "keep_last", "workers", "threads", "cache", "attention")
 GLOBAL_CROPS = 2  # as in DINO
 MAX_BAD_STEPS = 3  # not finite, in a row
 
@@ -261,7 +265,9 @@ class Distilled(nn.Module):
 
     def __init__(self, c: PretrainConfig) -> None:
         super().__init__()
-        self.backbone = CropViT(c.size, c.patch, c.width, c.depth, c.heads, c.layerscale)
+        self.backbone = CropViT(
+            c.size, c.patch, c.width, c.depth, c.heads, c.layerscale, attention=c.attention
+        )
         head = (c.width, c.prototypes, c.head_hidden, c.head_bottleneck)
         self.dino_head = DINOHead(*head)
         self.ibot_head = DINOHead(*head) if c.separate_ibot_head else None

@@ -100,7 +100,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-new-tokens", type=_positive, help="longest findings, in tokens (default: the model's)"
     )
     p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    p.add_argument("--attention", default="cxr", choices=("cxr", "sdpa", "eager"), help="default cxr: ours")
+    p.add_argument(
+        "--attention",
+        default="cxr",
+        choices=("cxr", "sdpa", "reference"),
+        help="cxr: our kernel (default); sdpa: PyTorch's; reference: explicit",
+    )
     p.add_argument("--seed", type=int, default=0, help="of the shuffling (decoding is greedy)")
     p.set_defaults(run=generate)
 

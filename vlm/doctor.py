@@ -63,13 +63,19 @@ def devices() -> list[tuple[str, str]]:
 
 
 def attention() -> str:
-    """Which implementation `cxr_attention` runs on the best device here."""
+    """What our operator runs on the best device here."""
     import torch
 
-    import encoder.attention.wiring  # noqa: F401  registers the name with transformers
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return f"cxr_attention on {device}: exact attention through PyTorch's scaled_dot_product_attention"
+    if not torch.cuda.is_available():
+        return "cxr on this CPU: PyTorch's fused kernel, matrix products where those are faster"
+    try:
+        from encoder.attention.kernel import capability
+    except ImportError:
+        return (
+            "cxr on a GPU needs Triton, which is missing: pip install 'triton>=3.6' (--attention sdpa works)"
+        )
+    arch = capability(torch.device("cuda"))
+    return f"cxr on sm_{arch}: our flash attention in Triton" + (", reading by TMA" if arch >= 90 else "")
 
 
 def weights() -> list[tuple[str, str]]:

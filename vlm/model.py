@@ -42,7 +42,6 @@ META = "cxr.json"
 MINI = Path(__file__).parent / "mini"
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # of saved weights; None: as they are
-ATTENTION = {"cxr": "cxr_attention", "sdpa": "sdpa", "eager": "eager"}
 
 
 class ModelError(ValueError):
@@ -109,15 +108,12 @@ class FindingsModel:
 
 
 def attention_name(attention: str) -> str:
-    """transformers' name for `cxr` (ours, registered with transformers here), `sdpa`, `eager`, or `auto`: for training,
-    `eager` on a CPU, where it is the fastest at a few hundred tokens under bf16 autocast, and ours elsewhere."""
-    if attention == "auto":
-        attention = "cxr" if torch.cuda.is_available() else "eager"
-    if attention not in ATTENTION:
-        raise ModelError(f"attention {attention!r} is unknown; there are auto, {', '.join(ATTENTION)}")
-    if attention == "cxr":
-        import encoder.attention.wiring  # noqa: F401  (importing registers the name)
-    return ATTENTION[attention]
+    """transformers' name for `cxr` (our kernel), `sdpa` (PyTorch's) or `reference` (the explicit formula)."""
+    from encoder.attention.wiring import TRANSFORMERS  # importing it registers ours
+
+    if attention not in TRANSFORMERS:
+        raise ModelError(f"attention {attention!r} is unknown; there are {', '.join(TRANSFORMERS)}")
+    return TRANSFORMERS[attention]
 
 
 # --- building ---------------------------------------------------------------------------------------------------------

@@ -1,17 +1,22 @@
 """One attention function for the whole system: pre-training crops, the vision tower, the language model.
 
-This file holds the contract and picks the backend; the mathematics is in `reference.py`.
+This file holds the contract and its checks. `ops.py` makes it an operator of PyTorch, `kernel.py` is that operator on a
+GPU, `cpu.py` on a CPU; `reference.py` is what both are measured against.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
-from . import reference
+from . import ops
+from .reference import attention_math, attention_sdpa
 
-__all__ = ["attention"]
+__all__ = ["CHOICES", "attention"]
+
+MAX_HEAD_WIDTH, KERNEL_DTYPES = 128, (torch.float16, torch.bfloat16, torch.float32)
 
 
 def attention(
@@ -42,29 +47,37 @@ def attention(
     """
     packed = cu_seqlens_q is not None or cu_seqlens_k is not None
     _check(q_BNHD, k_BNHD, v_BNHD, packed)
-    if not packed:
-        return reference.attention_cpu(q_BNHD, k_BNHD, v_BNHD, causal=causal, scale=scale)
-    if cu_seqlens_q is None:
-        raise ValueError("attention: cu_seqlens_k was given without cu_seqlens_q")
-    if cu_seqlens_k is None:
-        cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q
-    _check_pack("q", cu_seqlens_q, max_seqlen_q, q_BNHD)
-    if cu_seqlens_k is not cu_seqlens_q or k_BNHD.shape[0] != q_BNHD.shape[0]:
-        _check_pack("k", cu_seqlens_k, max_seqlen_k, k_BNHD)
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
-        raise ValueError(
-            f"attention: cu_seqlens_q describes {cu_seqlens_q.numel() - 1} sequences, cu_seqlens_k "
-            f"{cu_seqlens_k.numel() - 1}"
+    if packed:
+        if cu_seqlens_q is None:
+            raise ValueError("attention: cu_seqlens_k was given without cu_seqlens_q")
+        if cu_seqlens_k is None:
+            cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q
+        _check_pack("q", cu_seqlens_q, max_seqlen_q, q_BNHD)
+        if cu_seqlens_k is not cu_seqlens_q or k_BNHD.shape[0] != q_BNHD.shape[0]:
+            _check_pack("k", cu_seqlens_k, max_seqlen_k, k_BNHD)
+        if cu_seqlens_q.shape != cu_seqlens_k.shape:
+            raise ValueError(
+                f"attention: cu_seqlens_q describes {cu_seqlens_q.numel() - 1} sequences, cu_seqlens_k "
+                f"{cu_seqlens_k.numel() - 1}"
+            )
+    if q_BNHD.device.type not in ("cpu", "cuda"):
+        return attention_sdpa(
+            q_BNHD,
+            k_BNHD,
+            v_BNHD,
+            causal=causal,
+            scale=scale,
+            cu_seqlens_q=cu_seqlens_q,
+            cu_seqlens_k=cu_seqlens_k,
         )
-    return reference.attention_cpu(
-        q_BNHD,
-        k_BNHD,
-        v_BNHD,
-        causal=causal,
-        scale=scale,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-    )
+    scale = q_BNHD.shape[-1] ** -0.5 if scale is None else scale
+    if not packed:
+        return ops.attention(q_BNHD, k_BNHD, v_BNHD, None, None, causal, scale)[0]
+    q, k, v = q_BNHD[None], k_BNHD[None], v_BNHD[None]
+    return ops.attention(q, k, v, cu_seqlens_q.int(), cu_seqlens_k.int(), causal, scale)[0][0]
+
+
+CHOICES = {"cxr": attention, "sdpa": attention_sdpa, "reference": attention_math}  # --attention
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
@@ -84,6 +97,11 @@ def _check(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
         )
     if not q.device == k.device == v.device:
         raise ValueError(f"attention: q, k, v lie on {q.device}, {k.device}, {v.device}")
+    if q.device.type == "cuda" and (q.shape[-1] > MAX_HEAD_WIDTH or q.dtype not in KERNEL_DTYPES):
+        raise ValueError(
+            f"attention: the kernel takes float16, bfloat16 and float32 and heads of 1 to {MAX_HEAD_WIDTH}, got "
+            f"{q.dtype} and {q.shape[-1]}; choose PyTorch's own with --attention sdpa"
+        )
 
 
 def _check_pack(name: str, cu_seqlens: Tensor, max_seqlen: int | None, x_THD: Tensor) -> None:
@@ -94,8 +112,8 @@ def _check_pack(name: str, cu_seqlens: Tensor, max_seqlen: int | None, x_THD: Te
         )
     if max_seqlen is None or max_seqlen < 1:
         raise ValueError(f"attention: a pack needs max_seqlen_{name} as a host int >= 1, got {max_seqlen}")
-    if cu_seqlens.device.type != "cpu":  # the values are looked at only where that costs no synchronisation
-        return
+    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+        return  # the values are looked at only where they are at hand
     bounds = cu_seqlens.tolist()
     lengths = [b - a for a, b in pairwise(bounds)]
     if bounds[0] != 0 or bounds[-1] != x_THD.shape[0]:

@@ -4,86 +4,157 @@ Forward: online softmax over tiles of keys (Dao et al., arXiv 2205.14135 and 230
 dK and dV, one for dQ, so that nothing is added up in an order that chance decides: the same inputs give the same bits.
 
 Scores are kept in log2 units (exp2 is what the hardware has), scaled in float32 after the product, never in the inputs'
-precision. `lse` (2, H, all query tokens) holds log2 of the sum of a row's exponentials in two parts, the greatest score
-and what is to be added: in one number the second would lose its digits where scores are large. A row that sees no key
-has +inf, which makes its probabilities in the backward 0 instead of NaN. Dense batches are packs of equal lengths.
+precision. `lse` (parts, H, all queries) holds log2 of the sum of a row's exponentials; for float32 in two parts, the
+greatest score and what is to be added: in one number the second would lose its digits where scores are large. A row
+that sees no key has +inf, which makes its probabilities in the backward 0 instead of NaN.
 
-Shape letters: M queries and N keys of a tile, D head width; T all query tokens, H query heads.
+Tiles that every row sees whole go through a loop without masks, the others through one with them. On Hopper and later
+the loops read half precision through tensor descriptors (TMA), where the tensors are aligned for it. All else is read
+through pointers, also what stays for the whole loop: that way it waits in shared memory instead of registers.
+A pack is cut into tasks, (sequence, tile) pairs listed on the device: short sequences start no idle programs, and
+nothing asks the device for lengths.
+
+Shape letters: M queries and N keys of a tile, D head width; B batch, T all query tokens, H query heads.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-LOG2E = math.log2(math.e)
+from .tiles import tiles
+
+LOG2E = tl.constexpr(math.log2(math.e))
 ROWS = 64  # of a program of _row_products
+TASKS = 256  # sequences that a program of _list_tasks reads at once
 
 
-class Tiles(NamedTuple):
-    m: int  # queries
-    n: int  # keys
-    warps: int
-    stages: int
+@triton.jit
+def _list_tasks(cu_seqlens, tasks, count, total, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """tasks (total, 2): (sequence, its tile) for every tile of SIZE tokens, then (-1, ...) to the end."""
+    sequence = tl.program_id(0)
+    i = tl.arange(0, BLOCK)
+    before = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, sequence, BLOCK):
+        j, earlier = start + i, start + i < sequence
+        length = tl.load(cu_seqlens + j + 1, mask=earlier, other=0) - tl.load(
+            cu_seqlens + j, mask=earlier, other=0
+        )
+        before += (length + SIZE - 1) // SIZE
+    first = tl.sum(before)
+    length = tl.load(cu_seqlens + sequence + 1) - tl.load(cu_seqlens + sequence)
+    end = first + (length + SIZE - 1) // SIZE
+    for start in range(first, tl.where(sequence == count - 1, total, end), BLOCK):
+        task = start + i
+        inside = task < tl.where(sequence == count - 1, total, end)
+        tl.store(tasks + 2 * task, tl.where(task < end, sequence, -1), mask=inside)
+        tl.store(tasks + 2 * task + 1, task - first, mask=inside)
+
+
+@triton.jit
+def _task(tasks, length, SIZE: tl.constexpr, PACKED: tl.constexpr):
+    """-> (sequence, or -1 where there is nothing to do, and its tile) of this program."""
+    program = tl.program_id(0)
+    if PACKED:
+        return tl.load(tasks + 2 * program), tl.load(tasks + 2 * program + 1)
+    else:
+        tiles = (length + SIZE - 1) // SIZE
+        return program // tiles, program % tiles
 
 
 @triton.jit
 def _span(cu_seqlens, sequence, length, PACKED: tl.constexpr):
-    """-> (first token of a sequence, its length)."""
+    """-> (batch, first token within it, first row of all, length) of a sequence."""
     if PACKED:
         first = tl.load(cu_seqlens + sequence)
-        return first.to(tl.int64), tl.load(cu_seqlens + sequence + 1) - first
+        return sequence * 0, first, first.to(tl.int64), tl.load(cu_seqlens + sequence + 1) - first
     else:
-        return sequence.to(tl.int64) * length, length
+        return sequence, sequence * 0, sequence.to(tl.int64) * length, length
 
 
 @triton.jit
-def _rows(x, first, head, rows, columns, length, token_stride, head_stride, D: tl.constexpr):
-    """A tile of rows of one head, zeros outside."""
-    where = (first + rows)[:, None] * token_stride + head * head_stride + columns[None, :]
-    return tl.load(x + where, mask=(rows[:, None] < length) & (columns[None, :] < D), other=0.0)
+def _rows(
+    x, batch, first, head, row, length, sb, st, sh,
+    ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+    MASKED: tl.constexpr, TMA: tl.constexpr, ZEROS: tl.constexpr,
+):  # fmt: skip
+    """The tile (ROWS, WIDTH) of one head at `row`; MASKED where it may reach past `length`, and there zeros. Through a
+    descriptor they are zeros past the end of the tensor; of a pack's next sequence they are made so with ZEROS."""
+    m = tl.arange(0, ROWS)
+    if TMA:
+        tile = x.load([batch, first + row, head, 0]).reshape(ROWS, WIDTH)
+        if MASKED and ZEROS:
+            tile = tl.where((row + m)[:, None] < length, tile, 0.0)
+        return tile
+    else:
+        d = tl.arange(0, WIDTH)
+        start = x + batch.to(tl.int64) * sb + (first + row).to(tl.int64) * st + head.to(tl.int64) * sh
+        where = start + m[:, None] * st + d[None, :]
+        if MASKED:
+            return tl.load(where, mask=((row + m)[:, None] < length) & (d[None, :] < D), other=0.0)
+        elif D == WIDTH:
+            return tl.load(where)
+        else:
+            return tl.load(where, mask=d[None, :] < D, other=0.0)
 
 
 @triton.jit
-def _put(x, tile, first, head, rows, columns, length, token_stride, head_stride, D: tl.constexpr):
-    where = (first + rows)[:, None] * token_stride + head * head_stride + columns[None, :]
-    inside = (rows[:, None] < length) & (columns[None, :] < D)
-    tl.store(x + where, tile.to(x.dtype.element_ty), mask=inside)
+def _put(
+    x, tile, batch, first, head, row, length, sb, st, sh,
+    ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    m, d = tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    start = x + batch.to(tl.int64) * sb + (first + row).to(tl.int64) * st + head.to(tl.int64) * sh
+    inside = ((row + m)[:, None] < length) & (d[None, :] < D)
+    tl.store(start + m[:, None] * st + d[None, :], tile.to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _keys_end(m0, n_q, n_k, M: tl.constexpr, CAUSAL: tl.constexpr):
-    """The first key that no query of the tile at m0 sees."""
-    return tl.minimum(n_k, tl.maximum(m0 + M + n_k - n_q, 0)) if CAUSAL else n_k
+def _keys_seen(m0, n_q, n_k, M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr):
+    """-> (where whole tiles end that all queries of the tile at m0 see, where the keys end that any of them sees)."""
+    whole, end = n_k // N * N, n_k
+    if CAUSAL:
+        whole = tl.minimum(whole, tl.maximum(m0 + 1 + n_k - n_q, 0) // N * N)
+        end = tl.minimum(n_k, tl.maximum(m0 + M + n_k - n_q, 0))
+    return whole, end
+
+
+@triton.jit
+def _seen(m0, n0, n_q, n_k, M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr):
+    """Which (query, key) pairs of a tile there are."""
+    m, n = m0 + tl.arange(0, M)[:, None], n0 + tl.arange(0, N)[None, :]
+    seen = (m < n_q) & (n < n_k)
+    if CAUSAL:
+        seen = seen & (n <= m + n_k - n_q)
+    return seen
 
 
 @triton.jit
 def _attend(
-    acc_MD, sum_M, top_M, q_MD, k, v, first_k, head_k, m_M, d_D, start, end, n_q, n_k, scale_log2, kt, kh, vt, vh,
-    D: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+    acc_MD, sum_M, top_M, q_MD, k, v, batch, first, head, m0, start, end, n_q, n_k, scale_log2, kb, kt, kh, vb, vt, vh,
+    D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The online softmax over key tiles [start, end); only MASKED ones look at where the keys end."""
+    """The online softmax over key tiles [start, end)."""
     for n0 in range(start, end, N):
-        n_N = n0 + tl.arange(0, N)
-        k_ND = _rows(k, first_k, head_k, n_N, d_D, n_k, kt, kh, D)
+        k_ND = _rows(k, batch, first, head, n0, n_k, kb, kt, kh, N, D, WIDTH, MASKED, TMA, False)
         s_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee") * scale_log2
         if MASKED:
-            seen_MN = n_N[None, :] < n_k
-            if CAUSAL:
-                seen_MN = seen_MN & (n_N[None, :] <= m_M[:, None] + n_k - n_q)
-            s_MN = tl.where(seen_MN, s_MN, -float("inf"))
+            s_MN = tl.where(_seen(m0, n0, n_q, n_k, M, N, CAUSAL), s_MN, -float("inf"))
         new_M = tl.maximum(top_M, tl.max(s_MN, 1))
         # A row that has seen nothing yet: subtracting -inf from itself would give NaN.
-        base_M = tl.where(new_M == -float("inf"), 0.0, new_M)
+        base_M = tl.where(new_M == -float("inf"), 0.0, new_M) if MASKED else new_M
         p_MN = tl.exp2(s_MN - base_M[:, None])
         shrink_M = tl.exp2(top_M - base_M)
         sum_M = sum_M * shrink_M + tl.sum(p_MN, 1)
-        v_ND = _rows(v, first_k, head_k, n_N, d_D, n_k, vt, vh, D)
+        v_ND = _rows(v, batch, first, head, n0, n_k, vb, vt, vh, N, D, WIDTH, MASKED, TMA, PACKED)
         acc_MD = acc_MD * shrink_M[:, None] + tl.dot(p_MN.to(v_ND.dtype), v_ND, input_precision="ieee")
         top_M = new_M
     return acc_MD, sum_M, top_M
@@ -91,256 +162,312 @@ def _attend(
 
 @triton.jit
 def _forward(
-    q, k, v, out, lse, cu_q, cu_k, n_q, n_k, total_q, scale_log2,
-    qt, qh, kt, kh, vt, vh, ot, oh,
+    q, k, v, lse, out, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
+    qb, qt, qh, kb, kt, kh, vb, vt, vh, ob, ot, oh,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, PACKED: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    head, sequence = tl.program_id(1), tl.program_id(2)
-    first_q, n_q = _span(cu_q, sequence, n_q, PACKED)
-    first_k, n_k = _span(cu_k, sequence, n_k, PACKED)
-    m0 = tl.program_id(0) * M
-    if m0 < n_q:
-        m_M, d_D = m0 + tl.arange(0, M), tl.arange(0, WIDTH)
-        q_MD = _rows(q, first_q, head, m_M, d_D, n_q, qt, qh, D)
+    head, scale_log2 = tl.program_id(1), scale * LOG2E
+    sequence, tile = _task(tasks, n_q, M, PACKED)
+    if sequence >= 0:
+        batch, first_q, row_q, n_q = _span(cu_q, sequence, n_q, PACKED)
+        batch, first_k, _row_k, n_k = _span(cu_k, sequence, n_k, PACKED)
+        m0 = tile * M
+        q_MD = _rows(q, batch, first_q, head, m0, n_q, qb, qt, qh, M, D, WIDTH, True, False, False)
         acc_MD = tl.zeros((M, WIDTH), tl.float32)
         sum_M, top_M = tl.zeros((M,), tl.float32), tl.full((M,), -float("inf"), tl.float32)
-        end, whole = _keys_end(m0, n_q, n_k, M, CAUSAL), n_k // N * N
-        if CAUSAL:  # tiles of keys that all rows see
-            whole = tl.minimum(whole, tl.maximum(m0 + 1 + n_k - n_q, 0) // N * N)
+        whole, end = _keys_seen(m0, n_q, n_k, M, N, CAUSAL)
         acc_MD, sum_M, top_M = _attend(
-            acc_MD, sum_M, top_M, q_MD, k, v, first_k, head // GROUP, m_M, d_D, 0, whole, n_q, n_k, scale_log2,
-            kt, kh, vt, vh, D, N, CAUSAL, False,
+            acc_MD, sum_M, top_M, q_MD, k, v, batch, first_k, head // GROUP, m0, 0, whole, n_q, n_k, scale_log2,
+            kb, kt, kh, vb, vt, vh, D, WIDTH, M, N, CAUSAL, PACKED, TMA, False,
         )  # fmt: skip
         acc_MD, sum_M, top_M = _attend(
-            acc_MD, sum_M, top_M, q_MD, k, v, first_k, head // GROUP, m_M, d_D, whole, end, n_q, n_k, scale_log2,
-            kt, kh, vt, vh, D, N, CAUSAL, True,
+            acc_MD, sum_M, top_M, q_MD, k, v, batch, first_k, head // GROUP, m0, whole, end, n_q, n_k, scale_log2,
+            kb, kt, kh, vb, vt, vh, D, WIDTH, M, N, CAUSAL, PACKED, TMA, True,
         )  # fmt: skip
         blind_M = sum_M == 0.0
         acc_MD = acc_MD / tl.where(blind_M, 1.0, sum_M)[:, None]
-        _put(out, acc_MD, first_q, head, m_M, d_D, n_q, ot, oh, D)
-        rows = lse + head.to(tl.int64) * total_q + first_q + m_M
-        tl.store(rows, tl.where(blind_M, float("inf"), top_M), mask=m_M < n_q)
-        rest = rows + tl.num_programs(1).to(tl.int64) * total_q
-        tl.store(rest, tl.log2(tl.where(blind_M, 1.0, sum_M)), mask=m_M < n_q)
+        _put(out, acc_MD, batch, first_q, head, m0, n_q, ob, ot, oh, M, D, WIDTH)
+        m_M = m0 + tl.arange(0, M)
+        rows = lse + head.to(tl.int64) * total_q + row_q + m_M
+        top_M, rest_M = tl.where(blind_M, float("inf"), top_M), tl.log2(tl.where(blind_M, 1.0, sum_M))
+        if EXACT:
+            tl.store(rows, top_M, mask=m_M < n_q)
+            tl.store(rows + tl.num_programs(1).to(tl.int64) * total_q, rest_M, mask=m_M < n_q)
+        else:
+            tl.store(rows, top_M + rest_M, mask=m_M < n_q)
 
 
 @triton.jit
-def _of_rows(lse, delta, head, heads, first, m_M, length, total):
-    """-> the two parts of lse, and delta, of some rows of one head."""
-    rows, inside_M = head.to(tl.int64) * total + first + m_M, m_M < length
-    top_M = tl.load(lse + rows, mask=inside_M, other=float("inf"))
-    rest_M = tl.load(lse + heads.to(tl.int64) * total + rows, mask=inside_M, other=0.0)
-    return top_M, rest_M, tl.load(delta + rows, mask=inside_M, other=0.0)
+def _of_rows(
+    lse,
+    delta,
+    head,
+    heads,
+    row,
+    m0,
+    length,
+    total,
+    M: tl.constexpr,
+    EXACT: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """-> lse, its second part (if EXACT; else it is not looked at), and delta, of some rows of one head."""
+    m_M = m0 + tl.arange(0, M)
+    rows = head.to(tl.int64) * total + row + m_M
+    if MASKED:
+        top_M = tl.load(lse + rows, mask=m_M < length, other=float("inf"))
+        rest_M = (
+            tl.load(lse + heads.to(tl.int64) * total + rows, mask=m_M < length, other=0.0) if EXACT else top_M
+        )
+        return top_M, rest_M, tl.load(delta + rows, mask=m_M < length, other=0.0)
+    else:
+        top_M = tl.load(lse + rows)
+        rest_M = tl.load(lse + heads.to(tl.int64) * total + rows) if EXACT else top_M
+        return top_M, rest_M, tl.load(delta + rows)
 
 
 @triton.jit
-def _probabilities(s, top, rest, seen, EXACT: tl.constexpr):
-    """exp2(s - lse), 0 where not seen. Only float32 needs the two parts of lse one after the other."""
-    s = (s - top) - rest if EXACT else s - (top + rest)
-    return tl.exp2(tl.where(seen, s, -float("inf")))
+def _probabilities(s, top, rest, EXACT: tl.constexpr):
+    """exp2(s - lse)."""
+    return tl.exp2((s - top) - rest if EXACT else s - top)
 
 
 @triton.jit
 def _row_products(
-    out, grad, delta, total_q, ot, oh, gt, gh, D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr
-):
+    out, grad, delta, n_q, total_q, ob, ot, oh, gb, gt, gh,
+    D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
     """delta (H, T): the sum over D of out x grad, in float32."""
-    head = tl.program_id(1)
-    m_M, d_D = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, WIDTH)
-    m_M = m_M.to(tl.int64)
-    out_MD = _rows(out, 0, head, m_M, d_D, total_q, ot, oh, D).to(tl.float32)
-    grad_MD = _rows(grad, 0, head, m_M, d_D, total_q, gt, gh, D).to(tl.float32)
-    tl.store(delta + head.to(tl.int64) * total_q + m_M, tl.sum(out_MD * grad_MD, 1), mask=m_M < total_q)
+    head, batch, m0 = tl.program_id(1), tl.program_id(2), tl.program_id(0) * M
+    out_MD = _rows(out, batch, 0, head, m0, n_q, ob, ot, oh, M, D, WIDTH, True, False, True).to(tl.float32)
+    grad_MD = _rows(grad, batch, 0, head, m0, n_q, gb, gt, gh, M, D, WIDTH, True, False, True).to(tl.float32)
+    m_M = m0 + tl.arange(0, M)
+    rows = head.to(tl.int64) * total_q + batch.to(tl.int64) * n_q + m_M
+    tl.store(delta + rows, tl.sum(out_MD * grad_MD, 1), mask=m_M < n_q)
+
+
+@triton.jit
+def _gather_kv(
+    dk_ND, dv_ND, k_ND, v_ND, q, grad, lse, delta, batch, first, row, head, heads, n0, start, end, n_q, n_k, total_q,
+    scale_log2, qb, qt, qh, gb, gt, gh,
+    D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """What the queries of tiles [start, end) of one head add to dK and dV."""
+    for m0 in range(start, end, M):
+        q_MD = _rows(q, batch, first, head, m0, n_q, qb, qt, qh, M, D, WIDTH, MASKED, TMA, PACKED)
+        grad_MD = _rows(grad, batch, first, head, m0, n_q, gb, gt, gh, M, D, WIDTH, MASKED, TMA, PACKED)
+        top_M, rest_M, delta_M = _of_rows(lse, delta, head, heads, row, m0, n_q, total_q, M, EXACT, MASKED)
+        s_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee") * scale_log2
+        if MASKED:
+            s_NM = tl.where(tl.trans(_seen(m0, n0, n_q, n_k, M, N, CAUSAL)), s_NM, -float("inf"))
+        p_NM = _probabilities(s_NM, top_M[None, :], rest_M[None, :], EXACT)
+        dv_ND += tl.dot(p_NM.to(grad_MD.dtype), grad_MD, input_precision="ieee")
+        dp_NM = tl.dot(v_ND, tl.trans(grad_MD), input_precision="ieee")
+        ds_NM = p_NM * (dp_NM - delta_M[None, :])
+        dk_ND += tl.dot(ds_NM.to(q_MD.dtype), q_MD, input_precision="ieee")
+    return dk_ND, dv_ND
 
 
 @triton.jit
 def _backward_kv(
-    q, k, v, grad, lse, delta, dk, dv, cu_q, cu_k, n_q, n_k, total_q, scale, scale_log2,
-    qt, qh, kt, kh, vt, vh, gt, gh, dkt, dkh, dvt, dvh,
+    q, k, v, grad, lse, delta, dk, dv, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
+    qb, qt, qh, kb, kt, kh, vb, vt, vh, gb, gt, gh, dkb, dkt, dkh, dvb, dvt, dvh,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, PACKED: tl.constexpr, EXACT: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of keys, over all query heads of its group."""
-    head_k, sequence = tl.program_id(1), tl.program_id(2)
-    first_q, n_q = _span(cu_q, sequence, n_q, PACKED)
-    first_k, n_k = _span(cu_k, sequence, n_k, PACKED)
-    n0 = tl.program_id(0) * N
-    if n0 < n_k:
-        n_N, d_D = n0 + tl.arange(0, N), tl.arange(0, WIDTH)
-        k_ND = _rows(k, first_k, head_k, n_N, d_D, n_k, kt, kh, D)
-        v_ND = _rows(v, first_k, head_k, n_N, d_D, n_k, vt, vh, D)
+    head_k, scale_log2 = tl.program_id(1), scale * LOG2E
+    sequence, tile = _task(tasks, n_k, N, PACKED)
+    if sequence >= 0:
+        batch, first_q, row_q, n_q = _span(cu_q, sequence, n_q, PACKED)
+        batch, first_k, _row_k, n_k = _span(cu_k, sequence, n_k, PACKED)
+        n0 = tile * N
+        k_ND = _rows(k, batch, first_k, head_k, n0, n_k, kb, kt, kh, N, D, WIDTH, True, False, False)
+        v_ND = _rows(v, batch, first_k, head_k, n0, n_k, vb, vt, vh, N, D, WIDTH, True, False, False)
         dk_ND, dv_ND = tl.zeros((N, WIDTH), tl.float32), tl.zeros((N, WIDTH), tl.float32)
-        start = 0
-        if CAUSAL:  # the first query that sees key n0
-            start = tl.maximum(n0 + n_q - n_k, 0) // M * M
         heads = tl.num_programs(1) * GROUP
+        last = n_q // M * M  # the tile in which the queries end, if one does
         for member in range(GROUP):
             head = head_k * GROUP + member
-            for m0 in range(start, n_q, M):
-                m_M = m0 + tl.arange(0, M)
-                q_MD = _rows(q, first_q, head, m_M, d_D, n_q, qt, qh, D)
-                grad_MD = _rows(grad, first_q, head, m_M, d_D, n_q, gt, gh, D)
-                top_M, rest_M, delta_M = _of_rows(lse, delta, head, heads, first_q, m_M, n_q, total_q)
-                s_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee") * scale_log2
-                seen_NM = (n_N[:, None] < n_k) & (m_M[None, :] < n_q)
-                if CAUSAL:
-                    seen_NM = seen_NM & (n_N[:, None] <= m_M[None, :] + n_k - n_q)
-                p_NM = _probabilities(s_NM, top_M[None, :], rest_M[None, :], seen_NM, EXACT)
-                dv_ND += tl.dot(p_NM.to(grad_MD.dtype), grad_MD, input_precision="ieee")
-                dp_NM = tl.dot(v_ND, tl.trans(grad_MD), input_precision="ieee")
-                ds_NM = p_NM * (dp_NM - delta_M[None, :])
-                dk_ND += tl.dot(ds_NM.to(q_MD.dtype), q_MD, input_precision="ieee")
-        _put(dk, dk_ND * scale, first_k, head_k, n_N, d_D, n_k, dkt, dkh, D)
-        _put(dv, dv_ND, first_k, head_k, n_N, d_D, n_k, dvt, dvh, D)
+            whole = 0
+            if CAUSAL:  # from the first query that sees key n0 to the first that sees them all
+                start = tl.maximum(n0 + n_q - n_k, 0) // M * M
+                whole = tl.minimum((tl.maximum(n0 + N - 1 + n_q - n_k, 0) + M - 1) // M * M, last)
+                dk_ND, dv_ND = _gather_kv(
+                    dk_ND, dv_ND, k_ND, v_ND, q, grad, lse, delta, batch, first_q, row_q, head, heads, n0, start, whole,
+                    n_q, n_k, total_q, scale_log2, qb, qt, qh, gb, gt, gh,
+                    D, WIDTH, M, N, CAUSAL, PACKED, TMA, EXACT, True,
+                )  # fmt: skip
+            dk_ND, dv_ND = _gather_kv(
+                dk_ND, dv_ND, k_ND, v_ND, q, grad, lse, delta, batch, first_q, row_q, head, heads, n0, whole, last,
+                n_q, n_k, total_q, scale_log2, qb, qt, qh, gb, gt, gh,
+                D, WIDTH, M, N, CAUSAL, PACKED, TMA, EXACT, False,
+            )  # fmt: skip
+            dk_ND, dv_ND = _gather_kv(
+                dk_ND, dv_ND, k_ND, v_ND, q, grad, lse, delta, batch, first_q, row_q, head, heads, n0, last, n_q,
+                n_q, n_k, total_q, scale_log2, qb, qt, qh, gb, gt, gh,
+                D, WIDTH, M, N, CAUSAL, PACKED, TMA, EXACT, True,
+            )  # fmt: skip
+        _put(dk, dk_ND * scale, batch, first_k, head_k, n0, n_k, dkb, dkt, dkh, N, D, WIDTH)
+        _put(dv, dv_ND, batch, first_k, head_k, n0, n_k, dvb, dvt, dvh, N, D, WIDTH)
+
+
+@triton.jit
+def _gather_q(
+    dq_MD, q_MD, grad_MD, top_M, rest_M, delta_M, k, v, batch, first, head, m0, start, end, n_q, n_k, scale_log2,
+    kb, kt, kh, vb, vt, vh,
+    D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """What the keys of tiles [start, end) add to dQ."""
+    for n0 in range(start, end, N):
+        k_ND = _rows(k, batch, first, head, n0, n_k, kb, kt, kh, N, D, WIDTH, MASKED, TMA, PACKED)
+        v_ND = _rows(v, batch, first, head, n0, n_k, vb, vt, vh, N, D, WIDTH, MASKED, TMA, PACKED)
+        s_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee") * scale_log2
+        if MASKED:
+            s_MN = tl.where(_seen(m0, n0, n_q, n_k, M, N, CAUSAL), s_MN, -float("inf"))
+        p_MN = _probabilities(s_MN, top_M[:, None], rest_M[:, None], EXACT)
+        dp_MN = tl.dot(grad_MD, tl.trans(v_ND), input_precision="ieee")
+        ds_MN = p_MN * (dp_MN - delta_M[:, None])
+        dq_MD += tl.dot(ds_MN.to(k_ND.dtype), k_ND, input_precision="ieee")
+    return dq_MD
 
 
 @triton.jit
 def _backward_q(
-    q, k, v, grad, lse, delta, dq, cu_q, cu_k, n_q, n_k, total_q, scale, scale_log2,
-    qt, qh, kt, kh, vt, vh, gt, gh, dqt, dqh,
+    q, k, v, grad, lse, delta, dq, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
+    qb, qt, qh, kb, kt, kh, vb, vt, vh, gb, gt, gh, dqb, dqt, dqh,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, PACKED: tl.constexpr, EXACT: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries."""
-    head, sequence = tl.program_id(1), tl.program_id(2)
-    first_q, n_q = _span(cu_q, sequence, n_q, PACKED)
-    first_k, n_k = _span(cu_k, sequence, n_k, PACKED)
-    m0 = tl.program_id(0) * M
-    if m0 < n_q:
-        m_M, d_D = m0 + tl.arange(0, M), tl.arange(0, WIDTH)
-        q_MD = _rows(q, first_q, head, m_M, d_D, n_q, qt, qh, D)
-        grad_MD = _rows(grad, first_q, head, m_M, d_D, n_q, gt, gh, D)
-        heads = tl.num_programs(1)
-        top_M, rest_M, delta_M = _of_rows(lse, delta, head, heads, first_q, m_M, n_q, total_q)
+    head, scale_log2 = tl.program_id(1), scale * LOG2E
+    sequence, tile = _task(tasks, n_q, M, PACKED)
+    if sequence >= 0:
+        batch, first_q, row_q, n_q = _span(cu_q, sequence, n_q, PACKED)
+        batch, first_k, _row_k, n_k = _span(cu_k, sequence, n_k, PACKED)
+        m0 = tile * M
+        q_MD = _rows(q, batch, first_q, head, m0, n_q, qb, qt, qh, M, D, WIDTH, True, False, False)
+        grad_MD = _rows(grad, batch, first_q, head, m0, n_q, gb, gt, gh, M, D, WIDTH, True, False, False)
+        top_M, rest_M, delta_M = _of_rows(
+            lse, delta, head, tl.num_programs(1), row_q, m0, n_q, total_q, M, EXACT, True
+        )
         dq_MD = tl.zeros((M, WIDTH), tl.float32)
-        for n0 in range(0, _keys_end(m0, n_q, n_k, M, CAUSAL), N):
-            n_N = n0 + tl.arange(0, N)
-            k_ND = _rows(k, first_k, head // GROUP, n_N, d_D, n_k, kt, kh, D)
-            v_ND = _rows(v, first_k, head // GROUP, n_N, d_D, n_k, vt, vh, D)
-            s_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee") * scale_log2
-            seen_MN = n_N[None, :] < n_k
-            if CAUSAL:
-                seen_MN = seen_MN & (n_N[None, :] <= m_M[:, None] + n_k - n_q)
-            p_MN = _probabilities(s_MN, top_M[:, None], rest_M[:, None], seen_MN, EXACT)
-            dp_MN = tl.dot(grad_MD, tl.trans(v_ND), input_precision="ieee")
-            ds_MN = p_MN * (dp_MN - delta_M[:, None])
-            dq_MD += tl.dot(ds_MN.to(k_ND.dtype), k_ND, input_precision="ieee")
-        _put(dq, dq_MD * scale, first_q, head, m_M, d_D, n_q, dqt, dqh, D)
-
-
-# For half precision, by (least capability, kernel, greatest head width): no registers spill and tensor cores do the
-# products (tests/encoder/attention/test_compiled.py, Triton 3.6 and 3.9). Not yet chosen by time on a GPU.
-TILES = {
-    (80, "forward", 64): Tiles(128, 64, 8, 2),
-    (80, "forward", 128): Tiles(64, 64, 8, 2),
-    (80, "backward_kv", 64): Tiles(32, 128, 8, 2),
-    (80, "backward_kv", 128): Tiles(64, 64, 8, 2),
-    (80, "backward_q", 64): Tiles(128, 64, 8, 2),
-    (80, "backward_q", 128): Tiles(128, 32, 8, 2),
-    (90, "forward", 64): Tiles(128, 64, 8, 2),
-    (90, "forward", 128): Tiles(64, 64, 8, 2),
-    (90, "backward_kv", 64): Tiles(64, 128, 8, 2),
-    (90, "backward_kv", 128): Tiles(64, 64, 8, 2),
-    (90, "backward_q", 64): Tiles(128, 64, 8, 2),
-    (90, "backward_q", 128): Tiles(128, 32, 8, 2),
-}
-FLOAT32 = Tiles(32, 32, 4, 2)  # for exactness, not for speed: IEEE products use no tensor cores
-
-
-def tiles(kernel: str, head_dim: int, dtype: torch.dtype, capability: int) -> Tiles:
-    """`capability` is 80 for sm_80, and so on."""
-    if dtype == torch.float32:
-        return FLOAT32
-    return TILES[90 if capability >= 90 else 80, kernel, 64 if head_dim <= 64 else 128]
-
-
-def _tiles_for(kernel: str, q_THD: Tensor) -> Tiles:
-    major, minor = torch.cuda.get_device_capability(q_THD.device) if q_THD.is_cuda else (9, 0)
-    return tiles(kernel, q_THD.shape[-1], q_THD.dtype, 10 * major + minor)
+        whole, end = _keys_seen(m0, n_q, n_k, M, N, CAUSAL)
+        dq_MD = _gather_q(
+            dq_MD, q_MD, grad_MD, top_M, rest_M, delta_M, k, v, batch, first_k, head // GROUP, m0, 0, whole,
+            n_q, n_k, scale_log2, kb, kt, kh, vb, vt, vh, D, WIDTH, M, N, CAUSAL, PACKED, TMA, EXACT, False,
+        )  # fmt: skip
+        dq_MD = _gather_q(
+            dq_MD, q_MD, grad_MD, top_M, rest_M, delta_M, k, v, batch, first_k, head // GROUP, m0, whole, end,
+            n_q, n_k, scale_log2, kb, kt, kh, vb, vt, vh, D, WIDTH, M, N, CAUSAL, PACKED, TMA, EXACT, True,
+        )  # fmt: skip
+        _put(dq, dq_MD * scale, batch, first_q, head, m0, n_q, dqb, dqt, dqh, M, D, WIDTH)
 
 
 class Pack(NamedTuple):
-    """Where the sequences lie: dense batches have no `cu_seqlens`."""
+    """Where the sequences lie in (1, T, H, D) tensors, int32 (sequences + 1,) on their device."""
 
-    count: int
-    max_q: int
-    max_k: int
-    cu_q: Tensor | None = None
-    cu_k: Tensor | None = None
+    cu_q: Tensor
+    cu_k: Tensor
 
 
 def forward(
-    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, pack: Pack, causal: bool, scale: float
+    q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, pack: Pack | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """-> (out (T, H, D) in the dtype of q, lse (2, H, T) float32 in log2 units). Tokens of all sequences one after
-    another; a dense batch is `flatten(0, 1)` of (B, N, H, D), which is a view for the strides that occur."""
-    q_THD, k_THD, v_THD = (_rowwise(x) for x in (q_THD, k_THD, v_THD))
-    T, H, D = q_THD.shape
-    out_THD = torch.empty((T, H, D), dtype=q_THD.dtype, device=q_THD.device)
-    lse_2HT = torch.empty((2, H, T), dtype=torch.float32, device=q_THD.device)
-    t = _tiles_for("forward", q_THD)
-    _forward[(triton.cdiv(pack.max_q, t.m), H, pack.count)](
-        q_THD, k_THD, v_THD, out_THD, lse_2HT, pack.cu_q, pack.cu_k, pack.max_q, pack.max_k, T, scale * LOG2E,
-        *_strides(q_THD, k_THD, v_THD, out_THD),
-        GROUP=H // k_THD.shape[1], D=D, WIDTH=_width(D), CAUSAL=causal, PACKED=pack.cu_q is not None, **_launch(t),
-    )  # fmt: skip
-    return out_THD, lse_2HT
+    """-> (out (B, N, H, D) contiguous, in the dtype of q; lse (1, or 2 for float32, H, B N) float32, log2).
+
+    With a `pack`, B is 1 and N all tokens; it must cover them. Strides are free, but a head's row must lie in one
+    piece: else it is copied.
+    """
+    read = [_rowwise(x) for x in (q_BNHD, k_BNHD, v_BNHD)]
+    B, N, H, D = q_BNHD.shape
+    out_BNHD = torch.empty((B, N, H, D), dtype=q_BNHD.dtype, device=q_BNHD.device)
+    lse_PHT = torch.empty((parts(q_BNHD.dtype), H, B * N), dtype=torch.float32, device=q_BNHD.device)
+    _run(_forward, read, [lse_PHT], [out_BNHD], pack, causal, scale)
+    return out_BNHD, lse_PHT
 
 
 def backward(
-    grad_THD: Tensor,
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THD: Tensor,
-    out_THD: Tensor,
-    lse_2HT: Tensor,
-    pack: Pack,
+    grad_BNHD: Tensor,
+    q_BNHD: Tensor,
+    k_BNHD: Tensor,
+    v_BNHD: Tensor,
+    out_BNHD: Tensor,
+    lse_PHT: Tensor,
+    pack: Pack | None,
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> dq, dk, dv, contiguous, in the dtypes of q, k and v."""
-    grad_THD, q_THD, k_THD, v_THD = (_rowwise(x) for x in (grad_THD, q_THD, k_THD, v_THD))
-    T, H, D = q_THD.shape
-    Hk = k_THD.shape[1]
-    dq_THD, dk_THD, dv_THD = (
-        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_THD, k_THD, v_THD)
+    read = [_rowwise(x) for x in (q_BNHD, k_BNHD, v_BNHD, grad_BNHD)]
+    B, N, H, D = q_BNHD.shape
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in read[:3])
+    delta_HT = torch.empty_like(lse_PHT[0])
+    _row_products[(triton.cdiv(N, ROWS), H, B)](
+        out_BNHD, read[3], delta_HT, N, B * N, *_strides(out_BNHD, read[3]), D=D, WIDTH=_width(D), M=ROWS
     )
-    delta_HT = torch.empty_like(lse_2HT[0])
-    shape = {"D": D, "WIDTH": _width(D)}
-    _row_products[(triton.cdiv(T, ROWS), H)](
-        out_THD, grad_THD, delta_HT, T, *_strides(out_THD, grad_THD), **shape, M=ROWS
-    )
-    common = (q_THD, k_THD, v_THD, grad_THD, lse_2HT, delta_HT)
-    where = (pack.cu_q, pack.cu_k, pack.max_q, pack.max_k, T, scale, scale * LOG2E)
-    read = _strides(q_THD, k_THD, v_THD, grad_THD)
-    how = {
-        "GROUP": H // Hk, **shape, "CAUSAL": causal, "PACKED": pack.cu_q is not None,
-        "EXACT": q_THD.dtype == torch.float32,
-    }  # fmt: skip
-    t = _tiles_for("backward_kv", q_THD)
-    _backward_kv[(triton.cdiv(pack.max_k, t.n), Hk, pack.count)](
-        *common, dk_THD, dv_THD, *where, *read, *_strides(dk_THD, dv_THD), **how, **_launch(t)
-    )
-    t = _tiles_for("backward_q", q_THD)
-    _backward_q[(triton.cdiv(pack.max_q, t.m), H, pack.count)](
-        *common, dq_THD, *where, *read, *_strides(dq_THD), **how, **_launch(t)
-    )
-    return dq_THD, dk_THD, dv_THD
+    _run(_backward_kv, read, [lse_PHT, delta_HT], [dk, dv], pack, causal, scale)
+    _run(_backward_q, read, [lse_PHT, delta_HT], [dq], pack, causal, scale)
+    return dq, dk, dv
 
 
-def _launch(t: Tiles) -> dict[str, int]:
-    return {"M": t.m, "N": t.n, "num_warps": t.warps, "num_stages": t.stages}
+def _run(kernel, read, rows, written, pack: Pack | None, causal: bool, scale: float) -> None:
+    """`read` is q, k, v and perhaps the gradient; `rows` have one number a query; `written` is what comes out."""
+    (B, n_q, H, D), (n_k, Hk), dtype = read[0].shape, read[1].shape[1:3], read[0].dtype
+    arch = capability(read[0].device)
+    t = tiles(kernel.__name__.lstrip("_"), D, dtype, causal, arch)
+    over_keys = kernel is _backward_kv
+    size, length = (t.n, n_k) if over_keys else (t.m, n_q)
+    if pack is None:
+        tasks, programs = None, triton.cdiv(length, size) * B
+    else:
+        cu_seqlens = pack.cu_k if over_keys else pack.cu_q
+        sequences = cu_seqlens.numel() - 1
+        programs = triton.cdiv(length, size) + sequences  # at least; how many it takes only the device knows
+        tasks = torch.empty((programs, 2), dtype=torch.int32, device=cu_seqlens.device)
+        _list_tasks[(sequences,)](cu_seqlens, tasks, sequences, programs, SIZE=size, BLOCK=TASKS)
+    looped = (0, 3) if over_keys else (1, 2)  # q and grad, or k and v: what the inner loops go through
+    tma = arch >= 90 and dtype != torch.float32 and all(_describable(read[i]) for i in looped)
+    if tma:
+        block = [1, t.m if over_keys else t.n, 1, _width(D)]
+        given = [TensorDescriptor.from_tensor(x, block) if i in looped else x for i, x in enumerate(read)]
+    kernel[(programs, Hk if over_keys else H)](
+        *(given if tma else read),
+        *rows, *written, *(pack or (None, None)), tasks, n_q, n_k, B * n_q, scale, *_strides(*read, *written),
+        GROUP=H // Hk, D=D, WIDTH=_width(D), M=t.m, N=t.n, CAUSAL=causal, PACKED=pack is not None, TMA=tma,
+        EXACT=parts(dtype) == 2, num_warps=t.warps, num_stages=t.stages,
+    )  # fmt: skip
 
 
-def _rowwise(x_THD: Tensor) -> Tensor:
-    """As it is where a head's row lies in one piece, whatever the strides of tokens and heads; else a copy."""
-    return x_THD if x_THD.stride(-1) == 1 else x_THD.contiguous()
+def parts(dtype: torch.dtype) -> int:
+    """In how many numbers lse is kept."""
+    return 2 if dtype == torch.float32 else 1
 
 
-def _strides(*tensors_THD: Tensor) -> list[int]:
-    """Of tokens and of heads, of each tensor."""
-    return [stride for x in tensors_THD for stride in x.stride()[:2]]
+@lru_cache
+def capability(device: torch.device) -> int:
+    """80 for sm_80, and so on. Triton's interpreter, on a CPU, does as Hopper would."""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    return 10 * major + minor
+
+
+def _describable(x_BNHD: Tensor) -> bool:
+    """Whether a tensor descriptor can say where it lies: 16-byte steps from a 16-byte address."""
+    step = 16 // x_BNHD.element_size()
+    return x_BNHD.data_ptr() % 16 == 0 and all(s > 0 and s % step == 0 for s in x_BNHD.stride()[:3])
+
+
+def _rowwise(x_BNHD: Tensor) -> Tensor:
+    """As it is where a head's row lies in one piece, whatever the other strides; else a copy."""
+    return x_BNHD if x_BNHD.stride(-1) == 1 else x_BNHD.contiguous()
+
+
+def _strides(*tensors_BNHD: Tensor) -> list[int]:
+    """Of batch, tokens and heads, of each tensor."""
+    return [stride for x in tensors_BNHD for stride in x.stride()[:3]]
 
 
 def _width(head_dim: int) -> int:

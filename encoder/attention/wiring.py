@@ -1,27 +1,40 @@
 """Where our attention enters other people's models: timm's `attn_layer`, transformers' AttentionInterface.
 
-Importing this module registers the name `cxr_attention` with transformers. (A name with "flash" in it would be taken
-for a kernel on the hub; without a mask function of the same name, padded batches would silently lose their mask.)
+Importing this module registers the names `cxr_attention` and `cxr_reference` (the explicit formula) with transformers.
+(A name with "flash" in it would be taken for a kernel on the hub; without a mask function of the same name, padded
+batches would silently lose their mask.)
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from timm.layers import Attention
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
 import encoder.attention as cxr
 
-NAME = "cxr_attention"
+NAME, REFERENCE = "cxr_attention", "cxr_reference"
+TRANSFORMERS = {
+    "cxr": NAME,
+    "sdpa": "sdpa",
+    "reference": REFERENCE,
+}  # what a model is asked for, by --attention
 
 
 class TimmAttention(Attention):
-    """timm's Attention with the same parameters and state-dict keys, through `encoder.attention.attention`.
+    """timm's Attention with the same parameters and state-dict keys, through `encoder.attention.attention`, or another
+    of its CHOICES that the attribute `attention` names.
 
     Besides timm's (B, N, C) it takes packed tokens (T, C) with `cu_seqlens` and `max_seqlen`.
     """
+
+    attention = "cxr"
 
     def forward(
         self,
@@ -43,7 +56,7 @@ class TimmAttention(Attention):
         qkv = self.qkv(x_BNC).unflatten(-1, (3, self.num_heads, self.head_dim))
         q_BNHD, k_BNHD, v_BNHD = qkv.unbind(-3)
         q_BNHD, k_BNHD = self.q_norm(q_BNHD).to(v_BNHD.dtype), self.k_norm(k_BNHD).to(v_BNHD.dtype)
-        out_BNHD = cxr.attention(
+        out_BNHD = cxr.CHOICES[self.attention](
             q_BNHD,
             k_BNHD,
             v_BNHD,
@@ -61,6 +74,8 @@ def transformers_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    *,
+    attention: str = "cxr",
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
@@ -82,36 +97,57 @@ def transformers_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)
     q_BNHD, k_BNHD, v_BNHD = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if attention_mask is None:
-        return cxr.attention(q_BNHD, k_BNHD, v_BNHD, causal=causal, scale=scaling), None
+        return cxr.CHOICES[attention](q_BNHD, k_BNHD, v_BNHD, causal=causal, scale=scaling), None
     if attention_mask.dim() != 2:
         raise ValueError(
             f"{NAME} takes padding masks (batch, keys), got {tuple(attention_mask.shape)}; "
             "load the model with attn_implementation='sdpa' for masks of another form"
         )
-    return _unpadded(q_BNHD, k_BNHD, v_BNHD, attention_mask.bool(), causal, scaling), None
+    return _unpadded(q_BNHD, k_BNHD, v_BNHD, attention_mask, cxr.CHOICES[attention], causal, scaling), None
 
 
-def _unpadded(q_BNHD, k_BNHD, v_BNHD, real_BM: Tensor, causal: bool, scale: float | None) -> Tensor:
-    """Padded batch -> pack -> padded batch; padding positions come out as zeros. The queries are the last positions."""
-    n_q = q_BNHD.shape[1]
+class Padding(NamedTuple):
+    """Where the real tokens of a padded batch are, and the pack that they make."""
+
+    q: tuple[Tensor, Tensor]  # row and position of each
+    k: tuple[Tensor, Tensor]
+    lengths: dict  # of the pack, as `encoder.attention.attention` takes them
+
+
+# A mask serves all layers of a model: what has to ask the device is done once a mask, not once a layer.
+_paddings: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _padding(mask_BM: Tensor, n_q: int) -> Padding | None:
+    """None if there is no real query. The queries are the last `n_q` positions."""
+    found = _paddings.setdefault(mask_BM, {})
+    if n_q in found:
+        return found[n_q]
+    real_BM = mask_BM.bool()
     q_real_BN = real_BM[:, real_BM.shape[1] - n_q :]
     rows = q_real_BN.any(1)  # a row with no query of its own is left out, for a pack has no empty sequences
-    out_BNHD = torch.zeros(*q_BNHD.shape[:3], v_BNHD.shape[-1], dtype=q_BNHD.dtype, device=q_BNHD.device)
-    if not rows.any():
+    q_lens, k_lens = q_real_BN.sum(1)[rows], real_BM.sum(1)[rows]
+    if not q_lens.numel():
+        return found.setdefault(n_q, None)
+    max_q, max_k = torch.stack([q_lens.max(), k_lens.max()]).tolist()
+    lengths = {
+        "cu_seqlens_q": _cumulated(q_lens), "max_seqlen_q": max_q,
+        "cu_seqlens_k": _cumulated(k_lens), "max_seqlen_k": max_k,
+    }  # fmt: skip
+    q, k = (x.nonzero(as_tuple=True) for x in (q_real_BN, real_BM & rows[:, None]))
+    return found.setdefault(n_q, Padding(q, k, lengths))
+
+
+def _unpadded(
+    q_BNHD, k_BNHD, v_BNHD, mask_BM: Tensor, attention, causal: bool, scale: float | None
+) -> Tensor:
+    """Padded batch -> pack -> padded batch; padding positions come out as zeros."""
+    out_BNHD = torch.zeros_like(q_BNHD, memory_format=torch.contiguous_format)
+    padding = _padding(mask_BM, q_BNHD.shape[1])
+    if padding is None:
         return out_BNHD
-    k_real_BM = real_BM & rows[:, None]
-    q_lens, k_lens = q_real_BN.sum(1)[rows], k_real_BM.sum(1)[rows]
-    out_BNHD[q_real_BN] = cxr.attention(
-        q_BNHD[q_real_BN],
-        k_BNHD[k_real_BM],
-        v_BNHD[k_real_BM],
-        causal=causal,
-        scale=scale,
-        cu_seqlens_q=_cumulated(q_lens),
-        cu_seqlens_k=_cumulated(k_lens),
-        max_seqlen_q=int(q_lens.max()),
-        max_seqlen_k=int(k_lens.max()),
-    )
+    q_THD, k_THD, v_THD = q_BNHD[padding.q], k_BNHD[padding.k], v_BNHD[padding.k]
+    out_BNHD[padding.q] = attention(q_THD, k_THD, v_THD, causal=causal, scale=scale, **padding.lengths)
     return out_BNHD
 
 
@@ -149,5 +185,6 @@ def _cumulated(lengths: Tensor) -> Tensor:
     return nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
 
-AttentionInterface.register(NAME, transformers_attention)
-AttentionMaskInterface.register(NAME, padding_mask)
+for _choice in ("cxr", "reference"):
+    AttentionInterface.register(TRANSFORMERS[_choice], partial(transformers_attention, attention=_choice))
+    AttentionMaskInterface.register(TRANSFORMERS[_choice], padding_mask)

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
-import encoder.attention
 from encoder.vit import CropViT, resample_pos_embed
+from tests.calls import Calls
 
 
 def vit(**kwargs) -> CropViT:
@@ -64,17 +64,22 @@ def test_packed_pass_equals_one_pass_a_resolution():
         torch.testing.assert_close(a.patches_BPC, b.patches_BPC, rtol=1e-5, atol=1e-6)
 
 
-def test_attention_goes_through_the_one_entry_point(monkeypatch):
-    calls = []
+def test_attention_is_our_operator():
+    with Calls() as calls:
+        vit().forward_crops([images(2, 56), images(2, 28)])
+    assert calls.count("attention") == 2 * 3
 
-    def counted(*args, **kwargs):
-        calls.append(kwargs)
-        return attention(*args, **kwargs)
 
-    attention = encoder.attention.attention
-    monkeypatch.setattr(encoder.attention, "attention", counted)
-    vit().forward_crops([images(2, 56), images(2, 28)])
-    assert len(calls) == 2 * 3
+@pytest.mark.parametrize("attention", ["sdpa", "reference"])
+def test_other_attention_gives_the_same(attention):
+    crops = [images(2, 56), images(3, 28)]
+    with Calls() as calls:
+        found = vit(attention=attention).forward_crops(crops)
+        packed = vit(attention=attention)._blocks([vit()._embed(x, None) for x in crops], None)
+    assert not calls.made
+    for x, y, z in zip(found, packed, vit().forward_crops(crops), strict=True):
+        torch.testing.assert_close(x, z, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(y, z, rtol=1e-5, atol=1e-6)
 
 
 def test_masked_patches_are_not_seen():

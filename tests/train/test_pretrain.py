@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import encoder.attention
 from encoder.state_dicts import load_encoder, save_dinov2
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
@@ -227,19 +226,6 @@ def test_init_of_another_shape_is_refused(images, tmp_path, capsys):
     save_dinov2(CropViT(28, 7, 32, 2, 2, 0.5), tmp_path / "start", Preprocessing(size=28))
     assert train(images, tmp_path / "run", "--init", str(tmp_path / "start")) == 2
     assert "width is 32 there and 16 in the recipe" in capsys.readouterr().err
-
-
-def test_a_training_step_goes_through_our_attention(images, tmp_path, monkeypatch):
-    calls = []
-
-    def counted(*args, **kwargs):
-        calls.append(1)
-        return attention(*args, **kwargs)
-
-    attention = encoder.attention.attention
-    monkeypatch.setattr(encoder.attention, "attention", counted)
-    assert train(images, tmp_path / "run", "--stop_at", "1") == 0
-    assert len(calls) == 2 * (1 + 2)  # depth x (teacher's globals, student's globals and locals)
 
 
 def config(**changes) -> PretrainConfig:

@@ -250,5 +250,5 @@ def test_studies_check(tmp_path, capsys):
 def test_doctor(capsys):
     main(["doctor"])
     shown = capsys.readouterr().out
-    for what in ("torch", "cxr_attention", "JPEG lossless", "mini"):
+    for what in ("torch", "cxr on ", "JPEG lossless", "mini"):
         assert what in shown

@@ -15,9 +15,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
-import encoder.attention
 from encoder.attention import attention, reference
-from encoder.attention.wiring import NAME, TimmAttention
+from encoder.attention.wiring import NAME, REFERENCE, TimmAttention
+from tests.calls import Calls
 
 
 def qkv(B, Nq, Nk, H, Hk, D, dtype=torch.float64, seed=0):
@@ -53,7 +53,7 @@ CASES = [  # Nq, Nk, H, Hk, causal, scale
 
 
 @pytest.mark.parametrize(("Nq", "Nk", "H", "Hk", "causal", "scale"), CASES)
-@pytest.mark.parametrize("function", [attention, reference.attention_math, reference.attention_cpu])
+@pytest.mark.parametrize("function", [attention, reference.attention_math, reference.attention_sdpa])
 def test_dense_equals_softmax_by_hand(function, Nq, Nk, H, Hk, causal, scale):
     q, k, v = qkv(2, Nq, Nk, H, Hk, 16)
     out = function(q, k, v, causal=causal, scale=scale)
@@ -72,7 +72,7 @@ def test_gradients(causal):
     ("q_lengths", "k_lengths"),
     [
         ([3, 3, 2], [3, 3, 2]),  # two runs of equal lengths
-        ([1, 4, 2, 7, 3, 5], [1, 4, 2, 7, 3, 5]),  # many lengths: padded inside
+        ([1, 4, 2, 7, 3, 5], [1, 4, 2, 7, 3, 5]),  # many lengths
         ([1, 1, 1, 1, 1, 1], [4, 9, 1, 7, 3, 5]),  # cached decoding
         ([2, 5, 1, 4, 3, 3], [4, 2, 6, 4, 1, 9]),  # some queries see nothing if causal
     ],
@@ -188,16 +188,9 @@ def test_refuses_mixed_dtypes():
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """Every call that models make to the one entry point."""
-    made = []
-
-    def counted(q, k, v, **kwargs):
-        made.append((tuple(q.shape), kwargs))
-        return attention(q, k, v, **kwargs)
-
-    monkeypatch.setattr(encoder.attention, "attention", counted)
-    return made
+def calls():
+    with Calls() as mode:
+        yield mode.made
 
 
 def test_timm_attention_is_timms(calls):
@@ -254,7 +247,7 @@ def test_llama_padded_logits_equal_unpadded(side, calls):
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     logits = model(ids, attention_mask=mask, position_ids=positions).logits
     assert len(calls) == 2
-    assert calls[0][1]["causal"] and calls[0][1]["max_seqlen_q"] == 7
+    assert calls[0][1]["causal"] and calls[0][1]["cu_seqlens_q"].tolist() == [0, 7, 9, 13]
     for row, sequence in enumerate(SEQUENCES):
         alone = model(torch.tensor([sequence])).logits[0]
         torch.testing.assert_close(logits[row, mask[row].bool()], alone, rtol=1e-4, atol=1e-5)
@@ -295,9 +288,22 @@ def test_llama_generates_as_with_sdpa():
     ids, mask = padded(SEQUENCES, "left")
     texts = [
         tiny_llama(name).generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
-        for name in (NAME, "sdpa")
+        for name in (NAME, "sdpa", REFERENCE)
     ]
-    assert torch.equal(*texts)
+    assert torch.equal(*texts[:2]) and torch.equal(*texts[1:])
+
+
+@torch.no_grad()
+def test_what_a_mask_says_is_worked_out_once_a_forward(monkeypatch):
+    """And not once a layer: on a GPU it has to wait for the device."""
+    model, asked = tiny_llama(NAME), []
+    nonzero = torch.Tensor.nonzero
+    monkeypatch.setattr(torch.Tensor, "nonzero", lambda *a, **k: asked.append(1) or nonzero(*a, **k))
+    ids, mask = padded(SEQUENCES, "right")
+    model(ids, attention_mask=mask)
+    assert len(asked) == 2  # queries and keys, for both layers
+    model(ids, attention_mask=mask.clone())
+    assert len(asked) == 4
 
 
 def test_llama_gradients_of_a_padded_batch_equal_sdpa():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from encoder.attention.reference import attention_math
 
@@ -36,9 +37,9 @@ def uninitialised_memory_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
-def pack_of(q_lengths, k_lengths, packed=True):
+def pack_of(q_lengths, k_lengths):
     cu = [torch.tensor([0, *lengths], device=DEVICE).cumsum(0).int() for lengths in (q_lengths, k_lengths)]
-    return Pack(len(q_lengths), max(q_lengths), max(k_lengths), *(cu if packed else (None, None)))
+    return Pack(*cu)
 
 
 def draw(q_lengths, k_lengths, H, Hk, D, dtype, seed=0):
@@ -48,10 +49,13 @@ def draw(q_lengths, k_lengths, H, Hk, D, dtype, seed=0):
     return [torch.randn(shape, generator=g, dtype=torch.float64).to(dtype).to(DEVICE) for shape in shapes]
 
 
-def ours(q, k, v, grad, pack, causal=False, scale=None):
+def ours(q, k, v, grad, pack, causal=False, scale=None, count=1):
+    """(T, H, D) of a pack, or without one of `count` sequences of equal lengths; (B, N, H, D) as they are."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = kernel.forward(q, k, v, pack, causal, scale)
-    return [out, *kernel.backward(grad, q, k, v, out, lse, pack, causal, scale)]
+    *inputs, grad = (x.unflatten(0, (count, -1)) if x.dim() == 3 else x for x in (q, k, v, grad))
+    out, lse = kernel.forward(*inputs, pack, causal, scale)
+    found = [out, *kernel.backward(grad, *inputs, out, lse, pack, causal, scale)]
+    return found if q.dim() == 4 else [x.flatten(0, 1) for x in found]
 
 
 def explicit(q, k, v, grad, q_lengths, k_lengths, causal=False, scale=None, dtype=torch.float64):
@@ -95,7 +99,8 @@ def compare(q_lengths, k_lengths, H, Hk, D, dtype, causal, packed=True, scale=No
     inputs = draw(q_lengths, k_lengths, H, Hk, D, dtype)
     if change:
         inputs = change(*inputs)
-    found = ours(*inputs, pack_of(q_lengths, k_lengths, packed), causal, scale)
+    pack = pack_of(q_lengths, k_lengths) if packed else None
+    found = ours(*inputs, pack, causal, scale, 1 if packed else len(q_lengths))
     exact = explicit(*inputs, q_lengths, k_lengths, causal, scale)
     rough = explicit(*inputs, q_lengths, k_lengths, causal, scale, dtype)
     for name, x, theirs, truth in zip(("out", "dq", "dk", "dv"), found, rough, exact, strict=True):
@@ -177,25 +182,73 @@ def test_three_times_the_same_bits():
 
 
 def test_views_are_read_where_they_lie(monkeypatch):
-    """timm's fused qkv, heads between tokens, and a view that starts in the middle; only a row in pieces is copied."""
-    fused = torch.randn(3, 40, 3, 2, 32, device=DEVICE)[1:]
-    q, k, v = (x.flatten(0, 1) for x in fused.unbind(2))
-    assert all(x.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr() for x in (q, k, v))
-    grad, pack = (
-        torch.randn(40, 2, 2, 32, device=DEVICE).transpose(0, 1).flatten(0, 1),
-        pack_of([40] * 2, [40] * 2, False),
-    )
-    wanted = ours(*(x.contiguous() for x in (q, k, v, grad)), pack)
-    heads_first = torch.randn(2, 80, 32, device=DEVICE).transpose(0, 1)
-    in_pieces = torch.randn(80, 32, 2, device=DEVICE).transpose(1, 2)
-    pieces_wanted = ours(
-        heads_first.contiguous(), in_pieces.contiguous(), v.contiguous(), grad.contiguous(), pack
-    )
-    copies = []
-    contiguous = torch.Tensor.contiguous
+    """timm's fused qkv, heads before tokens as in a cache, offsets; only a row in pieces is copied. float16 goes
+    through descriptors where the addresses are multiples of 16 bytes, and through pointers where they are not."""
+    copies, described = [], []
+    contiguous, describe = torch.Tensor.contiguous, kernel.TensorDescriptor.from_tensor
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda x: copies.append(x.shape) or contiguous(x))
-    found = ours(q, k, v, grad, pack)
-    assert not copies and all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    found = ours(heads_first, in_pieces, v, grad, pack)
-    assert len(copies) == 2  # forward and backward
-    assert all(torch.equal(a, b) for a, b in zip(found, pieces_wanted, strict=True))
+    monkeypatch.setattr(
+        kernel.TensorDescriptor, "from_tensor", lambda *a: described.append(a) or describe(*a)
+    )
+    memory = torch.randn(4 * 40 * 3 * 2 * 33, device=DEVICE).half()
+    fused = memory[: 3 * 40 * 3 * 2 * 32].view(3, 40, 3, 2, 32)[1:].unbind(2)
+    cache = [memory[i * 64 :][: 2 * 2 * 40 * 32].view(2, 2, 40, 32).transpose(1, 2) for i in range(3)]
+    odd = [memory[i + 1 :][: 2 * 40 * 2 * 33].view(2, 40, 2, 33)[..., :32] for i in range(3)]
+    in_pieces = [memory[i * 64 :][: 2 * 40 * 2 * 32].view(2, 40, 32, 2).transpose(2, 3) for i in range(3)]
+    for views, copied, by_tma in ((fused, 0, 6), (cache, 0, 6), (odd, 0, 0), (in_pieces, 3 + 4, 6)):
+        grad = views[0] * 0.5
+        wanted = ours(*(contiguous(x) for x in views), grad, None)
+        copies.clear(), described.clear()
+        found = ours(*views, grad, None)
+        assert len(copies) == copied and len(described) == by_tma
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_an_expanded_gradient():
+    """What out.sum().backward() sends."""
+    q, k, v, grad = draw([50], [50], 2, 2, 16, torch.float32)
+    wanted = ours(q, k, v, torch.ones_like(grad), pack_of([50], [50]))
+    found = ours(q, k, v, torch.ones((), device=DEVICE).expand(grad.shape), pack_of([50], [50]))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_sequences_of_a_pack_do_not_see_each_other():
+    """Not even NaN and inf of the neighbours, whose rows a tile reaches into."""
+    inputs = draw([33, 40, 20], [33, 40, 20], 1, 1, 32, torch.float16)
+    wanted = [x[33:73] for x in ours(*inputs, pack_of([33, 40, 20], [33, 40, 20]))]
+    for x in inputs:
+        x[:33], x[73:] = float("inf"), float("nan")
+    found = [x[33:73] for x in ours(*inputs, pack_of([33, 40, 20], [33, 40, 20]))]
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_tasks_of_a_pack():
+    """Every tile of every sequence once, in order, then nothing; more sequences than one program reads at once."""
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.randint(0, 40, (kernel.TASKS * 2 + 3,), generator=g)
+    cu = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int().to(DEVICE)
+    total = int(cu[-1]) // 16 + len(lengths)
+    tasks = torch.full((total, 2), -7, dtype=torch.int32, device=DEVICE)
+    kernel._list_tasks[(len(lengths),)](cu, tasks, len(lengths), total, SIZE=16, BLOCK=kernel.TASKS)
+    wanted = [[s, t] for s, n in enumerate(lengths.tolist()) for t in range(-(-n // 16))]
+    assert tasks[: len(wanted)].tolist() == wanted
+    assert (tasks[len(wanted) :, 0] == -1).all()
+
+
+def test_lengths_stay_on_the_device():
+    """What the host does for a pack never reads a tensor's values."""
+
+    class NothingIsRead(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func is not torch.ops.aten._local_scalar_dense.default, "a value was read"
+            return func(*args, **(kwargs or {}))
+
+    inputs = draw([33, 40], [33, 40], 1, 1, 16, torch.float32)
+    with NothingIsRead():
+        ours(*inputs, pack_of([33, 40], [33, 40]))
+    if GPU:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            ours(*inputs, pack_of([33, 40], [33, 40]))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

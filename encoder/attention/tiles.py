@@ -1,0 +1,57 @@
+"""How the kernels cut their work: a table, not a search at run time.
+
+`benchmarks/attention_tiles.py` makes the candidates, drops what spills registers and, on a GPU, times the rest; its
+results lie beside it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tiles(NamedTuple):
+    m: int  # queries
+    n: int  # keys
+    warps: int
+    stages: int
+
+
+# For half precision, by (least capability, kernel, greatest head width, causal). No entry spills registers, and tensor
+# cores do the products (tests/encoder/attention/test_compiled.py, Triton 3.6 and 3.9). Chosen by registers, not yet by
+# time on a GPU.
+TILES = {
+    (80, "forward", 64, False): Tiles(128, 64, 8, 3),
+    (80, "forward", 64, True): Tiles(128, 64, 8, 3),
+    (80, "forward", 128, False): Tiles(64, 64, 8, 3),
+    (80, "forward", 128, True): Tiles(64, 64, 8, 3),
+    (80, "backward_kv", 64, False): Tiles(32, 64, 8, 3),
+    (80, "backward_kv", 64, True): Tiles(16, 128, 8, 2),
+    (80, "backward_kv", 128, False): Tiles(32, 64, 8, 3),
+    (80, "backward_kv", 128, True): Tiles(32, 64, 8, 3),
+    (80, "backward_q", 64, False): Tiles(128, 64, 8, 3),
+    (80, "backward_q", 64, True): Tiles(128, 64, 8, 3),
+    (80, "backward_q", 128, False): Tiles(64, 64, 8, 2),
+    (80, "backward_q", 128, True): Tiles(64, 64, 8, 2),
+    (90, "forward", 64, False): Tiles(128, 64, 8, 3),
+    (90, "forward", 64, True): Tiles(128, 64, 8, 3),
+    (90, "forward", 128, False): Tiles(128, 64, 8, 3),
+    (90, "forward", 128, True): Tiles(128, 64, 8, 3),
+    (90, "backward_kv", 64, False): Tiles(64, 128, 8, 2),
+    (90, "backward_kv", 64, True): Tiles(64, 128, 8, 2),
+    (90, "backward_kv", 128, False): Tiles(32, 128, 8, 2),
+    (90, "backward_kv", 128, True): Tiles(32, 128, 8, 2),
+    (90, "backward_q", 64, False): Tiles(128, 64, 8, 3),
+    (90, "backward_q", 64, True): Tiles(128, 64, 8, 3),
+    (90, "backward_q", 128, False): Tiles(128, 32, 8, 3),
+    (90, "backward_q", 128, True): Tiles(128, 32, 8, 3),
+}
+FLOAT32 = Tiles(32, 32, 4, 2)  # for exactness, not for speed: IEEE products use no tensor cores
+
+
+def tiles(kernel: str, head_dim: int, dtype: torch.dtype, causal: bool, capability: int) -> Tiles:
+    """`kernel` is forward, backward_kv or backward_q; `capability` is 80 for sm_80, and so on."""
+    if dtype == torch.float32:
+        return FLOAT32
+    return TILES[90 if capability >= 90 else 80, kernel, 64 if head_dim <= 64 else 128, causal]

@@ -1,0 +1,60 @@
+"""A step of each training of the demo recipe, at its own size: every attention in it is our operator's."""
+
+from __future__ import annotations
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from tests.calls import Calls
+from train import finetune, pretrain
+from train.phantom.__main__ import main as write_phantoms
+from vlm import model as models
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(
+        [str(folder), "--studies=24", "--seed=5", "--size=256", "--format=png", "--no-masks", "--workers=1"]
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("attention", ["cxr", "sdpa"])
+def test_a_step_of_pretraining(phantoms, tmp_path, attention):
+    mini = models.load("mini")
+    encoder = tmp_path / "encoder"
+    models.save_encoder(mini, encoder)
+    shape = models.vision_tower(mini.llava).config
+    with Calls() as calls:
+        status = pretrain.main([
+            "--recipe=demo", f"--init={encoder}", f"--width={shape.hidden_size}", f"--depth={shape.num_hidden_layers}",
+            f"--heads={shape.num_attention_heads}", f"--data={phantoms / 'images'}", f"--out={tmp_path / 'run'}",
+            "--stop_at=1", f"--attention={attention}",
+        ])  # fmt: skip
+    assert status == 0
+    ours = attention == "cxr"
+    # the teacher sees the global crops, the student the global and the local ones, and only the student goes back
+    assert calls.count("attention") == 3 * shape.num_hidden_layers * ours
+    assert calls.count("attention_backward") == 2 * shape.num_hidden_layers * ours
+
+
+@pytest.mark.parametrize("attention", ["cxr", "reference"])
+def test_a_step_of_finetuning(phantoms, tmp_path, attention):
+    with Calls() as calls:
+        status = finetune.main([
+            "--recipe=demo", "--init=mini", f"--studies={phantoms / 'studies.jsonl'}", f"--out={tmp_path / 'run'}",
+            "--max_steps=1", "--save_steps=1", f"--attention={attention}",
+        ])  # fmt: skip
+    assert status == 0
+    layers = models.load("mini").llava.config.text_config.num_hidden_layers
+    ours = attention == "cxr"
+    causal = [name for name, arguments in calls.made if arguments["causal"]]
+    assert causal.count("attention_backward") == layers * ours
+    assert (calls.count("attention") > 0) == ours
