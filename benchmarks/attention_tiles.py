@@ -1,10 +1,12 @@
 """How the attention kernels are to cut their work (encoder/attention/tiles.py).
 
-    python benchmarks/attention_tiles.py table          what each entry of the table compiles to: no GPU needed
-    python benchmarks/attention_tiles.py candidates     the same for all candidates: which of them spill registers
-    python benchmarks/attention_tiles.py time           on a GPU: milliseconds of the candidates that do not spill
+    python benchmarks/attention_tiles.py table                what each entry of the table compiles to
+    python benchmarks/attention_tiles.py candidates [--save]  the same for all candidates: which of them spill registers
+    python benchmarks/attention_tiles.py time [--save]        on a GPU, about six minutes: milliseconds of each
 
-Compiled for sm_80 and sm_90 by Triton, on any machine; one JSON object a line.
+The first two compile for sm_80 and sm_90 and need no GPU. One JSON object a line; --save writes them to
+results/attention_tiles_<compiled, or the GPU>.json. The best in time goes into the table if it compiles without spills
+on Triton 3.6 and the newest (`table` shows it); until there is a time, a large tile that does.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from datetime import date
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,11 +34,11 @@ from encoder.attention import kernel
 from encoder.attention.tiles import Tiles, tiles
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TENSORS = {"q": "m", "k": "n", "v": "n", "grad": "m"}  # what is read, and along which side of a tile
+TENSORS = {"q", "k", "v", "grad", "out", "dq", "dk", "dv"}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-LOOPED = {"forward": ("k", "v"), "backward_kv": ("q", "grad"), "backward_q": ("k", "v")}
+KEYS, QUERIES = {"k": "n", "v": "n"}, {"q": "m", "grad": "m"}
+LOOPED = {"forward": KEYS, "backward_kv": QUERIES, "backward_q": KEYS}  # read by TMA, and the side of a tile
 KERNELS = ("forward", "backward_kv", "backward_q")
-SHARED = {80: 99, 90: 227}  # KiB a block may have; 99 is sm_89's, which runs the code for sm_80
 
 
 def compile_for(
@@ -60,8 +64,8 @@ def compile_for(
     for argument in function.arg_names:
         kind = "*fp32" if argument in ("lse", "delta") else "fp32" if argument == "scale" else "i32"
         if argument in LOOPED[name] and tma:
-            kind = f"tensordesc<{dtype}[1,{getattr(tile, TENSORS[argument])},1,{kernel._width(D)}]>"
-        elif argument in TENSORS or argument in ("out", "dq", "dk", "dv"):
+            kind = f"tensordesc<{dtype}[1,{getattr(tile, LOOPED[name][argument])},1,{kernel._width(D)}]>"
+        elif argument in TENSORS:
             kind = f"*{dtype}"
         elif argument in ("cu_q", "cu_k", "tasks"):
             kind = "*i32"
@@ -75,7 +79,7 @@ def compile_for(
         {(place[a],): value for a, value in constants.items() if a in place},
         {(place[a],): [["tt.divisibility", 16]] for a in whole},
     )
-    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, **kernel.OPTIONS}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -112,8 +116,60 @@ def in_table() -> list[tuple]:
 def candidates(name: str) -> list[Tiles]:
     sides = itertools.product((64, 128) if name == "forward" else (32, 64, 128), (32, 64, 128))
     if name == "backward_kv":
-        sides = itertools.product((32, 64, 128), (64, 128))
+        sides = itertools.product((16, 32, 64, 128), (64, 128))
     return [Tiles(m, n, w, s) for (m, n), w, s in itertools.product(sides, (4, 8), (2, 3))]
+
+
+# (batch, tokens, heads) that candidates are timed on, by head width
+SHAPES = {64: (64, 1370, 12), 128: (8, 2048, 32)}
+
+
+def time_candidates(device: str = "cuda", shapes: dict | None = None, limit: int | None = None) -> list[dict]:
+    """Milliseconds of every candidate, alone, on random bfloat16, and how far it is from the table's own result."""
+    rows = []
+    own = kernel.tiles
+    for (D, (B, N, H)), causal in itertools.product((shapes or SHAPES).items(), (False, True)):
+        dtype = torch.bfloat16 if device == "cuda" else torch.float16
+        q, k, v, grad = (torch.randn(B, N, H, D, device=device, dtype=dtype) for _ in range(4))
+        scale = D**-0.5
+        out, lse = kernel.forward(q, k, v, None, causal, scale)
+        wanted = (out, *kernel.backward(grad, q, k, v, out, lse, None, causal, scale))
+        delta = (out.float() * grad.float()).sum(-1).transpose(1, 2)
+        delta_HT = delta.transpose(0, 1).reshape(H, B * N).contiguous()
+        for name in KERNELS:
+            read = [q, k, v] if name == "forward" else [q, k, v, grad]
+            rows_in = [torch.empty_like(lse)] if name == "forward" else [lse, delta_HT]
+            truth = {"forward": wanted[:1], "backward_kv": wanted[2:], "backward_q": wanted[1:2]}[name]
+            written = [torch.empty_like(x) for x in truth]
+            for tile in candidates(name)[:limit]:
+                row = {"kernel": name, "D": D, "causal": causal, "tiles": list(tile)}
+                kernel.tiles = lambda *_, tile=tile: tile
+                run = partial(
+                    kernel._run, getattr(kernel, f"_{name}"), read, rows_in, written, None, causal, scale
+                )
+                try:
+                    compiled = run()
+                    error = max(
+                        (a.float() - b.float()).abs().max().item()
+                        for a, b in zip(written, truth, strict=True)
+                    )
+                    row |= {"spills": getattr(compiled, "n_spills", None), "error": round(error, 4)}
+                    row["ms"] = round(_milliseconds(run, device), 4)
+                except Exception as e:  # more shared memory than there is, or a compiler that gives up
+                    row["failed"] = f"{type(e).__name__}: {str(e)[:100]}"
+                finally:
+                    kernel.tiles = own
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    return rows
+
+
+def _milliseconds(run, device: str) -> float:
+    if device == "cpu":
+        return 0.0
+    from triton.testing import do_bench
+
+    return do_bench(run, warmup=10, rep=50, return_mode="median")
 
 
 def main() -> None:
@@ -121,21 +177,49 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("table", "candidates", "time"))
-    parser.add_argument("--arch", type=int, default=90, help="of candidates: 80 or 90")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--save", action="store_true", help="write the results")
     args = parser.parse_args()
+    if args.what == "time":
+        if not torch.cuda.is_available():
+            parser.error("there is no GPU here to take the time on")
+        rows, gpu = time_candidates(), torch.cuda.get_device_name()
+        usable = [row for row in rows if "ms" in row and not row["spills"] and row["error"] < 0.1]
+        key = lambda row: (row["kernel"], row["D"], row["causal"])  # noqa: E731
+        best = [
+            min(group, key=lambda row: row["ms"])
+            for group in ([r for r in usable if key(r) == k] for k in sorted({key(r) for r in usable}))
+        ]
+        for row in best:
+            print("best", json.dumps(row))
+        if args.save:
+            result = {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
+            result |= {"date": date.today().isoformat(), "best": best, "all": rows}
+            name = "".join(c if c.isalnum() else "_" for c in gpu.lower()).strip("_")
+            target = Path(__file__).parent / "results" / f"attention_tiles_{name}.json"
+            target.write_text(json.dumps(result, indent=1) + "\n")
+        return
     if args.what == "table":
         jobs = [(entry, None) for entry in in_table()]
     else:
         jobs = [
-            ((args.arch, name, "bf16", D, causal, False), tile)
+            ((arch, name, "bf16", D, causal, False), tile)
+            for arch in (80, 90)
             for name in KERNELS
             for D, causal in ((64, False), (64, True), (128, False), (128, True))
             for tile in candidates(name)
         ]
+    rows = []
     with ProcessPoolExecutor(args.workers) as pool:
         for found in pool.map(_compile, jobs):
+            rows.append(found)
             print(json.dumps(found), flush=True)
+    if args.save:
+        names = ("arch", "kernel", "D", "causal", "tiles", "registers", "LDL", "STL", "shared")
+        lines = [json.dumps([row[name] for name in names]) for row in rows if "error" not in row]
+        head = {"triton": triton.__version__, "dtype": "bf16", "rows": names}
+        target = Path(__file__).parent / "results" / "attention_tiles_compiled.json"
+        target.write_text(json.dumps(head)[:-1] + ', "candidates": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def _compile(job) -> dict:

@@ -32,6 +32,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .tiles import tiles
 
 LOG2E = tl.constexpr(math.log2(math.e))
+OPTIONS = {
+    "enable_fp_fusion": True
+}  # said, because Triton's default changes in 3.10, and the last bits with it
 ROWS = 64  # of a program of _row_products
 TASKS = 256  # sequences that a program of _list_tasks reads at once
 
@@ -407,15 +410,25 @@ def backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in read[:3])
     delta_HT = torch.empty_like(lse_PHT[0])
     _row_products[(triton.cdiv(N, ROWS), H, B)](
-        out_BNHD, read[3], delta_HT, N, B * N, *_strides(out_BNHD, read[3]), D=D, WIDTH=_width(D), M=ROWS
+        out_BNHD,
+        read[3],
+        delta_HT,
+        N,
+        B * N,
+        *_strides(out_BNHD, read[3]),
+        D=D,
+        WIDTH=_width(D),
+        M=ROWS,
+        **OPTIONS,
     )
     _run(_backward_kv, read, [lse_PHT, delta_HT], [dk, dv], pack, causal, scale)
     _run(_backward_q, read, [lse_PHT, delta_HT], [dq], pack, causal, scale)
     return dq, dk, dv
 
 
-def _run(kernel, read, rows, written, pack: Pack | None, causal: bool, scale: float) -> None:
-    """`read` is q, k, v and perhaps the gradient; `rows` have one number a query; `written` is what comes out."""
+def _run(kernel, read, rows, written, pack: Pack | None, causal: bool, scale: float):
+    """`read` is q, k, v and perhaps the gradient; `rows` have one number a query; `written` is what comes out. -> what
+    Triton compiled."""
     (B, n_q, H, D), (n_k, Hk), dtype = read[0].shape, read[1].shape[1:3], read[0].dtype
     arch = capability(read[0].device)
     t = tiles(kernel.__name__.lstrip("_"), D, dtype, causal, arch)
@@ -434,11 +447,11 @@ def _run(kernel, read, rows, written, pack: Pack | None, causal: bool, scale: fl
     if tma:
         block = [1, t.m if over_keys else t.n, 1, _width(D)]
         given = [TensorDescriptor.from_tensor(x, block) if i in looped else x for i, x in enumerate(read)]
-    kernel[(programs, Hk if over_keys else H)](
+    return kernel[(programs, Hk if over_keys else H)](
         *(given if tma else read),
         *rows, *written, *(pack or (None, None)), tasks, n_q, n_k, B * n_q, scale, *_strides(*read, *written),
         GROUP=H // Hk, D=D, WIDTH=_width(D), M=t.m, N=t.n, CAUSAL=causal, PACKED=pack is not None, TMA=tma,
-        EXACT=parts(dtype) == 2, num_warps=t.warps, num_stages=t.stages,
+        EXACT=parts(dtype) == 2, num_warps=t.warps, num_stages=t.stages, **OPTIONS,
     )  # fmt: skip
 
 

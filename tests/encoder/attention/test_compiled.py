@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def compiled(what: str, tmp_path: Path) -> list[dict]:
-    env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     env.pop("TRITON_INTERPRET", None)  # which this process has set
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "attention_tiles.py", what],

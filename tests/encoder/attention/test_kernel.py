@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -19,14 +21,15 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 LENGTHS = [1, 2, 49, 50, 63, 64, 65, 127, 128, 129, 197]
 LONG = [257, 1369, 1370] if GPU else []  # the interpreter takes seconds for each
+WIDTHS = [16, 32, 64, 80, 96, 128]
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])]
 
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")]
 if not GPU:
     old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
-    pytestmark = pytest.mark.skipif(
-        old and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4),
-        reason="Triton's interpreter before 3.7 cannot loop to a loaded length with numpy 2.4 or later",
-    )
+    new_numpy = tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4)
+    reason = "Triton's interpreter before 3.7 cannot loop to a loaded length with numpy 2.4 or later"
+    pytestmark.append(pytest.mark.skipif(old and new_numpy, reason=reason))
 
 
 @pytest.fixture(autouse=True)
@@ -114,15 +117,14 @@ def compare(q_lengths, k_lengths, H, Hk, D, dtype, causal, packed=True, scale=No
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("N", LENGTHS + LONG)
 def test_every_length(N, causal):
-    count = (
-        1 if N > 8 else 32
-    )  # the rule compares greatest errors: of a few numbers they are a matter of luck
-    for dtype in DTYPES:
-        compare([N] * count, [N] * count, 1, 1, 64, dtype, causal, packed=False)
+    # the rule compares greatest errors: of a few numbers they are a matter of luck
+    count = 1 if N > 8 else 32
+    for dtype, D in product(DTYPES, WIDTHS if GPU else [64]):
+        compare([N] * count, [N] * count, 1, 1, D, dtype, causal, packed=False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("D", [16, 32, 64, 80, 96, 128])
+@pytest.mark.parametrize("D", WIDTHS)
 def test_every_head_width(D, dtype):
     compare([50, 50], [50, 50], 2, 1, D, dtype, True, packed=False)
     compare([3, 33], [65, 40], 2, 2, D, dtype, False)
@@ -138,8 +140,12 @@ def test_every_head_width(D, dtype):
         ([5, 70, 3], [40, 20, 3], 2, 1),  # some queries see nothing if causal
     ],
 )
-def test_packs(q_lengths, k_lengths, H, Hk, causal):
+def test_packs(q_lengths, k_lengths, H, Hk, causal, monkeypatch):
     compare(q_lengths, k_lengths, H, Hk, 32, torch.float32, causal, scale=0.3)
+    for arch in (80, 90):  # pointers and descriptors
+        if arch <= kernel.capability(torch.device(DEVICE)):
+            monkeypatch.setattr(kernel, "capability", lambda _, arch=arch: arch)
+            compare(q_lengths, k_lengths, H, Hk, 32, torch.float16, causal, scale=0.3)
 
 
 def near_minus_120(q, k, v, grad):
