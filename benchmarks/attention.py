@@ -105,6 +105,7 @@ def by_flex(case: Case, device: torch.device) -> Callable:
     if case.causal:
         seen = lambda b, h, i, j: i >= j  # noqa: E731
         mask = create_block_mask(seen, None, None, case.tokens, case.tokens, device=device)
+    torch.compiler.reset()  # or it gives up compiling after eight shapes, and runs unfused
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: compiled(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
 
@@ -213,6 +214,7 @@ def memory(device: torch.device) -> list[dict]:
     """Greatest memory of a forward and backward beyond its inputs, in bytes a token."""
     rows = []
     for n in (685, 1370, 2740, 5480, 10960):
+        q = k = v = out = None  # of the length before
         q, k, v = (
             torch.randn(4, n, 12, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
             for _ in range(3)

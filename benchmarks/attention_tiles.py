@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from encoder.attention import kernel
-from encoder.attention.tiles import Tiles, tiles
+from encoder.attention.tiles import Tiles, like_hopper, tiles
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TENSORS = {"q", "k", "v", "grad", "out", "dq", "dk", "dv"}
@@ -48,18 +48,21 @@ def compile_for(
     D: int,
     causal: bool,
     packed: bool,
+    group: int = 1,
     tile: Tiles | None = None,
     tma: bool | None = None,
 ) -> dict:
     """What the machine code of a kernel does: registers, local memory (spills), matrix products, TMA loads, shared
-    memory in bytes."""
+    memory in bytes. Lengths are 1, if that makes a difference to Triton."""
     function = getattr(kernel, f"_{name}")
     tile = tile or tiles(name, D, DTYPES[dtype], causal, arch)
-    tma = arch >= 90 if tma is None else tma
+    tma = like_hopper(arch) if tma is None else tma
     constants = {
-        "GROUP": 1, "D": D, "WIDTH": kernel._width(D), "M": tile.m, "N": tile.n, "CAUSAL": causal, "PACKED": packed,
+        "GROUP": group, "D": D, "WIDTH": kernel._width(D), "M": tile.m, "N": tile.n, "CAUSAL": causal, "PACKED": packed,
         "TMA": tma, "EXACT": False,
     } | ({} if packed else {"cu_q": None, "cu_k": None, "tasks": None})  # fmt: skip
+    lengths = {p.name for p in function.params if p.name in kernel.LENGTHS and not p.do_not_specialize}
+    constants |= dict.fromkeys(lengths, 1)
     signature = {}
     for argument in function.arg_names:
         kind = "*fp32" if argument in ("lse", "delta") else "fp32" if argument == "scale" else "i32"
@@ -91,7 +94,9 @@ def compile_for(
             for how in ("-sass", "-res-usage")
         )
     count = {word: code.count(word) for word in ("HGMMA", "HMMA", "UTMALDG", "LDL", "STL")}
-    which = {"arch": arch, "kernel": name, "dtype": dtype, "D": D, "causal": causal, "packed": packed}
+    which = {
+        "arch": arch, "kernel": name, "dtype": dtype, "D": D, "causal": causal, "packed": packed, "group": group,
+    }  # fmt: skip
     registers = int(re.search(r"REG:(\d+)", usage)[1])
     return {**which, "tiles": list(tile), "registers": registers, **count, "shared": compiled.metadata.shared}
 
@@ -99,16 +104,17 @@ def compile_for(
 def in_table() -> list[tuple]:
     """Every entry of the table for every dtype, with the head widths that tell its code apart; dense or packed."""
     return [
-        (arch, name, dtype, D, causal, packed)
+        (arch, name, dtype, D, causal, packed, group)
         for arch in (80, 90)
         for name in KERNELS
         for causal in (False, True)
-        for dtype, D, packed in (
-            ("fp16", 64, False),
-            ("bf16", 64, True),
-            ("bf16", 80, False),  # a width that is no power of two
-            ("fp16", 128, True),
-            ("bf16", 128, False),
+        for dtype, D, packed, group in (
+            ("fp16", 64, False, 1),
+            ("bf16", 64, True, 1),
+            ("bf16", 80, False, 1),  # a width that is no power of two
+            ("fp16", 128, True, 1),
+            ("bf16", 128, False, 1),
+            ("bf16", 128, True, 4),  # grouped-query heads
         )
     ]
 

@@ -158,5 +158,6 @@ def resample_pos_embed(pos_1PC: Tensor, grid: tuple[int, int]) -> Tensor:
 @lru_cache(maxsize=32)
 def _packing(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, int]:
     lengths = [n for count, n in shapes for _ in range(count)]
-    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return cu_seqlens.to(device), max(lengths)
+    with torch.inference_mode(False):  # kept, and a tensor made in that mode could not be used in training
+        cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+    return cu_seqlens, max(lengths)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .reference import causal_mask, runs
 
 PRODUCTS_UP_TO = {torch.bfloat16: 1024, torch.float32: 128}  # keys
+SCORES_AT_ONCE = 1 << 19  # 2 MiB of float32
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -105,9 +106,7 @@ def _dense(q_BNHD, k_BNHD, v_BNHD, causal: bool, scale: float, by_products: bool
     q_BNHD = q_BNHD[:, blind:]
     if by_products:
         q_bnD, k_bmD, v_bmD = _grouped(q_BNHD, H // k_BNHD.shape[2]), _grouped(k_BNHD), _grouped(v_BNHD)
-        bias = _bias(q_BNHD, k_BNHD) if causal else q_bnD.new_empty(())
-        scores_bnm = torch.baddbmm(bias, q_bnD, k_bmD.mT, beta=int(causal), alpha=scale)
-        keep = scores_bnm.softmax(-1)
+        keep = _probabilities(q_bnD, k_bmD, _bias(q_BNHD, k_BNHD) if causal else None, scale)
         out_BNHD = _ungrouped(torch.bmm(keep, v_bmD), q_BNHD)
     else:
         is_causal, mask = _causality(q_BNHD, k_BNHD, causal)
@@ -142,6 +141,23 @@ def _dense_backward(grad, q_BNHD, k_BNHD, v_BNHD, out, keep, causal, scale, by_p
     return F.pad(dq, (0, 0, 0, 0, blind, 0)) if blind else dq, dk, dv
 
 
+def _probabilities(q_bnD: Tensor, k_bmD: Tensor, bias_nm: Tensor | None, scale: float) -> Tensor:
+    """(b, n, m), in the dtype of q. The scores are float32, as in the fused kernel (in bfloat16 a trained model's, of
+    ten and more, would be off by a few per cent after exp), and few at a time, so that they stay in the cache."""
+    p_bnm = q_bnD.new_empty((q_bnD.shape[0], q_bnD.shape[1], k_bmD.shape[1]))
+    at_once = max(1, SCORES_AT_ONCE // p_bnm[0].numel())
+    exact = _sums(q_bnD.dtype)
+    bias_nm = torch.empty((), dtype=exact) if bias_nm is None else bias_nm.to(exact)
+    for p, q, k in zip(*(x.split(at_once) for x in (p_bnm, q_bnD, k_bmD)), strict=True):
+        scores = p if p.dtype == exact else torch.empty(p.shape, dtype=exact)
+        beta = int(bias_nm.dim() > 0)
+        torch.baddbmm(bias_nm, q.to(exact), k.to(exact).mT, beta=beta, alpha=scale, out=scores)
+        torch.softmax(scores, -1, out=scores)
+        if scores is not p:
+            p.copy_(scores)
+    return p_bnm
+
+
 def _heads_first(x_BNHD: Tensor) -> Tensor:
     return (x_BNHD if x_BNHD.stride(-1) == 1 else x_BNHD.contiguous()).transpose(1, 2)
 
@@ -159,9 +175,9 @@ def _ungrouped(x_bnD: Tensor, like_BNHD: Tensor) -> Tensor:
 
 
 def _bias(q_BNHD: Tensor, k_BNHD: Tensor) -> Tensor:
-    """(n, m): 0 where a query sees a key, else -inf."""
+    """(n, m) float32: 0 where a query sees a key, else -inf."""
     seen_NM = causal_mask(q_BNHD.shape[1], k_BNHD.shape[1])
-    bias_NM = torch.zeros(seen_NM.shape, dtype=q_BNHD.dtype).masked_fill_(~seen_NM, -torch.inf)
+    bias_NM = torch.zeros(seen_NM.shape).masked_fill_(~seen_NM, -torch.inf)
     return bias_NM.repeat_interleave(q_BNHD.shape[2] // k_BNHD.shape[2], 0)
 
 

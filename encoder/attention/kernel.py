@@ -29,17 +29,24 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .tiles import tiles
+from .tiles import like_hopper, tiles
 
 LOG2E = tl.constexpr(math.log2(math.e))
 OPTIONS = {
     "enable_fp_fusion": True
 }  # said, because Triton's default changes in 3.10, and the last bits with it
+LENGTHS = (
+    "n_q",
+    "n_k",
+    "total_q",
+    "count",
+    "total",
+)  # else Triton compiles for each kind: a length of 1 would be a constant, and those of a pack cannot be
 ROWS = 64  # of a program of _row_products
 TASKS = 256  # sequences that a program of _list_tasks reads at once
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _list_tasks(cu_seqlens, tasks, count, total, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """tasks (total, 2): (sequence, its tile) for every tile of SIZE tokens, then (-1, ...) to the end."""
     sequence = tl.program_id(0)
@@ -163,7 +170,7 @@ def _attend(
     return acc_MD, sum_M, top_M
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _forward(
     q, k, v, lse, out, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
     qb, qt, qh, kb, kt, kh, vb, vt, vh, ob, ot, oh,
@@ -236,7 +243,7 @@ def _probabilities(s, top, rest, EXACT: tl.constexpr):
     return tl.exp2((s - top) - rest if EXACT else s - top)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _row_products(
     out, grad, delta, n_q, total_q, ob, ot, oh, gb, gt, gh,
     D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr,
@@ -273,48 +280,46 @@ def _gather_kv(
     return dk_ND, dv_ND
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _backward_kv(
     q, k, v, grad, lse, delta, dk, dv, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
     qb, qt, qh, kb, kt, kh, vb, vt, vh, gb, gt, gh, dkb, dkt, dkh, dvb, dvt, dvh,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of one tile of keys, over all query heads of its group."""
-    head_k, scale_log2 = tl.program_id(1), scale * LOG2E
+    """What one query head adds to dK and dV of one tile of keys."""
+    head, scale_log2 = tl.program_id(1), scale * LOG2E
     sequence, tile = _task(tasks, n_k, N, PACKED)
     if sequence >= 0:
         batch, first_q, row_q, n_q = _span(cu_q, sequence, n_q, PACKED)
         batch, first_k, _row_k, n_k = _span(cu_k, sequence, n_k, PACKED)
         n0 = tile * N
-        k_ND = _rows(k, batch, first_k, head_k, n0, n_k, kb, kt, kh, N, D, WIDTH, True, False, False)
-        v_ND = _rows(v, batch, first_k, head_k, n0, n_k, vb, vt, vh, N, D, WIDTH, True, False, False)
+        k_ND = _rows(k, batch, first_k, head // GROUP, n0, n_k, kb, kt, kh, N, D, WIDTH, True, False, False)
+        v_ND = _rows(v, batch, first_k, head // GROUP, n0, n_k, vb, vt, vh, N, D, WIDTH, True, False, False)
         dk_ND, dv_ND = tl.zeros((N, WIDTH), tl.float32), tl.zeros((N, WIDTH), tl.float32)
-        heads = tl.num_programs(1) * GROUP
+        heads = tl.num_programs(1)
         last = n_q // M * M  # the tile in which the queries end, if one does
-        for member in range(GROUP):
-            head = head_k * GROUP + member
-            whole = 0
-            if CAUSAL:  # from the first query that sees key n0 to the first that sees them all
-                start = tl.maximum(n0 + n_q - n_k, 0) // M * M
-                whole = tl.minimum((tl.maximum(n0 + N - 1 + n_q - n_k, 0) + M - 1) // M * M, last)
-                dk_ND, dv_ND = _gather_kv(
-                    dk_ND, dv_ND, k_ND, v_ND, q, grad, lse, delta, batch, first_q, row_q, head, heads, n0, start, whole,
-                    n_q, n_k, total_q, scale_log2, qb, qt, qh, gb, gt, gh,
-                    D, WIDTH, M, N, CAUSAL, PACKED, TMA, EXACT, True,
-                )  # fmt: skip
+        whole = 0
+        if CAUSAL:  # from the first query that sees key n0 to the first that sees them all
+            start = tl.maximum(n0 + n_q - n_k, 0) // M * M
+            whole = tl.minimum((tl.maximum(n0 + N - 1 + n_q - n_k, 0) + M - 1) // M * M, last)
             dk_ND, dv_ND = _gather_kv(
-                dk_ND, dv_ND, k_ND, v_ND, q, grad, lse, delta, batch, first_q, row_q, head, heads, n0, whole, last,
-                n_q, n_k, total_q, scale_log2, qb, qt, qh, gb, gt, gh,
-                D, WIDTH, M, N, CAUSAL, PACKED, TMA, EXACT, False,
-            )  # fmt: skip
-            dk_ND, dv_ND = _gather_kv(
-                dk_ND, dv_ND, k_ND, v_ND, q, grad, lse, delta, batch, first_q, row_q, head, heads, n0, last, n_q,
+                dk_ND, dv_ND, k_ND, v_ND, q, grad, lse, delta, batch, first_q, row_q, head, heads, n0, start, whole,
                 n_q, n_k, total_q, scale_log2, qb, qt, qh, gb, gt, gh,
                 D, WIDTH, M, N, CAUSAL, PACKED, TMA, EXACT, True,
             )  # fmt: skip
-        _put(dk, dk_ND * scale, batch, first_k, head_k, n0, n_k, dkb, dkt, dkh, N, D, WIDTH)
-        _put(dv, dv_ND, batch, first_k, head_k, n0, n_k, dvb, dvt, dvh, N, D, WIDTH)
+        dk_ND, dv_ND = _gather_kv(
+            dk_ND, dv_ND, k_ND, v_ND, q, grad, lse, delta, batch, first_q, row_q, head, heads, n0, whole, last,
+            n_q, n_k, total_q, scale_log2, qb, qt, qh, gb, gt, gh,
+            D, WIDTH, M, N, CAUSAL, PACKED, TMA, EXACT, False,
+        )  # fmt: skip
+        dk_ND, dv_ND = _gather_kv(
+            dk_ND, dv_ND, k_ND, v_ND, q, grad, lse, delta, batch, first_q, row_q, head, heads, n0, last, n_q,
+            n_q, n_k, total_q, scale_log2, qb, qt, qh, gb, gt, gh,
+            D, WIDTH, M, N, CAUSAL, PACKED, TMA, EXACT, True,
+        )  # fmt: skip
+        _put(dk, dk_ND * scale, batch, first_k, head, n0, n_k, dkb, dkt, dkh, N, D, WIDTH)
+        _put(dv, dv_ND, batch, first_k, head, n0, n_k, dvb, dvt, dvh, N, D, WIDTH)
 
 
 @triton.jit
@@ -338,7 +343,7 @@ def _gather_q(
     return dq_MD
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _backward_q(
     q, k, v, grad, lse, delta, dq, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
     qb, qt, qh, kb, kt, kh, vb, vt, vh, gb, gt, gh, dqb, dqt, dqh,
@@ -407,7 +412,10 @@ def backward(
     """-> dq, dk, dv, contiguous, in the dtypes of q, k and v."""
     read = [_rowwise(x) for x in (q_BNHD, k_BNHD, v_BNHD, grad_BNHD)]
     B, N, H, D = q_BNHD.shape
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in read[:3])
+    heads_k = k_BNHD.shape[2]
+    dq = torch.empty(q_BNHD.shape, dtype=q_BNHD.dtype, device=q_BNHD.device)
+    # Of every query head apart: a loop over those of a key head spills registers (sm_90, packs).
+    dk, dv = (torch.empty((*x.shape[:2], H, D), dtype=x.dtype, device=x.device) for x in read[1:3])
     delta_HT = torch.empty_like(lse_PHT[0])
     _row_products[(triton.cdiv(N, ROWS), H, B)](
         out_BNHD,
@@ -423,13 +431,15 @@ def backward(
     )
     _run(_backward_kv, read, [lse_PHT, delta_HT], [dk, dv], pack, causal, scale)
     _run(_backward_q, read, [lse_PHT, delta_HT], [dq], pack, causal, scale)
+    if heads_k != H:
+        dk, dv = (x.unflatten(2, (heads_k, H // heads_k)).sum(3) for x in (dk, dv))
     return dq, dk, dv
 
 
 def _run(kernel, read, rows, written, pack: Pack | None, causal: bool, scale: float):
     """`read` is q, k, v and perhaps the gradient; `rows` have one number a query; `written` is what comes out. -> what
     Triton compiled."""
-    (B, n_q, H, D), (n_k, Hk), dtype = read[0].shape, read[1].shape[1:3], read[0].dtype
+    (B, n_q, H, D), (n_k, heads_k), dtype = read[0].shape, read[1].shape[1:3], read[0].dtype
     arch = capability(read[0].device)
     t = tiles(kernel.__name__.lstrip("_"), D, dtype, causal, arch)
     over_keys = kernel is _backward_kv
@@ -443,14 +453,14 @@ def _run(kernel, read, rows, written, pack: Pack | None, causal: bool, scale: fl
         tasks = torch.empty((programs, 2), dtype=torch.int32, device=cu_seqlens.device)
         _list_tasks[(sequences,)](cu_seqlens, tasks, sequences, programs, SIZE=size, BLOCK=TASKS)
     looped = (0, 3) if over_keys else (1, 2)  # q and grad, or k and v: what the inner loops go through
-    tma = arch >= 90 and dtype != torch.float32 and all(_describable(read[i]) for i in looped)
+    tma = like_hopper(arch) and dtype != torch.float32 and all(_describable(read[i]) for i in looped)
     if tma:
         block = [1, t.m if over_keys else t.n, 1, _width(D)]
         given = [TensorDescriptor.from_tensor(x, block) if i in looped else x for i, x in enumerate(read)]
-    return kernel[(programs, Hk if over_keys else H)](
+    return kernel[(programs, H)](
         *(given if tma else read),
         *rows, *written, *(pack or (None, None)), tasks, n_q, n_k, B * n_q, scale, *_strides(*read, *written),
-        GROUP=H // Hk, D=D, WIDTH=_width(D), M=t.m, N=t.n, CAUSAL=causal, PACKED=pack is not None, TMA=tma,
+        GROUP=H // heads_k, D=D, WIDTH=_width(D), M=t.m, N=t.n, CAUSAL=causal, PACKED=pack is not None, TMA=tma,
         EXACT=parts(dtype) == 2, num_warps=t.warps, num_stages=t.stages, **OPTIONS,
     )  # fmt: skip
 
@@ -464,6 +474,11 @@ def parts(dtype: torch.dtype) -> int:
 def capability(device: torch.device) -> int:
     """80 for sm_80, and so on. Triton's interpreter, on a CPU, does as Hopper would."""
     major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    if major < 8:
+        raise RuntimeError(
+            f"attention: {torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and the kernel "
+            "needs 8.0 (Ampere) or later; choose PyTorch's own with --attention sdpa"
+        )
     return 10 * major + minor
 
 
@@ -474,8 +489,10 @@ def _describable(x_BNHD: Tensor) -> bool:
 
 
 def _rowwise(x_BNHD: Tensor) -> Tensor:
-    """As it is where a head's row lies in one piece, whatever the other strides; else a copy."""
-    return x_BNHD if x_BNHD.stride(-1) == 1 else x_BNHD.contiguous()
+    """As it is where a head's row lies in one piece, whatever the other strides; else a copy. (Also of a view so wide
+    that a tile's last row lies beyond what the 32-bit offsets within a tile can say.)"""
+    reach = x_BNHD.stride(1) * 256
+    return x_BNHD if x_BNHD.stride(-1) == 1 and reach < 2**31 else x_BNHD.contiguous()
 
 
 def _strides(*tensors_BNHD: Tensor) -> list[int]:

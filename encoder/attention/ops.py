@@ -50,14 +50,14 @@ def attention_backward(
 
 @attention.register_kernel("cuda")
 def _(q, k, v, cu_seqlens_q, cu_seqlens_k, causal, scale):
-    kernel = _kernel()
-    return kernel.forward(q, k, v, _pack(cu_seqlens_q, cu_seqlens_k), causal, scale)
+    with torch.cuda.device(q.device):  # Triton launches on the current one
+        return _kernel().forward(q, k, v, _pack(cu_seqlens_q, cu_seqlens_k), causal, scale)
 
 
 @attention_backward.register_kernel("cuda")
 def _(grad, q, k, v, out, kept, cu_seqlens_q, cu_seqlens_k, causal, scale):
-    kernel = _kernel()
-    return kernel.backward(grad, q, k, v, out, kept, _pack(cu_seqlens_q, cu_seqlens_k), causal, scale)
+    with torch.cuda.device(q.device):
+        return _kernel().backward(grad, q, k, v, out, kept, _pack(cu_seqlens_q, cu_seqlens_k), causal, scale)
 
 
 def _kernel():

@@ -115,27 +115,33 @@ class Padding(NamedTuple):
 
 
 # A mask serves all layers of a model: what has to ask the device is done once a mask, not once a layer.
+# (`padding_mask` makes a new one at every forward pass.)
 _paddings: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _padding(mask_BM: Tensor, n_q: int) -> Padding | None:
-    """None if there is no real query. The queries are the last `n_q` positions."""
+def _padding(mask_BM: Tensor, n_q: int, causal: bool) -> Padding | None:
+    """None if there is no real query. Causal queries are the last `n_q` positions of the keys, and padding where those
+    are; of others the mask says nothing (they may be another sequence's: cross-attention), so all are taken for real.
+    """
     found = _paddings.setdefault(mask_BM, {})
-    if n_q in found:
-        return found[n_q]
+    if (n_q, causal) in found:
+        return found[n_q, causal]
     real_BM = mask_BM.bool()
-    q_real_BN = real_BM[:, real_BM.shape[1] - n_q :]
+    if causal:
+        q_real_BN = real_BM[:, real_BM.shape[1] - n_q :]
+    else:
+        q_real_BN = real_BM.any(1, keepdim=True).expand(-1, n_q)
     rows = q_real_BN.any(1)  # a row with no query of its own is left out, for a pack has no empty sequences
     q_lens, k_lens = q_real_BN.sum(1)[rows], real_BM.sum(1)[rows]
     if not q_lens.numel():
-        return found.setdefault(n_q, None)
+        return found.setdefault((n_q, causal), None)
     max_q, max_k = torch.stack([q_lens.max(), k_lens.max()]).tolist()
     lengths = {
         "cu_seqlens_q": _cumulated(q_lens), "max_seqlen_q": max_q,
         "cu_seqlens_k": _cumulated(k_lens), "max_seqlen_k": max_k,
     }  # fmt: skip
     q, k = (x.nonzero(as_tuple=True) for x in (q_real_BN, real_BM & rows[:, None]))
-    return found.setdefault(n_q, Padding(q, k, lengths))
+    return found.setdefault((n_q, causal), Padding(q, k, lengths))
 
 
 def _unpadded(
@@ -143,7 +149,7 @@ def _unpadded(
 ) -> Tensor:
     """Padded batch -> pack -> padded batch; padding positions come out as zeros."""
     out_BNHD = torch.zeros_like(q_BNHD, memory_format=torch.contiguous_format)
-    padding = _padding(mask_BM, q_BNHD.shape[1])
+    padding = _padding(mask_BM, q_BNHD.shape[1], causal)
     if padding is None:
         return out_BNHD
     q_THD, k_THD, v_THD = q_BNHD[padding.q], k_BNHD[padding.k], v_BNHD[padding.k]

@@ -64,6 +64,16 @@ def test_packed_pass_equals_one_pass_a_resolution():
         torch.testing.assert_close(a.patches_BPC, b.patches_BPC, rtol=1e-5, atol=1e-6)
 
 
+def test_training_after_inference_mode():
+    """What the first pass keeps for later ones serves training too."""
+    model, shapes = vit(), (3, 5)
+    tokens = [torch.randn(2, n, 32, requires_grad=True) for n in shapes]
+    with torch.inference_mode():
+        model._blocks(tokens, None)
+    model._blocks(tokens, None)[0].cls_BC.sum().backward()
+    assert all(x.grad is not None for x in tokens)
+
+
 def test_attention_is_our_operator():
     with Calls() as calls:
         vit().forward_crops([images(2, 56), images(2, 28)])

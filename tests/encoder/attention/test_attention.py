@@ -7,6 +7,8 @@ import torch
 from timm.layers import Attention
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartModel,
     Dinov2Config,
     Dinov2Model,
     LlamaConfig,
@@ -316,6 +318,32 @@ def test_llama_gradients_of_a_padded_batch_equal_sdpa():
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [5, 7])  # of the other sequence: shorter, and as long as the keys
+def test_cross_attention_takes_the_mask_for_the_keys(length):
+    generator = torch.Generator().manual_seed(1)
+    ids, mask = padded([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15]], "right")
+    others = torch.randint(3, 40, (2, length), generator=generator)
+    outputs = []
+    for name in (NAME, REFERENCE, "sdpa"):
+        torch.manual_seed(0)
+        config = BartConfig(
+            vocab_size=40,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            max_position_embeddings=32,
+        )
+        model = BartModel._from_config(config, attn_implementation=name).eval()
+        outputs.append(model(input_ids=ids, attention_mask=mask, decoder_input_ids=others).last_hidden_state)
+    torch.testing.assert_close(outputs[0], outputs[2], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(outputs[1], outputs[2], rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()

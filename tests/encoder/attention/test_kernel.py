@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from encoder.attention.reference import attention_math
 
@@ -241,20 +241,38 @@ def test_tasks_of_a_pack():
     assert (tasks[len(wanted) :, 0] == -1).all()
 
 
-def test_lengths_stay_on_the_device():
+READING = {"tolist", "item", "numpy", "cpu", "__int__", "__bool__", "__float__", "__index__", "__array__"}
+
+
+class NothingIsRead(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert getattr(func, "__name__", "") not in READING, f"{func.__name__} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_lengths_stay_on_the_device(monkeypatch):
     """What the host does for a pack never reads a tensor's values."""
-
-    class NothingIsRead(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            assert func is not torch.ops.aten._local_scalar_dense.default, "a value was read"
-            return func(*args, **(kwargs or {}))
-
-    inputs = draw([33, 40], [33, 40], 1, 1, 16, torch.float32)
-    with NothingIsRead():
-        ours(*inputs, pack_of([33, 40], [33, 40]))
+    inputs, pack = draw([33, 40], [33, 40], 2, 1, 16, torch.float32), pack_of([33, 40], [33, 40])
     if GPU:
+        ours(*inputs, pack)  # compiled before
         torch.cuda.set_sync_debug_mode("error")
-        try:
-            ours(*inputs, pack_of([33, 40], [33, 40]))
-        finally:
+    else:  # without the launches, in which the interpreter reads
+        from triton.runtime.interpreter import InterpretedFunction
+
+        monkeypatch.setattr(InterpretedFunction, "run", lambda *args, **kwargs: None)
+    try:
+        with NothingIsRead():
+            ours(*inputs, pack)
+    finally:
+        if GPU:
             torch.cuda.set_sync_debug_mode("default")
+    with NothingIsRead(), pytest.raises(AssertionError, match="tolist"):  # the guard itself
+        pack.cu_q.tolist()
+
+
+def test_rows_far_apart_are_copied():
+    """An offset within a tile has 32 bits: in a view whose tokens lie further apart, it would run over."""
+    wide = torch.empty(2**23 + 16, dtype=torch.int8)
+    near, far = (wide.as_strided((1, 2, 1, 16), (8, step, 16, 1)) for step in (32, 2**23))
+    assert kernel._rowwise(near) is near
+    assert kernel._rowwise(far).stride(1) == 16
