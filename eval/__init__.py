@@ -4,9 +4,11 @@ scores = eval.score("predictions.jsonl", "studies.jsonl", floors="floors/")
 print(scores)                                 # tables
 scores["label-f1/14/macro/neg"].value         # one number
 scores.save("scores.json")
+eval.metric("rouge-l/coco").per_sample(references, predictions)
 """
 
+from eval.metric import metric
 from eval.scores.inputs import ScoreError
 from eval.scores.suite import Scores, score
 
-__all__ = ["ScoreError", "Scores", "score"]
+__all__ = ["ScoreError", "Scores", "metric", "score"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,26 @@ from eval.scores.registry import NotComputed
 
 _ROWS = 256  # queries at a time, so that a bank of 200,000 fits in memory
 
-FLOORS = {"shuffled": "every study got another study's image", "blank": "every image was blank"}
 COMMAND = "cxr generate STUDIES --floors DIR, then cxr score --floors DIR"
+
+
+class FloorFile(NamedTuple):
+    """A file NAME.jsonl of a floors directory."""
+
+    title: str
+    how: str
+    command: str = COMMAND
+
+
+FLOORS = {
+    "shuffled": FloorFile("shuffled images", "every study got another study's image"),
+    "blank": FloorFile("blank images", "every image was blank"),
+    "nearest": FloorFile(
+        "nearest neighbour (image)",
+        "the training report whose X-ray the encoder finds most similar",
+        COMMAND.replace("--floors DIR,", "--floors DIR --training STUDIES,"),
+    ),
+}
 
 
 def typical_report(reports: Sequence[str]) -> str:
@@ -115,14 +133,14 @@ def read_floors(directory: str | Path | None) -> tuple[dict[str, Path], list[Not
     Raises ScoreError if the directory was given but does not exist.
     """
     if directory is None:
-        return {}, [
-            NotComputed(f"{name} images", f"not made ({what})", COMMAND) for name, what in FLOORS.items()
-        ]
+        return {}, [NotComputed(f.title, f"not made ({f.how})", f.command) for f in FLOORS.values()]
     directory = Path(directory)
     if not directory.is_dir():
         raise ScoreError(f"{directory}: no such directory of floors; make it with: {COMMAND}")
     found = {path.stem: path for path in sorted(directory.glob("*.jsonl"))}
     missing = [
-        NotComputed(f"{n} images", f"{directory} has no {n}.jsonl", COMMAND) for n in FLOORS if n not in found
+        NotComputed(f.title, f"{directory} has no {name}.jsonl", f.command)
+        for name, f in FLOORS.items()
+        if name not in found
     ]
     return found, missing

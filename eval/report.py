@@ -16,11 +16,21 @@ from typing import Any
 
 import numpy as np
 
+from eval.plots import bars, curve, dots
 from eval.scores.differences import mark_differences
 from eval.scores.inputs import POLICIES, report_text
 from eval.scores.labels import label_report
 from eval.scores.suite import Scores
-from eval.scores.tables import AVERAGE_NAMES, LEXICAL, headline_keys, lexical_profiles, short_name
+from eval.scores.tables import (
+    AVERAGE_NAMES,
+    LEXICAL,
+    SAFETY,
+    clinical_keys,
+    headline_keys,
+    lexical_profiles,
+    short_name,
+    subgroup_keys,
+)
 from eval.signature import Score
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
@@ -37,6 +47,8 @@ def write_page(
     curves: Curves | None = None,
     cases: Iterable[Mapping[str, Any]] | None = None,
     notes: str | Iterable[str] | None = None,
+    worst: int = 0,
+    images: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the page and return its path.
@@ -44,6 +56,7 @@ def write_page(
     scores: from `eval.score`. curves: name -> [(step, value), ...]. notes: paragraphs for the top.
     cases: one mapping per study with `reference` and `generated` findings (or `error`), `image` (PNG or JPEG
         bytes, or a grey array (H, W), float in [0, 1] or uint8), and optionally `study_id`, `indication`, `warnings`.
+    worst: so many studies with most errors are shown, with the `images` (by study id) that are given.
 
     A page written here before is replaced, any other file only with `overwrite`; otherwise raises FileExistsError.
     """
@@ -62,13 +75,13 @@ def write_page(
     if scores is not None:
         body += _score_sections(scores)
     if curves:
-        panels = "".join(_curve(name, points) for name, points in curves.items())
+        panels = "".join(curve(name, points) for name, points in curves.items())
         body.append(f"<section><h2>Training</h2><div class='panels'>{panels}</div></section>")
     cards = [_case(case) for case in cases or ()]
     if cards:
         body.append(f"<section><h2>Studies</h2>{_LEGEND}{''.join(cards)}</section>")
     if scores is not None:
-        body += _small_print(scores)
+        body += [_worst(scores, images or {}, worst), *_small_print(scores)]
     page = _PAGE.format(generator=GENERATOR, title=escape(title), style=_STYLE, body="\n".join(body))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -79,52 +92,127 @@ def write_page(
 
 
 def _score_sections(scores: Scores) -> list[str]:
-    keys = headline_keys(scores)
-    rows = [("predictions", "", scores.scores), *((f.name, f.how, f.scores) for f in scores.floors)]
-    table = _table(
-        ["", *map(short_name, keys)],
-        [[_named(name, how), *(_value(found.get(k)) for k in keys)] for name, how, found in rows],
-        numeric_from=1,
-    )
-    patients = f"{scores.patients} patients" if scores.patients != scores.n else "one study a patient"
     least = scores.settings["min_support"]
-    averages = {**AVERAGE_NAMES, f"macro-{least}": f"macro, n ≥ {least}"}
-    f1_rows = [
-        [
-            escape(name),
-            *(_value(scores.scores.get(f"label-f1/{n}/{a}/{u}")) for n in (14, 5) for u in ("neg", "pos")),
-        ]
-        for a, name in averages.items()
-        if f"label-f1/14/{a}/neg" in scores.scores
+    keys, clinical = headline_keys(scores.scores, least), clinical_keys(scores.scores, least)
+    rows = [("predictions", "", scores.scores), *((f.name, f.how, f.scores) for f in scores.floors)]
+    patients = f"{scores.patients} patients" if scores.patients != scores.n else "one study a patient"
+    sections = [
+        "<section><h2>Scores and floors</h2>"
+        f"<p class='quiet'>{scores.n} studies, {patients}. Brackets: {escape(scores.settings['interval'])}, "
+        f"{scores.settings['n_boot']} replicates. A floor is a report that did not look at the image.</p>"
+        + bars(keys[0], rows)
+        + _table(
+            ["", *map(short_name, keys)],
+            [[_named(name, how), *(_value(found.get(k)) for k in keys)] for name, how, found in rows],
+            numeric_from=1,
+        )
+        + (
+            _table(
+                ["clinical scores", *(name for name, _, _ in rows)],
+                [[escape(short_name(k)), *(_value(found.get(k)) for _, _, found in rows)] for k in clinical],
+                numeric_from=1,
+            )
+            if clinical
+            else ""
+        )
+        + "</section>"
     ]
+    if scores.comparison:
+        sections.append(_comparison(scores))
+    readers = {
+        "label-f1": "Labels are read by the rule-based labeller, which is not CheXbert.",
+        "chexbert-f1": "Labels are read by CheXbert.",
+    }
+    for name in scores.conditions:
+        sections.append(
+            f"<section><h2>By condition{', CheXbert' if name == 'chexbert-f1' else ''}</h2>"
+            "<p class='quiet'>F1 with interval, uncertain counted as absent; n is the number of positive references. "
+            f"{readers[name]}</p>" + dots(scores, name) + _averages(scores, name) + "</section>"
+        )
     profiles = lexical_profiles(scores)
     overlap = [
         [escape(m.upper()), *(_value(scores.scores.get(f"{m}/{p}")) for p in profiles)] for m in LEXICAL
     ]
-    f1_head = [
-        "average",
-        "14, uncertain absent",
-        "14, uncertain present",
-        "5, uncertain absent",
-        "5, uncertain present",
-    ]
-    return [
-        "<section><h2>Scores and floors</h2>"
-        f"<p class='quiet'>{scores.n} studies, {patients}. Brackets: {escape(scores.settings['interval'])}, "
-        f"{scores.settings['n_boot']} replicates. A floor is a report that did not look at the image.</p>"
-        + _bars(keys[0], rows)
-        + table
-        + "</section>",
-        "<section><h2>By condition</h2>"
-        "<p class='quiet'>F1 with interval, uncertain counted as absent; n is the number of positive references. "
-        "Labels are read by the rule-based labeller, which is not CheXbert.</p>"
-        + _dots(scores)
-        + "</section>",
-        "<section><h2>Label F1</h2>" + _table(f1_head, f1_rows, numeric_from=1) + "</section>",
+    sections.append(
         "<section><h2>Text overlap by profile</h2>"
         + _table(["", *profiles], overlap, numeric_from=1)
-        + "</section>",
+        + "</section>"
+    )
+    shown = [
+        [escape(name), _value(scores[key]), _value(scores.scores.get(reference))]
+        for key, (name, reference) in SAFETY.items()
     ]
+    table = _table(["", "predictions", "references"], shown, numeric_from=1)
+    sections.append(f"<section><h2>Change, sides, length, repetition</h2>{table}</section>")
+    if scores.subgroups:
+        keys = subgroup_keys(scores.scores, least)
+        found = [
+            [escape(f"{g.attribute} {g.value}"), str(g.n), *(_value(g.scores.get(k)) for k in keys)]
+            for g in scores.subgroups
+        ]
+        table = _table(["", "studies", *map(short_name, keys)], found, numeric_from=1)
+        sections.append(f"<section><h2>By sex, age and view</h2>{table}</section>")
+    return sections
+
+
+def _averages(scores: Scores, name: str) -> str:
+    least = scores.settings["min_support"]
+    averages = {**AVERAGE_NAMES, f"macro-{least}": f"macro, n ≥ {least}"}
+    rows = [
+        [
+            escape(shown),
+            *(_value(scores.scores.get(f"{name}/{n}/{a}/{u}")) for n in (14, 5) for u in ("neg", "pos")),
+        ]
+        for a, shown in averages.items()
+        if f"{name}/14/{a}/neg" in scores.scores
+    ]
+    head = ("14, uncertain absent", "14, uncertain present", "5, uncertain absent", "5, uncertain present")
+    return _table(["average", *head], rows, numeric_from=1)
+
+
+def _comparison(scores: Scores) -> str:
+    compared = scores.comparison
+    rows = [
+        [
+            escape(short_name(d.name)),
+            f"{d.value:.3f}",
+            f"{d.other:.3f}",
+            f"{d.difference:+.3f} <span class='quiet'>[{d.low:+.3f}, {d.high:+.3f}]</span>",
+            f"{d.p:.4f}",
+            f"{d.p_holm:.4f}",
+        ]
+        for d in compared.differences
+    ]
+    head = ["", "predictions", "other", "difference", "p", "p (Holm)"]
+    return (
+        f"<section><h2>Against {escape(compared.other)}</h2><p class='quiet'>Paired bootstrap, and "
+        f"{compared.n_permutations} permutations of the two within patients.</p>"
+        + _table(
+            head, [[c.replace("+nan", "–").replace("nan", "–") for c in row] for row in rows], numeric_from=1
+        )
+        + "</section>"
+    )
+
+
+def _worst(scores: Scores, images: Mapping[str, Any], count: int) -> str:
+    """The studies with most errors, side by side."""
+    cards = []
+    for study in scores.worst(count):
+        reference, generated = scores.texts[study["study_id"]]
+        about = [f"{key}: {', '.join(map(str, study[key]))}" for key in ("swapped",) if study.get(key)]
+        case = {
+            "study_id": study["study_id"],
+            "reference": reference,
+            "generated": generated,
+            "warnings": about,
+        }
+        cards.append(_case({**case, "image": images.get(study["study_id"])}))
+    if not cards:
+        return ""
+    return (
+        f"<section><h2>The {len(cards)} studies with most errors</h2><p class='quiet'>By conditions missed, "
+        f"invented and on the wrong side, then by ROUGE-L.</p>{_LEGEND}{''.join(cards)}</section>"
+    )
 
 
 def _small_print(scores: Scores) -> list[str]:
@@ -173,116 +261,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric_from: int
     return f"<div class='scroll'><table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-# --- plots, written as SVG so that they follow the page's colours -------------------------------------------------
-
-
-def _scale(x: float, left: float, right: float) -> float:
-    return left + (right - left) * min(max(x, 0.0), 1.0)
-
-
-def _grid(left: float, right: float, top: float, bottom: float) -> str:
-    """Vertical lines at 0, 0.25 .. 1 with their values below."""
-    marks = []
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        x = _scale(tick, left, right)
-        marks.append(f"<line class='grid' x1='{x:.1f}' x2='{x:.1f}' y1='{top}' y2='{bottom}'/>")
-        marks.append(f"<text class='tick' x='{x:.1f}' y='{bottom + 16}' text-anchor='middle'>{tick:g}</text>")
-    return "".join(marks)
-
-
-def _bars(key: str, rows: Sequence[tuple[str, str, Mapping[str, Score]]]) -> str:
-    """The first headline score of the predictions above that of every floor."""
-    rows = [
-        (name, found[key]) for name, _, found in rows if key in found and not math.isnan(found[key].value)
-    ]
-    left, right, step = 235, 700, 30
-    bottom = 8 + step * len(rows)
-    marks = [_grid(left, right, 4, bottom)]
-    for i, (name, s) in enumerate(rows):
-        y = 8 + step * i
-        x, low, high = (_scale(v, left, right) for v in (s.value, s.low, s.high))
-        marks.append(f"<text x='{left - 10}' y='{y + 15}' text-anchor='end'>{escape(_cut(name))}</text>")
-        marks.append(
-            f"<rect class='{'floor' if i else 'main'}' x='{left}' y='{y + 2}' width='{x - left:.1f}' height='17'/>"
-        )
-        marks.append(
-            f"<line class='whisker' x1='{low:.1f}' x2='{high:.1f}' y1='{y + 10.5}' y2='{y + 10.5}'/>"
-        )
-    return _svg(
-        720, bottom + 24, f"{short_name(key)}, predictions and floors", "".join(marks), short_name(key)
-    )
-
-
-def _cut(name: str, most: int = 30) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _dots(scores: Scores) -> str:
-    """F1 and interval of every condition, the frequent ones first."""
-    rows = sorted(scores.conditions["neg"], key=lambda row: -row["support"])
-    left, right, step = 235, 640, 24
-    bottom = 8 + step * len(rows)
-    marks = [_grid(left, right, 4, bottom)]
-    for i, row in enumerate(rows):
-        y = 8 + step * i + 12
-        s = scores.scores[f"label-f1/{row['condition']}/neg"]
-        quiet = "" if row["support"] else " class='tick'"
-        marks.append(
-            f"<text{quiet} x='{left - 10}' y='{y + 4}' text-anchor='end'>{escape(row['condition'])}</text>"
-        )
-        marks.append(f"<text class='tick' x='712' y='{y + 4}' text-anchor='end'>n = {row['support']}</text>")
-        if row["support"]:
-            x, low, high = (_scale(v, left, right) for v in (s.value, s.low, s.high))
-            marks.append(f"<line class='whisker' x1='{low:.1f}' x2='{high:.1f}' y1='{y}' y2='{y}'/>")
-            marks.append(f"<circle class='main' cx='{x:.1f}' cy='{y}' r='4.5'/>")
-    return _svg(720, bottom + 24, "F1 by condition with 95 % intervals", "".join(marks))
-
-
-def _curve(name: str, points: Sequence[tuple[float, float]]) -> str:
-    """One named curve in a panel of its own: the values, and a running mean where there are many."""
-    finite = [(float(x), float(y)) for x, y in points if math.isfinite(float(x)) and math.isfinite(float(y))]
-    if len(finite) < 2:
-        text = f"<text class='tick' x='180' y='90' text-anchor='middle'>{len(finite)} point, no curve</text>"
-        return _svg(360, 180, name, text, name)
-    x_N, y_N = np.array(finite).T
-    x_low, x_high = x_N.min(), x_N.max()
-    y_low, y_high = y_N.min(), y_N.max()
-    y_high = y_high if y_high > y_low else y_low + 1.0
-
-    def line(values_N: np.ndarray, kind: str) -> str:
-        px = 48 + 300 * (x_N - x_low) / max(x_high - x_low, 1e-12)
-        py = 150 - 136 * (values_N - y_low) / (y_high - y_low)
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(px, py, strict=True))
-        return f"<polyline class='{kind}' points='{points}'/>"
-
-    smooth = len(y_N) >= 40
-    marks = [
-        f"<line class='grid' x1='48' x2='348' y1='{y}' y2='{y}'/><text class='tick' x='42' y='{y + 4}' "
-        f"text-anchor='end'>{value:.3g}</text>"
-        for y, value in ((14, y_high), (82, (y_low + y_high) / 2), (150, y_low))
-    ]
-    marks.append(f"<text class='tick' x='48' y='168'>step {x_low:g}</text>")
-    marks.append(f"<text class='tick' x='348' y='168' text-anchor='end'>{x_high:g}</text>")
-    marks.append(line(y_N, "faint" if smooth else "line"))
-    if smooth:
-        marks.append(line(_running_mean(y_N, max(len(y_N) // 20, 3)), "line"))
-    return _svg(360, 180, f"{name}: from {y_N[0]:.3g} to {y_N[-1]:.3g}", "".join(marks), name)
-
-
-def _running_mean(y_N: np.ndarray, width: int) -> np.ndarray:
-    """Mean over a centred window of `width` values, of fewer at both ends."""
-    sums = np.concatenate([[0.0], np.cumsum(y_N)])
-    at = np.arange(len(y_N))
-    begin, end = np.maximum(at - width // 2, 0), np.minimum(at + width // 2 + 1, len(y_N))
-    return (sums[end] - sums[begin]) / (end - begin)
-
-
-def _svg(width: int, height: int, label: str, marks: str, caption: str = "") -> str:
-    head = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    label = escape(label, quote=True)
-    return f"<figure>{head}<svg viewBox='0 0 {width} {height}' role='img' aria-label='{label}'>{marks}</svg></figure>"
-
-
 # --- studies ------------------------------------------------------------------------------------------------------
 
 
@@ -294,18 +272,14 @@ def _case(case: Mapping[str, Any]) -> str:
     extra += [warned] if isinstance(warned, str) else [str(w) for w in warned]
     about = "".join(f"<p class='quiet'>{escape(text)}</p>" for text in extra)
     image = case.get("image")
-    picture = (
-        f"<img alt='X-ray of study {head}' src='{_data_uri(image)}'>"
-        if image is not None
-        else "<div class='blank'></div>"
-    )
+    picture = f"<img alt='X-ray of study {head}' src='{_data_uri(image)}'>" if image is not None else ""
     left, right = mark_differences(reference, generated)
     if case.get("error") and not generated:
         error = case["error"]
         text = f"{error.get('code')}: {error.get('message')}" if isinstance(error, Mapping) else str(error)
         right = f"<em>{escape(text)}</em>"
     return (
-        f"<article><h3>{head}</h3><div class='case'>{picture}"
+        f"<article><h3>{head}</h3><div class='case{'' if picture else ' text'}'>{picture}"
         f"<div>{about}<h4>Reference</h4><p>{left or '–'}</p></div>"
         f"<div><h4>Generated</h4><p>{right or '–'}</p>{_chips(reference, generated)}</div></div></article>"
     )
@@ -404,8 +378,8 @@ polyline.faint { opacity: .35; stroke-width: 1; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
 article { background: var(--card); border: 1px solid var(--rule); border-radius: 6px; padding: 1rem; margin: 0 0 1rem; }
 .case { display: grid; grid-template-columns: 15rem 1fr 1fr; gap: 1.2rem; }
-.case img, .blank { width: 100%; background: #000; border-radius: 4px; display: block; }
-.blank { aspect-ratio: 1; }
+.case.text { grid-template-columns: 1fr 1fr; }
+.case img { width: 100%; background: #000; border-radius: 4px; display: block; }
 .case p { margin: 0 0 .6rem; }
 del { text-decoration: underline dotted 2px; color: var(--miss); background: var(--miss-bg); }
 ins { text-decoration: underline solid 2px; color: var(--new); background: var(--new-bg); }
@@ -418,7 +392,7 @@ ins { text-decoration: underline solid 2px; color: var(--new); background: var(-
 pre { font-size: .75rem; overflow-x: auto; }
 code { font-size: .85em; }
 summary { cursor: pointer; margin-top: 2rem; }
-@media (max-width: 46rem) { .case { grid-template-columns: 1fr; } .case img { max-width: 22rem; } }
+@media (max-width: 46rem) { .case, .case.text { grid-template-columns: 1fr; } .case img { max-width: 22rem; } }
 @media print {
   :root { --paper: #fff; --card: #fff; --ink: #000; }
   body { font-size: 11pt; }

@@ -48,8 +48,13 @@ def bootstrap_sums(sums_PK: np.ndarray, n_boot: int = 1000, seed: int = 0) -> np
 
 
 def percentile_interval(values_B: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap values; NaN replicates (metric undefined there) are left out."""
+    """Percentile interval of bootstrap values (B, ...): two numbers, or arrays (...) of them. NaN replicates (metric
+    undefined there) are left out."""
     values_B = np.asarray(values_B, dtype=np.float64)
+    if values_B.ndim > 1:
+        columns = [percentile_interval(column_B, level) for column_B in values_B.reshape(len(values_B), -1).T]
+        low, high = np.array(columns).T.reshape(2, *values_B.shape[1:])
+        return low, high
     values_B = values_B[~np.isnan(values_B)]
     if not len(values_B):
         return float("nan"), float("nan")
@@ -84,11 +89,14 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """metric(a) - metric(b) and its percentile interval; both systems see the same drawn patients."""
+    """metric(a) - metric(b) and its percentile interval; both systems see the same drawn patients.
+
+    A metric may give several values at once, (..., M); then so are these.
+    """
     a_PK, b_PK = _paired(stats_a_NK, stats_b_NK, groups)
     both_BK = bootstrap_sums(np.concatenate([a_PK, b_PK], axis=1), n_boot, seed)
     k = a_PK.shape[1]
-    difference = float(metric(a_PK.sum(axis=0)) - metric(b_PK.sum(axis=0)))
+    difference = _scalar(metric(a_PK.sum(axis=0)) - metric(b_PK.sum(axis=0)))
     low, high = percentile_interval(metric(both_BK[:, :k]) - metric(both_BK[:, k:]), level)
     return difference, low, high
 
@@ -104,20 +112,22 @@ def paired_permutation(
 ) -> float:
     """Two-sided p of metric(a) - metric(b) under swapping the systems within random patients.
 
-    (c + 1) / (n + 1) with c the permutations at least as extreme: never 0 (Phipson and Smyth 2010).
+    (c + 1) / (n + 1) with c the permutations at least as extreme: never 0 (Phipson and Smyth 2010). Permutations in
+    which the metric is not defined count as extreme; NaN where it is not defined of the systems themselves. A metric
+    may give several values at once, (..., M); then so is this.
     """
     a_PK, b_PK = _paired(stats_a_NK, stats_b_NK, groups)
     total_a, total_b, swap_PK = a_PK.sum(axis=0), b_PK.sum(axis=0), b_PK - a_PK
-    observed = abs(float(metric(total_a) - metric(total_b)))
+    observed = np.abs(metric(total_a) - metric(total_b))
     rng = np.random.default_rng(seed)
-    extreme = 0
+    extreme = np.zeros(np.shape(observed), dtype=np.int64)
     for start in range(0, n_permutations, _CHUNK):
         size = min(_CHUNK, n_permutations - start)
         swapped_BK = rng.integers(0, 2, size=(size, len(a_PK))).astype(np.float64) @ swap_PK
         differences_B = metric(total_a + swapped_BK) - metric(total_b - swapped_BK)
         # rounding of the sums must not turn a tie with the observed difference into "less extreme"
-        extreme += int((np.abs(differences_B) >= observed - 1e-12).sum())
-    return (extreme + 1) / (n_permutations + 1)
+        extreme += (~(np.abs(differences_B) < observed - 1e-12)).sum(axis=0)
+    return _scalar(np.where(np.isnan(observed), np.nan, (extreme + 1) / (n_permutations + 1)))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -138,3 +148,7 @@ def _paired(
             f"paired systems need the same samples; found {np.shape(stats_a_NK)} and {np.shape(stats_b_NK)}"
         )
     return patient_sums(stats_a_NK, groups), patient_sums(stats_b_NK, groups)
+
+
+def _scalar(x: np.ndarray) -> float | np.ndarray:
+    return float(x) if np.ndim(x) == 0 else x

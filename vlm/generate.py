@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from encoder.radiograph import InputError, Limits, read
 from vlm import model as models
-from vlm.outliers import Outliers
+from vlm.outliers import Outliers, embedding
 from vlm.prompts import prompt_for, shown_image
 from vlm.study import Image, Study
 
@@ -144,6 +145,23 @@ class Findings:
                 batch = []
         if batch:
             yield from self._run(batch, images, most)
+
+    def features(
+        self, studies: Iterable[Study], *, root: str | Path = ".", batch_size: int = 16
+    ) -> Iterator[np.ndarray | None]:
+        """What the encoder sees in each study's image, float32 (17 C,): CLS and a 4 x 4 grid of patches. None where the
+        image cannot be used."""
+        tower = models.vision_tower(self.model.llava)
+        remaining = iter(studies)
+        while several := list(islice(remaining, batch_size)):
+            tasks = [self._task(study, study, Path(root), "true", 1, 0) for study in several]
+            for task in tasks:
+                self._read(task, "true")
+            good = [t.pixels_CHW for t in tasks if t.pixels_CHW is not None]
+            found = iter(
+                embedding(tower, torch.stack(good).to(self._device, self._dtype)).numpy() if good else ()
+            )
+            yield from (None if task.pixels_CHW is None else next(found) for task in tasks)
 
     def _task(self, study: Study, shown: Study, root: Path, images: str, most: int, seed: int) -> _Task:
         meta = self.model.meta

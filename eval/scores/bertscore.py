@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.scores.chexbert import file_sha256
 from eval.scores.inputs import ScoreError
+from eval.scores.weights import file_sha256
 
 FOLDER, LAYER, BASELINE = "distilroberta-base", 5, 0.8473319
 PAIRS = 32  # of a forward pass
@@ -41,6 +41,7 @@ class BertScore:
 
         Raises ScoreError, naming the file, if one is missing.
         """
+        import transformers
         from transformers import AutoTokenizer, RobertaModel
 
         folder = Path(folder)
@@ -50,6 +51,9 @@ class BertScore:
             raise ScoreError(
                 f"BERTScore needs {folder} with config.json and {files[0].name}; see: cxr weights"
             )
+        logging = transformers.utils.logging
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()  # or it reports the head of the language model, which is not needed
         try:
             model, info = RobertaModel.from_pretrained(
                 folder, add_pooling_layer=False, local_files_only=True, output_loading_info=True
@@ -57,6 +61,8 @@ class BertScore:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise ScoreError(f"{folder}: {error}") from error
+        finally:
+            logging.set_verbosity(level)
         if info["missing_keys"]:
             raise ScoreError(f"{weights} lacks {sorted(info['missing_keys'])[0]}, so it is not {FOLDER}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")

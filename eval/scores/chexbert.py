@@ -7,7 +7,6 @@ carries the SHA-256 of the file, so that nothing else can call itself CheXbert.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from eval.scores.inputs import ScoreError
 from eval.scores.phrases import CONDITIONS
+from eval.scores.weights import file_sha256
 
 CHECKPOINT, TOKENIZER = "chexbert.pth", "bert-base-uncased"
 HEADS = (*[4] * 13, 2)  # classes; in the order of CONDITIONS
@@ -149,7 +149,3 @@ def cosine(a_NC: np.ndarray, b_NC: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)
 
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,14 +51,14 @@ class Pairs:
 
 
 def load(source: Source, what: str) -> list[Record]:
-    """Records of a JSON Lines file, or of an iterable of mappings.
+    """Records of a JSON Lines file, of a CSV file with a header, or of an iterable of mappings.
 
     Raises ScoreError if the file is missing, empty or not UTF-8, if a line is not a JSON object, or if a record has
     no `study_id`; the message names file and line.
     """
     if isinstance(source, str | Path):
         path = Path(source)
-        records = list(_read_lines(path, what))
+        records = list(_read_table(path, what) if path.suffix.lower() == ".csv" else _read_lines(path, what))
         where = str(path)
     else:
         records = [(f"{what} {i}", r) for i, r in enumerate(source)]
@@ -72,15 +75,19 @@ def load(source: Source, what: str) -> list[Record]:
     return [record for _, record in records]
 
 
-def _read_lines(path: Path, what: str) -> Iterable[tuple[str, Any]]:
+def _text(path: Path, what: str) -> str:
     if not path.is_file():
         raise ScoreError(f"{path}: no such file of {what}s")
+    data = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + 1
         raise ScoreError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from error
-    for number, line in enumerate(text.split("\n"), 1):
+
+
+def _read_lines(path: Path, what: str) -> Iterable[tuple[str, Any]]:
+    for number, line in enumerate(_text(path, what).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -89,6 +96,21 @@ def _read_lines(path: Path, what: str) -> Iterable[tuple[str, Any]]:
             raise ScoreError(
                 f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})"
             ) from error
+
+
+def _read_table(path: Path, what: str) -> Iterable[tuple[str, Any]]:
+    """Rows of a CSV file: `study_id`, `findings`, and whatever else; `age` becomes a number, `view` the image's."""
+    rows = csv.DictReader(io.StringIO(_text(path, what), newline=""), restkey="", strict=True)
+    try:
+        for row in rows:
+            record = {key: value for key, value in row.items() if key and value is not None}
+            if re.fullmatch(r"\d+(\.\d+)?", record.get("age", "").strip()):
+                record["age"] = float(record["age"])
+            if record.get("view"):
+                record["images"] = [{"view": record.pop("view").strip()}]
+            yield f"{path}, line {rows.line_num}", record
+    except csv.Error as error:
+        raise ScoreError(f"{path}, line {rows.line_num}: not CSV ({error})") from error
 
 
 def report_text(value: object) -> tuple[str, str | None]:
@@ -101,14 +123,22 @@ def report_text(value: object) -> tuple[str, str | None]:
     return text, None if text else "empty"
 
 
-def align(predictions: Source, references: Source) -> Pairs:
-    """Bring predictions to references by `study_id`, by the POLICIES.
+def align(predictions: Source, references: Source | None = None) -> Pairs:
+    """Bring predictions to references by `study_id`, by the POLICIES. Without references each prediction brings its
+    own, as `reference`.
 
     Raises ScoreError if a source cannot be read or if no reference has findings.
     """
     pairs = Pairs([], [], [], [])
     given: dict[str, Record] = {}
-    for record in load(predictions, "prediction"):
+    predicted = load(predictions, "prediction")
+    if references is None:
+        references = [{**record, "findings": record.get("reference")} for record in predicted]
+        if not any(record.get("reference") for record in predicted):
+            raise ScoreError(
+                "there are no references: give a second file, or predictions with a 'reference' each"
+            )
+    for record in predicted:
         key = str(record["study_id"])
         if key in given:
             pairs.note("duplicate prediction", key)

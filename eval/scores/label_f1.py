@@ -105,44 +105,49 @@ def add_label_f1(
     reference_N14: np.ndarray,
     predicted_N14: np.ndarray,
     *,
-    labeller: str,
-    reference: str,
+    name: str = "label-f1",
+    labeller: str | None = None,
+    reference: str | None = None,
+    ckpt: str | None = None,
     min_support: int = 30,
 ) -> None:
     """Put all label F1 of two label matrices (N, 14; 1, 0, -1, NaN) on a sheet.
 
-    Keys: `label-f1/14/macro/neg` (14 or 5 conditions; each of AVERAGES; neg or pos), `label-f1/14/macro-30/neg`
-    for the macro mean over conditions with at least `min_support` positives where there is one, and
-    `label-f1/Edema/neg` for a condition. `reference` says where the reference labels come from.
+    Keys, for the name `label-f1`: `label-f1/14/macro/neg` (14 or 5 conditions; each of AVERAGES; neg or pos),
+    `label-f1/14/macro-30/neg` for the macro mean over conditions with at least `min_support` positives where there is
+    one, and `label-f1/Edema/neg` for a condition. `labeller` and `ckpt` say who read the labels, `reference` where
+    those of the references come from.
     """
     for policy in POLICIES:
         counts_N3C = confusion(binarize(reference_N14, policy), binarize(predicted_N14, policy))
-        choices = {"unc": policy, "zero": 0, "ref": reference}
-        for name, conditions in (("14", CONDITIONS), ("5", FIVE)):
+        choices = {"unc": policy, "zero": 0, "ref": reference, "ckpt": ckpt}
+        for number, conditions in (("14", CONDITIONS), ("5", FIVE)):
             chosen_N3C = counts_N3C[:, :, columns(conditions)]
-            _add_averages(sheet, chosen_N3C, name, labeller, choices, min_support)
+            _add_averages(sheet, chosen_N3C, name, number, labeller, choices, min_support)
         for i, condition in enumerate(CONDITIONS):
             where = sheet.columns(counts_N3C[:, :, i])
-            details = signature(
-                "label-f1", labeller=labeller, condition=condition.replace(" ", "-"), **choices
-            )
-            sheet.add(
-                f"label-f1/{condition}/{policy}", details, lambda sums: micro_f1(sums[..., None]), where
-            )
+            details = signature(name, labeller=labeller, condition=condition.replace(" ", "-"), **choices)
+            sheet.add(f"{name}/{condition}/{policy}", details, lambda sums: micro_f1(sums[..., None]), where)
 
 
 def _add_averages(
-    sheet: Sheet, counts_N3C: np.ndarray, name: str, labeller: str, choices: dict, min_support: int
+    sheet: Sheet,
+    counts_N3C: np.ndarray,
+    name: str,
+    number: str,
+    labeller: str | None,
+    choices: dict,
+    min_support: int,
 ) -> None:
     n, _, c = counts_N3C.shape
     where = sheet.columns(counts_N3C.reshape(n, 3 * c))
     positives_C = support(counts_N3C.sum(axis=0))
 
     def details(average: str, **more: object) -> str:
-        return signature("label-f1", labeller=labeller, n=c, avg=average, **more, **choices)
+        return signature(name, labeller=labeller, n=c, avg=average, **more, **choices)
 
     def add(average: str, described: str, of) -> None:
-        key = f"label-f1/{name}/{average}/{choices['unc']}"
+        key = f"{name}/{number}/{average}/{choices['unc']}"
         sheet.add(key, described, lambda s: of(s.reshape(*s.shape[:-1], 3, c)), where)
 
     def macro_over(minimum: int):
@@ -157,7 +162,8 @@ def _add_averages(
         described = details("macro", min_support=min_support, used=well_supported)
         add(f"macro-{min_support}", described, macro_over(min_support))
     add("weighted", details("weighted"), weighted_f1)
-    sheet.add_mean(f"label-f1/{name}/example/{choices['unc']}", details("example"), example_f1(counts_N3C))
+    key = f"{name}/{number}/example/{choices['unc']}"
+    sheet.add_mean(key, details("example"), example_f1(counts_N3C))
 
 
 def condition_table(reference_N14: np.ndarray, predicted_N14: np.ndarray, policy: str) -> list[dict]:

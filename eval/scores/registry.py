@@ -1,10 +1,11 @@
-"""Scores that this version knows of but cannot compute: what each needs, and the command that says or fetches it.
+"""What could not be computed, why, and the command that helps.
 
 A score without its model is reported as "not computed", never as zero and never by a stand-in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -20,22 +21,16 @@ class NotComputed:
         return {"name": self.name, "reason": self.reason, "command": self.command}
 
 
-LATER = "none: not in this version"
-
-CLINICAL = (
-    NotComputed(
-        "CheXbert F1",
-        "needs the CheXbert weights (chexbert.pth), which this version does not read; the labeller `rules` is not it",
-        LATER,
-    ),
-    NotComputed(
-        "RadGraph F1",
-        "needs the RadGraph or RadGraph-XL weights, which this version does not read",
-        LATER,
-    ),
-    NotComputed(
-        "RadCliQ v0, v1",
-        "needs CheXbert, RadGraph and BERTScore (distilroberta-base)",
-        LATER,
-    ),
-)
+def merged(missing: Iterable[NotComputed]) -> list[NotComputed]:
+    """One entry a score, where several things are missing for it."""
+    by_name: dict[str, list[NotComputed]] = {}
+    for entry in missing:
+        by_name.setdefault(entry.name, []).append(entry)
+    return [
+        NotComputed(
+            name,
+            "; ".join(dict.fromkeys(e.reason for e in entries)),
+            "; ".join(dict.fromkeys(e.command for e in entries)),
+        )
+        for name, entries in by_name.items()
+    ]

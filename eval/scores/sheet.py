@@ -60,13 +60,26 @@ class Sheet:
         return np.concatenate(self._blocks, axis=1)
 
     def scores(
-        self, groups: Sequence[Hashable] | None = None, *, n_boot: int = 1000, seed: int = 0
+        self,
+        groups: Sequence[Hashable] | None = None,
+        *,
+        n_boot: int = 1000,
+        seed: int = 0,
+        rows_N: np.ndarray | None = None,
     ) -> dict[str, Score]:
-        """Every measure with its 95 % percentile bootstrap interval over patients (`groups`)."""
-        sums_PK = patient_sums(self.stats_NK, groups)
+        """Every measure with its 95 % percentile bootstrap interval over patients (`groups`).
+
+        `rows_N` (bool) are the studies to look at, all without it; there must be one at least.
+        """
+        stats_NK = self.stats_NK
+        if rows_N is not None:
+            stats_NK = stats_NK[rows_N]
+            groups = None if groups is None else [g for g, row in zip(groups, rows_N, strict=True) if row]
+        sums_PK = patient_sums(stats_NK, groups)
         total_K, replicates_BK = sums_PK.sum(axis=0), bootstrap_sums(sums_PK, n_boot, seed)
         scores = {}
         for key, measure in self.measures.items():
             low, high = percentile_interval(measure.of(replicates_BK))
-            scores[key] = Score(key, float(measure.of(total_K)), low, high, self.n, measure.signature)
+            value = float(measure.of(total_K))
+            scores[key] = Score(key, value, low, high, len(stats_NK), measure.signature)
         return scores

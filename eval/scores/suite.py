@@ -1,4 +1,4 @@
-"""`score()`: predictions against references, all scores of this version, with intervals and floors."""
+"""`score()`: predictions against references, all scores of this version, with intervals, floors and subgroups."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from eval import baselines
-from eval.scores import registry, tables
-from eval.scores.inputs import POLICIES, Pairs, ScoreError, Source, align, load, patients, report_text
+from eval.scores import clinical, safety, tables
+from eval.scores.comparison import Comparison, differences
+from eval.scores.floors import Floor, Given, floor_reports
+from eval.scores.inputs import POLICIES, Pairs, ScoreError, Source, align, patients
 from eval.scores.label_f1 import (
     add_label_f1,
     binarize,
@@ -23,21 +24,24 @@ from eval.scores.label_f1 import (
     support,
 )
 from eval.scores.labels import LABELLER, label_matrix
-from eval.scores.lexical import PROFILES, LexicalSamples, add_lexical, lexical_samples
+from eval.scores.lexical import PROFILES, add_lexical, lexical_samples
 from eval.scores.phrases import CONDITIONS
 from eval.scores.registry import NotComputed
 from eval.scores.sheet import Sheet
+from eval.scores.subgroups import subgroups
 from eval.signature import Score, number
 
 KIND = "cxr-scores"
 
 
 @dataclass
-class Floor:
-    """Scores of a report that did not look at the image."""
+class Subgroup:
+    """The scores of the studies of one sex, age band or view."""
 
-    name: str
-    how: str
+    attribute: str
+    value: str
+    n: int
+    patients: int
     scores: dict[str, Score]
 
 
@@ -48,21 +52,33 @@ class Scores:
     n: int
     patients: int
     scores: dict[str, Score]
-    conditions: dict[str, list[dict]]  # uncertainty policy -> one row a condition
+    conditions: dict[
+        str, dict[str, list[dict]]
+    ]  # labeller's score -> uncertainty policy -> one row a condition
     floors: list[Floor]
     not_computed: list[NotComputed]
     problems: dict[str, list[str]]  # kind of inputs.POLICIES -> study ids
-    studies: list[dict]  # per study: study_id, rouge-l, label errors
+    studies: list[dict]  # per study: study_id, rouge-l, label errors, what else is odd
     settings: dict[str, Any]
     labeller_check: dict[str, float] = field(default_factory=dict)
+    subgroups: list[Subgroup] = field(default_factory=list)
+    comparison: Comparison | None = None
+    texts: dict[str, tuple[str, str]] = field(
+        default_factory=dict, repr=False
+    )  # reference and prediction; not saved
 
     def __getitem__(self, key: str) -> Score:
         if key not in self.scores:
             raise KeyError(f"no score {key!r}; there are {', '.join(self.scores)}")
         return self.scores[key]
 
+    def worst(self, count: int = 20) -> list[dict]:
+        """The studies with the most label errors, swapped sides among them; of equals those with the least ROUGE-L."""
+        errors = lambda s: len(s["missed"]) + len(s["invented"]) + len(s["swapped"])  # noqa: E731
+        return sorted(self.studies, key=lambda s: (-errors(s), s["rouge_l"]))[:count]
+
     def to_json(self) -> dict[str, Any]:
-        """A JSON object (schema 1); numbers that are not defined are null."""
+        """A JSON object (schema 1); numbers that are not defined are null. It holds no report."""
         return {
             "schema": 1,
             "kind": KIND,
@@ -75,6 +91,14 @@ class Scores:
                 {"name": f.name, "how": f.how, "scores": [s.to_json() for s in f.scores.values()]}
                 for f in self.floors
             ],
+            "subgroups": [
+                {
+                    "attribute": g.attribute, "value": g.value, "n": g.n, "patients": g.patients,
+                    "scores": [s.to_json() for s in g.scores.values()],
+                }
+                for g in self.subgroups
+            ],
+            "comparison": self.comparison.to_json() if self.comparison else None,
             "not_computed": [m.to_json() for m in self.not_computed],
             "inputs": {
                 kind: {"count": len(ids), "policy": POLICIES[kind], "study_ids": ids}
@@ -82,7 +106,7 @@ class Scores:
             },
             "labeller_check": {k: number(v) for k, v in self.labeller_check.items()},
             "studies": self.studies,
-        }
+        }  # fmt: skip
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write `to_json()`. Scores written earlier are replaced, another file only with `overwrite`.
@@ -108,9 +132,10 @@ class Scores:
 
 def score(
     predictions: Source,
-    references: Source,
+    references: Source | None = None,
     *,
-    floors: str | Path | Mapping[str, Source] | None = None,
+    compare: Source | None = None,
+    floors: Given = None,
     groups: Mapping[str, Hashable] | Sequence[Hashable] | None = None,
     n_boot: int = 1000,
     seed: int = 0,
@@ -118,10 +143,16 @@ def score(
     reference_labels: str = "text",
     profiles: Sequence[str] = tuple(PROFILES),
     min_support: int = 30,
+    clinical_models: str | Sequence[str] = "auto",
+    weights: str | Path | None = None,
+    device: str | None = None,
+    progress: clinical.Progress | None = None,
 ) -> Scores:
     """Score predictions against references.
 
-    predictions, references: JSON Lines files or lists of records in the project's contracts, matched by `study_id`.
+    predictions, references: JSON Lines or CSV files, or lists of records in the project's contracts, matched by
+        `study_id`. Without references every prediction brings its own, as `reference`.
+    compare: other predictions for the same references; differences are tested in pairs.
     floors: a directory of predictions for shuffled and blank images (`cxr generate --floors DIR`), or a mapping from
         a floor's name to its predictions, for instance nearest neighbours made with `eval.baselines`.
     groups: the patient of every study (mapping by study id, or one entry for each scored study); by default the
@@ -131,6 +162,9 @@ def score(
     reference_labels: "text" reads both sides with the rule-based labeller; "study" takes a study's own `labels` where
         it has them. The signature says which.
     min_support: label F1 is also averaged over the conditions with at least this many positive references.
+    clinical_models: "auto" (those whose weights are there), "none", or names of `eval.scores.weights.MODELS`;
+        `weights` is the folder to look in, `device` where they run.
+    progress: called with (what, done, of how many) while models read.
 
     Raises ScoreError for input that cannot be scored.
     """
@@ -142,22 +176,28 @@ def score(
     pairs = align(predictions, references)
     patient_ids = patients(pairs, groups)
     reference_N14, source = _reference_labels(pairs, reference_labels)
-    ready, missing = _floors(pairs, floors, training)
-    protocol = _Protocol(pairs, reference_N14, source, patient_ids, n_boot, seed, min_support)
+    ready, missing = floor_reports(pairs, floors, training)
+    others = align(compare, pairs.studies) if compare is not None else None
+    models, without = clinical.load(clinical_models, weights, device)
+    protocol = _Protocol(
+        pairs, reference_N14, source, patient_ids, n_boot, seed, min_support,
+        models, models.read(pairs.references, progress, keep=True), progress,
+    )  # fmt: skip
 
-    predicted_N14 = label_matrix(pairs.predictions)
-    samples = [lexical_samples(pairs.references, pairs.predictions, name) for name in profiles]
+    sheet, labels = protocol.sheet(pairs.predictions, profiles)
+    found = protocol.scores(sheet)
     return Scores(
         n=len(pairs),
         patients=len(set(patient_ids)),
-        scores=protocol.scores(predicted_N14, samples),
+        scores=found,
         conditions={
-            policy: condition_table(reference_N14, predicted_N14, policy) for policy in ("neg", "pos")
+            name: {policy: condition_table(*both, policy) for policy in ("neg", "pos")}
+            for name, both in labels.items()
         },
         floors=[Floor(name, how, protocol.headline(reports)) for name, how, reports in ready],
-        not_computed=[*missing, *registry.CLINICAL],
+        not_computed=[*missing, *without],
         problems=pairs.problems,
-        studies=_per_study(pairs, reference_N14, predicted_N14),
+        studies=_per_study(pairs, *labels["label-f1"]),
         settings={
             "interval": "95 % percentile bootstrap over patients",
             "n_boot": n_boot,
@@ -166,12 +206,17 @@ def score(
             "min_support": min_support,
         },
         labeller_check=_labeller_check(pairs),
+        subgroups=protocol.subgroups(sheet),
+        comparison=_compare(protocol, sheet, others, profiles, compare) if others else None,
+        texts={
+            key: both for key, *both in zip(pairs.study_ids, pairs.references, pairs.predictions, strict=True)
+        },
     )
 
 
 @dataclass(frozen=True)
 class _Protocol:
-    """How a set of reports is scored: the same for the predictions and for every floor."""
+    """How a set of reports is scored: the same for the predictions, for others they are compared with, for floors."""
 
     pairs: Pairs
     reference_N14: np.ndarray
@@ -180,20 +225,65 @@ class _Protocol:
     n_boot: int
     seed: int
     min_support: int
+    models: clinical.Clinical
+    read: clinical.Readings  # of the references
+    progress: clinical.Progress | None
 
-    def scores(self, predicted_N14: np.ndarray, samples: Sequence[LexicalSamples]) -> dict[str, Score]:
-        sheet = Sheet(len(self.pairs))
-        choices = {"labeller": LABELLER, "reference": self.source, "min_support": self.min_support}
-        add_label_f1(sheet, self.reference_N14, predicted_N14, **choices)
-        for profile in samples:
-            add_lexical(sheet, profile)
-        return sheet.scores(self.patient_ids, n_boot=self.n_boot, seed=self.seed)
+    def sheet(
+        self, reports: list[str], profiles: Sequence[str], *, with_meteor: bool = True
+    ) -> tuple[Sheet, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """-> the sheet; label matrices (reference, predicted) by the name of the score made of them."""
+        references = self.pairs.references
+        sheet, predicted_N14 = Sheet(len(self.pairs)), label_matrix(reports)
+        labels = {"label-f1": (self.reference_N14, predicted_N14)}
+        add_label_f1(
+            sheet, *labels["label-f1"], labeller=LABELLER, reference=self.source, min_support=self.min_support
+        )
+        for name in profiles:
+            add_lexical(sheet, lexical_samples(references, reports, name, with_meteor=with_meteor))
+        read = self.models.read(reports, self.progress)
+        self.models.add(sheet, self.read, read, self.progress, self.min_support)
+        if read.chexbert:
+            labels["chexbert-f1"] = (self.read.chexbert.labels_N14, read.chexbert.labels_N14)
+        safety.add_safety(sheet, references, reports, self.pairs.studies)
+        return sheet, labels
+
+    def scores(self, sheet: Sheet, rows_N: np.ndarray | None = None) -> dict[str, Score]:
+        return sheet.scores(self.patient_ids, n_boot=self.n_boot, seed=self.seed, rows_N=rows_N)
 
     def headline(self, reports: list[str]) -> dict[str, Score]:
-        samples = lexical_samples(self.pairs.references, reports, "coco", with_meteor=False)
-        scores = self.scores(label_matrix(reports), [samples])
-        shown = ("bleu-4/coco", "rouge-l/coco")
-        return {key: s for key, s in scores.items() if key.startswith("label-f1/14/") or key in shown}
+        """What floors are compared in."""
+        scores = self.scores(self.sheet(reports, ["coco"], with_meteor=False)[0])
+        kept = [
+            *tables.headline_keys(scores, self.min_support),
+            *tables.clinical_keys(scores, self.min_support),
+        ]
+        return {key: s for key, s in scores.items() if key.startswith("label-f1/14/") or key in kept}
+
+    def subgroups(self, sheet: Sheet) -> list[Subgroup]:
+        found = []
+        for (attribute, value), rows_N in subgroups(self.pairs.studies).items():
+            members = {g for g, row in zip(self.patient_ids, rows_N, strict=True) if row}
+            scores = self.scores(sheet, rows_N)
+            found.append(Subgroup(attribute, value, int(rows_N.sum()), len(members), scores))
+        return found
+
+
+def _compare(
+    protocol: _Protocol, sheet: Sheet, others: Pairs, profiles: Sequence[str], source: Source
+) -> Comparison:
+    other = protocol.sheet(others.predictions, profiles)[0]
+    found = protocol.scores(other)
+    keys = [
+        *tables.headline_keys(found, protocol.min_support),
+        *tables.clinical_keys(found, protocol.min_support),
+    ]
+    tested = differences(
+        sheet, other, [key for key in keys if key in sheet.measures], protocol.patient_ids,
+        n_boot=protocol.n_boot, seed=protocol.seed,
+    )  # fmt: skip
+    name = Path(source).name if isinstance(source, str | Path) else "the other predictions"
+    return Comparison(name, found, tested, others.problems, protocol.n_boot)
 
 
 def _reference_labels(pairs: Pairs, reference_labels: str) -> tuple[np.ndarray, str]:
@@ -232,71 +322,19 @@ def _labeller_check(pairs: Pairs) -> dict[str, float]:
     }
 
 
-def _floors(
-    pairs: Pairs, floors: str | Path | Mapping[str, Source] | None, training: Source | None
-) -> tuple[list[tuple[str, str, list[str]]], list[NotComputed]]:
-    """(name, how, one report a study) of every floor that can be had, and those that cannot."""
-    bank = _training_reports(training)
-    source = "training" if bank else "references"
-    constant = baselines.typical_report([text for _, text in bank] or pairs.references)
-    ready = [
-        (
-            f"constant report ({source})",
-            "the most typical report for every study",
-            [constant] * len(pairs),
-        )
-    ]
-
-    told = [(study["indication"], text) for study, text in bank if isinstance(study.get("indication"), str)]
-    if told:
-        queries = [s.get("indication") or "" for s in pairs.studies]
-        nearest = baselines.nearest_by_text(queries, [i for i, _ in told], [t for _, t in told])
-        how = "the training report with the most similar indication"
-        ready.append(("nearest neighbour (indication)", how, nearest))
-
-    if isinstance(floors, Mapping):
-        files, missing = (
-            dict(floors),
-            [m for m in baselines.read_floors(None)[1] if m.name.split()[0] not in floors],
-        )
-    else:
-        files, missing = baselines.read_floors(floors)
-    for name, predictions in files.items():
-        try:
-            aligned = align(predictions, pairs.studies)
-        except ScoreError as error:
-            raise ScoreError(f"floor {name!r}: {error}") from error
-        missed = sum(not text for text in aligned.predictions)
-        how = baselines.FLOORS.get(name, "given") + (
-            f" ({missed} of {len(pairs)} empty or missing)" if missed else ""
-        )
-        ready.append((f"{name} images" if name in baselines.FLOORS else name, how, aligned.predictions))
-    if not any("nearest" in name for name, _, _ in ready):
-        reason = "needs training studies with indications, or predictions made with eval.baselines.nearest_by_features"
-        missing.append(NotComputed("nearest neighbour", reason, "cxr score --training STUDIES"))
-    return ready, missing
-
-
-def _training_reports(training: Source | None) -> list[tuple[Mapping[str, Any], str]]:
-    if training is None:
-        return []
-    studies = load(training, "training study")
-    bank = [(study, text) for study in studies if (text := report_text(study.get("findings"))[0])]
-    if not bank:
-        raise ScoreError("the training studies have no findings to choose a constant report from")
-    return bank
-
-
 def _per_study(pairs: Pairs, reference_N14: np.ndarray, predicted_N14: np.ndarray) -> list[dict]:
-    """What each study contributes: ROUGE-L (coco) and the conditions missed and invented, uncertain as absent."""
+    """What each study contributes: ROUGE-L (coco), the conditions missed and invented (uncertain as absent), and what
+    else is odd (`safety.per_study`)."""
     ref, hyp = binarize(reference_N14, "neg"), binarize(predicted_N14, "neg")
     rouge_l = PROFILES["coco"].rouge_l
+    odd = safety.per_study(pairs.references, pairs.predictions, pairs.studies)
     return [
         {
             "study_id": key,
             "rouge_l": rouge_l(reference, prediction),
             "missed": [c for c, r, h in zip(CONDITIONS, ref[i], hyp[i], strict=True) if r and not h],
             "invented": [c for c, r, h in zip(CONDITIONS, ref[i], hyp[i], strict=True) if h and not r],
+            **odd[i],
         }
         for i, (key, reference, prediction) in enumerate(
             zip(pairs.study_ids, pairs.references, pairs.predictions, strict=True)

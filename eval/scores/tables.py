@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,24 @@ AVERAGE_NAMES = {
     "example": "example-based",
 }
 LEXICAL = ("bleu-1", "bleu-2", "bleu-3", "bleu-4", "rouge-l", "meteor")
-SHORT = {"bleu-4/coco": "BLEU-4 coco", "rouge-l/coco": "ROUGE-L coco"}
+SAFETY = {  # where it says nothing else, a share of reports; and the key of the same for the references
+    "temporal-f1": ("words of change: F1", ""),
+    "hallucinated-prior": ("compares, though no prior was given", "hallucinated-prior/reference"),
+    "side-swap": ("wrong side, of findings with a side in both", ""),
+    "words/generated": ("words", "words/reference"),
+    "empty": ("empty", ""),
+    "truncated": ("no end of a sentence", "truncated/reference"),
+    "repeated-4-grams": ("repeated 4-grams, share of all", "repeated-4-grams/reference"),
+    "repeated-sentence": ("says a sentence twice", "repeated-sentence/reference"),
+    "unique": ("distinct texts", "unique/reference"),
+}
+SHORT = {
+    "bleu-4/coco": "BLEU-4 coco",
+    "rouge-l/coco": "ROUGE-L coco",
+    "bertscore": "BERTScore",
+    "radcliq/v0": "RadCliQ v0",
+    "radcliq/v1": "RadCliQ v1",
+}
 
 
 def short_name(key: str) -> str:
@@ -30,9 +47,11 @@ def short_name(key: str) -> str:
     if key in SHORT:
         return SHORT[key]
     name, *rest = key.split("/")
-    if name == "label-f1" and len(rest) == 3:
+    if name in ("label-f1", "chexbert-f1") and len(rest) == 3:
         average = rest[1].replace("macro-", "macro n ≥ ") if rest[1][-1:].isdigit() else rest[1]
-        return f"F1-{rest[0]} {average}"
+        return ("CheXbert " if name == "chexbert-f1" else "") + f"F1-{rest[0]} {average}"
+    if name == "radgraph-f1":
+        return f"RadGraph{'-XL' if rest[0].endswith('-xl') else ''} F1 {' '.join(rest[1:])}"
     return f"{name.upper()} {' '.join(rest)}"
 
 
@@ -52,7 +71,19 @@ def render(scores: Scores, width: int = 110) -> str:
     patients = f"{scores.patients} patients" if scores.patients != scores.n else "one study a patient"
     interval = f"{scores.settings['interval']}, {scores.settings['n_boot']} replicates"
     console.print(f"{scores.n} studies, {patients}; [{interval}]", markup=False)
-    for table in (_floors(scores), _label_f1(scores), _lexical(scores), _conditions(scores)):
+    least = scores.settings["min_support"]
+    tables = [*_floors(scores), _label_f1(scores, "label-f1", "Label F1, labeller `rules` (not CheXbert)")]
+    if "chexbert-f1" in scores.conditions:
+        tables.append(_label_f1(scores, "chexbert-f1", "CheXbert F1"))
+    if any(key.startswith("radgraph-f1/") for key in scores.scores):
+        tables.append(_radgraph(scores))
+    tables += [_lexical(scores), _safety(scores)]
+    tables += [_conditions(scores, name) for name in scores.conditions]
+    if scores.subgroups:
+        tables.append(_subgroups(scores))
+    if scores.comparison:
+        tables.append(_comparison(scores))
+    for table in tables:
         console.print(table)
     if scores.labeller_check:
         c = scores.labeller_check
@@ -66,7 +97,8 @@ def render(scores: Scores, width: int = 110) -> str:
         console.print(_problems(scores))
     console.print("Signatures")
     overlap = [f"{m}/{p}" for p in lexical_profiles(scores) for m in ("bleu-4", "rouge-l", "meteor")]
-    for key in dict.fromkeys([*headline_keys(scores), *overlap]):
+    headline = [*headline_keys(scores.scores, least), *clinical_keys(scores.scores, least)]
+    for key in dict.fromkeys([*headline, *overlap]):
         if key in scores.scores:
             console.print(f"  {scores.scores[key].signature}", markup=False, overflow="fold")
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
@@ -85,32 +117,83 @@ def _table(title: str, *columns: str, caption: str | None = None) -> Table:
     return table
 
 
-def headline_keys(scores: Scores) -> list[str]:
-    """What the floors are compared in: macro over the well-supported conditions where there are any."""
-    supported = f"label-f1/14/macro-{scores.settings['min_support']}/neg"
-    macro = supported if supported in scores.scores else "label-f1/14/macro/neg"
-    return [macro, "label-f1/14/micro/neg", "bleu-4/coco", "rouge-l/coco"]
+def headline_keys(scores: Mapping[str, Score], min_support: int) -> list[str]:
+    """What predictions are compared in: macro over the well-supported conditions where there are any."""
+    return [*_label_keys(scores, "label-f1", min_support), "bleu-4/coco", "rouge-l/coco"]
 
 
-def _floors(scores: Scores) -> Table:
-    keys = headline_keys(scores)
+def subgroup_keys(scores: Mapping[str, Score], min_support: int) -> list[str]:
+    """Headline keys for few studies: macro over the conditions that occur among them."""
+    return [k.replace("/macro/", "/macro-supported/") for k in headline_keys(scores, min_support)]
+
+
+def clinical_keys(scores: Mapping[str, Score], min_support: int) -> list[str]:
+    """The same of the scores that need models, as far as they were computed."""
+    keys = _label_keys(scores, "chexbert-f1", min_support)
+    keys += [f"radgraph-f1/{model}/partial" for model in ("radgraph", "radgraph-xl")]
+    return [key for key in [*keys, "bertscore", "radcliq/v0", "radcliq/v1"] if key in scores]
+
+
+def _label_keys(scores: Mapping[str, Score], name: str, min_support: int) -> list[str]:
+    supported = f"{name}/14/macro-{min_support}/neg"
+    return [supported if supported in scores else f"{name}/14/macro/neg", f"{name}/14/micro/neg"]
+
+
+def _floors(scores: Scores) -> Iterator[Table]:
+    least = scores.settings["min_support"]
+    keys = headline_keys(scores.scores, least)
+    systems = [("predictions", scores.scores), *((floor.name, floor.scores) for floor in scores.floors)]
     table = _table("Predictions and floors (uncertain as absent)", "", *map(short_name, keys))
-    table.add_row("predictions", *(with_interval(scores.scores.get(k)) for k in keys))
-    for floor in scores.floors:
-        table.add_row(floor.name, *(with_interval(floor.scores.get(k)) for k in keys))
+    for name, found in systems:
+        table.add_row(name, *(with_interval(found.get(k)) for k in keys))
+    yield table
+    keys = clinical_keys(scores.scores, least)
+    if keys:  # there are more of these than of systems
+        title = "The same, clinical scores (RadCliQ: lower is better)"
+        table = _table(title, "", *(name for name, _ in systems))
+        for key in keys:
+            table.add_row(short_name(key), *(with_interval(found.get(key)) for _, found in systems))
+        yield table
+
+
+def _comparison(scores: Scores) -> Table:
+    compared = scores.comparison
+    table = _table(
+        f"Against {compared.other}, in pairs", "", "predictions", "other", "difference", "p", "p (Holm)",
+        caption=f"intervals: paired bootstrap, p: {compared.n_permutations} permutations, both by patient",
+    )  # fmt: skip
+    for d in compared.differences:
+        difference = f"{d.difference:+.3f} [{d.low:+.3f} {d.high:+.3f}]"
+        numbers = (f"{d.value:.3f}", f"{d.other:.3f}", difference, f"{d.p:.4f}", f"{d.p_holm:.4f}")
+        table.add_row(short_name(d.name), *("-" if "nan" in x else x for x in numbers))
     return table
 
 
-def _label_f1(scores: Scores) -> Table:
+def _subgroups(scores: Scores) -> Table:
+    keys = subgroup_keys(scores.scores, scores.settings["min_support"])
+    table = _table("By sex, age and view", "", "studies", *map(short_name, keys))
+    for group in scores.subgroups:
+        found = (with_interval(group.scores.get(k)) for k in keys)
+        table.add_row(f"{group.attribute} {group.value}", str(group.n), *found)
+    return table
+
+
+def _safety(scores: Scores) -> Table:
+    table = _table("Change, sides, length, repetition", "", "predictions", "references")
+    for key, (name, reference) in SAFETY.items():
+        table.add_row(name, with_interval(scores[key]), with_interval(scores.scores.get(reference)))
+    return table
+
+
+def _label_f1(scores: Scores, name: str, title: str) -> Table:
     table = _table(
-        "Label F1, labeller `rules` (not CheXbert)", "average", "14, unc. absent", "14, unc. present",
-        "5, unc. absent", "5, unc. present",
+        title, "average", "14, unc. absent", "14, unc. present", "5, unc. absent", "5, unc. present",
     )  # fmt: skip
     least = scores.settings["min_support"]
-    for average, name in {**AVERAGE_NAMES, f"macro-{least}": f"macro, n ≥ {least}"}.items():
-        row = [scores.scores.get(f"label-f1/{n}/{average}/{u}") for n in (14, 5) for u in ("neg", "pos")]
+    for average, shown in {**AVERAGE_NAMES, f"macro-{least}": f"macro, n ≥ {least}"}.items():
+        row = [scores.scores.get(f"{name}/{n}/{average}/{u}") for n in (14, 5) for u in ("neg", "pos")]
         if any(row):
-            table.add_row(name, *map(with_interval, row))
+            table.add_row(shown, *map(with_interval, row))
     return table
 
 
@@ -126,12 +209,25 @@ def _lexical(scores: Scores) -> Table:
     return table
 
 
-def _conditions(scores: Scores) -> Table:
+def _radgraph(scores: Scores) -> Table:
+    kinds = ("precision", "recall", "f1")
+    table = _table("RadGraph", "model", "level", *kinds)
+    for key in scores.scores:
+        name, *rest = key.split("/")
+        if name == "radgraph-f1" and len(rest) == 2:
+            row = (scores.scores.get("/".join([f"radgraph-{kind}", *rest])) for kind in kinds)
+            table.add_row(*rest, *map(with_interval, row))
+    return table
+
+
+def _conditions(scores: Scores, name: str) -> Table:
+    reader = "CheXbert" if name == "chexbert-f1" else "labeller `rules`"
     table = _table(
-        "By condition (uncertain as absent)", "condition", "support", "predicted", "precision", "recall", "F1"
-    )
-    for row in scores.conditions["neg"]:
-        f1 = with_interval(scores.scores.get(f"label-f1/{row['condition']}/neg"))
+        f"By condition, {reader} (uncertain as absent)", "condition", "support", "predicted", "precision", "recall",
+        "F1",
+    )  # fmt: skip
+    for row in scores.conditions[name]["neg"]:
+        f1 = with_interval(scores.scores.get(f"{name}/{row['condition']}/neg"))
         counts = (str(row["support"]), str(row["predicted"]))
         table.add_row(row["condition"], *counts, f"{row['precision']:.3f}", f"{row['recall']:.3f}", f1)
     return table

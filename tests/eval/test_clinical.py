@@ -7,18 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, RobertaTokenizerFast
+from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
 
 from eval.scores import bertscore, chexbert, radcliq
 from eval.scores.bertscore import BertScore
 from eval.scores.chexbert import CheXbert
 from eval.scores.inputs import ScoreError
+from tests.clinical import write_chexbert, write_distilroberta
 
-WORDS = [
-    "no", "pleural", "effusion", ".", "the", "heart", "is", "mildly", "enlarged", "lungs", "are", "clear",
-    "left", "right", "pneumothorax", "##s",
-]  # fmt: skip
 REPORTS = [
     "No pleural effusion.",
     "The heart is mildly\n enlarged.   No pneumothorax.",
@@ -27,28 +23,6 @@ REPORTS = [
     "The left lung is unusual xyz " * 40,
     "No pleural effusion.",
 ]
-
-
-def write_chexbert(folder, seed=0, change=lambda state: state, prefix="module."):
-    """The published file's format at a hundredth of its size: dict, model_state_dict, names of nn.DataParallel."""
-    torch.manual_seed(seed)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "bert-base-uncased").mkdir(parents=True)
-    (folder / "bert-base-uncased" / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.2,
-    )  # fmt: skip
-    bert = BertModel(config)
-    state = {f"bert.{k}": v for k, v in bert.state_dict().items()}
-    state["bert.embeddings.position_ids"] = torch.arange(64)[None]
-    for i in range(14):
-        classes = 4 if i < 13 else 2
-        state[f"linear_heads.{i}.weight"] = torch.randn(classes, 128) * 0.5
-        state[f"linear_heads.{i}.bias"] = torch.randn(classes) * 0.1
-    saved = {"epoch": 3, "model_state_dict": {prefix + k: v for k, v in change(state).items()}}
-    torch.save(saved, folder / "chexbert.pth")
-    return folder
 
 
 def by_hand(folder, report):
@@ -172,23 +146,9 @@ REFERENCES, PREDICTIONS = map(list, zip(*PAIRS, strict=True))
 
 @pytest.fixture(scope="module")
 def distilroberta(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights") / "distilroberta-base"
-    torch.manual_seed(0)
-    bpe = ByteLevelBPETokenizer()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    bpe.train_from_iterator(
-        [*REFERENCES, *PREDICTIONS] * 5, vocab_size=320, min_frequency=1, special_tokens=special
+    return write_distilroberta(
+        tmp_path_factory.mktemp("weights") / "distilroberta-base", [*REFERENCES, *PREDICTIONS]
     )
-    folder.mkdir()
-    bpe.save_model(str(folder))
-    RobertaTokenizerFast.from_pretrained(folder).save_pretrained(folder)
-    config = RobertaConfig(
-        vocab_size=bpe.get_vocab_size(), hidden_size=32, num_hidden_layers=6, num_attention_heads=2,
-        intermediate_size=48, max_position_embeddings=66, pad_token_id=1, bos_token_id=0, eos_token_id=2,
-        initializer_range=0.2,
-    )  # fmt: skip
-    RobertaModel(config).save_pretrained(folder)
-    return folder
 
 
 def bertscore_by_hand(folder, idf):

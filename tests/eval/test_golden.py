@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.scores import lexical
+from eval.scores import lexical, radcliq, radgraph
 from eval.scores.label_f1 import (
     FIVE,
     columns,
@@ -122,7 +122,41 @@ def check_label_f1(case, tol):
             assert got[key] == pytest.approx(value, abs=tol), (name, key)
 
 
+def check_radcliq(case, tol):
+    for name in ("v0", "v1"):
+        constants = radcliq.VERSIONS[name]
+        for field, value in (("mean", constants.mean), ("scale", constants.scale)):
+            assert list(value) == case[name][field]
+        assert list(constants.coefficients) == case[name]["coef"]
+        assert list(radcliq.radcliq(case["features"], name)) == pytest.approx(
+            case[f"expected_{name}"], abs=tol
+        )
+
+
+def check_radcliq_rows(case, tol):
+    for row in case["rows"]:
+        for name in ("v0", "v1"):
+            found = radcliq.radcliq(row["features"], name)
+            assert found == pytest.approx(row[f"radcliq_{name}"], abs=tol), (row["file"], row["model"])
+
+
+def check_radgraph(case, tol):
+    for pair in case["cases"]:
+        sides = pair["ref"]["entities"], pair["hyp"]["entities"]
+        for rule, expected in (("released", "expected_pypi_0_1_18"), ("lower", "expected_git_87f11a1")):
+            f1 = dict(zip(radgraph.LEVELS, radgraph.rewards(*sides, rule)[:, 2], strict=True))
+            assert f1 == pytest.approx(pair[expected], abs=tol), (pair["name"], rule)
+        expected = pair["expected_cxr_report_metric"]
+        entities, combined = radgraph.rewards(*sides)[0, 2], radgraph.entity_relation_f1(*sides)
+        assert entities == pytest.approx(expected["entity_f1"], abs=tol), pair["name"]
+        assert 2 * combined - entities == pytest.approx(expected["relation_f1"], abs=tol), pair["name"]
+        assert combined == pytest.approx(expected["radgraph_combined"], abs=tol), pair["name"]
+
+
 FORMS = (
+    (lambda c: "expected_v0" in c, check_radcliq),
+    (lambda c: "radcliq_v0" in c.get("rows", [{}])[0], check_radcliq_rows),
+    (lambda c: "expected_git_87f11a1" in c.get("cases", [{}])[0], check_radgraph),
     (lambda c: "ref_labels" in c, check_label_f1),
     (lambda c: "bleu" in c.get("data", {}), check_lexical_table),
     (lambda c: c["metric"].startswith("BLEU-4"), check_bleu),

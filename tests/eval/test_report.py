@@ -109,7 +109,7 @@ def test_full_page(tmp_path, scores):
     assert text.count("alert('x')") >= 8  # shown as text, everywhere it was given
     for word in (
         "CheXbert F1",
-        "none: not in this version",
+        "cxr weights --fetch chexbert",
         "Not computed",
         "constant report",
         "Signatures",

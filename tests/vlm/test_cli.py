@@ -14,6 +14,7 @@ from tests.tiny import make_studies
 from vlm import model as models
 from vlm.cli import main
 from vlm.generate import OUTLIERS
+from vlm.study import load_studies
 
 
 @pytest.fixture
@@ -174,6 +175,30 @@ def test_studies_to_scores(model_dir, tmp_path, capsys):
     assert "shuffled" in shown and "blank" in shown and "2 studies" in shown
     assert json.loads((tmp_path / "scores.json").read_text())["n"] == 2
     assert "<html" in (tmp_path / "page.html").read_text()
+
+
+def test_the_nearest_training_xray_is_a_floor(model_dir, tmp_path, capsys):
+    studies, floors = make_studies(tmp_path / "data", 24), tmp_path / "floors"
+    for validate, train in ((4, 0), (9, 1), (14, 2), (19, 3)):  # the same X-ray, of another patient
+        shutil.copy(studies.parent / f"images/{validate}.png", studies.parent / f"images/{train}.png")
+    command = ["generate", str(studies), "--model", model_dir, "--split", "validate", "--max-new-tokens", "2"]
+    out, training = ["--out", str(tmp_path / "p.jsonl")], ["--training", str(studies)]
+    assert main([*command, *out, *training, "--floors", str(floors)]) == 0
+    known = {s.study_id: s for s in load_studies(studies)}
+    found = rows(floors / "nearest.jsonl")
+    assert [row["study_id"] for row in found] == [row["study_id"] for row in rows(tmp_path / "p.jsonl")]
+    assert [row["findings"] for row in found] == [known[f"s{i}"].findings for i in range(4)]
+    scored = ["score", str(tmp_path / "p.jsonl"), str(studies), "--split", "validate", "--bootstrap", "5"]
+    assert main([*scored, "--floors", str(floors), "--out", str(tmp_path / "s.json")]) == 0
+    assert "nearest neighbour (image)" in [
+        f["name"] for f in json.loads((tmp_path / "s.json").read_text())["floors"]
+    ]
+    capsys.readouterr()
+    assert main([*command, *training]) == 2
+    assert "give --floors" in capsys.readouterr().err
+    all_of_them = [word for word in command if word not in ("--split", "validate")]
+    assert main([*all_of_them, *training, "--floors", str(tmp_path / "other")]) == 2
+    assert "no training study is left" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

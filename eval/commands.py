@@ -1,0 +1,81 @@
+"""What the sub-commands of `cxr` do that belong to this room: score, weights."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import eval
+from eval.scores import weights as known
+
+WORST = 20  # studies on the page
+
+
+def score(args, references, images_of) -> int:
+    """`cxr score`. `images_of(study ids, studies file)` gives the X-rays for the page."""
+    with _reading() as progress:
+        scores = eval.score(
+            args.predictions,
+            references,
+            compare=args.compare,
+            floors=args.floors,
+            training=args.training,
+            reference_labels=args.reference_labels,
+            n_boot=args.bootstrap,
+            seed=args.seed,
+            clinical_models=args.clinical[0] if args.clinical in (["auto"], ["none"]) else args.clinical,
+            weights=args.weights,
+            device=args.device,
+            progress=progress,
+        )
+    print(scores.table())
+    if args.out:
+        scores.save(args.out)
+        print(f"wrote {args.out}")
+    if args.html:
+        from eval.report import write_page
+
+        images = {}
+        if args.studies and args.studies.suffix.lower() != ".csv":
+            images = images_of([row["study_id"] for row in scores.worst(WORST)], args.studies)
+        write_page(args.html, title="Scores", scores=scores, worst=WORST, images=images)
+        print(f"wrote {args.html}")
+    return 0
+
+
+def weights(args) -> int:
+    """`cxr weights`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for name in args.fetch if args.fetch else known.MODELS if args.fetch is not None else ():
+        known.fetch(name, args.folder, lambda file: print(f"fetching {file}", flush=True))
+    table = Table("model", "serves", "where", "there", "SHA-256", box=None, pad_edge=False)
+    missing = False
+    for name in known.MODELS:
+        found = known.find(name, args.folder)
+        missing |= not found.complete
+        there = "yes" if found.complete else f"no: {', '.join(found.missing)}"
+        sha256 = (found.sha256() or "")[:12]
+        table.add_row(name, ", ".join(found.model.serves), str(found.folder), there, sha256)
+    Console(soft_wrap=True).print(table)
+    if missing:
+        print("What is missing is fetched by: cxr weights --fetch MODEL ... (or copied there by hand)")
+    return 0
+
+
+@contextmanager
+def _reading():
+    """A bar for each model that reads reports; nothing where none does."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, int] = {}
+
+        def progress(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=of)
+            bar.update(tasks[what], completed=done, total=of)
+
+        yield progress

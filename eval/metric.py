@@ -1,0 +1,95 @@
+"""One score as a function: of two lists of texts, as a metric of the `evaluate` kind, or as a reward for training.
+
+metric = eval.metric("rouge-l/coco")
+metric.compute(predictions=[...], references=[...])    # {"rouge-l/coco": 0.41}
+metric.per_sample([...], [...])                        # array (N,)
+GRPOTrainer(..., reward_funcs=eval.metric("label-f1/14/micro/neg"))   # references: the column `findings`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.scores import clinical, safety
+from eval.scores.inputs import ScoreError, report_text
+from eval.scores.label_f1 import add_label_f1
+from eval.scores.labels import LABELLER, label_matrix
+from eval.scores.lexical import PROFILES, add_lexical, lexical_samples
+from eval.scores.sheet import Sheet
+
+NEEDS = {
+    "chexbert-f1": ("chexbert",),
+    "chexbert-vector": ("chexbert",),
+    "bertscore": ("distilroberta-base",),
+    "radcliq": ("chexbert", "radgraph", "distilroberta-base"),
+}  # models; of radgraph-* the second part of the key
+LOWER = ("radcliq",)  # is better
+
+
+class metric:
+    """`key` is a key of `eval.score`'s scores. A score of one study is what the score of a set of it alone would be.
+
+    As a reward it is called with `completions` (texts, or chats whose last message counts) and the data set's columns,
+    of which `column` holds the references; scores of which less is better (RadCliQ) come out negative there.
+
+    Raises ScoreError for a key that does not exist, and where the weights it needs are missing.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        column: str = "findings",
+        weights: str | Path | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.key, self.column = key, column
+        self.__name__ = key  # what trl calls it in its logs
+        name, *rest = key.split("/")
+        self._lexical = rest[0] if rest and rest[0] in PROFILES else None
+        needed = tuple(rest[:1]) if name.startswith("radgraph-") else NEEDS.get(name, ())
+        self._models = clinical.load(needed or "none", weights, device)[0]
+        self._clinical, self._labels = bool(needed), name == "label-f1"
+        self._score(["Clear."], ["Clear."])  # an unknown key is refused now, not in the first batch
+
+    def per_sample(self, references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
+        """The score of every pair, float64 (N,). Raises ScoreError if there are not as many of both."""
+        sheet, measure = self._score(references, predictions)
+        return np.asarray(measure.of(sheet.stats_NK), np.float64)
+
+    def compute(self, *, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """The score of all pairs together, by its key."""
+        sheet, measure = self._score(references, predictions)
+        return {self.key: float(measure.of(sheet.stats_NK.sum(axis=0)))}
+
+    def __call__(self, prompts: Any = None, completions: Sequence[Any] = (), **columns: Any) -> list[float]:
+        """The reward of every completion."""
+        if self.column not in columns:
+            raise ScoreError(f"the references are looked for in a column {self.column!r}, and there is none")
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        values = self.per_sample(columns[self.column], texts)
+        return [float(v) for v in (-values if self.key.startswith(LOWER) else values)]
+
+    def _score(self, references: Sequence[str], predictions: Sequence[str]):
+        if len(references) != len(predictions):
+            raise ScoreError(f"{len(references)} references but {len(predictions)} predictions")
+        references, predictions = ([report_text(t)[0] for t in texts] for texts in (references, predictions))
+        sheet = Sheet(len(references))
+        if self._labels:
+            labels = label_matrix(references), label_matrix(predictions)
+            add_label_f1(sheet, *labels, labeller=LABELLER, reference="text")
+        elif self._lexical:
+            add_lexical(sheet, lexical_samples(references, predictions, self._lexical))
+        elif self._clinical:
+            read = self._models.read(references), self._models.read(predictions)
+            self._models.add(sheet, *read, None, 30)
+        else:
+            studies: list[Mapping[str, Any]] = [{} for _ in references]
+            safety.add_safety(sheet, references, predictions, studies)
+        if self.key not in sheet.measures:
+            raise ScoreError(f"no score {self.key!r}; of its kind there are {', '.join(sheet.measures)}")
+        return sheet, sheet.measures[self.key]

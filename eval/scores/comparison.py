@@ -1,0 +1,98 @@
+"""Two sets of predictions for the same studies, paired: differences with intervals, permutation tests, Holm."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eval.resampling import holm, paired_bootstrap, paired_permutation
+from eval.scores.sheet import Sheet
+from eval.signature import Score, number
+
+PERMUTATIONS = 10_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A score of both, the first minus the second with its 95 % interval, and p before and after Holm."""
+
+    name: str
+    value: float
+    other: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "value": number(self.value),
+            "other": number(self.other),
+            "difference": number(self.difference),
+            "interval": [number(self.low), number(self.high)],
+            "p": number(self.p),
+            "p_holm": number(self.p_holm),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `score(..., compare=OTHER)` found."""
+
+    other: str  # what it was compared with
+    scores: dict[str, Score]  # of the other predictions
+    differences: list[Difference]
+    problems: dict[str, list[str]]  # of the other predictions
+    n_boot: int
+    n_permutations: int = PERMUTATIONS
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "other": self.other,
+            "n_boot": self.n_boot,
+            "n_permutations": self.n_permutations,
+            "p_adjusted": "Holm",
+            "differences": [d.to_json() for d in self.differences],
+            "scores": [s.to_json() for s in self.scores.values()],
+            "inputs": {kind: {"count": len(ids), "study_ids": ids} for kind, ids in self.problems.items()},
+        }
+
+
+def differences(
+    sheet: Sheet,
+    other: Sheet,
+    keys: Sequence[str],
+    patients: Sequence[Hashable],
+    *,
+    n_boot: int = 1000,
+    seed: int = 0,
+    n_permutations: int = PERMUTATIONS,
+) -> list[Difference]:
+    """Of every key, paired by patient: both systems see the same drawn patients, and are swapped within patients.
+
+    p has the form (c + 1) / (n + 1) and is adjusted by Holm over `keys`.
+    """
+    measures = [sheet.measures[key] for key in keys]
+    a_NK, b_NK = sheet.stats_NK, other.stats_NK
+
+    def metric(sums: np.ndarray) -> np.ndarray:
+        return np.stack([measure.of(sums) for measure in measures], axis=-1)
+
+    difference, low, high = paired_bootstrap(metric, a_NK, b_NK, patients, n_boot=n_boot, seed=seed)
+    p = paired_permutation(metric, a_NK, b_NK, patients, n_permutations=n_permutations, seed=seed)
+    tested = {key: float(x) for key, x in zip(keys, p, strict=True) if x == x}
+    adjusted = holm(tested)
+    values, others = metric(a_NK.sum(axis=0)), metric(b_NK.sum(axis=0))
+    nan = float("nan")
+    return [
+        Difference(
+            key, float(values[i]), float(others[i]), float(difference[i]), float(low[i]), float(high[i]),
+            tested.get(key, nan), adjusted.get(key, nan),
+        )
+        for i, key in enumerate(keys)
+    ]  # fmt: skip

@@ -1,0 +1,86 @@
+"""The floors of a comparison: reports that did not look at the image, scored as the predictions are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval import baselines
+from eval.scores.inputs import Pairs, ScoreError, Source, align, load, report_text
+from eval.scores.registry import NotComputed
+from eval.signature import Score
+
+Given = str | Path | Mapping[str, Source] | None
+
+
+@dataclass
+class Floor:
+    """Scores of a report that did not look at the image."""
+
+    name: str
+    how: str
+    scores: dict[str, Score]
+
+
+def floor_reports(
+    pairs: Pairs, floors: Given, training: Source | None
+) -> tuple[list[tuple[str, str, list[str]]], list[NotComputed]]:
+    """(name, how, one report a study) of every floor that can be had, and those that cannot.
+
+    Raises ScoreError for floors or training studies that cannot be read.
+    """
+    bank = _training_reports(training, pairs)
+    source = "training" if bank else "references"
+    constant = baselines.typical_report([text for _, text in bank] or pairs.references)
+    how = "the most typical report for every study"
+    ready = [(f"constant report ({source})", how, [constant] * len(pairs))]
+
+    told = [(study["indication"], text) for study, text in bank if isinstance(study.get("indication"), str)]
+    if told:
+        queries = [s.get("indication") or "" for s in pairs.studies]
+        nearest = baselines.nearest_by_text(queries, [i for i, _ in told], [t for _, t in told])
+        how = "the training report with the most similar indication"
+        ready.append(("nearest neighbour (indication)", how, nearest))
+
+    if isinstance(floors, Mapping):
+        titles = {baselines.FLOORS[name].title for name in baselines.FLOORS if name in floors}
+        files, missing = dict(floors), [m for m in baselines.read_floors(None)[1] if m.name not in titles]
+    else:
+        files, missing = baselines.read_floors(floors)
+    for name, predictions in files.items():
+        try:
+            aligned = align(predictions, pairs.studies)
+        except ScoreError as error:
+            raise ScoreError(f"floor {name!r}: {error}") from error
+        missed = sum(not text for text in aligned.predictions)
+        incomplete = f" ({missed} of {len(pairs)} empty or missing)" if missed else ""
+        known = baselines.FLOORS.get(name, baselines.FloorFile(name, "given"))
+        ready.append((known.title, known.how + incomplete, aligned.predictions))
+    if not told:
+        reason = "needs training studies with indications"
+        missing.append(NotComputed("nearest neighbour (indication)", reason, "cxr score --training STUDIES"))
+    return ready, missing
+
+
+def _training_reports(training: Source | None, pairs: Pairs) -> list[tuple[Mapping[str, Any], str]]:
+    """Of studies that are neither scored nor of a scored patient nor of another split than train."""
+    if training is None:
+        return []
+    scored = set(pairs.study_ids)
+    patients = {str(s["patient_id"]) for s in pairs.studies if s.get("patient_id") not in (None, "")}
+    bank = [
+        (study, text)
+        for study in load(training, "training study")
+        if (text := report_text(study.get("findings"))[0])
+        and str(study["study_id"]) not in scored
+        and str(study.get("patient_id")) not in patients
+        and study.get("split") in (None, "train")
+    ]
+    if not bank:
+        raise ScoreError(
+            "no training study is left: each has no findings, or is scored itself, or is of a scored patient or of "
+            "another split than train"
+        )
+    return bank

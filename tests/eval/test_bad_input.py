@@ -1,0 +1,142 @@
+"""What `cxr score` does with input as it comes: exit code, message, and that nothing is lost."""
+
+import json
+
+import pytest
+
+from vlm.cli import main
+
+NORMAL = "The lungs are clear. No pleural effusion or pneumothorax."
+IDS = ("a", "b", "c")
+REFERENCES = [
+    {"study_id": k, "patient_id": k, "findings": f"{NORMAL} Heart size is normal. Study {k}."} for k in IDS
+]
+
+
+def lines(*records):
+    return "".join(json.dumps(r) + "\n" for r in records).encode()
+
+
+def said(**changed):
+    return [{"study_id": k, "findings": changed.get(k, NORMAL)} for k in IDS]
+
+
+TABLE = {  # what the file holds -> exit code, what is said, scored studies
+    "fine": (lines(*said()), 0, ["3 studies"]),
+    "empty file": (b"", 2, ["p.jsonl: there is not a single prediction"]),
+    "no common ids": (lines({"study_id": "x", "findings": NORMAL}), 2, ["the study ids do not meet", "'x'", "'a'"]),
+    "unequal ids": (
+        lines(*said()[:2], {"study_id": "x", "findings": NORMAL}),
+        0,
+        ["no prediction", "scored as an empty report", "prediction without reference", "left out of every score"],
+    ),
+    "duplicate ids": (
+        lines(*said(), {"study_id": "a", "findings": "Effusion."}), 0, ["duplicate prediction", "the first one counts"]
+    ),
+    "empty strings": (lines(*said(b="", c="  \n")), 0, ["empty prediction", "2", "b, c"]),
+    "NaN": (
+        b'{"study_id": "a", "findings": NaN}\n' + lines(*said()[1:]), 0, ["empty prediction", "scored as an empty"]
+    ),
+    "the word None": (lines(*said(b="None")), 0, ["placeholder prediction", "the text is a literal None"]),
+    "a report of 10,000 words": (lines(*said(c="no effusion and " * 3333 + "clear")), 0, ["3 studies"]),
+    "not UTF-8": (lines(*said()[:2]) + b'{"study_id": "c", "findings": "caf\xe9"}', 2, ["p.jsonl, line 3: not UTF-8"]),
+    "not JSON": (lines(*said()[:1]) + b"{'study_id': 'b'}\n", 2, ["p.jsonl, line 2: not JSON"]),
+    "no id": (lines({"findings": NORMAL}), 2, ["p.jsonl, line 1: a prediction needs a 'study_id'", "findings"]),
+    "cut off in the middle": (lines(*said())[:-20], 2, ["p.jsonl, line 3: not JSON"]),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_models(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXR_WEIGHTS", str(tmp_path / "no weights"))
+
+
+@pytest.mark.parametrize("kind", TABLE)
+def test_bad_input(kind, tmp_path, capsys):
+    content, code, messages = TABLE[kind]
+    (tmp_path / "p.jsonl").write_bytes(content)
+    (tmp_path / "r.jsonl").write_bytes(lines(*REFERENCES))
+    earlier = '{"kind": "cxr-scores", "schema": 1}'
+    (tmp_path / "scores.json").write_text(earlier)
+    arguments = ["score", str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), "--bootstrap", "20"]
+    assert (
+        main([*arguments, "--out", str(tmp_path / "scores.json"), "--html", str(tmp_path / "page.html")])
+        == code
+    )
+    out, err = capsys.readouterr()
+    shown = " ".join((out if code == 0 else err).split())
+    assert all(" ".join(message.split()) in shown for message in messages), shown
+    assert (tmp_path / "p.jsonl").read_bytes() == content and "Traceback" not in err
+    if code:
+        assert (tmp_path / "scores.json").read_text() == earlier and not (tmp_path / "page.html").exists()
+        return
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["n"] == len(IDS)  # a study that got nothing counts as missed, not as left out
+    assert sorted(s["study_id"] for s in scores["studies"]) == sorted(IDS)
+
+
+def test_a_table_instead_of_lines(tmp_path, capsys):
+    header = "study_id,findings,reference,age,sex,view\n"
+    text = header + 'a,"Clear, no effusion.",Clear.,70,F,PA\nb,Effusion.,Clear.,20,M,AP\n'
+    (tmp_path / "p.csv").write_text(text, encoding="utf-8-sig")
+    assert (
+        main(["score", str(tmp_path / "p.csv"), "--bootstrap", "20", "--out", str(tmp_path / "s.json")]) == 0
+    )
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["n"] == 2
+    groups = {(g["attribute"], g["value"]): g["n"] for g in scores["subgroups"]}
+    assert groups == {
+        ("sex", "F"): 1, ("sex", "M"): 1, ("age", "18 to 39"): 1, ("age", "65 to 79"): 1, ("view", "PA"): 1,
+        ("view", "AP"): 1,
+    }  # fmt: skip
+    (tmp_path / "p.csv").write_text("id,findings\na,Clear.\n")
+    assert main(["score", str(tmp_path / "p.csv")]) == 2
+    assert "needs a 'study_id'; its keys are id, findings" in capsys.readouterr().err
+    (tmp_path / "p.csv").write_text('study_id,findings\na,"Clear.\n')
+    assert main(["score", str(tmp_path / "p.csv")]) == 2
+    assert "not CSV" in capsys.readouterr().err
+
+
+def test_without_references(tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_bytes(lines(*said()))
+    assert main(["score", str(tmp_path / "p.jsonl")]) == 2
+    assert "there are no references" in capsys.readouterr().err
+    (tmp_path / "p.jsonl").write_bytes(lines(*({**r, "reference": NORMAL} for r in said())))
+    assert main(["score", str(tmp_path / "p.jsonl"), "--bootstrap", "20"]) == 0
+    assert "3 studies" in capsys.readouterr().out
+    assert main(["score", str(tmp_path / "p.jsonl"), "--split", "test"]) == 2
+    assert "give one" in capsys.readouterr().err
+
+
+def test_compared_with_others(tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_bytes(lines(*said()))
+    (tmp_path / "o.jsonl").write_bytes(lines(*said(a="Effusion.", b="")))
+    (tmp_path / "r.jsonl").write_bytes(lines(*REFERENCES))
+    arguments = [str(tmp_path / name) for name in ("p.jsonl", "r.jsonl")]
+    out, page = tmp_path / "s.json", tmp_path / "page.html"
+    arguments += ["--compare", str(tmp_path / "o.jsonl"), "--out", str(out), "--html", str(page)]
+    assert main(["score", *arguments, "--bootstrap", "20"]) == 0
+    assert "Against o.jsonl, in pairs" in capsys.readouterr().out
+    found = json.loads(out.read_text())["comparison"]
+    assert found["other"] == "o.jsonl" and found["inputs"]["empty prediction"]["study_ids"] == ["b"]
+    assert all(0 < d["p"] <= d["p_holm"] <= 1 and d["difference"] > 0 for d in found["differences"])
+    assert "Against o.jsonl" in page.read_text() and "studies with most errors" in page.read_text()
+
+
+def test_clinical_models_by_name(tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_bytes(lines(*said()))
+    (tmp_path / "r.jsonl").write_bytes(lines(*REFERENCES))
+    arguments = [
+        "score",
+        str(tmp_path / "p.jsonl"),
+        str(tmp_path / "r.jsonl"),
+        "--bootstrap",
+        "20",
+        "--clinical",
+    ]
+    assert main([*arguments, "chexbert"]) == 2
+    assert "CheXbert needs" in capsys.readouterr().err
+    assert main([*arguments, "gpt"]) == 2
+    assert "no clinical model 'gpt'; there are auto, none, chexbert" in capsys.readouterr().err
+    assert main([*arguments, "none"]) == 0
+    assert "left out by --clinical" in " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,82 @@
+"""Two systems in pairs, and subgroups."""
+
+import numpy as np
+import pytest
+
+from eval.resampling import holm, paired_bootstrap, paired_permutation
+from eval.scores.comparison import differences
+from eval.scores.sheet import Sheet
+from eval.scores.subgroups import subgroups
+
+
+def sheet_of(values_N):
+    sheet = Sheet(len(values_N))
+    sheet.add_mean("mean", "mean", values_N)
+    sheet.add_mean("square", "square", np.square(values_N))
+    where = sheet.columns(np.zeros((len(values_N), 2)))
+    sheet.add("undefined", "undefined", lambda s: s[..., 0] / np.where(s[..., 1] == 0, np.nan, 1), where)
+    return sheet
+
+
+def test_all_at_once_is_each_alone():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=60), rng.normal(0.3, size=60)
+    patients = [i // 2 for i in range(60)]
+    found = differences(
+        sheet_of(a),
+        sheet_of(b),
+        ["mean", "square", "undefined"],
+        patients,
+        n_boot=200,
+        seed=3,
+        n_permutations=500,
+    )
+    p_values = {}
+    for d, (x, y) in zip(found, ((a, b), (a**2, b**2)), strict=False):
+        stats = [np.stack([np.ones(60), v], 1) for v in (x, y)]
+        metric = lambda s: s[..., 1] / s[..., 0]  # noqa: E731
+        wanted = paired_bootstrap(metric, *stats, patients, n_boot=200, seed=3)
+        assert (d.difference, d.low, d.high) == pytest.approx(wanted, abs=1e-12)
+        p_values[d.name] = paired_permutation(metric, *stats, patients, n_permutations=500, seed=3)
+        assert d.p == pytest.approx(p_values[d.name])
+        assert d.value - d.other == pytest.approx(d.difference)
+    assert {d.name: d.p_holm for d in found[:2]} == pytest.approx(holm(p_values))
+    assert np.isnan(
+        [found[2].p, found[2].p_holm, found[2].difference]
+    ).all()  # and does not count in Holm's family
+    assert found[2].to_json()["p"] is None
+
+
+def test_a_system_against_itself():
+    a = np.random.default_rng(1).normal(size=40)
+    for d in differences(
+        sheet_of(a), sheet_of(a), ["mean", "square"], range(40), n_boot=50, n_permutations=50
+    ):
+        assert (d.difference, d.low, d.high, d.p, d.p_holm) == (0, 0, 0, 1, 1)
+
+
+def test_permutations_in_which_the_metric_is_undefined_count_as_extreme():
+    stats = np.array([[1.0, 1.0], [1.0, 0.0]])
+    other = np.array([[1.0, 0.0], [1.0, 1.0]])
+    metric = lambda s: s[..., 0] / np.where(s[..., 1] == 2, np.nan, s[..., 1] + 1)  # noqa: E731
+    assert paired_permutation(metric, stats, other, n_permutations=100) == 1
+
+
+def test_subgroups():
+    studies = [
+        {"sex": "F", "age": 17.9, "images": [{"view": "PA"}]},
+        {"sex": "m", "age": 18, "images": [{"view": "PA"}, {"view": "lateral"}]},
+        {"sex": "male", "age": "80", "images": []},
+        {"age": True, "images": [{"view": "unknown"}]},
+        {"sex": None, "age": 200, "images": "none"},
+    ]
+    found = {key: rows.tolist() for key, rows in subgroups(studies).items()}
+    assert found == {
+        ("sex", "F"): [True, False, False, False, False],
+        ("sex", "M"): [False, True, True, False, False],
+        ("age", "under 18"): [True, False, False, False, False],
+        ("age", "18 to 39"): [False, True, False, False, False],
+        ("view", "PA"): [True, False, False, False, False],
+        ("view", "several"): [False, True, False, False, False],
+    }
+    assert not subgroups([{"sex": "F"}, {"sex": "F"}])  # all alike: that is no subgroup
