@@ -25,6 +25,7 @@ import numpy as np
 from sklearn.metrics import f1_score
 from threadpoolctl import threadpool_limits
 
+import eval
 from eval.scores.inputs import align, patients
 from eval.scores.label_f1 import FIVE, add_label_f1, binarize, columns
 from eval.scores.labels import label_matrix
@@ -45,7 +46,8 @@ def synthetic(pairs: int) -> tuple[list[dict], list[dict]]:
         for study in patient.studies:
             key = f"{number}-{study.index}"
             report = write_report(study, None, "prose")
-            studies.append({"study_id": key, "patient_id": str(number), "findings": report.findings})
+            person = {"patient_id": str(number), "sex": patient.sex, "age": patient.age}
+            studies.append({"study_id": key, **person, "findings": report.findings})
             other = study if rng.random() < 0.5 else draw_patient(8, number).studies[0]
             predictions.append(
                 {"study_id": key, "findings": write_report(other, None, "telegraphic").findings}
@@ -114,6 +116,10 @@ def main() -> None:
     clock.lap(f"{REPLICATES} replicates of {len(scores)} scores")
     bootstrap = clock.seconds[f"{REPLICATES} replicates of {len(scores)} scores"]
     total = sum(clock.seconds.values())
+    start = time.perf_counter()
+    eval.score(predictions, studies, clinical_models="none")
+    whole = time.perf_counter() - start
+    print(f"{'eval.score':34} {whole:8.2f} s, with floors, subgroups and safety checks", flush=True)
 
     labels_only = Sheet(len(pairs))
     add_label_f1(labels_only, reference_N14, predicted_N14, labeller="rules", reference="text")
@@ -127,12 +133,13 @@ def main() -> None:
         "seconds": clock.seconds,
         "total_seconds": round(total, 2),
         "bootstrap_seconds": round(bootstrap, 3),
+        "eval_score_seconds": round(whole, 2),
         "label_f1_intervals": {
             "ours_seconds": round(ours, 3),
             "scikit_learn_seconds": round(theirs, 1),
             "times_as_fast": round(theirs / ours, 1),
         },
-        "holds": total < 60 and bootstrap < 1 and theirs / ours >= 20,
+        "holds": max(total, whole) < 60 and bootstrap < 1 and theirs / ours >= 20,
         "machine": f"{platform.machine()}, one core",
         "date": date.today().isoformat(),
     }

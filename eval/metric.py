@@ -27,14 +27,15 @@ NEEDS = {
     "bertscore": ("distilroberta-base",),
     "radcliq": ("chexbert", "radgraph", "distilroberta-base"),
 }  # models; of radgraph-* the second part of the key
-LOWER = ("radcliq",)  # is better
+LOWER = ("radcliq", "hallucinated-prior", "side-swap", "empty", "truncated", "repeated-")  # is better
 
 
 class metric:
     """`key` is a key of `eval.score`'s scores. A score of one study is what the score of a set of it alone would be.
 
     As a reward it is called with `completions` (texts, or chats whose last message counts) and the data set's columns,
-    of which `column` holds the references; scores of which less is better (RadCliQ) come out negative there.
+    of which `column` holds the references; scores of which less is better (RadCliQ, wrong sides, ...) come out
+    negative there.
 
     Raises ScoreError for a key that does not exist, and where the weights it needs are missing.
     """

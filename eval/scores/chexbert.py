@@ -148,4 +148,3 @@ def cosine(a_NC: np.ndarray, b_NC: np.ndarray) -> np.ndarray:
     a, b = np.asarray(a_NC, np.float64), np.asarray(b_NC, np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)
-

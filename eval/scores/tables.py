@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from typing import TYPE_CHECKING
@@ -59,7 +60,7 @@ def with_interval(s: Score | None) -> str:
     """`0.412 [.401 .423]`; a dash where there is no score."""
     if s is None or s.value != s.value:
         return "-"
-    low, high = (f"{x:.3f}".replace("0.", ".", 1) for x in (s.low, s.high))
+    low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{x:.3f}") for x in (s.low, s.high))
     return f"{s.value:.3f} [{low} {high}]"
 
 

@@ -9,7 +9,8 @@ import pytest
 import eval as eval_room
 from eval import ScoreError, score
 from eval.scores.inputs import POLICIES
-from eval.signature import parse_signature, signature
+from eval.scores.tables import with_interval
+from eval.signature import Score, parse_signature, signature
 
 NORMAL = "The lungs are clear. No pleural effusion or pneumothorax. Heart size is normal."
 REPORTS = {
@@ -333,6 +334,19 @@ def test_table_escapes_nothing_and_loses_nothing():
     text = str(fast(said, studies()))
     assert "[red]x[/red]" in text and "not CheXbert" in text and "95 % percentile" in text
     assert max(map(len, text.splitlines())) <= 110
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [
+        ((0.4, 0.30, 0.5), "0.400 [.300 .500]"),
+        ((27.75, 10.5, 30.668), "27.750 [10.500 30.668]"),
+        ((-0.2, -0.5, 0.0), "-0.200 [-.500 .000]"),
+        ((float("nan"), 0, 0), "-"),
+    ],
+)
+def test_numbers_as_shown(numbers, shown):
+    assert with_interval(Score("x", *numbers, 5, "x")) == shown
 
 
 def test_the_room_needs_no_torch_at_import():

@@ -173,7 +173,7 @@ def test_the_command(folder, tmp_path, capsys, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------ as metric and reward
 
-KEYS = ("label-f1/14/micro/neg", "rouge-l/coco", "bleu-2/plain")
+KEYS = ("label-f1/14/micro/neg", "rouge-l/coco", "bleu-2/plain", "repeated-4-grams", "empty")
 CLINICAL = ("chexbert-f1/14/micro/pos", "radgraph-f1/radgraph/partial", "bertscore", "radcliq/v1")
 
 
@@ -190,7 +190,8 @@ def test_a_metric_is_the_score(scores, folder, key):
         )
     chats = [[{"role": "assistant", "content": text}] for text in PREDICTIONS]
     reward = metric(prompts=[""] * 4, completions=chats, findings=REFERENCES, other=[1] * 4)
-    assert reward == pytest.approx((-each if key.startswith("radcliq") else each).tolist())
+    lower = key.startswith(("radcliq", "repeated", "empty"))
+    assert reward == pytest.approx((-each if lower else each).tolist())
 
 
 def test_metrics_refuse(folder, tmp_path):
