@@ -22,15 +22,16 @@ class NotComputed:
 
 
 def merged(missing: Iterable[NotComputed]) -> list[NotComputed]:
-    """One entry a score, where several things are missing for it."""
+    """One entry a score, where several things are missing for it; commands that begin alike become one."""
     by_name: dict[str, list[NotComputed]] = {}
     for entry in missing:
         by_name.setdefault(entry.name, []).append(entry)
-    return [
-        NotComputed(
-            name,
-            "; ".join(dict.fromkeys(e.reason for e in entries)),
-            "; ".join(dict.fromkeys(e.command for e in entries)),
-        )
-        for name, entries in by_name.items()
-    ]
+    found = []
+    for name, entries in by_name.items():
+        commands: dict[str, list[str]] = {}  # "cxr weights --fetch" -> the models
+        for entry in entries:
+            start, _, last = entry.command.rpartition(" ")
+            commands.setdefault(start, []).append(last)
+        command = "; ".join(" ".join([start, *dict.fromkeys(last)]) for start, last in commands.items())
+        found.append(NotComputed(name, ", ".join(dict.fromkeys(e.reason for e in entries)), command))
+    return found

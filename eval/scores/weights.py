@@ -27,6 +27,7 @@ SCORERS, BERT, ROBERTA = (
     "google-bert/bert-base-uncased",
     "distilbert/distilroberta-base",
 )  # on the Hugging Face hub
+FETCH = "cxr weights --fetch"
 TOKENIZER_FILES = {
     "config.json",
     "tokenizer_config.json",
@@ -131,10 +132,8 @@ def find(name: str, chosen: str | Path | None = None) -> Found:
 
 def not_computed(found: Found) -> list[NotComputed]:
     """The scores that cannot be had without what is missing of one model, each with the command that fetches it."""
-    reason = f"needs {found.folder} with {' and '.join(found.missing)}"
-    return [
-        NotComputed(score, reason, f"cxr weights --fetch {found.model.name}") for score in found.model.serves
-    ]
+    reason = f"needs {found.model.name}/{found.missing[0]}"
+    return [NotComputed(score, reason, f"{FETCH} {found.model.name}") for score in found.model.serves]
 
 
 def fetch(
