@@ -49,17 +49,19 @@ def weights(args) -> int:
 
     for name in args.fetch if args.fetch else known.MODELS if args.fetch is not None else ():
         known.fetch(name, args.folder, lambda file: print(f"fetching {file}", flush=True))
-    table = Table("model", "serves", "where", "there", "SHA-256", box=None, pad_edge=False)
+    print(f"looked for in {known.folder(args.folder)}\n")
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "serves", "there", "SHA-256 of the weights"):
+        table.add_column(column, overflow="fold")
     missing = False
     for name in known.MODELS:
         found = known.find(name, args.folder)
         missing |= not found.complete
-        there = "yes" if found.complete else f"no: {', '.join(found.missing)}"
-        sha256 = (found.sha256() or "")[:12]
-        table.add_row(name, ", ".join(found.model.serves), str(found.folder), there, sha256)
-    Console(soft_wrap=True).print(table)
+        there = "yes" if found.complete else "\n".join(f"no {name}/{file}" for file in found.missing)
+        table.add_row(name, ", ".join(found.model.serves), there, found.sha256() or "")
+    Console().print(table)
     if missing:
-        print("What is missing is fetched by: cxr weights --fetch MODEL ... (or copied there by hand)")
+        print(f"\nwhat is missing comes with `{known.FETCH} MODEL ...`, or is copied there by hand")
     return 0
 
 
