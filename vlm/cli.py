@@ -147,6 +147,21 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(run=score)
 
+    p = commands.add_parser(
+        "convert", help="encoder weights (RAD-DINO, DINOv2, timm) from one dialect to another"
+    )
+    p.add_argument(
+        "weights", type=Path, metavar="IN", help="transformers directory, .safetensors or .pth file"
+    )
+    p.add_argument(
+        "out", type=Path, metavar="OUT", help="directory (transformers) or .safetensors file to write"
+    )
+    p.add_argument("--to", required=True, choices=("transformers", "timm", "dinov2"))
+    p.add_argument("--size", type=_positive, help="pixels; resamples the position embeddings")
+    p.add_argument("--heads", type=_positive, help="of attention (default: of 64 each)")
+    p.add_argument("--overwrite", action="store_true")
+    p.set_defaults(run=convert)
+
     p = commands.add_parser("weights", help="what the clinical scores need, and whether it is there")
     p.add_argument(
         "--fetch", nargs="*", metavar="MODEL", help="bring these, or all, from the Hugging Face hub"
@@ -219,6 +234,12 @@ def export(args) -> int:
     from vlm.commands import export
 
     return export(args)
+
+
+def convert(args) -> int:
+    from vlm.commands import convert
+
+    return convert(args)
 
 
 def studies(args) -> int:

@@ -285,3 +285,29 @@ def studies(args) -> int:
         print(f"{problem.code:22} {problem.study_id}: {problem.message}")
     print("no problems" if not problems else f"{len(problems)} problems")
     return 1 if problems else 0
+
+
+def convert(args) -> int:
+    """`cxr convert`."""
+    from dataclasses import replace
+
+    from encoder.convert import difference, load_backbone, save_backbone
+
+    if args.out.exists() and not args.overwrite:
+        raise UsageError(f"{args.out} exists; choose another name or give --overwrite")
+    loaded = load_backbone(args.weights, size=args.size, heads=args.heads)
+    vit = loaded.backbone
+    print(
+        f"read {loaded.tensors} tensors ({loaded.dialect}): width {vit.embed_dim}, {vit.depth} layers, "
+        f"{vit.heads} heads, patches of {vit.patch} px, {vit.size} px"
+    )
+    for what, names in (("left out (heads)", loaded.left_out), ("not in the file, zero", loaded.added)):
+        if names:
+            print(f"{what}: {len(names)}: {', '.join(names[:4])}{', ...' if names[4:] else ''}")
+    preprocessing = loaded.preprocessing
+    if preprocessing is not None:
+        preprocessing = replace(preprocessing, size=vit.size)
+    save_backbone(vit, args.out, args.to, preprocessing)
+    off = difference(vit, load_backbone(args.out, heads=vit.heads).backbone)
+    print(f"wrote {args.out} ({args.to}); read again, its tokens differ by {off:.1e} at most")
+    return 0 if off < 1e-5 else 1
