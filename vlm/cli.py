@@ -15,6 +15,7 @@ OURS = {
     "CheckpointError",
     "ConfigError",
     "ConversionError",
+    "EmbedError",
     "ModelError",
     "ScoreError",
     "StepFailed",
@@ -162,6 +163,21 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--overwrite", action="store_true")
     p.set_defaults(run=convert)
 
+    p = commands.add_parser(
+        "embed", help="features of X-rays, in safetensors files; goes on where it stopped"
+    )
+    p.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="DICOM, PNG or JPEG file, or folder")
+    p.add_argument(
+        "--model", default="mini", help="encoder directory or file, findings model, hub id (default: mini)"
+    )
+    p.add_argument("--out", type=Path, required=True, help="folder to write")
+    p.add_argument("--patches", action="store_true", help="patch tokens, too")
+    p.add_argument("--dtype", default="fp32", choices=("fp32", "fp16"), help="of the features")
+    p.add_argument("--size", type=_positive, help="pixels (default: the encoder's)")
+    p.add_argument("--batch-size", type=_positive, default=16)
+    p.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    p.set_defaults(run=embed)
+
     p = commands.add_parser("weights", help="what the clinical scores need, and whether it is there")
     p.add_argument(
         "--fetch", nargs="*", metavar="MODEL", help="bring these, or all, from the Hugging Face hub"
@@ -240,6 +256,12 @@ def convert(args) -> int:
     from vlm.commands import convert
 
     return convert(args)
+
+
+def embed(args) -> int:
+    from vlm.commands import embed
+
+    return embed(args)
 
 
 def studies(args) -> int:

@@ -311,3 +311,62 @@ def convert(args) -> int:
     off = difference(vit, load_backbone(args.out, heads=vit.heads).backbone)
     print(f"wrote {args.out} ({args.to}); read again, its tokens differ by {off:.1e} at most")
     return 0 if off < 1e-5 else 1
+
+
+def embed(args) -> int:
+    """`cxr embed`."""
+    import torch
+
+    from encoder.embed import done, embed
+
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    paths = []
+    for given in args.inputs:
+        if not given.exists():
+            raise UsageError(f"{given} does not exist")
+        paths += (
+            [str(f.absolute()) for f in sorted(_files(given))] if given.is_dir() else [str(given.absolute())]
+        )
+    if not paths:
+        raise UsageError(f"no image found in {', '.join(map(str, args.inputs))}")
+    backbone, preprocessing, about = _encoder(args.model, args.size)
+    there = len(set(paths) & done(args.out).keys())
+    if there:
+        print(f"{there} of {len(paths)} images are in {args.out} already")
+    made = embed(
+        paths, backbone.to(device), preprocessing, args.out, about=about, patches=args.patches, dtype=args.dtype,
+        batch_size=args.batch_size,
+    )  # fmt: skip
+    refused = 0
+    for row in _bar(made, "images", len(paths) - there):
+        if "error" in row:
+            refused += 1
+            print(f"{row['path']}: {row['error']['code']}", file=sys.stderr)
+    print(
+        f"wrote {args.out}: {len(paths) - there - refused} images"
+        + (f", {refused} refused" if refused else "")
+    )
+    return 1 if refused == len(paths) else 0
+
+
+def _encoder(name: str, size: int | None):
+    """-> (backbone, preprocessing, what to say of it): of a findings model, an encoder directory or a weights file."""
+    from dataclasses import replace
+
+    from encoder.convert import load_backbone
+    from encoder.state_dicts import from_dinov2
+    from encoder.transforms import Preprocessing
+    from vlm import model as models
+
+    path = Path(name)
+    if not path.is_file():
+        path = models.resolve(name)
+        if (path / models.META).is_file():
+            model = models.load(path)
+            about = {"encoder": model.meta.name, "encoder_sha256": model.meta.encoder_sha256}
+            return from_dinov2(models.vision_tower(model.llava)), model.preprocessing, about
+    loaded = load_backbone(path, size=size)
+    preprocessing = loaded.preprocessing or Preprocessing()
+    sha256 = models.weights_sha256(path) if path.is_dir() else models.sha256_of([path])
+    about = {"encoder": path.name, "encoder_sha256": sha256}
+    return loaded.backbone, replace(preprocessing, size=loaded.backbone.size), about

@@ -395,7 +395,7 @@ def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> Find
         raise ModelError(
             f"{folder} does not fit its base {given}: {len(odd)} tensors without a partner, first {odd[0]}"
         )
-    return replace(model, llava=llava, meta=meta, adapter_sha256=_sha256([file]))
+    return replace(model, llava=llava, meta=meta, adapter_sha256=sha256_of([file]))
 
 
 def _base_of(folder: Path, meta: Meta) -> str | Path:
@@ -433,10 +433,10 @@ def weights_sha256(folder: str | Path) -> str:
     files = sorted(Path(folder).glob("model*.safetensors"))
     if not files:
         raise ModelError(f"{folder} holds no model.safetensors (pickled weights are not read)")
-    return _sha256(files)
+    return sha256_of(files)
 
 
-def _sha256(files: list[Path]) -> str:
+def sha256_of(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
