@@ -65,7 +65,7 @@ def load_backbone(path: str | Path, size: int | None = None, heads: int | None =
         heads, layerscale = model.config.num_attention_heads, model.config.layerscale_value
         preprocessing = _preprocessing(path)
     else:
-        raw = _read(path)
+        raw = read_tensors(path)
         left_out = [name for name in raw if HEADS.match(name)]
         names = [name for name in raw if name not in left_out]
         state, dialect = _to_timm({name: raw[name] for name in names}, path)
@@ -116,8 +116,9 @@ def _preprocessing(folder: Path) -> Preprocessing | None:
         return None
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file by name, without the prefixes of training checkpoints."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors, .pth, .pt or .bin file by name, without the prefixes of training checkpoints. Raises
+    ConversionError for a file without tensors or with anything else in it, FileNotFoundError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:

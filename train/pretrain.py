@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from encoder.attention import CHOICES
+from encoder.convert import load_backbone, read_tensors
 from encoder.radiograph import InputError
 from encoder.selfdistill.heads import DINOHead
 from encoder.selfdistill.losses import (
@@ -43,7 +44,7 @@ from encoder.selfdistill.losses import (
 )
 from encoder.selfdistill.masking import crop_masks
 from encoder.selfdistill.teacher import make_teacher, update_teacher
-from encoder.state_dicts import load_encoder, load_strict, save_dinov2, transformers_to_timm
+from encoder.state_dicts import ConversionError, load_strict, save_dinov2
 from encoder.transforms import MultiCrop, Preprocessing
 from encoder.vit import CropViT
 from train import checkpoints
@@ -58,7 +59,10 @@ class PretrainConfig:
 
     data: list[str] = field(default_factory=list)  # folders, CSVs, study files (train/datasets/folder.py)
     out: str = "runs/pretrain"  # everything the run leaves behind lies here
-    init: str | None = None  # encoder checkpoint directory to start from; None: random weights
+    init: str | None = None  # encoder to start from, in any form `cxr convert` reads; None: random weights
+    init_head: str | None = (
+        None  # released DINO head to start from (dino_head.safetensors); None: a fresh one
+    )
     weights: list[float] = field(default_factory=list)  # images of a source in an epoch, times; empty: 1
     split: str | None = "train"  # part of each source that has one; test images stay unseen
     short_side: int = 256  # pixels that images are shrunk to; more than the global crop, for crops zoom in
@@ -438,23 +442,36 @@ def load_data(c: PretrainConfig) -> tuple[Samples, str]:
     return Samples(images, counts, c), hashlib.sha256(listing.encode()).hexdigest()
 
 
-def initialise(backbone: CropViT, c: PretrainConfig) -> None:
-    """Weights of an encoder checkpoint directory. Raises ConfigError where its shape is not the recipe's."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # it is over before it is read
-    model = load_encoder(c.init)
-    theirs = model.config
-    wanted = {
-        "width": (theirs.hidden_size, c.width),
-        "depth": (theirs.num_hidden_layers, c.depth),
-        "heads": (theirs.num_attention_heads, c.heads),
-        "patch": (theirs.patch_size, c.patch),
-    }
-    different = [f"{k} is {a} there and {b} in the recipe" for k, (a, b) in wanted.items() if a != b]
-    if different:
-        raise ConfigError(f"--init {c.init}: {', '.join(different)}")
-    load_strict(backbone, transformers_to_timm(model.state_dict()))
+def initialise(student: Distilled, c: PretrainConfig) -> str:
+    """Weights of an encoder, and of a head if one is given. -> what was loaded, for the log. Raises ConfigError where
+    their shapes are not the recipe's."""
+    loaded = []
+    if c.init:
+        try:
+            found = load_backbone(c.init, size=c.size, heads=c.heads)
+        except ConversionError as error:
+            raise ConfigError(f"--init {c.init}: {error}") from error
+        theirs = found.backbone
+        wanted = {
+            "width": (theirs.embed_dim, c.width),
+            "depth": (theirs.depth, c.depth),
+            "patch": (theirs.patch, c.patch),
+        }
+        different = [f"{k} is {a} there and {b} in the recipe" for k, (a, b) in wanted.items() if a != b]
+        if different:
+            raise ConfigError(f"--init {c.init}: {', '.join(different)}")
+        load_strict(student.backbone, theirs.state_dict())
+        loaded.append(f"{found.tensors} tensors of {c.init} ({found.dialect})")
+    if c.init_head:
+        try:
+            state = read_tensors(Path(c.init_head))
+            state = {name.removeprefix("dino_head."): x for name, x in state.items()}
+            for head in filter(None, (student.dino_head, student.ibot_head)):
+                load_strict(head, state)
+        except ConversionError as error:
+            raise ConfigError(f"--init_head {c.init_head}: {error}") from error
+        loaded.append(f"{len(state)} of {c.init_head}")
+    return "; ".join(loaded)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -483,10 +500,10 @@ def run(c: PretrainConfig) -> int:
     samples, fingerprint = load_data(c)
     torch.manual_seed(c.seed)
     student = Distilled(c)
-    if c.init:
-        initialise(student.backbone, c)
-        if not c.head_warmup:
-            say("note: --init without --head_warmup; fresh heads can wreck a trained backbone")
+    if c.init or c.init_head:
+        say(f"started from {initialise(student, c)}")
+    if c.init and not c.init_head and not c.head_warmup:
+        say("note: --init without --head_warmup or --init_head; fresh heads can wreck a trained backbone")
     teacher = make_teacher(student).to(device)
     targets = Targets(c).to(device)
     student.to(device)

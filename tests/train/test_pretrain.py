@@ -13,15 +13,17 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from encoder.convert import save_backbone
+from encoder.selfdistill.heads import DINOHead
 from encoder.state_dicts import load_encoder, save_dinov2
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
 from train import pretrain
-from train.config import ConfigError
+from train.config import ConfigError, load_config, recipe_path
 from train.pretrain import Distilled, PretrainConfig, Samples, collate, main
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +173,8 @@ def test_another_config_or_other_images_are_refused(images, whole, tmp_path, cap
         (["--mixed_precision", "fp8"], "mixed_precision"),
         (["--mask_ratio", "0.5", "0.1"], "mask_ratio"),
         (["--drop_path", "1.0"], "drop_path"),
-        (["--init", "nowhere"], "config.json"),
+        (["--init", "nowhere"], "nowhere does not exist"),
+        (["--init_head", "nowhere"], "nowhere does not exist"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_written(images, tmp_path, capsys, options, message):
@@ -226,6 +229,52 @@ def test_init_of_another_shape_is_refused(images, tmp_path, capsys):
     save_dinov2(CropViT(28, 7, 32, 2, 2, 0.5), tmp_path / "start", Preprocessing(size=28))
     assert train(images, tmp_path / "run", "--init", str(tmp_path / "start")) == 2
     assert "width is 32 there and 16 in the recipe" in capsys.readouterr().err
+
+
+def test_a_released_head_is_gone_on_with(images, tmp_path, capsys):
+    """By the names of dino_head.safetensors; the backbone from a file of the DINOv2 repository, of another size."""
+    torch.manual_seed(3)
+    start = CropViT(56, 7, 16, 2, 2, 0.5)
+    save_backbone(start, tmp_path / "backbone.safetensors", "dinov2")
+    head = DINOHead(16, 32, 24, 8)
+    save_file({k: v.contiguous() for k, v in head.state_dict().items()}, tmp_path / "dino_head.safetensors")
+    shapes = ["--prototypes=32", "--head_hidden=24", "--head_bottleneck=8", "--lr=0", "--lr_end=0"]
+    options = ("--init", str(tmp_path / "backbone.safetensors"))
+    options += ("--init_head", str(tmp_path / "dino_head.safetensors"))
+    assert train(images, tmp_path / "run", *options, *shapes, "--separate_ibot_head", "true") == 0
+    said = capsys.readouterr().out
+    assert (
+        f"started from {len(start.state_dict())} tensors" in said
+        and "8 of" in said
+        and "fresh heads" not in said
+    )
+    student = load_file(next((tmp_path / "run" / "checkpoints").iterdir()) / "student.safetensors")
+    for name, tensor in head.state_dict().items():
+        for part in ("dino_head", "ibot_head"):
+            torch.testing.assert_close(student[f"{part}.{name}"], tensor, rtol=1e-3, atol=1e-4)
+    assert student["backbone.pos_embed"].shape[1] == 1 + (28 // 7) ** 2
+    assert train(images, tmp_path / "other", *options) == 2
+    err = capsys.readouterr().err
+    assert "--init_head" in err and "has shape" in err and not (tmp_path / "other" / "checkpoints").exists()
+
+
+def test_the_head_of_the_recipe_is_that_of_the_released_file():
+    """dino_head.safetensors of microsoft/rad-dino is 92.6 MB."""
+    c = load_config(PretrainConfig, "pretrain", ["--recipe", "rad_dino_vitb14_518"])
+    with torch.device("meta"):
+        head = DINOHead(c.width, c.prototypes, c.head_hidden, c.head_bottleneck)
+    assert sum(p.numel() for p in head.parameters()) * 4 / 1e6 == pytest.approx(92.6, abs=0.1)
+
+
+@pytest.mark.parametrize("recipe", ["rad_dino_vitb14_518", "rad_dino_1gpu", "continue_pretraining"])
+def test_recipes_say_why(recipe):
+    c = load_config(PretrainConfig, "pretrain", ["--recipe", recipe])
+    assert (c.size, c.patch, c.width, c.depth, c.heads, c.local_size) == (518, 14, 768, 12, 12, 98)
+    assert c.warmup < c.steps and c.head_warmup < c.steps and c.teacher_temp_warmup < c.steps
+    lines = recipe_path(recipe).read_text().partition("pretrain:\n")[2].splitlines()
+    plain = ("save_every", "workers")
+    unsaid = [line for line in lines if "#" not in line and not line.strip().startswith(plain)]
+    assert not unsaid
 
 
 def config(**changes) -> PretrainConfig:
