@@ -29,6 +29,7 @@ from eval.scores.tables import (
     headline_keys,
     lexical_profiles,
     short_name,
+    studies,
     subgroup_keys,
 )
 from eval.signature import Score
@@ -98,7 +99,7 @@ def _score_sections(scores: Scores) -> list[str]:
     patients = f"{scores.patients} patients" if scores.patients != scores.n else "one study a patient"
     sections = [
         "<section><h2>Scores and floors</h2>"
-        f"<p class='quiet'>{scores.n} studies, {patients}. Brackets: {escape(scores.settings['interval'])}, "
+        f"<p class='quiet'>{studies(scores.n)}, {patients}. Brackets: {escape(scores.settings['interval'])}, "
         f"{scores.settings['n_boot']} replicates. A floor is a report that did not look at the image.</p>"
         + bars(keys[0], rows)
         + _table(

@@ -19,8 +19,9 @@ def subgroups(studies: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], np.
         ("view", _view, ("PA", "AP", "frontal", "lateral", "several")),
     ):
         values = [of(study) for study in studies]
+        others = sorted(set(values) - {None, *order})
         if len(set(values)) > 1:
-            for value in order:
+            for value in (*order, *others):
                 members_N = np.array([v == value for v in values])
                 if members_N.any():
                     found[attribute, value] = members_N
@@ -29,7 +30,7 @@ def subgroups(studies: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], np.
 
 def _sex(study: Mapping[str, Any]) -> str | None:
     value = study.get("sex")
-    return value.strip().upper()[:1] if isinstance(value, str) else None
+    return (value.strip().upper()[:1] or None) if isinstance(value, str) else None
 
 
 def _age(study: Mapping[str, Any]) -> str | None:
@@ -41,6 +42,7 @@ def _age(study: Mapping[str, Any]) -> str | None:
 
 def _view(study: Mapping[str, Any]) -> str | None:
     images = study.get("images")
-    views = {i.get("view") for i in images if isinstance(i, Mapping)} if isinstance(images, list) else set()
-    views -= {None, "unknown", ""}
-    return None if not views else "several" if len(views) > 1 else str(views.pop())
+    images = images if isinstance(images, list) else []
+    found = (image.get("view") for image in images if isinstance(image, Mapping))
+    views = {view for view in found if isinstance(view, str)} - {"unknown", ""}
+    return None if not views else "several" if len(views) > 1 else views.pop()

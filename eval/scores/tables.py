@@ -56,6 +56,10 @@ def short_name(key: str) -> str:
     return f"{name.upper()} {' '.join(rest)}"
 
 
+def studies(n: int) -> str:
+    return f"{n} stud{'y' if n == 1 else 'ies'}"
+
+
 def with_interval(s: Score | None) -> str:
     """`0.412 [.401 .423]`; a dash where there is no score."""
     if s is None or s.value != s.value:
@@ -71,7 +75,7 @@ def render(scores: Scores, width: int = 110) -> str:
     console = Console(file=StringIO(), width=width, color_system=None, highlight=False)
     patients = f"{scores.patients} patients" if scores.patients != scores.n else "one study a patient"
     interval = f"{scores.settings['interval']}, {scores.settings['n_boot']} replicates"
-    console.print(f"{scores.n} studies, {patients}; [{interval}]", markup=False)
+    console.print(f"{studies(scores.n)}, {patients}; [{interval}]", markup=False)
     least = scores.settings["min_support"]
     tables = [*_floors(scores), _label_f1(scores, "label-f1", "Label F1, labeller `rules` (not CheXbert)")]
     if "chexbert-f1" in scores.conditions:

@@ -80,3 +80,8 @@ def test_subgroups():
         ("view", "several"): [False, True, False, False, False],
     }
     assert not subgroups([{"sex": "F"}, {"sex": "F"}])  # all alike: that is no subgroup
+    odd = [
+        {"sex": "X", "images": [{"view": ["PA"]}]},
+        {"sex": " ", "age": None, "images": [{"view": "oblique"}, 3]},
+    ]
+    assert set(subgroups(odd)) == {("sex", "X"), ("view", "oblique")}
