@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -600,11 +601,13 @@ def run(c: PretrainConfig) -> int:
             optimizer.zero_grad(set_to_none=True)
             step += 1
             if bad_steps == MAX_BAD_STEPS:
-                last = {k: round(v.item(), 4) for k, v in {**parts, "gradient norm": grad_norm}.items()}
-                say(
-                    f"stopped: {bad_steps} steps in a row were not finite, up to {step - 1}; process {rank}: {last}"
-                )
-                say(f"last good: {checkpoints.latest(out)}; try a lower --lr, or --mixed_precision no")
+                where = not_finite({**parts, "gradient norm": grad_norm}, rank, world)
+                which = next(positions(range(step - 1, step), c.batch, rank, world))
+                file = dump(out, step - 1, rank, batch, which, samples)
+                accelerator.wait_for_everyone()
+                say(f"stopped: {bad_steps} steps in a row were not finite, up to {step - 1}: {where}")
+                say(f"the last batch of each process: {file.parent}; last good: {checkpoints.latest(out)}")
+                say("try a lower --lr, or --mixed_precision no")
                 return 1
 
             if step % c.log_every == 0 or step == end:
@@ -630,6 +633,30 @@ def run(c: PretrainConfig) -> int:
     else:
         say(f"stopped at step {step} as --stop_at asks; the encoder so far is in {out / 'encoder'}")
     return 0
+
+
+def not_finite(values: dict[str, Tensor], rank: int, world: int) -> str:
+    """Which losses are not finite on which process: "ibot, loss (process 1)"."""
+    flags = torch.zeros(world, len(values), device=next(iter(values.values())).device)
+    flags[rank] = (~torch.stack([x.detach() for x in values.values()]).isfinite()).float()
+    found = []
+    for process, row in enumerate(all_reduce(flags).tolist()):
+        names = [name for name, flag in zip(values, row, strict=True) if flag]
+        found += [f"{', '.join(names)} (process {process})"] if names else []
+    return "; ".join(found)
+
+
+def dump(out: Path, step: int, rank: int, batch: Batch, which: list[int], samples: Samples) -> Path:
+    """The batch of a bad step, to be looked at: OUT/bad_step/00000007-process-0.safetensors, and beside it the images.
+    It holds crops of the X-rays, as the cache does."""
+    folder = out / "bad_step"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{step:08d}-process-{rank}.safetensors"
+    save_file({k: x.detach().cpu().contiguous() for k, x in batch._asdict().items() if x is not None}, file)
+    paths = [str(samples.images.paths[samples.image_index(position)]) for position in which]
+    about = {"step": step, "process": rank, "samples": which, "images": paths}
+    checkpoints.write_json(file.with_suffix(".json"), about)
+    return file
 
 
 def measurements(parts: dict[str, Tensor], targets_BK: Tensor, world: int) -> dict[str, float]:
