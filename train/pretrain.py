@@ -28,7 +28,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from encoder.attention import CHOICES
 from encoder.convert import load_backbone, read_tensors
@@ -58,7 +58,7 @@ from train.schedules import cosine, linear, warmup_cosine
 class PretrainConfig:
     """Image-only pre-training of a ViT on radiographs (DINO + iBOT + KoLeo)."""
 
-    data: list[str] = field(default_factory=list)  # folders, CSVs, study files (train/datasets/folder.py)
+    data: list[str] = field(default_factory=list)  # folders, CSVs, study files, archives of cxr prepare
     out: str = "runs/pretrain"  # everything the run leaves behind lies here
     init: str | None = None  # encoder to start from, in any form `cxr convert` reads; None: random weights
     init_head: str | None = (
@@ -419,28 +419,30 @@ class Interrupts:
 
 def load_data(c: PretrainConfig) -> tuple[Samples, str]:
     """The samples, and a fingerprint of the list of images."""
+    from train.datasets.archive import Archive, ArchiveError, is_archive
     from train.datasets.folder import NoSplits, Radiographs, image_paths
 
     if not c.data:
-        raise ConfigError("nothing to train on: give --data with a folder, a CSV or a studies file")
+        raise ConfigError(
+            "nothing to train on: give --data with a folder, a CSV, a studies file or a prepared archive"
+        )
     sources = []
     for source in c.data:
         try:
-            sources.append(image_paths(source, c.split))
-        except NoSplits:
-            sources.append(image_paths(source))  # a source that knows no splits is used whole
-        except ValueError as error:
+            if is_archive(source):
+                sources.append(Archive(source))
+                continue
+            try:
+                paths = image_paths(source, c.split)
+            except NoSplits:
+                paths = image_paths(source)  # a source that knows no splits is used whole
+            sources.append(Radiographs(paths, c.short_side, cache=c.cache))
+        except (ArchiveError, InputError, ValueError) as error:
             raise ConfigError(str(error)) from error
-    try:
-        images = Radiographs([path for paths in sources for path in paths], c.short_side, cache=c.cache)
-    except InputError as error:
-        raise ConfigError(str(error)) from error
-    counts = [len(paths) for paths in sources]
-    if len(images) != sum(counts):  # unreadable ones were left out
-        readable = set(images.paths)
-        counts = [sum(path in readable for path in paths) for paths in sources]
-    listing = "\n".join(str(path) for path in images.paths)
-    return Samples(images, counts, c), hashlib.sha256(listing.encode()).hexdigest()
+    images = ConcatDataset(sources)
+    images.paths = [path for source in sources for path in source.paths]
+    listing = "\n".join(map(str, images.paths))
+    return Samples(images, [len(s) for s in sources], c), hashlib.sha256(listing.encode()).hexdigest()
 
 
 def initialise(student: Distilled, c: PretrainConfig) -> str:

@@ -12,6 +12,7 @@ TRAININGS = {
     "finetune": ("train.finetune", "projector and LoRA learn to say what the encoder sees"),
 }
 OURS = {
+    "ArchiveError",
     "CheckpointError",
     "ConfigError",
     "ConversionError",
@@ -69,6 +70,20 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--studies", type=int, default=96, help="how many unseen X-rays (default 96)")
     p.add_argument("--no-training", action="store_true", help="leave out the taste of the two trainings")
     p.set_defaults(run=demo)
+
+    p = commands.add_parser(
+        "prepare", help="shrink an archive of X-rays once, for pre-training; goes on where it stopped"
+    )
+    p.add_argument("inputs", nargs="+", metavar="INPUT", help="folder, CSV or studies file")
+    p.add_argument("--out", type=Path, required=True, help="folder to write")
+    p.add_argument("--short-side", type=_positive, default=518, help="pixels (default 518, RAD-DINO's)")
+    p.add_argument("--bits", type=int, default=8, choices=(8, 16), help="grey levels kept (default 8)")
+    p.add_argument("--split", help="only this split of each input")
+    p.add_argument(
+        "--exclude", type=Path, metavar="FILE", help="patients, studies or files to keep out, a name a line"
+    )
+    p.add_argument("--workers", type=_positive, help="processes (default: one a core)")
+    p.set_defaults(run=prepare)
 
     for name, (_, what) in TRAININGS.items():  # their other options, and --help, are those of the training
         p = commands.add_parser(name, help=what, add_help=False, allow_abbrev=False)
@@ -215,6 +230,12 @@ def training(args) -> int:
 
     launch(TRAININGS[args.command][0], *args.rest, processes=args.processes)
     return 0
+
+
+def prepare(args) -> int:
+    from train.commands import prepare
+
+    return prepare(args)
 
 
 def generate(args) -> int:

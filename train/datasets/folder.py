@@ -124,15 +124,15 @@ def _from_csv(path: Path, split: str | None) -> list[Path]:
         ]
 
 
-def shrink(pixels_HW: np.ndarray, short_side: int) -> np.ndarray:
-    """float32 (H, W) in [0, 1] -> uint8 (h, w) with min(h, w) = short_side, by antialiased bicubic interpolation (as
-    the evaluation preprocessing does); an image that is smaller already keeps its size."""
+def shrink(pixels_HW: np.ndarray, short_side: int, bits: int = 8) -> np.ndarray:
+    """float32 (H, W) in [0, 1] -> uint8 or, with 16 bits, uint16 (h, w) with min(h, w) = short_side, by antialiased
+    bicubic interpolation (as the evaluation preprocessing does); an image that is smaller already keeps its size."""
     H, W = pixels_HW.shape
     scale = short_side / min(H, W)
     if scale < 1:
         size = (max(short_side, round(W * scale)), max(short_side, round(H * scale)))
         pixels_HW = np.asarray(Image.fromarray(pixels_HW).resize(size, Image.Resampling.BICUBIC))
-    return (pixels_HW.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    return (pixels_HW.clip(0, 1) * (2**bits - 1) + 0.5).astype(np.uint8 if bits == 8 else np.uint16)
 
 
 class Radiographs:

@@ -1,0 +1,142 @@
+"""`cxr prepare`: X-rays shrunk once, interrupted and gone on with, and pre-training from them."""
+
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encoder.radiograph import read
+from train.datasets import archive
+from train.datasets.archive import Archive, ArchiveError, index_lines, prepare
+from train.datasets.folder import shrink
+from vlm.cli import main
+
+
+@pytest.fixture
+def films(tmp_path):
+    """Two patients' images of several sizes and depths, and a file that is none."""
+    rng = np.random.default_rng(0)
+    for i in range(9):
+        folder = tmp_path / "films" / f"p{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if i % 3:
+            pixels = rng.integers(0, 256, (40 + i, 50), dtype=np.uint8)
+        else:
+            pixels = rng.integers(0, 65536, (60, 40 + i), dtype=np.uint16)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    (tmp_path / "films" / "p1" / "broken.png").write_bytes(b"no image")
+    return tmp_path / "films"
+
+
+def test_images_are_those_of_the_reader(films, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["prepare", str(films), "--out", str(out), "--short-side", "32", "--workers", "2"]) == 0
+    said = capsys.readouterr()
+    assert "10 images found, 0 were there, 9 added" in said.out and "1 left out: " in said.err
+    images = Archive(out)
+    assert len(images) == 9 and [s[0].name for s in images.skipped] == ["broken.png"]
+    for path, i in zip(images.paths, range(9), strict=True):
+        wanted = shrink(read(path).pixels, 32)
+        assert images[i].dtype == np.uint8 and np.array_equal(images[i], wanted) and min(wanted.shape) == 32
+    with tarfile.open(out / "images-00000.tar") as tar:  # any tool can read it
+        names = tar.getnames()
+        assert len(names) == 9 and np.array_equal(
+            np.asarray(Image.open(tar.extractfile(names[3]))), images[3]
+        )
+
+
+def test_sixteen_bits_keep_the_grey_levels(films, tmp_path):
+    list(prepare(sorted(films.rglob("0.png")), tmp_path / "out", short_side=512, bits=16, workers=1))
+    line = index_lines(tmp_path / "out")[0]
+    with (tmp_path / "out" / "images-00000.tar").open("rb") as file:
+        file.seek(line["offset"])
+        stored = np.asarray(Image.open(io.BytesIO(file.read(line["size"]))))
+    pixels = read(films / "p0" / "0.png").pixels
+    assert stored.dtype == np.uint16 and len(np.unique(stored)) > 1000
+    np.testing.assert_allclose(stored / 65535, pixels, atol=1e-4)
+    assert np.abs(Archive(tmp_path / "out")[0] - pixels * 255).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "at"),
+    [
+        (archive, "_sync", 2),  # while the second shard is written
+        (archive.json, "dumps", 7),  # when it is there, before its lines are in the index
+    ],
+)
+def test_an_interrupted_run_goes_on(films, tmp_path, monkeypatch, module, name, at):
+    paths = sorted(films.rglob("*.png"))
+    list(prepare(paths, tmp_path / "whole", short_side=32, workers=1, per_shard=4))
+    out, count = tmp_path / "out", 0
+
+    def dying(real):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == at:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, dying(getattr(module, name)))
+        with pytest.raises(KeyboardInterrupt):
+            list(prepare(paths, out, short_side=32, workers=1, per_shard=4))
+    with (out / "index.jsonl").open("a") as index:
+        index.write('{"path": "cut o')
+    added = list(prepare(paths, out, short_side=32, workers=1, per_shard=4))
+    assert 0 < len(added) < len(paths)
+    a, b = Archive(out), Archive(tmp_path / "whole")
+    assert a.paths == b.paths and all(np.array_equal(a[i], b[i]) for i in range(len(b)))
+    assert not list(prepare(paths, out, short_side=32, workers=1))  # nothing is left to do
+    new = films / "p1" / "99.png"
+    shutil.copy(films / "p1" / "1.png", new)
+    assert [line["path"] for line in prepare([*paths, new], out, short_side=32, workers=1)] == [str(new)]
+    assert np.array_equal(Archive(out)[-1 + len(Archive(out))], a[a.paths.index(films / "p1" / "1.png")])
+
+
+def test_patients_are_kept_out(films, tmp_path, capsys):
+    (tmp_path / "test_patients.txt").write_text("p1\n\n4\n")
+    command = ["prepare", str(films), "--out", str(tmp_path / "out"), "--short-side", "32"]
+    assert main([*command, "--exclude", str(tmp_path / "test_patients.txt")]) == 0
+    names = {path.name for path in Archive(tmp_path / "out").paths}
+    assert names == {"0.png", "2.png", "6.png", "8.png"}  # of the other patient, but for file 4
+    assert main([*command, "--exclude", str(tmp_path / "absent.txt")]) == 2
+
+
+def test_refusals(films, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["prepare", str(films), "--out", str(out), "--short-side", "32"]) == 0
+    assert main(["prepare", str(films), "--out", str(out)]) == 2
+    assert "short_side 32 (now 518)" in capsys.readouterr().err
+    assert main(["prepare", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 2
+    assert main(["prepare", str(films), "--out", str(films)]) == 2
+    assert "is not empty and no archive" in capsys.readouterr().err
+    with pytest.raises(ArchiveError, match=r"no prepared\.json"):
+        Archive(films)
+    with pytest.raises(ValueError, match="bits must be 8 or 16"):
+        list(prepare([], tmp_path / "y", bits=12))
+
+
+def test_pretraining_from_an_archive_is_that_from_the_files(films, tmp_path, capsys):
+    """Also beside a folder; and an archive needs the files no more."""
+    from train.pretrain import PretrainConfig, load_data
+
+    (films / "p1" / "broken.png").unlink()
+    list(prepare(sorted(films.rglob("*.png")), tmp_path / "out", short_side=32, workers=1))
+    shapes = {"size": 28, "patch": 7, "local_size": 14, "short_side": 32}
+    both, counts = load_data(PretrainConfig(data=[str(tmp_path / "out"), str(films)], **shapes))[0], 9
+    assert both.counts == [counts, counts] and len(both.images) == 18
+    assert all(np.array_equal(both.images[i], both.images[9 + i]) for i in range(9))
+    prints = [load_data(PretrainConfig(data=[str(d)], **shapes))[1] for d in (tmp_path / "out", films)]
+    assert prints[0] == prints[1]
+    shutil.rmtree(films)
+    samples, _ = load_data(PretrainConfig(data=[str(tmp_path / "out")], **shapes))
+    assert samples[0][0].global_GHW.shape == (2, 28, 28)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "index.jsonl").read_text().splitlines()]
+    assert all({"path", "shard", "offset", "size"} == set(line) for line in lines)
