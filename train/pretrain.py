@@ -26,6 +26,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
@@ -135,6 +137,7 @@ class PretrainConfig:
     log_every: int = 10  # steps between lines
     save_every: int = 250  # steps between checkpoints
     keep_last: int = 2  # checkpoints kept; two, for one may be damaged
+    tracker: str = "auto"  # tensorboard where it is installed; or none, wandb, mlflow, ... (accelerate's)
     workers: int = 0  # processes that cut crops; 0: in the main one
     threads: int = (
         0  # of each process on CPUs; 0: all cores, shared among processes (accelerate would leave one)
@@ -154,6 +157,10 @@ class PretrainConfig:
             problems.append(f"centring must be sinkhorn_knopp or centring, not {self.centring!r}")
         if self.mixed_precision not in ("no", "bf16"):
             problems.append(f"mixed_precision must be no or bf16, not {self.mixed_precision!r}")
+        if self.tracker not in ("auto", "none", *map(str, LoggerType)):
+            problems.append(
+                f"tracker must be auto, none, {', '.join(map(str, LoggerType))}, not {self.tracker!r}"
+            )
         if self.attention not in CHOICES:
             problems.append(f"attention must be {', '.join(CHOICES)}, not {self.attention!r}")
         for name in ("global_scale", "local_scale", "blur_sigma", "mask_ratio"):
@@ -170,7 +177,18 @@ class PretrainConfig:
 
 
 # Fields that may differ when a run goes on: they change nothing that is computed.
-FREE = ("out", "stop_at", "log_every", "save_every", "keep_last", "workers", "threads", "cache", "attention")
+FREE = (
+    "out",
+    "tracker",
+    "stop_at",
+    "log_every",
+    "save_every",
+    "keep_last",
+    "workers",
+    "threads",
+    "cache",
+    "attention",
+)
 GLOBAL_CROPS = 2  # as in DINO
 MAX_BAD_STEPS = 3  # not finite, in a row
 
@@ -491,7 +509,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(c: PretrainConfig) -> int:
-    accelerator = Accelerator(mixed_precision=c.mixed_precision)
+    accelerator = Accelerator(mixed_precision=c.mixed_precision, log_with=tracker(c), project_dir=c.out)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     say = accelerator.print
     if c.batch % world:
@@ -536,6 +554,7 @@ def run(c: PretrainConfig) -> int:
         say(f"going on after step {step} of {c.steps} ({last})")
     elif resumed:
         say(f"{out} has no checkpoint yet; starting at step 0")
+    accelerator.init_trackers("tensorboard" if c.tracker == "auto" else "cxr-pretrain")
     metrics = out / "metrics.jsonl"
     if accelerator.is_main_process:
         checkpoints.truncate_metrics(metrics, step)
@@ -613,7 +632,8 @@ def run(c: PretrainConfig) -> int:
                 return 1
 
             if step % c.log_every == 0 or step == end:
-                line = measurements(parts, targets_SK, world) | {"grad_norm": float(grad_norm), "lr": lr}
+                line = measurements(parts, targets_SK, student_out[0], rank, world)
+                line |= {"grad_norm": float(grad_norm), "lr": lr}
                 now = time.perf_counter()
                 speed = (step - since) * c.batch / (now - started)
                 since, started = step, now
@@ -621,6 +641,7 @@ def run(c: PretrainConfig) -> int:
                     record = {"step": step, **line, "images_per_second": round(speed, 2)}
                     with metrics.open("a") as file:
                         file.write(json.dumps(record) + "\n")
+                accelerator.log({**line, "images_per_second": speed}, step=step)
                 say(log_line(step, c, line, speed, flops, peak and peak * world))
             if step % c.save_every == 0 or step == end or stop:
                 save()
@@ -661,13 +682,41 @@ def dump(out: Path, step: int, rank: int, batch: Batch, which: list[int], sample
     return file
 
 
-def measurements(parts: dict[str, Tensor], targets_BK: Tensor, world: int) -> dict[str, float]:
-    """The losses of this step, and whether the teacher still says something: `teacher_entropy` is near log K where it
-    cannot tell images apart, `usage_entropy` near 0 where it gives all of them the same target."""
+def tracker(c: PretrainConfig) -> str | None:
+    """Where else than to metrics.jsonl numbers are written. Raises ConfigError for a tracker that is not installed."""
+    there = [str(name) for name in get_available_trackers()]
+    if c.tracker == "auto":
+        return "tensorboard" if "tensorboard" in there else None
+    if c.tracker not in ("none", *there):
+        raise ConfigError(f"tracker {c.tracker} is not installed; there are {', '.join(['none', *there])}")
+    return None if c.tracker == "none" else c.tracker
+
+
+def measurements(
+    parts: dict[str, Tensor], targets_BK: Tensor, cls_SC: Tensor, rank: int, world: int
+) -> dict[str, float]:
+    """The losses of this step, and whether they still mean something.
+
+    `teacher_entropy` is near log K where the teacher cannot tell images apart; `usage_entropy` is near 0 where it gives
+    all of them the same target, and `kl_uniform`, log K minus that, near 0 where it uses all prototypes alike.
+    `feature_rank` is the effective rank of the student's CLS features (Garrido et al. 2023, RankMe, arXiv 2210.02885):
+    1 where all are alike, at most the number of global crops or the width.
+    """
     line = {name: x.detach() for name, x in parts.items()} | {"teacher_entropy": entropy(targets_BK)}
     line = dict(zip(line, all_reduce(torch.stack(list(line.values()))) / world, strict=True))
+    every_RSC = torch.zeros(world, *cls_SC.shape, device=cls_SC.device)
+    every_RSC[rank] = cls_SC.detach().float()
+    line["feature_rank"] = effective_rank(all_reduce(every_RSC).flatten(0, 1))
     line["usage_entropy"] = entropy(all_reduce(targets_BK.float().mean(0, keepdim=True)) / world)
+    line["kl_uniform"] = np.log(targets_BK.shape[1]) - line["usage_entropy"]
     return {name: float(x) for name, x in line.items()}
+
+
+def effective_rank(x_BC: Tensor) -> Tensor:
+    """exp of the entropy of the singular values of the rows less their mean; 1 if they are all alike."""
+    values = torch.linalg.svdvals(x_BC - x_BC.mean(0))
+    shares = values / values.sum().clamp(min=1e-12)
+    return torch.special.entr(shares).sum().exp()
 
 
 def log_line(step: int, c: PretrainConfig, line: dict, speed: float, flops: float, peak: float | None) -> str:
@@ -679,7 +728,8 @@ def log_line(step: int, c: PretrainConfig, line: dict, speed: float, flops: floa
     return (
         f"step {step}/{c.steps} · loss {line['loss']:.3f} · dino {dino} · ibot {line['ibot']:.3f} · "
         f"koleo {line['koleo']:.3f} · entropy {line['teacher_entropy']:.2f}, usage {line['usage_entropy']:.2f} of "
-        f"{np.log(c.prototypes):.2f} · grad {line['grad_norm']:.2f} · lr {line['lr']:.1e} · {speed:.1f} images/s · "
+        f"{np.log(c.prototypes):.2f} · rank {line['feature_rank']:.1f} · grad {line['grad_norm']:.2f} · lr {line['lr']:.1e} · "
+        f"{speed:.1f} images/s · "
         f"{rate} · {clock} left"
     )
 

@@ -88,6 +88,8 @@ def test_a_run_leaves_an_encoder_metrics_and_checkpoints(whole):
     for line in curve(whole):
         assert all(np.isfinite(value) for value in line.values())
         assert 0 <= line["teacher_entropy"] <= line["usage_entropy"] + 1e-4 <= np.log(16) + 1e-3
+        assert line["kl_uniform"] == pytest.approx(np.log(16) - line["usage_entropy"], abs=1e-5)
+        assert 1 <= line["feature_rank"] <= 8  # crops
     checkpoint = whole / "checkpoints" / "step_00000006"
     assert {p.suffix for p in checkpoint.iterdir()} == {".safetensors", ".json"}  # nothing is pickled
     teacher = load_file(checkpoint / "teacher.safetensors")
@@ -174,6 +176,7 @@ def test_another_config_or_other_images_are_refused(images, whole, tmp_path, cap
         (["--mixed_precision", "fp8"], "mixed_precision"),
         (["--mask_ratio", "0.5", "0.1"], "mask_ratio"),
         (["--drop_path", "1.0"], "drop_path"),
+        (["--tracker", "paper"], "tracker must be"),
         (["--init", "nowhere"], "nowhere does not exist"),
         (["--init_head", "nowhere"], "nowhere does not exist"),
     ],
@@ -182,6 +185,34 @@ def test_wrong_options_are_refused_before_anything_is_written(images, tmp_path, 
     assert train(images, tmp_path / "run", *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_effective_rank():
+    rng = np.random.default_rng(0)
+    q, _ = np.linalg.qr(rng.normal(size=(40, 8)))
+    q -= q.mean(0)
+    for rank in (1, 3, 8):
+        x = q[:, :rank] @ rng.normal(size=(rank, 20))
+        values = np.linalg.svd(x - x.mean(0), compute_uv=False)[:rank]
+        shares = values / values.sum()
+        wanted = np.exp(-(shares * np.log(shares)).sum())
+        assert float(pretrain.effective_rank(torch.tensor(x))) == pytest.approx(wanted, rel=1e-6)
+    assert float(pretrain.effective_rank(torch.ones(5, 3))) == 1
+
+
+def test_numbers_go_to_tensorboard(images, tmp_path, capsys):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train(images, tmp_path / "run") == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    shown = {scalar.step: scalar.value for scalar in events.Scalars("loss")}
+    assert shown == {line["step"]: pytest.approx(line["loss"]) for line in curve(tmp_path / "run")}
+    assert train(images, tmp_path / "quiet", "--tracker", "none") == 0
+    assert not (tmp_path / "quiet" / "tensorboard").exists()
+    assert train(images, tmp_path / "other", "--tracker", "comet_ml") == 2
+    assert "comet_ml is not installed" in capsys.readouterr().err
 
 
 def test_no_data_is_refused(tmp_path, capsys):
