@@ -35,7 +35,7 @@ FLOORS = {
     "nearest": FloorFile(
         "nearest neighbour (image)",
         "the training report whose X-ray the encoder finds most similar",
-        COMMAND.replace("--floors DIR,", "--floors DIR --training STUDIES,"),
+        "cxr generate STUDIES --floors OTHER_DIR --training STUDIES, then cxr score --floors OTHER_DIR",
     ),
 }
 

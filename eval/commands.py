@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 
 import eval
+from eval.report import is_page, write_page
 from eval.scores import weights as known
+from eval.scores.inputs import ScoreError
+from eval.scores.suite import is_scores
 
 WORST = 20  # studies on the page
 
 
 def score(args, references, images_of) -> int:
     """`cxr score`. `images_of(study ids, studies file)` gives the X-rays for the page."""
+    if args.out:
+        _check_target(args.out, is_scores)
+    if args.html:
+        _check_target(args.html, is_page)
     with _reading() as progress:
         scores = eval.score(
             args.predictions,
@@ -22,24 +32,39 @@ def score(args, references, images_of) -> int:
             reference_labels=args.reference_labels,
             n_boot=args.bootstrap,
             seed=args.seed,
-            clinical_models=args.clinical[0] if args.clinical in (["auto"], ["none"]) else args.clinical,
+            clinical_models=args.clinical if args.clinical in ("auto", "none") else args.clinical.split(","),
             weights=args.weights,
             device=args.device,
             progress=progress,
         )
-    print(scores.table())
-    if args.out:
+    if args.out:  # first of all: whatever a terminal makes of the table, the numbers are safe
         scores.save(args.out)
+    _show(scores.table())
+    if args.out:
         print(f"wrote {args.out}")
     if args.html:
-        from eval.report import write_page
-
         images = {}
         if args.studies and args.studies.suffix.lower() != ".csv":
-            images = images_of([row["study_id"] for row in scores.worst(WORST)], args.studies)
+            try:
+                images = images_of([row["study_id"] for row in scores.worst(WORST)], args.studies)
+            except ValueError as error:  # scoring is content with less than a studies file has to hold
+                print(f"the page has no X-rays: {error}", file=sys.stderr)
         write_page(args.html, title="Scores", scores=scores, worst=WORST, images=images)
         print(f"wrote {args.html}")
     return 0
+
+
+def _check_target(path: Path, ours: Callable[[Path], bool]) -> None:
+    """Before hours of reading, not after."""
+    if path.is_dir():
+        raise ScoreError(f"{path} is a folder; give a file to write")
+    if path.exists() and not ours(path):
+        raise ScoreError(f"{path} exists and was not written by cxr score; choose another name")
+
+
+def _show(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))
 
 
 def weights(args) -> int:

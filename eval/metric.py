@@ -8,6 +8,7 @@ GRPOTrainer(..., reward_funcs=eval.metric("label-f1/14/micro/neg"))   # referenc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class metric:
         device: str | None = None,
     ) -> None:
         self.key, self.column = key, column
+        self._macro = re.fullmatch(r"[\w-]+/(?:14|5)/macro-(\d+)/(?:neg|pos)", key)
+        self.min_support = int(self._macro[1]) if self._macro else 30
         self.__name__ = key  # what trl calls it in its logs
         name, *rest = key.split("/")
         self._lexical = rest[0] if rest and rest[0] in PROFILES else None
@@ -82,15 +85,18 @@ class metric:
         sheet = Sheet(len(references))
         if self._labels:
             labels = label_matrix(references), label_matrix(predictions)
-            add_label_f1(sheet, *labels, labeller=LABELLER, reference="text")
+            add_label_f1(sheet, *labels, labeller=LABELLER, reference="text", min_support=self.min_support)
         elif self._lexical:
             add_lexical(sheet, lexical_samples(references, predictions, self._lexical))
         elif self._clinical:
             read = self._models.read(references), self._models.read(predictions)
-            self._models.add(sheet, *read, None, 30)
+            self._models.add(sheet, *read, None, self.min_support)
         else:
             studies: list[Mapping[str, Any]] = [{} for _ in references]
             safety.add_safety(sheet, references, predictions, studies)
+        if self._labels and self.key not in sheet.measures and self._macro:  # too few positives of everything
+            where = sheet.columns(np.zeros((len(references), 1)))
+            sheet.add(self.key, self.key, lambda sums: sums[..., 0] * np.nan, where)
         if self.key not in sheet.measures:
             raise ScoreError(f"no score {self.key!r}; of its kind there are {', '.join(sheet.measures)}")
         return sheet, sheet.measures[self.key]

@@ -62,11 +62,7 @@ def write_page(
     A page written here before is replaced, any other file only with `overwrite`; otherwise raises FileExistsError.
     """
     path = Path(path)
-    if (
-        path.exists()
-        and not overwrite
-        and GENERATOR not in path.read_text(encoding="utf-8", errors="ignore")[:2000]
-    ):
+    if path.exists() and not overwrite and not is_page(path):
         raise FileExistsError(
             f"{path} exists and is not a page of ours; choose another name or pass overwrite=True"
         )
@@ -85,8 +81,14 @@ def write_page(
         body += [_worst(scores, images or {}, worst), *_small_print(scores)]
     page = _PAGE.format(generator=GENERATOR, title=escape(title), style=_STYLE, body="\n".join(body))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page written here."""
+    with path.open(encoding="utf-8", errors="ignore") as file:
+        return GENERATOR in file.read(2000)
 
 
 # --- scores -------------------------------------------------------------------------------------------------------
@@ -221,7 +223,12 @@ def _small_print(scores: Scores) -> list[str]:
         [escape(m.name), escape(m.reason), f"<code>{escape(m.command)}</code>"] for m in scores.not_computed
     ]
     parts = ["<section><h2>Not computed</h2>" + _table(["score", "why", "command"], missing) + "</section>"]
-    if scores.problems:
+    odd = {"Odd input": scores.problems}
+    if scores.comparison:
+        odd[f"Odd input of {scores.comparison.other}"] = scores.comparison.problems
+    for title, problems in odd.items():
+        if not problems:
+            continue
         rows = [
             [
                 escape(kind),
@@ -229,10 +236,10 @@ def _small_print(scores: Scores) -> list[str]:
                 escape(POLICIES[kind]),
                 escape(", ".join(ids[:5]) + (", …" if ids[5:] else "")),
             ]
-            for kind, ids in scores.problems.items()
+            for kind, ids in problems.items()
         ]
         parts.append(
-            "<section><h2>Odd input</h2>"
+            f"<section><h2>{escape(title)}</h2>"
             + _table(["kind", "count", "treatment", "studies"], rows)
             + "</section>"
         )

@@ -728,9 +728,8 @@ def log_line(step: int, c: PretrainConfig, line: dict, speed: float, flops: floa
     return (
         f"step {step}/{c.steps} · loss {line['loss']:.3f} · dino {dino} · ibot {line['ibot']:.3f} · "
         f"koleo {line['koleo']:.3f} · entropy {line['teacher_entropy']:.2f}, usage {line['usage_entropy']:.2f} of "
-        f"{np.log(c.prototypes):.2f} · rank {line['feature_rank']:.1f} · grad {line['grad_norm']:.2f} · lr {line['lr']:.1e} · "
-        f"{speed:.1f} images/s · "
-        f"{rate} · {clock} left"
+        f"{np.log(c.prototypes):.2f} · rank {line['feature_rank']:.1f} · grad {line['grad_norm']:.2f} · "
+        f"lr {line['lr']:.1e} · {speed:.1f} images/s · {rate} · {clock} left"
     )
 
 

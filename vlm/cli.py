@@ -150,10 +150,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--html", type=Path, help="write a page to this file (it holds reports, and X-rays)")
     p.add_argument(
         "--clinical",
-        nargs="+",
-        default=["auto"],
-        metavar="MODEL",
-        help="auto: what `cxr weights` finds (default); none; or names of models",
+        default="auto",
+        metavar="MODELS",
+        help="auto: what `cxr weights` finds (default); none; or models, with commas between them",
     )
     p.add_argument("--weights", type=Path, metavar="DIR", help="where they lie (default: see cxr weights)")
     p.add_argument("--device", help="where they run (default: a GPU if there is one)")
@@ -254,6 +253,8 @@ def score(args) -> int:
     if args.split:
         if args.studies is None:
             raise UsageError("--split chooses among the studies of a studies file: give one")
+        if args.studies.suffix.lower() == ".csv":
+            raise UsageError(f"--split needs a studies file (.jsonl), and {args.studies} is a table")
         split = normalise_split(args.split)
         references = [study_to_json(s) for s in load_studies(args.studies) if s.split == split]
         if not references:

@@ -81,7 +81,13 @@ def _training_bank(path: Path, studies: list) -> list:
     """Training studies with findings and images, none of a patient or a study that findings are generated for."""
     from dataclasses import replace
 
-    from vlm.study import load_studies, normalise_split
+    from vlm.study import StudyError, load_studies, normalise_split
+
+    def of_training(split: str | None) -> bool:
+        try:
+            return split is None or normalise_split(split) == "train"
+        except StudyError:  # fold1, say
+            return False
 
     own, patients = {s.study_id for s in studies}, {s.patient_id for s in studies} - {None}
     root = path.parent.absolute()
@@ -89,7 +95,7 @@ def _training_bank(path: Path, studies: list) -> list:
         replace(s, images=[replace(i, path=str(root / i.path)) for i in s.images])
         for s in load_studies(path)
         if s.findings and s.images and s.study_id not in own and s.patient_id not in patients
-        and (s.split is None or normalise_split(s.split) == "train")
+        and of_training(s.split)
     ]  # fmt: skip
     if not bank:
         raise UsageError(

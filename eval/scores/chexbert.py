@@ -55,7 +55,7 @@ class CheXbert(nn.Module):
                 max_position_embeddings=state["bert.embeddings.position_embeddings.weight"].shape[0],
                 type_vocab_size=state["bert.embeddings.token_type_embeddings.weight"].shape[0],
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise ScoreError(f"this is no CheXbert checkpoint: it has no {error}") from error
         self.bert = BertModel(config, add_pooling_layer=any(k.startswith("bert.pooler.") for k in state))
         self.linear_heads = nn.ModuleList(nn.Linear(width, classes) for classes in HEADS)
@@ -89,10 +89,17 @@ class CheXbert(nn.Module):
         try:
             saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ScoreError(f"{checkpoint}: not a checkpoint that can be read safely ({error})") from error
+            raise ScoreError(
+                f"{checkpoint}: no checkpoint that can be read safely ({type(error).__name__}); delete it, and "
+                "fetch it again"
+            ) from error
         state = saved.get("model_state_dict") if isinstance(saved, Mapping) else None
-        if not isinstance(state, Mapping):
-            raise ScoreError(f"{checkpoint}: has no model_state_dict, so it is not CheXbert's checkpoint")
+        if not isinstance(state, Mapping) or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+        ):
+            raise ScoreError(
+                f"{checkpoint}: has no model_state_dict of tensors by name, so it is not CheXbert's checkpoint"
+            )
         from transformers import BertTokenizer
 
         try:
@@ -109,7 +116,7 @@ class CheXbert(nn.Module):
     def forward(self, reports: Sequence[str], progress: Callable[[int, int], None] | None = None) -> Reading:
         """Each text is read once, however often it occurs. `progress(read, of)` is called after each batch."""
         clean = [" ".join(report.split()) for report in reports]
-        texts = sorted({text for text in clean if text}, key=len, reverse=True)
+        texts = sorted({text for text in clean if text}, key=lambda t: (self._pieces(t), t), reverse=True)
         width = self.bert.config.hidden_size
         labels = {"": np.full(len(CONDITIONS), np.nan)}
         vectors = {"": np.zeros(width, np.float32)}
@@ -133,12 +140,14 @@ class CheXbert(nn.Module):
             np.array([vectors[text] for text in clean], np.float32).reshape(-1, width),
         )
 
+    def _pieces(self, text: str) -> int:
+        return min(len(self.tokenizer(text)["input_ids"]), self.longest)
+
     def _batches(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Texts of like lengths, the longest first, so that what does not fit in memory fails at once."""
         start = 0
         while start < len(texts):
-            pieces = min(len(self.tokenizer(texts[start])["input_ids"]), self.longest)
-            stop = start + max(1, BATCH_TOKENS // pieces)
+            stop = start + max(1, BATCH_TOKENS // self._pieces(texts[start]))
             yield list(texts[start:stop])
             start = stop
 

@@ -138,6 +138,8 @@ def load(
     if unknown:
         raise ScoreError(f"no clinical model {unknown[0]!r}; there are {', '.join(CHOICES)}")
     clinical, missing = Clinical(), []
+    if which != "none":
+        _check_device(device)
     for name in weights.MODELS:
         found = weights.find(name, folder)
         if name in named or (which == "auto" and found.complete):
@@ -149,12 +151,24 @@ def load(
                     raise
                 reason, command = str(error), "cxr weights"
         elif which == "auto":
-            missing += weights.not_computed(found)
+            missing += weights.not_computed(found, folder)
             continue
         else:
             reason, command = "left out by --clinical", "cxr score --clinical auto"
         missing += [NotComputed(score, reason, command) for score in found.model.serves]
     return clinical, merged(missing)
+
+
+def _check_device(device: str | None) -> None:
+    if device is None:
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, absent, or torch built without it
+        why = str(error).partition("\n")[0]
+        raise ScoreError(f"device {device!r} cannot be used here: {why}") from None
 
 
 def _load(clinical: Clinical, found: weights.Found, device: str | None) -> None:

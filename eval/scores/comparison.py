@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from eval.resampling import holm, paired_bootstrap, paired_permutation
+from eval.scores.inputs import POLICIES
 from eval.scores.sheet import Sheet
 from eval.signature import Score, number
 
@@ -59,7 +60,10 @@ class Comparison:
             "p_adjusted": "Holm",
             "differences": [d.to_json() for d in self.differences],
             "scores": [s.to_json() for s in self.scores.values()],
-            "inputs": {kind: {"count": len(ids), "study_ids": ids} for kind, ids in self.problems.items()},
+            "inputs": {
+                kind: {"count": len(ids), "policy": POLICIES[kind], "study_ids": ids}
+                for kind, ids in self.problems.items()
+            },
         }
 
 

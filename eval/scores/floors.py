@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import baselines
-from eval.scores.inputs import Pairs, ScoreError, Source, align, load, report_text
+from eval.scores.inputs import Pairs, ScoreError, Source, align, load, missing, report_text
 from eval.scores.registry import NotComputed
 from eval.signature import Score
 
@@ -37,18 +37,21 @@ def floor_reports(
     how = "the most typical report for every study"
     ready = [(f"constant report ({source})", how, [constant] * len(pairs))]
 
-    told = [(study["indication"], text) for study, text in bank if isinstance(study.get("indication"), str)]
-    if told:
-        queries = [s.get("indication") or "" for s in pairs.studies]
+    told = [(asked, text) for study, text in bank if (asked := report_text(study.get("indication"))[0])]
+    queries = [report_text(study.get("indication"))[0] for study in pairs.studies]
+    if told and any(queries):
         nearest = baselines.nearest_by_text(queries, [i for i, _ in told], [t for _, t in told])
+        nearest = [text if asked else constant for asked, text in zip(queries, nearest, strict=True)]
         how = "the training report with the most similar indication"
+        if not all(queries):
+            how += f" (the constant report for the {queries.count('')} of {len(pairs)} without an indication)"
         ready.append(("nearest neighbour (indication)", how, nearest))
 
     if isinstance(floors, Mapping):
         titles = {baselines.FLOORS[name].title for name in baselines.FLOORS if name in floors}
-        files, missing = dict(floors), [m for m in baselines.read_floors(None)[1] if m.name not in titles]
+        files, absent = dict(floors), [m for m in baselines.read_floors(None)[1] if m.name not in titles]
     else:
-        files, missing = baselines.read_floors(floors)
+        files, absent = baselines.read_floors(floors)
     for name, predictions in files.items():
         try:
             aligned = align(predictions, pairs.studies)
@@ -58,10 +61,12 @@ def floor_reports(
         incomplete = f" ({missed} of {len(pairs)} empty or missing)" if missed else ""
         known = baselines.FLOORS.get(name, baselines.FloorFile(name, "given"))
         ready.append((known.title, known.how + incomplete, aligned.predictions))
-    if not told:
-        reason = "needs training studies with indications"
-        missing.append(NotComputed("nearest neighbour (indication)", reason, "cxr score --training STUDIES"))
-    return ready, missing
+    if not told or not any(queries):
+        reason = (
+            "needs training studies with indications" if not told else "no scored study has an indication"
+        )
+        absent.append(NotComputed("nearest neighbour (indication)", reason, "cxr score --training STUDIES"))
+    return ready, absent
 
 
 def _training_reports(training: Source | None, pairs: Pairs) -> list[tuple[Mapping[str, Any], str]]:
@@ -69,14 +74,14 @@ def _training_reports(training: Source | None, pairs: Pairs) -> list[tuple[Mappi
     if training is None:
         return []
     scored = set(pairs.study_ids)
-    patients = {str(s["patient_id"]) for s in pairs.studies if s.get("patient_id") not in (None, "")}
+    patients = {str(s["patient_id"]) for s in pairs.studies if not missing(s.get("patient_id"))}
     bank = [
         (study, text)
         for study in load(training, "training study")
         if (text := report_text(study.get("findings"))[0])
         and str(study["study_id"]) not in scored
         and str(study.get("patient_id")) not in patients
-        and study.get("split") in (None, "train")
+        and (missing(study.get("split")) or str(study["split"]).strip().lower() in ("train", "training"))
     ]
     if not bank:
         raise ScoreError(

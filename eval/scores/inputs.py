@@ -23,10 +23,16 @@ POLICIES = {
     "failed prediction": "scored as an empty report",
     "empty prediction": "scored as an empty report",
     "placeholder prediction": "scored as an empty report (the text is a literal None, NaN or null)",
+    "prediction that is no text": "scored as an empty report (a list or a number, say)",
 }
 """Every kind of problem and what is done about it. An empty report has no words and no labels: it misses everything."""
 
 _PLACEHOLDERS = {"none", "nan", "null", "n/a", "na", "<na>", "undefined"}
+
+
+def missing(value: object) -> bool:
+    """None, "", NaN: what the study contract calls missing."""
+    return value is None or value == "" or value != value
 
 
 class ScoreError(ValueError):
@@ -68,9 +74,12 @@ def load(source: Source, what: str) -> list[Record]:
     for place, record in records:
         if not isinstance(record, Mapping):
             raise ScoreError(f"{place}: a {what} must be a JSON object, found {type(record).__name__}")
-        if not isinstance(record.get("study_id"), str | int) or record["study_id"] == "":
+        if missing(record.get("study_id")):
+            raise ScoreError(f"{place}: a {what} needs a 'study_id'; its keys are {_keys(record)}")
+        if not isinstance(record["study_id"], str | int):
             raise ScoreError(
-                f"{place}: a {what} needs a 'study_id'; its keys are {', '.join(map(str, record))}"
+                f"{place}: the 'study_id' of a {what} must be a text or a whole number, not "
+                f"{type(record['study_id']).__name__}"
             )
     return [record for _, record in records]
 
@@ -91,7 +100,9 @@ def _read_lines(path: Path, what: str) -> Iterable[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            yield f"{path}, line {number}", json.loads(line)
+            yield f"{path}, line {number}", json.loads(line, parse_constant=lambda _: None)
+        except RecursionError:
+            raise ScoreError(f"{path}, line {number}: nested too deeply") from None
         except json.JSONDecodeError as error:
             raise ScoreError(
                 f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})"
@@ -102,7 +113,17 @@ def _read_table(path: Path, what: str) -> Iterable[tuple[str, Any]]:
     """Rows of a CSV file: `study_id`, `findings`, and whatever else; `age` becomes a number, `view` the image's."""
     rows = csv.DictReader(io.StringIO(_text(path, what), newline=""), restkey="", strict=True)
     try:
+        header = rows.fieldnames or []
+        if "study_id" not in header:
+            raise ScoreError(f"{path}: the first line names no column 'study_id'")
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise ScoreError(f"{path}: there are several columns {twice[0]!r}")
         for row in rows:
+            if len(row.get("") or ()):
+                raise ScoreError(
+                    f"{path}, line {rows.line_num}: {len(header) + len(row[''])} cells under {len(header)} names; "
+                    'texts with commas must be in quotes: "..."'
+                )
             record = {key: value for key, value in row.items() if key and value is not None}
             if re.fullmatch(r"\d+(\.\d+)?", record.get("age", "").strip()):
                 record["age"] = float(record["age"])
@@ -114,10 +135,12 @@ def _read_table(path: Path, what: str) -> Iterable[tuple[str, Any]]:
 
 
 def report_text(value: object) -> tuple[str, str | None]:
-    """A report as text, and what is wrong with it: "empty", "placeholder" or None. NaN and non-texts are empty."""
-    if not isinstance(value, str):
+    """A report as text, and what is wrong with it: "empty", "placeholder", "no text" or None."""
+    if missing(value):
         return "", "empty"
-    text = value.strip()
+    if not isinstance(value, str):
+        return "", "no text"
+    text = value.strip().encode("utf-8", "replace").decode()  # half a character would stop every tokenizer
     if text.lower().rstrip(".") in _PLACEHOLDERS:
         return "", "placeholder"
     return text, None if text else "empty"
@@ -138,6 +161,10 @@ def align(predictions: Source, references: Source | None = None) -> Pairs:
             raise ScoreError(
                 "there are no references: give a second file, or predictions with a 'reference' each"
             )
+    if not any("findings" in record or record.get("error") for record in predicted):
+        raise ScoreError(
+            f"no prediction has 'findings', the text to be scored; the first one's keys are {_keys(predicted[0])}"
+        )
     for record in predicted:
         key = str(record["study_id"])
         if key in given:
@@ -181,8 +208,13 @@ def _prediction(pairs: Pairs, key: str, record: Record | None) -> str:
         return ""
     text, wrong = report_text(record.get("findings"))
     if wrong:
-        pairs.note(f"{wrong} prediction", key)
+        pairs.note("prediction that is no text" if wrong == "no text" else f"{wrong} prediction", key)
     return text
+
+
+def _keys(record: Record) -> str:
+    """Names of keys for a message; a report that stands where a name should is not shown."""
+    return ", ".join(key if re.fullmatch(r"\w{1,30}", str(key)) else "..." for key in map(str, record))
 
 
 def patients(pairs: Pairs, groups: Mapping[str, Hashable] | Sequence[Hashable] | None) -> list[Hashable]:
@@ -190,13 +222,13 @@ def patients(pairs: Pairs, groups: Mapping[str, Hashable] | Sequence[Hashable] |
     `patient_id`, else the study by itself. Raises ScoreError if `groups` does not cover the pairs."""
     if groups is None:
         return [
-            ("study", key) if s.get("patient_id") in (None, "") else str(s["patient_id"])
+            ("study", key) if missing(s.get("patient_id")) else str(s["patient_id"])
             for key, s in zip(pairs.study_ids, pairs.studies, strict=True)
         ]
     if isinstance(groups, Mapping):
-        missing = [key for key in pairs.study_ids if key not in groups]
-        if missing:
-            raise ScoreError(f"groups name no patient for {len(missing)} studies, e.g. {missing[0]!r}")
+        unnamed = [key for key in pairs.study_ids if key not in groups]
+        if unnamed:
+            raise ScoreError(f"groups name no patient for {len(unnamed)} studies, e.g. {unnamed[0]!r}")
         return [groups[key] for key in pairs.study_ids]
     if len(groups) != len(pairs):
         raise ScoreError(

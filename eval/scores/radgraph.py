@@ -116,7 +116,7 @@ class RadGraph:
         it masks the padding of the second entity only), padding changes the last digits of scores, and on a CPU nothing
         is saved.
         """
-        texts = sorted({text for text in reports if text.strip()}, key=len, reverse=True)
+        texts = sorted({text for text in reports if text.strip()}, key=lambda t: (len(t), t), reverse=True)
         found: dict[str, Entities] = {}
         for done, text in enumerate(texts, 1):
             found[text] = self._annotations(text, keep)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.scores.inputs import report_text
 from eval.scores.labels import LABELLER, label_report, sentences
 from eval.scores.lexical import VERSION, plain_tokens
 from eval.scores.phrases import CONDITIONS
@@ -174,7 +175,9 @@ def prior_given(study: Study) -> bool:
     """Whether a study brings an earlier examination: images or findings in `prior`. Its `comparison` does not count:
     it tells what the radiologist had, not what a model was given."""
     prior = study.get("prior")
-    return bool(prior.get("images") or prior.get("findings")) if isinstance(prior, Mapping) else bool(prior)
+    if isinstance(prior, Mapping):
+        return bool(prior.get("images") or report_text(prior.get("findings"))[0])
+    return bool(report_text(prior)[0])
 
 
 def temporal_scores(reference: Reading, predicted: Reading) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ import numpy as np
 from eval.scores import clinical, safety, tables
 from eval.scores.comparison import Comparison, differences
 from eval.scores.floors import Floor, Given, floor_reports
-from eval.scores.inputs import POLICIES, Pairs, ScoreError, Source, align, patients
+from eval.scores.inputs import POLICIES, Pairs, ScoreError, Source, align, missing, patients
 from eval.scores.label_f1 import (
     add_label_f1,
     binarize,
@@ -114,7 +114,7 @@ class Scores:
         Raises FileExistsError otherwise.
         """
         path = Path(path)
-        if path.exists() and not overwrite and not _is_scores(path):
+        if path.exists() and not overwrite and not is_scores(path):
             raise FileExistsError(
                 f"{path} exists and holds no scores; choose another name or pass overwrite=True"
             )
@@ -176,7 +176,7 @@ def score(
     pairs = align(predictions, references)
     patient_ids = patients(pairs, groups)
     reference_N14, source = _reference_labels(pairs, reference_labels)
-    ready, missing = floor_reports(pairs, floors, training)
+    ready, no_floors = floor_reports(pairs, floors, training)
     others = align(compare, pairs.studies) if compare is not None else None
     models, without = clinical.load(clinical_models, weights, device)
     protocol = _Protocol(
@@ -195,7 +195,7 @@ def score(
             for name, both in labels.items()
         },
         floors=[Floor(name, how, protocol.headline(reports)) for name, how, reports in ready],
-        not_computed=[*missing, *without],
+        not_computed=[*no_floors, *without],
         problems=pairs.problems,
         studies=_per_study(pairs, *labels["label-f1"]),
         settings={
@@ -204,6 +204,7 @@ def score(
             "seed": seed,
             "reference_labels": source,
             "min_support": min_support,
+            "without_patient": sum(isinstance(g, tuple) for g in patient_ids) if groups is None else 0,
         },
         labeller_check=_labeller_check(pairs),
         subgroups=protocol.subgroups(sheet),
@@ -300,7 +301,7 @@ def _reference_labels(pairs: Pairs, reference_labels: str) -> tuple[np.ndarray, 
 
 def _study_labels(key: str, study: Mapping[str, Any]) -> np.ndarray:
     try:
-        return label_matrix([{c: v for c, v in study["labels"].items() if v is not None}])[0]
+        return label_matrix([{c: v for c, v in study["labels"].items() if not missing(v)}])[0]
     except (ValueError, AttributeError) as error:
         raise ScoreError(f"study {key!r}: its labels cannot be used: {error}") from error
 
@@ -308,15 +309,20 @@ def _study_labels(key: str, study: Mapping[str, Any]) -> np.ndarray:
 def _labeller_check(pairs: Pairs) -> dict[str, float]:
     """How well the labeller reads the reference texts, where studies bring labels of their own."""
     chosen = [(key, s, t) for key, s, t in zip(pairs.study_ids, pairs.studies, pairs.references, strict=True)]
-    chosen = [(key, s, t) for key, s, t in chosen if s.get("labels")]
-    if not chosen:
+    truth, texts, unusable = [], [], 0
+    for key, study, text in chosen:
+        try:
+            if study.get("labels"):
+                truth.append(_study_labels(key, study))
+                texts.append(text)
+        except ScoreError:  # other labels than the 14; only --reference-labels study insists on them
+            unusable += 1
+    if not truth:
         return {}
-    truth_N14 = np.stack([_study_labels(key, s) for key, s, _ in chosen])
-    counts = confusion(
-        binarize(truth_N14, "neg"), binarize(label_matrix(t for _, _, t in chosen), "neg")
-    ).sum(axis=0)
+    counts = confusion(binarize(np.stack(truth), "neg"), binarize(label_matrix(texts), "neg")).sum(axis=0)
     return {
-        "n": len(chosen),
+        "n": len(truth),
+        "unusable": unusable,
         "micro_f1": float(micro_f1(counts)),
         "macro_f1_supported": float(macro_f1(counts, support(counts) > 0)),
     }
@@ -342,7 +348,7 @@ def _per_study(pairs: Pairs, reference_N14: np.ndarray, predicted_N14: np.ndarra
     ]
 
 
-def _is_scores(path: Path) -> bool:
+def is_scores(path: Path) -> bool:
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -76,6 +76,8 @@ def render(scores: Scores, width: int = 110) -> str:
     patients = f"{scores.patients} patients" if scores.patients != scores.n else "one study a patient"
     interval = f"{scores.settings['interval']}, {scores.settings['n_boot']} replicates"
     console.print(f"{studies(scores.n)}, {patients}; [{interval}]", markup=False)
+    if without := scores.settings["without_patient"]:
+        console.print(f"{without} of them name no patient: each counts as a patient of its own")
     least = scores.settings["min_support"]
     tables = [*_floors(scores), _label_f1(scores, "label-f1", "Label F1, labeller `rules` (not CheXbert)")]
     if "chexbert-f1" in scores.conditions:
@@ -99,7 +101,10 @@ def render(scores: Scores, width: int = 110) -> str:
         )
     console.print(_not_computed(scores))
     if scores.problems:
-        console.print(_problems(scores))
+        console.print(_problems("Odd input", scores.problems))
+    if scores.comparison and scores.comparison.problems:
+        title = f"Odd input of {scores.comparison.other}"
+        console.print(_problems(title, scores.comparison.problems))
     console.print("Signatures")
     overlap = [f"{m}/{p}" for p in lexical_profiles(scores) for m in ("bleu-4", "rouge-l", "meteor")]
     headline = [*headline_keys(scores.scores, least), *clinical_keys(scores.scores, least)]
@@ -110,15 +115,25 @@ def render(scores: Scores, width: int = 110) -> str:
 
 
 def _table(title: str, *columns: str, caption: str | None = None) -> Table:
+    """Names of files, floors and views are the user's: titles, columns and cells are never markup."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
+    class Plain(Table):
+        def add_row(self, *cells, **options) -> None:
+            super().add_row(*(escape(c) if isinstance(c, str) else c for c in cells), **options)
+
+    table = Plain(
+        title=escape(title),
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
     )
-    table.add_column(columns[0], overflow="fold")
+    table.add_column(escape(columns[0]), overflow="fold")
     for column in columns[1:]:
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(escape(column), justify="right", overflow="fold")
     return table
 
 
@@ -246,12 +261,12 @@ def _not_computed(scores: Scores) -> Table:
     )
 
 
-def _problems(scores: Scores) -> Table:
+def _problems(title: str, problems: Mapping[str, list[str]]) -> Table:
     rows = (
         (kind, str(len(ids)), POLICIES[kind], ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else ""))
-        for kind, ids in scores.problems.items()
+        for kind, ids in problems.items()
     )
-    return _rows("Odd input", ("kind", "count", "treatment", "studies"), rows)
+    return _rows(title, ("kind", "count", "treatment", "studies"), rows)
 
 
 def _rows(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:

@@ -77,10 +77,10 @@ MODELS = {
             "distilroberta-base",
             ("BERTScore", "RadCliQ v0, v1"),
             ("model.safetensors", "pytorch_model.bin"),
-            ("config.json", "vocab.json"),
+            ("config.json", "tokenizer*.json"),
             tuple(
                 (ROBERTA, name, ".")
-                for name in ("model.safetensors", "config.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+                for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
             ),
         ),
     )
@@ -130,10 +130,11 @@ def find(name: str, chosen: str | Path | None = None) -> Found:
     return Found(model, place, present[0] if present else None, missing)
 
 
-def not_computed(found: Found) -> list[NotComputed]:
+def not_computed(found: Found, chosen: str | Path | None = None) -> list[NotComputed]:
     """The scores that cannot be had without what is missing of one model, each with the command that fetches it."""
     reason = f"needs {found.model.name}/{found.missing[0]}"
-    return [NotComputed(score, reason, f"{FETCH} {found.model.name}") for score in found.model.serves]
+    command = f"cxr weights{f' --folder {chosen}' if chosen else ''} --fetch {found.model.name}"
+    return [NotComputed(score, reason, command) for score in found.model.serves]
 
 
 def fetch(
@@ -171,7 +172,15 @@ def fetch(
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ScoreError(
             f"{name}: the hub cannot be reached or refused ({message}). Copy the files to {found.folder} by hand: "
-            + ", ".join(f"{file} of {repository}" for repository, file, _ in found.model.hub)
+            + ", ".join(
+                f"{file} of {repository}" + (f" into {within}/" if within != "." else "")
+                for repository, file, within in found.model.hub
+            )
+            + (
+                ", and the configuration and tokenizer of its encoder into a folder of that name"
+                if found.model.is_radgraph
+                else ""
+            )
         ) from error
     return find(name, chosen)
 

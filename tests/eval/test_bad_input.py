@@ -42,6 +42,17 @@ TABLE = {  # what the file holds -> exit code, what is said, scored studies
     "not UTF-8": (lines(*said()[:2]) + b'{"study_id": "c", "findings": "caf\xe9"}', 2, ["p.jsonl, line 3: not UTF-8"]),
     "not JSON": (lines(*said()[:1]) + b"{'study_id': 'b'}\n", 2, ["p.jsonl, line 2: not JSON"]),
     "no id": (lines({"findings": NORMAL}), 2, ["p.jsonl, line 1: a prediction needs a 'study_id'", "findings"]),
+    "another name for the text": (
+        lines({"study_id": "a", "report": NORMAL}), 2, ["no prediction has 'findings'", "study_id, report"]
+    ),
+    "a list of sentences": (
+        lines({"study_id": "a", "findings": [NORMAL]}, *said()[1:]), 0, ["prediction that is no text", "a list"]
+    ),
+    "half a character": (
+        b'{"study_id": "a", "findings": "Clear \\ud83d lungs."}\n' + lines(*said()[1:]), 0, ["3 studies"]
+    ),
+    "a number for an id": (lines({"study_id": 1.5, "findings": NORMAL}), 2, ["a text or a whole number, not float"]),
+    "brackets": (b"[" * 200_000, 2, ["p.jsonl, line 1: "]),
     "cut off in the middle": (lines(*said())[:-20], 2, ["p.jsonl, line 3: not JSON"]),
 }  # fmt: skip
 
@@ -91,10 +102,61 @@ def test_a_table_instead_of_lines(tmp_path, capsys):
     }  # fmt: skip
     (tmp_path / "p.csv").write_text("id,findings\na,Clear.\n")
     assert main(["score", str(tmp_path / "p.csv")]) == 2
-    assert "needs a 'study_id'; its keys are id, findings" in capsys.readouterr().err
+    assert "the first line names no column 'study_id'" in capsys.readouterr().err
     (tmp_path / "p.csv").write_text('study_id,findings\na,"Clear.\n')
     assert main(["score", str(tmp_path / "p.csv")]) == 2
     assert "not CSV" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("study_id,findings\na,Small effusion, large heart.\n", "line 2: 3 cells under 2 names"),
+        ("study_id,findings,findings\na,Clear.,\n", "several columns 'findings'"),
+        ("a,Small effusion in a named patient.\n", "names no column 'study_id'"),
+    ],
+)
+def test_tables_that_would_lose_text(tmp_path, capsys, text, message):
+    (tmp_path / "p.csv").write_text(text)
+    (tmp_path / "r.jsonl").write_bytes(lines(*REFERENCES))
+    assert main(["score", str(tmp_path / "p.csv"), str(tmp_path / "r.jsonl")]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "effusion" not in err  # what a report says is not repeated
+
+
+def test_targets_are_looked_at_before_the_work(tmp_path, capsys, monkeypatch):
+    (tmp_path / "p.jsonl").write_bytes(lines(*said()))
+    (tmp_path / "r.jsonl").write_bytes(lines(*REFERENCES))
+    mine = tmp_path / "mine"
+    mine.write_text("my own")
+    monkeypatch.setattr("eval.score", lambda *a, **k: pytest.fail("scored before the target was looked at"))
+    for option in ("--out", "--html"):
+        for target in (mine, tmp_path):
+            assert (
+                main(["score", str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), option, str(target)])
+                == 2
+            )
+    assert "was not written by cxr score" in capsys.readouterr().err and mine.read_text() == "my own"
+
+
+def test_odd_studies_still_get_a_page(tmp_path, capsys):
+    """What the studies contract would refuse, scoring and the page put up with; names are no markup."""
+    odd = [
+        {**r, "age": "63", "labels": {"Airspace": 1}, "prior": "no", "indication": None} for r in REFERENCES
+    ]
+    odd[0]["images"] = [{"path": "x.png", "view": "[/x]"}]
+    (tmp_path / "r.jsonl").write_bytes(lines(*odd))
+    (tmp_path / "p.jsonl").write_bytes(lines(*said(b="")))
+    (tmp_path / "floors").mkdir()
+    (tmp_path / "floors" / "retrieval[k=5].jsonl").write_bytes(lines(*said()))
+    (tmp_path / "theirs[bold].jsonl").write_bytes(lines(*said()[:1]))
+    arguments = [str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), "--floors", str(tmp_path / "floors")]
+    arguments += ["--compare", str(tmp_path / "theirs[bold].jsonl"), "--html", str(tmp_path / "page.html")]
+    assert main(["score", *arguments, "--bootstrap", "20"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "retrieval[k=5]" in shown and "Against theirs[bold].jsonl" in shown
+    assert "Odd input of theirs[bold].jsonl" in shown and "b, c" in shown  # what the other lacks is said
+    assert "Odd input of theirs[bold].jsonl" in (tmp_path / "page.html").read_text()
 
 
 def test_without_references(tmp_path, capsys):
@@ -138,5 +200,8 @@ def test_clinical_models_by_name(tmp_path, capsys):
     assert "CheXbert needs" in capsys.readouterr().err
     assert main([*arguments, "gpt"]) == 2
     assert "no clinical model 'gpt'; there are auto, none, chexbert" in capsys.readouterr().err
+    assert main([*arguments, "chexbert,gpt"]) == 2
+    assert main([*arguments, "auto", "--device", "nonsense"]) == 2
+    assert "device 'nonsense' cannot be used here" in capsys.readouterr().err
     assert main([*arguments, "none"]) == 0
     assert "left out by --clinical" in " ".join(capsys.readouterr().out.split())

@@ -128,6 +128,25 @@ def test_what_is_missing_is_named(tmp_path, folder):
         CheXbert.load(tmp_path)
 
 
+def test_checkpoints_of_something_else_are_refused(tmp_path, folder):
+    (tmp_path / "bert-base-uncased").symlink_to(folder / "bert-base-uncased")
+    for state in ({1: 2}, {"bert.x": [1]}, {}):
+        torch.save({"model_state_dict": state}, tmp_path / "chexbert.pth")
+        with pytest.raises(ScoreError, match=r"(?i)chexbert"):
+            CheXbert.load(tmp_path)
+
+
+def test_batches_do_not_depend_on_the_order_of_reports(folder, monkeypatch):
+    model, seen = CheXbert.load(folder, device="cpu"), []
+    monkeypatch.setattr(chexbert, "BATCH_TOKENS", 24)
+    batches = model._batches
+    monkeypatch.setattr(model, "_batches", lambda texts: seen.append(list(texts)) or batches(texts))
+    texts = [f"{a} {b}." for a in ("no", "left", "the", "heart") for b in ("effusion", "clear", "lungs")]
+    first, second = model(texts), model(texts[::-1])
+    assert seen[0] == seen[1]
+    np.testing.assert_array_equal(first.vectors_NC, second.vectors_NC[::-1])
+
+
 def test_cosine():
     a, b = np.array([[1.0, 0], [1, 1], [0, 0]]), np.array([[1.0, 1], [2, 2], [1, 0]])
     np.testing.assert_allclose(chexbert.cosine(a, b), [math.sqrt(0.5), 1, 0])

@@ -255,6 +255,40 @@ def test_training_studies_that_would_give_the_answer_are_left_out():
     assert floors["nearest neighbour (indication)"] == floors["constant report (training)"] < 1
 
 
+def test_missing_is_missing_in_every_spelling():
+    """NaN of a data frame is no patient, no label, no indication and no prior."""
+    nan = float("nan")
+    odd = [
+        {**s, "patient_id": nan, "labels": {"Edema": nan}, "indication": nan, "prior": nan} for s in studies()
+    ]
+    training = [{"study_id": "t", "indication": nan, "split": "Train", "findings": NORMAL}]
+    scores = fast(predictions(), odd, training=training)
+    assert scores.patients == 6 and "6 of them name no patient" in str(scores)
+    assert scores["hallucinated-prior/reports"].value == 6
+    missing = {m.name: m.reason for m in scores.not_computed}
+    assert "nearest neighbour (indication)" in missing
+    told = [
+        {"study_id": "t", "indication": "cough", "findings": "Told."},
+        {"study_id": "u", "findings": NORMAL},
+    ]
+    assert (
+        "no scored study"
+        in {m.name: m.reason for m in fast(predictions(), odd, training=told).not_computed}[
+            "nearest neighbour (indication)"
+        ]
+    )
+    some = [{**s, "indication": "cough" if i < 2 else ""} for i, s in enumerate(studies())]
+    how = {f.name: f.how for f in fast(predictions(), some, training=told).floors}
+    assert "4 of 6 without an indication" in how["nearest neighbour (indication)"]
+
+
+def test_labels_of_another_kind_only_matter_where_they_are_asked_for():
+    odd = [{**studies()[0], "labels": {"Airspace": 1}}, {**studies()[1], "labels": {"Cardiomegaly": 1}}]
+    assert fast(predictions(), odd).labeller_check["unusable"] == 1
+    with pytest.raises(ScoreError, match="'Airspace'"):
+        fast(predictions(), odd, reference_labels="study")
+
+
 def test_subgroups_are_scored_as_the_whole_is():
     people = [dict(s, sex="F" if i < 3 else "M", age=30 + i) for i, s in enumerate(studies())]
     scores = fast(predictions({**REPORTS, "b": NORMAL}), people)

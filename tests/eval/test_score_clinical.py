@@ -142,7 +142,7 @@ def test_one_model_that_cannot_be_read_does_not_stop_the_others(folder, tmp_path
         (tmp_path / name).symlink_to(folder / name)
     broken = tmp_path / "distilroberta-base"
     broken.mkdir()
-    for file in ("config.json", "vocab.json", "model.safetensors"):
+    for file in ("config.json", "tokenizer.json", "model.safetensors"):
         (broken / file).write_text("{")
     scores = score(PREDICTED, STUDIES, n_boot=5, weights=tmp_path, device="cpu")
     missing = {m.name: m for m in scores.not_computed}
@@ -192,6 +192,13 @@ def test_a_metric_is_the_score(scores, folder, key):
     reward = metric(prompts=[""] * 4, completions=chats, findings=REFERENCES, other=[1] * 4)
     lower = key.startswith(("radcliq", "repeated", "empty"))
     assert reward == pytest.approx((-each if lower else each).tolist())
+
+
+def test_the_headline_is_a_metric(scores):
+    metric = eval.metric("label-f1/14/macro-30/neg")
+    assert np.isnan(metric.per_sample(REFERENCES, PREDICTIONS)).all()  # none has 30 positives
+    many = eval.metric("label-f1/14/macro-2/neg").compute(predictions=PREDICTIONS, references=REFERENCES)
+    assert 0 < many["label-f1/14/macro-2/neg"] <= 1
 
 
 def test_metrics_refuse(folder, tmp_path):
