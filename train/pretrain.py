@@ -11,30 +11,24 @@ Shape letters: B images, G global and L local crops an image, P patches, M maske
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from encoder.attention import CHOICES
 from encoder.convert import load_backbone, read_tensors
-from encoder.radiograph import InputError
 from encoder.selfdistill.heads import DINOHead
 from encoder.selfdistill.losses import (
     Centre,
@@ -45,242 +39,18 @@ from encoder.selfdistill.losses import (
     koleo_loss,
     sinkhorn_knopp,
 )
-from encoder.selfdistill.masking import crop_masks
 from encoder.selfdistill.teacher import make_teacher, update_teacher
 from encoder.state_dicts import ConversionError, load_strict, save_dinov2
-from encoder.transforms import MultiCrop, Preprocessing
+from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
 from train import checkpoints
 from train.config import ConfigError, load_config
+from train.pretrain_config import FREE, GLOBAL_CROPS, PretrainConfig
+from train.pretrain_data import Batch, Samples, collate, load_data, multi_crop, positions
 from train.processes import all_processes, is_main, use_cores
 from train.schedules import cosine, linear, warmup_cosine
 
-
-@dataclass
-class PretrainConfig:
-    """Image-only pre-training of a ViT on radiographs (DINO + iBOT + KoLeo)."""
-
-    data: list[str] = field(default_factory=list)  # folders, CSVs, study files, archives of cxr prepare
-    out: str = "runs/pretrain"  # everything the run leaves behind lies here
-    init: str | None = None  # encoder to start from, in any form `cxr convert` reads; None: random weights
-    init_head: str | None = (
-        None  # released DINO head to start from (dino_head.safetensors); None: a fresh one
-    )
-    weights: list[float] = field(default_factory=list)  # images of a source in an epoch, times; empty: 1
-    split: str | None = "train"  # part of each source that has one; test images stay unseen
-    short_side: int = 256  # pixels that images are shrunk to; more than the global crop, for crops zoom in
-    cache: str | None = None  # folder for the shrunk images; None: decode at each access
-    seed: int = 0  # of initial weights, order, crops, masks and stochastic depth
-
-    # the encoder
-    size: int = 518  # pixels of a global crop and of the finished encoder; RAD-DINO's
-    patch: int = 14  # pixels; DINOv2's
-    width: int = 768  # ViT-B
-    depth: int = 12  # ViT-B
-    heads: int = 12  # of width 64
-    layerscale: float = 1e-5  # DINOv2's initial value; small depths learn faster with 0.1
-    drop_path: float = 0.3  # stochastic depth at every block, DINOv2's; 0 for short runs
-
-    # crops; more about each in encoder/transforms.py
-    local_size: int = 98  # pixels
-    local_crops: int = 8  # DINOv2's; the cost grows with them
-    global_scale: list[float] = field(default_factory=lambda: [0.4, 1.0])  # share of the area
-    local_scale: list[float] = field(default_factory=lambda: [0.05, 0.4])  # share of the area
-    flip_probability: float = 0.0  # left and right matter in findings
-    brightness: float = 0.1  # greatest shift of the grey levels; at 0.2 small runs learned nothing
-    contrast: float = 0.2  # greatest relative change
-    blur_probability: float = 0.2  # of each crop
-    blur_sigma: list[float] = field(
-        default_factory=lambda: [0.1, 1.0]
-    )  # pixels; mild, for findings are small
-
-    # heads and losses
-    prototypes: int = 65536  # DINOv2's; about a thousand are enough for thousands of images
-    head_hidden: int = 2048  # DINOv2's
-    head_bottleneck: int = 256  # DINOv2's
-    separate_ibot_head: bool = False  # one head for CLS and patches, as RAD-DINO most likely had
-    dino_weight: float = 1.0  # DINOv2's
-    ibot_weight: float = 1.0  # DINOv2's; the part that sees small findings
-    koleo_weight: float = 0.1  # DINOv2's
-    mask_probability: float = 0.5  # share of global crops with masked patches
-    mask_ratio: list[float] = field(default_factory=lambda: [0.1, 0.5])  # share of patches masked in those
-    centring: str = "sinkhorn_knopp"  # or "centring"; the first needs no warm-up and no momentum
-    student_temp: float = 0.1  # DINO's
-    teacher_temp: float = 0.07  # DINO's, reached after the warm-up
-    teacher_temp_start: float = 0.04  # sharp targets first, against collapse
-    teacher_temp_warmup: int = 3000  # steps
-    momentum: float = (
-        0.992  # of the teacher at the start, rising to 1; for batches of about a thousand and below
-    )
-
-    # optimisation
-    steps: int = 100_000  # length of all schedules
-    stop_at: int | None = None  # stop after this step without touching the schedules; None: run to the end
-    batch: int = 64  # images a step over all processes
-    lr: float = 1e-3  # peak, as it is (not scaled by the batch)
-    lr_end: float = 1e-6  # DINOv2's
-    warmup: int = 2500  # steps of linear warm-up
-    weight_decay: float = 0.04  # at the start, DINOv2's
-    weight_decay_end: float = 0.4  # at the end, DINOv2's
-    beta2: float = 0.999  # AdamW's
-    layer_decay: float = 0.9  # learning rate of a block relative to the next one's, DINOv2's
-    patch_embed_lr: float = 0.2  # relative, against instability (MoCo v3)
-    clip: float = 3.0  # greatest gradient norm, DINOv2's
-    freeze_last_layer: int = 1250  # steps in which the prototypes stand still, DINO's first epoch
-    head_warmup: int = (
-        0  # steps in which only the heads learn; needed with --init, fresh heads wreck a backbone
-    )
-    mixed_precision: str = "bf16"  # or "no"; matrix products in bfloat16, the rest in float32
-    attention: str = "cxr"  # our kernel; sdpa: PyTorch's; reference: the explicit formula
-
-    # the run
-    log_every: int = 10  # steps between lines
-    save_every: int = 250  # steps between checkpoints
-    keep_last: int = 2  # checkpoints kept; two, for one may be damaged
-    tracker: str = "auto"  # tensorboard where it is installed; or none, wandb, mlflow, ... (accelerate's)
-    workers: int = 0  # processes that cut crops; 0: in the main one
-    threads: int = (
-        0  # of each process on CPUs; 0: all cores, shared among processes (accelerate would leave one)
-    )
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.size % self.patch or self.local_size % self.patch:
-            problems.append(
-                f"size {self.size} and local_size {self.local_size} must be multiples of patch {self.patch}"
-            )
-        if self.weights and len(self.weights) != len(self.data):
-            problems.append(f"{len(self.weights)} weights for {len(self.data)} data sources")
-        if any(w <= 0 for w in self.weights):
-            problems.append("weights must be positive")
-        if self.centring not in ("sinkhorn_knopp", "centring"):
-            problems.append(f"centring must be sinkhorn_knopp or centring, not {self.centring!r}")
-        if self.mixed_precision not in ("no", "bf16"):
-            problems.append(f"mixed_precision must be no or bf16, not {self.mixed_precision!r}")
-        if self.tracker not in ("auto", "none", *map(str, LoggerType)):
-            problems.append(
-                f"tracker must be auto, none, {', '.join(map(str, LoggerType))}, not {self.tracker!r}"
-            )
-        if self.attention not in CHOICES:
-            problems.append(f"attention must be {', '.join(CHOICES)}, not {self.attention!r}")
-        for name in ("global_scale", "local_scale", "blur_sigma", "mask_ratio"):
-            pair = getattr(self, name)
-            if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
-                problems.append(f"{name} must be two numbers in order, not {pair}")
-        for name in ("steps", "batch", "log_every", "save_every", "keep_last", "prototypes"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} must be at least 1")
-        if not 0 <= self.drop_path < 1:
-            problems.append(f"drop_path must be in [0, 1), not {self.drop_path}")
-        if problems:
-            raise ConfigError("; ".join(problems))
-
-
-# Fields that may differ when a run goes on: they change nothing that is computed.
-FREE = (
-    "out",
-    "tracker",
-    "stop_at",
-    "log_every",
-    "save_every",
-    "keep_last",
-    "workers",
-    "threads",
-    "cache",
-    "attention",
-)
-GLOBAL_CROPS = 2  # as in DINO
 MAX_BAD_STEPS = 3  # not finite, in a row
-
-
-class Batch(NamedTuple):
-    """Crops are ordered crop by crop, then image by image: index g * B + b."""
-
-    global_GBHW: Tensor  # uint8
-    global_look: Tensor
-    local_LBHW: Tensor  # uint8
-    local_look: Tensor
-    masks_GBP: Tensor  # bool
-    masked_M: Tensor  # int64, indices into the flattened masks
-    weights_M: Tensor  # float32, 1 / masked patches of the same crop
-    residual_LRS: Tensor | None  # stochastic depth, for global then local crops
-
-    def to(self, device: torch.device) -> Batch:
-        """Looks stay on the CPU, where MultiCrop.on_device reads them."""
-        moved = {k: x for k, x in self._asdict().items() if x is not None and not k.endswith("look")}
-        return self._replace(**{k: x.to(device, non_blocking=True) for k, x in moved.items()})
-
-
-class Samples(Dataset):
-    """Item i is the i-th sample of the run: each epoch is a new order of the images, every draw keyed by (seed, i)."""
-
-    def __init__(self, images, counts: list[int], config: PretrainConfig) -> None:
-        self.images, self.counts, self.config = images, counts, config
-        self.repeats = config.weights or [1.0] * len(counts)
-        self.epoch_length = sum(max(1, round(w * n)) for w, n in zip(self.repeats, counts, strict=True))
-        self.crop = multi_crop(config)
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
-
-    def image_index(self, position: int) -> int:
-        epoch, offset = divmod(position, self.epoch_length)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self.config.seed, 1, epoch])
-            parts, first = [], 0
-            for w, n in zip(self.repeats, self.counts, strict=True):
-                length = max(1, round(w * n))
-                rounds = [rng.permutation(n) for _ in range(-(-length // n))]
-                parts.append(first + np.concatenate(rounds)[:length])
-                first += n
-            self._epoch, self._order = epoch, rng.permutation(np.concatenate(parts))
-        return int(self._order[offset])
-
-    def __getitem__(self, position: int):
-        c = self.config
-        rng = np.random.default_rng([c.seed, 2, position])
-        crops = self.crop(self.images[self.image_index(position)], rng)
-        side = c.size // c.patch
-        masks = crop_masks(rng, GLOBAL_CROPS, side, side, c.mask_probability, tuple(c.mask_ratio))
-        residual = None
-        if c.drop_path:
-            kept = rng.random((c.depth, 2, GLOBAL_CROPS + c.local_crops)) >= c.drop_path
-            residual = (kept / (1 - c.drop_path)).astype(np.float32)
-        return crops, masks, residual
-
-
-def collate(samples: list) -> Batch:
-    def crop_major(arrays) -> Tensor:
-        return torch.from_numpy(np.stack(list(arrays), axis=1)).flatten(0, 1)
-
-    masks_SP = crop_major(masks.reshape(len(masks), -1) for _, masks, _ in samples)
-    masked_per_crop_S = masks_SP.sum(1)
-    residual = None
-    if samples[0][2] is not None:
-        residual = torch.from_numpy(np.stack([r for _, _, r in samples], axis=-1)).flatten(-2)
-    return Batch(
-        crop_major(crops.global_GHW for crops, _, _ in samples),
-        crop_major(crops.global_look for crops, _, _ in samples),
-        crop_major(crops.local_LHW for crops, _, _ in samples),
-        crop_major(crops.local_look for crops, _, _ in samples),
-        masks_SP,
-        masks_SP.flatten().nonzero()[:, 0],
-        (1 / masked_per_crop_S.clamp(min=1)).repeat_interleave(masked_per_crop_S),
-        residual,
-    )
-
-
-def multi_crop(c: PretrainConfig) -> MultiCrop:
-    pairs = {name: tuple(getattr(c, name)) for name in ("global_scale", "local_scale", "blur_sigma")}
-    same = ("local_size", "local_crops", "flip_probability", "brightness", "contrast", "blur_probability")
-    single = {name: getattr(c, name) for name in same}
-    return MultiCrop(global_size=c.size, global_crops=GLOBAL_CROPS, **single, **pairs)
-
-
-def positions(steps: range, batch: int, rank: int, world: int) -> Iterator[list[int]]:
-    """The samples of this process, a list a step."""
-    share = batch // world
-    for step in steps:
-        first = step * batch + rank * share
-        yield list(range(first, first + share))
 
 
 class Distilled(nn.Module):
@@ -433,34 +203,6 @@ class Interrupts:
     def restore(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-def load_data(c: PretrainConfig) -> tuple[Samples, str]:
-    """The samples, and a fingerprint of the list of images."""
-    from train.datasets.archive import Archive, ArchiveError, is_archive
-    from train.datasets.folder import NoSplits, Radiographs, image_paths
-
-    if not c.data:
-        raise ConfigError(
-            "nothing to train on: give --data with a folder, a CSV, a studies file or a prepared archive"
-        )
-    sources = []
-    for source in c.data:
-        try:
-            if is_archive(source):
-                sources.append(Archive(source))
-                continue
-            try:
-                paths = image_paths(source, c.split)
-            except NoSplits:
-                paths = image_paths(source)  # a source that knows no splits is used whole
-            sources.append(Radiographs(paths, c.short_side, cache=c.cache))
-        except (ArchiveError, InputError, ValueError) as error:
-            raise ConfigError(str(error)) from error
-    images = ConcatDataset(sources)
-    images.paths = [path for source in sources for path in source.paths]
-    listing = "\n".join(map(str, images.paths))
-    return Samples(images, [len(s) for s in sources], c), hashlib.sha256(listing.encode()).hexdigest()
 
 
 def initialise(student: Distilled, c: PretrainConfig) -> str:
