@@ -128,6 +128,8 @@ def read_dicom(data: bytes, limits: Limits) -> Radiograph:
         view=_view(header),
         photometric=photometric,
         age=parse_age(_string(header, "PatientAge")),
+        patient_id=_string(header, "PatientID") or None,
+        study_uid=_string(header, "StudyInstanceUID") or None,
         sex={"F": "F", "M": "M"}.get(_string(header, "PatientSex").upper()),
         rows=H,
         columns=W,

@@ -77,6 +77,8 @@ class Header:
     photometric: str | None = None  # MONOCHROME1 or MONOCHROME2, as stored
     age: float | None = None  # years, from PatientAge
     sex: str | None = None  # F or M
+    patient_id: str | None = None  # to keep patients apart; never written to a log
+    study_uid: str | None = None  # StudyInstanceUID, likewise
     rows: int = 0  # pixels
     columns: int = 0
     bits: int = 8  # stored per pixel

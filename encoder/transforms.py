@@ -192,8 +192,9 @@ class MultiCrop:
         x_BHW = x_BHW.clamp(0, 1)
         rows = sigma_B.nonzero()[:, 0]
         if len(rows):
-            blurred = gaussian_blur(x_BHW[rows.to(device)], sigma_B[rows], self.blur_sigma[1])
-            x_BHW = x_BHW.index_copy(0, rows.to(device), blurred)
+            blurred = x_BHW.index_select(0, there := rows.to(device, non_blocking=True))
+            blurred = gaussian_blur(blurred, sigma_B[rows], self.blur_sigma[1])
+            x_BHW = x_BHW.index_copy(0, there, blurred)
         return ((x_BHW - self.mean) / self.std)[:, None].expand(-1, 3, -1, -1)
 
     def _looks(self, rng: np.random.Generator, n: int) -> np.ndarray:

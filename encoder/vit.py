@@ -5,13 +5,14 @@ Shape letters: B images, C width, P patches, T tokens of all crops, S crops, L b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from encoder.attention.wiring import TimmAttention
@@ -22,6 +23,37 @@ class Features(NamedTuple):
 
     cls_BC: Tensor
     patches_BPC: Tensor
+
+
+class Rows(NamedTuple):
+    """What of x goes through one residual branch: crops of a dense batch, tokens of a pack."""
+
+    index: Tensor | None  # int64; None: all
+    scale: Tensor | None  # what the outcome is multiplied by
+    pack: dict  # cu_seqlens and max_seqlen of those tokens; empty for a dense batch
+
+
+class CropBlock(Block):
+    """timm's Block, whose branches compute only the rows that stochastic depth keeps."""
+
+    def forward(self, x: Tensor, attention: Rows | None = None, mlp: Rows | None = None) -> Tensor:
+        x = self._residual(x, self._attend, attention or ALL)
+        return self._residual(x, self._transform, mlp or ALL)
+
+    def _attend(self, x: Tensor, pack: dict) -> Tensor:
+        return self.ls1(self.attn(self.norm1(x), **pack))
+
+    def _transform(self, x: Tensor, pack: dict) -> Tensor:
+        return self.ls2(self.mlp(self.norm2(x)))
+
+    def _residual(self, x: Tensor, branch: Callable[[Tensor, dict], Tensor], rows: Rows) -> Tensor:
+        if rows.index is None:
+            return x + branch(x, rows.pack)
+        out = branch(x.index_select(0, rows.index), rows.pack) * rows.scale
+        return x.index_add(0, rows.index, out.to(x.dtype))
+
+
+ALL = Rows(None, None, {})
 
 
 class CropViT(VisionTransformer):
@@ -57,6 +89,7 @@ class CropViT(VisionTransformer):
             num_classes=0,
             dynamic_img_size=True,
             attn_layer=TimmAttention,
+            block_fn=CropBlock,
         )
         self.size, self.patch, self.heads, self.depth = size, patch, heads, depth
         self.mlp_ratio, self.layerscale = mlp_ratio, layerscale
@@ -79,8 +112,9 @@ class CropViT(VisionTransformer):
 
         crops: one (B, 3, H, W) tensor a resolution, H and W multiples of the patch; B may differ between them.
         masks: for each of them None or bool (B, P), True where the patch is replaced by the mask token.
-        residual_LRS: stochastic depth: what each of the two residual branches of each block is multiplied by, for each
-            crop in order (0, or 1 / probability of keeping); None keeps all.
+        residual_LRS: stochastic depth, on the CPU: what each of the two residual branches of each block is multiplied
+            by, for each crop in order (0, or 1 / probability of keeping); None keeps all. A crop with 0 is not
+            computed at all, as in DINOv2.
 
         On an accelerator the tokens of all crops go through every layer as one packed sequence, where attention sees
         `cu_seqlens`. On a CPU each resolution goes through by itself: the activations stay in the cache, which was
@@ -103,19 +137,16 @@ class CropViT(VisionTransformer):
             x = torch.cat([x.flatten(0, 1) for x in tokens])
             cu_seqlens, max_seqlen = _packing(shapes, x.device)
             pack = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-        if residual_LRS is not None and pack:
-            residual_LR = residual_LRS.repeat_interleave(cu_seqlens.diff(), dim=-1, output_size=x.shape[0])[
-                ..., None
-            ]
-        elif residual_LRS is not None:
-            residual_LR = residual_LRS[..., None, None]
-        for i, block in enumerate(self.blocks):
-            branch = block.ls1(block.attn(block.norm1(x), **pack))
-            x = x + (branch if residual_LRS is None else branch * residual_LR[i, 0])
-            branch = block.ls2(block.mlp(block.norm2(x)))
-            x = x + (branch if residual_LRS is None else branch * residual_LR[i, 1])
+        if residual_LRS is None:
+            every = Rows(None, None, pack)
+            for block in self.blocks:
+                x = block(x, every, every)
+        else:
+            plan = _kept_rows(residual_LRS, shapes, x)
+            for block in self.blocks:
+                x = block(x, next(plan), next(plan))
         x = self.norm(x)
-        if pack:
+        if len(tokens) > 1:
             parts = x.split([b * n for b, n in shapes])
             normed = [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
         else:
@@ -143,6 +174,52 @@ class CropViT(VisionTransformer):
             )
         cls_B1C = self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1)
         return torch.cat([cls_B1C, x.flatten(1, 2)], dim=1) + pos_1NC
+
+
+def sincos_positions(side: int, width: int) -> Tensor:
+    """Position embeddings (side * side, width) made of sines and cosines of row and column.
+
+    Wavelengths go from 2 pi to 200 pi patches, and the amplitude is a half: as large as what the patch embedding gives
+    at the start, so that a place can be told from the first step on.
+    """
+    return 0.5 * build_sincos2d_pos_embed([side, side], width, temperature=100.0)
+
+
+def _kept_rows(residual_LRS: Tensor, shapes: tuple[tuple[int, int], ...], x: Tensor) -> Iterator[Rows]:
+    """The rows of each residual branch, in order.
+
+    How many there are is read from `residual_LRS` on the CPU, so that nothing waits for the device.
+    """
+    scales = residual_LRS.flatten(0, 1)
+    kept = scales != 0
+    kept[:, 0] |= ~kept.any(1)  # a branch without any crop would leave its parameters without a gradient
+    branch, crop = kept.nonzero(as_tuple=True)
+    crops_per_branch = kept.sum(1).tolist()
+    scale = scales[branch, crop]
+    packed = x.dim() == 2
+    lengths_S = torch.tensor([n for count, n in shapes for _ in range(count)])
+    tokens_per_branch = (kept * lengths_S).sum(1).tolist()
+    longest = (kept * lengths_S).amax(1).tolist()
+    crop, scale, lengths_S = (_to_device(t, x.device) for t in (crop, scale, lengths_S))
+    if not packed:
+        for rows, factor in zip(crop.split(crops_per_branch), scale.split(crops_per_branch), strict=True):
+            yield Rows(rows, factor[:, None, None], {})
+        return
+    lengths = lengths_S[crop]
+    starts_S = lengths_S.cumsum(0) - lengths_S
+    total = sum(tokens_per_branch)
+    before = lengths.cumsum(0) - lengths
+    rows = torch.arange(total, device=x.device)
+    rows = rows + (starts_S[crop] - before).repeat_interleave(lengths, output_size=total)
+    factors = scale.repeat_interleave(lengths, output_size=total)[:, None]
+    parts = (rows.split(tokens_per_branch), factors.split(tokens_per_branch), lengths.split(crops_per_branch))
+    for some, factor, mine, max_seqlen in zip(*parts, longest, strict=True):
+        cu_seqlens = F.pad(mine.cumsum(0, dtype=torch.int32), (1, 0))
+        yield Rows(some, factor, {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen})
+
+
+def _to_device(x: Tensor, device: torch.device) -> Tensor:
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def resample_pos_embed(pos_1PC: Tensor, grid: tuple[int, int]) -> Tensor:

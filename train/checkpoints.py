@@ -23,6 +23,7 @@ from filelock import Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from train.config import ConfigError
 from train.processes import is_main, one_at_a_time
@@ -195,11 +196,17 @@ def load_optimizer_tensors(
     for name, state in states.items():
         parameter = by_name[name]
         optimizer.state[parameter] = {
-            leaf: x.clone()
-            if leaf == "step" and id(parameter) in on_host
-            else x.to(parameter.device, copy=True)
+            leaf: x.clone() if leaf == "step" and id(parameter) in on_host else _as(parameter, x)
             for leaf, x in state.items()
         }
+
+
+def _as(parameter: torch.nn.Parameter, x: Tensor) -> Tensor:
+    """A copy of x where the parameter is, and split among the processes as it is."""
+    x = x.to(parameter.device, copy=True)
+    if isinstance(parameter, DTensor) and x.shape == parameter.shape:
+        return distribute_tensor(x, parameter.device_mesh, parameter.placements)
+    return x
 
 
 def truncate_metrics(path: Path, step: int) -> None:

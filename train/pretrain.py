@@ -16,16 +16,15 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from safetensors.torch import save_file
+from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from encoder.convert import load_backbone, read_tensors
@@ -34,7 +33,6 @@ from encoder.selfdistill.losses import (
     Centre,
     all_reduce,
     dino_loss,
-    entropy,
     ibot_loss,
     koleo_loss,
     sinkhorn_knopp,
@@ -42,15 +40,24 @@ from encoder.selfdistill.losses import (
 from encoder.selfdistill.teacher import make_teacher, update_teacher
 from encoder.state_dicts import ConversionError, load_strict, save_dinov2
 from encoder.transforms import Preprocessing
-from encoder.vit import CropViT
+from encoder.vit import CropViT, sincos_positions
 from train import checkpoints
 from train.config import ConfigError, load_config
 from train.pretrain_config import FREE, GLOBAL_CROPS, PretrainConfig
-from train.pretrain_data import Batch, Samples, collate, load_data, multi_crop, positions
-from train.processes import all_processes, is_main, use_cores
+from train.pretrain_data import Batch, collate, load_data, multi_crop, positions
+from train.pretrain_watch import (
+    MAX_BAD_STEPS,
+    Flags,
+    Interrupts,
+    dump,
+    flops_per_image,
+    log_line,
+    measurements,
+    peak_flops,
+    tracker,
+)
+from train.processes import all_processes, is_main, use_cores, whole
 from train.schedules import cosine, linear, warmup_cosine
-
-MAX_BAD_STEPS = 3  # not finite, in a row
 
 
 class Distilled(nn.Module):
@@ -61,6 +68,9 @@ class Distilled(nn.Module):
         self.backbone = CropViT(
             c.size, c.patch, c.width, c.depth, c.heads, c.layerscale, attention=c.attention
         )
+        if c.position_embedding == "sincos":
+            with torch.no_grad():
+                self.backbone.pos_embed[:, 1:] = sincos_positions(c.size // c.patch, c.width)
         head = (c.width, c.prototypes, c.head_hidden, c.head_bottleneck)
         self.dino_head = DINOHead(*head)
         self.ibot_head = DINOHead(*head) if c.separate_ibot_head else None
@@ -123,7 +133,7 @@ def losses(
         parts["dino_local"] = dino_local / pairs_local
         dino = dino + dino_local
     parts["ibot"] = ibot_loss(logits_MK, targets[1], batch.weights_M, len(cls_SC), c.student_temp)
-    parts["koleo"] = sum(koleo_loss(crop_BC) for crop_BC in cls_SC.split(B))
+    parts["koleo"] = sum(koleo_loss(crop_BC, c.koleo_gather) for crop_BC in cls_SC.split(B))
     total = c.dino_weight * dino / (pairs_global + pairs_local)
     parts["loss"] = total + c.ibot_weight * parts["ibot"] + c.koleo_weight * parts["koleo"]
     return parts
@@ -164,47 +174,6 @@ def apply_schedules(optimizer: torch.optim.Optimizer, step: int, c: PretrainConf
     return lr
 
 
-def flops_per_image(c: PretrainConfig) -> float:
-    """Floating-point operations of one image's step: student forward and backward, teacher forward."""
-
-    def forward(tokens: int) -> float:
-        embedding = 6 * c.patch**2 * c.width * tokens
-        return c.depth * (24 * tokens * c.width**2 + 4 * tokens**2 * c.width) + embedding
-
-    big, small = (c.size // c.patch) ** 2 + 1, (c.local_size // c.patch) ** 2 + 1
-    widths = (c.width, c.head_hidden, c.head_hidden, c.head_bottleneck, c.prototypes)
-    head = 2 * sum(a * b for a, b in pairwise(widths))
-    masked = GLOBAL_CROPS * (big - 1) * c.mask_probability * sum(c.mask_ratio) / 2
-    teacher = GLOBAL_CROPS * forward(big) + (GLOBAL_CROPS + masked) * head
-    student = teacher + c.local_crops * (forward(small) + head)
-    return 3 * student + teacher
-
-
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bf16 FLOP/s of the datasheets, dense
-
-
-def peak_flops(device: torch.device) -> float | None:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for key, peak in PEAKS.items() if key in name), None)
-
-
-class Interrupts:
-    """SIGINT and SIGTERM ask for a stop at the end of the step; a second SIGINT stops at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self.before = {n: signal.signal(n, self._remember) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def _remember(self, number: int, frame) -> None:
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def restore(self) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
 def initialise(student: Distilled, c: PretrainConfig) -> str:
     """Weights of an encoder, and of a head if one is given. -> what was loaded, for the log. Raises ConfigError where
     their shapes are not the recipe's."""
@@ -237,6 +206,35 @@ def initialise(student: Distilled, c: PretrainConfig) -> str:
     return "; ".join(loaded)
 
 
+def spread(accelerator: Accelerator, student: Distilled, teacher: Distilled, compiled: bool) -> nn.Module:
+    """What the student's forward pass goes through in a run of several processes: DistributedDataParallel, or, as the
+    launch file says, FSDP2, which splits the weights of both models among the processes in place."""
+    if compiled:
+        for block in (*student.backbone.blocks, *teacher.backbone.blocks):
+            block.compile()
+    if not accelerator.is_fsdp2:
+        return accelerator.prepare_model(student)
+    accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast sees to it, as in every other run
+    fsdp2_prepare_model(accelerator, teacher)
+    return fsdp2_prepare_model(accelerator, student)
+
+
+def split_again(teacher: Distilled) -> None:
+    """FSDP2 leaves whole what was needed for a forward pass until the backward pass, which the teacher never has."""
+    for module in teacher.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def backbone_of(teacher: dict[str, Tensor], c: PretrainConfig) -> CropViT:
+    """The backbone of a whole state dict."""
+    with torch.device("meta"):
+        backbone = Distilled(c).backbone
+    state = {k.removeprefix("backbone."): x for k, x in teacher.items() if k.startswith("backbone.")}
+    backbone.load_state_dict(state, assign=True)
+    return backbone
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run or resume; returns 0, or 130 / 143 after SIGINT / SIGTERM."""
     with all_processes():
@@ -254,8 +252,10 @@ def run(c: PretrainConfig) -> int:
     accelerator = Accelerator(mixed_precision=c.mixed_precision, log_with=tracker(c), project_dir=c.out)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     say = accelerator.print
-    if c.batch % world:
-        raise ConfigError(f"batch {c.batch} does not divide among {world} processes")
+    if c.batch % (world * c.accumulate):
+        raise ConfigError(
+            f"batch {c.batch} does not divide into {c.accumulate} parts among {world} processes"
+        )
     use_cores(c.threads, world)
     out = Path(c.out)
 
@@ -267,13 +267,7 @@ def run(c: PretrainConfig) -> int:
         say(f"started from {initialise(student, c)}")
     if c.init and not c.init_head and not c.head_warmup:
         say("note: --init without --head_warmup or --init_head; fresh heads can wreck a trained backbone")
-    teacher = make_teacher(student).to(device)
-    targets = Targets(c).to(device)
-    student.to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(student, c), lr=c.lr, betas=(0.9, c.beta2), fused=True)
-    names = {parameter: name for name, parameter in student.named_parameters()}
-    parallel = accelerator.prepare_model(student)
-    augment = multi_crop(c).on_device
+    teacher, targets = make_teacher(student), Targets(c)
 
     # Begin or go on.
     resumed, refused = False, None
@@ -285,17 +279,24 @@ def run(c: PretrainConfig) -> int:
             refused = error
     if all_reduce(torch.tensor(float(refused is not None), device=device)) > 0:  # all leave together
         raise refused or checkpoints.CheckpointError("refused by the main process")
-    last, step = checkpoints.latest(out), 0
+    last, step, tensors = checkpoints.latest(out), 0, {}
     if last is not None:
         tensors, state = checkpoints.load(last)
         load_strict(student, tensors["student"])
         load_strict(teacher, tensors["teacher"])
         targets.load_state_dict(tensors["targets"])
-        checkpoints.load_optimizer_tensors(optimizer, names, tensors["optimizer"])
         step = state["step"]
         say(f"going on after step {step} of {c.steps} ({last})")
     elif resumed:
         say(f"{out} has no checkpoint yet; starting at step 0")
+    for model in (student, teacher, targets):
+        model.to(device)
+    parallel = spread(accelerator, student, teacher, c.compile)
+    optimizer = torch.optim.AdamW(parameter_groups(student, c), lr=c.lr, betas=(0.9, c.beta2), fused=True)
+    names = {parameter: name for name, parameter in student.named_parameters()}
+    if last is not None:
+        checkpoints.load_optimizer_tensors(optimizer, names, tensors["optimizer"])
+    augment = multi_crop(c).on_device
     accelerator.init_trackers("tensorboard" if c.tracker == "auto" else "cxr-pretrain")
     metrics = out / "metrics.jsonl"
     if accelerator.is_main_process:
@@ -310,16 +311,16 @@ def run(c: PretrainConfig) -> int:
     )
 
     def save() -> None:
+        groups = {  # by all processes: each may hold a part
+            "student": whole(student.state_dict()),
+            "teacher": whole(teacher.state_dict()),
+            "optimizer": whole(checkpoints.optimizer_tensors(optimizer, names)),
+            "targets": targets.state_dict(),
+        }
         if accelerator.is_main_process:
-            groups = {
-                "student": student.state_dict(),
-                "teacher": teacher.state_dict(),
-                "optimizer": checkpoints.optimizer_tensors(optimizer, names),
-                "targets": targets.state_dict(),
-            }
             temporary = out / ".encoder.new"
             shutil.rmtree(temporary, ignore_errors=True)
-            save_dinov2(teacher.backbone, temporary, Preprocessing(size=c.size))
+            save_dinov2(backbone_of(groups["teacher"], c), temporary, Preprocessing(size=c.size))
             checkpoints.replace_folder(temporary, out / "encoder")
             # The checkpoint comes last: where the run's last one is, its encoder is.
             checkpoints.save(out, step, groups, {"schema": 1}, c.keep_last)
@@ -329,46 +330,60 @@ def run(c: PretrainConfig) -> int:
     loader = iter(
         DataLoader(
             samples,
-            batch_sampler=positions(range(step, end), c.batch, rank, world),
+            batch_sampler=positions(range(step, end), c.batch, rank, world, c.accumulate),
             num_workers=c.workers,
             collate_fn=collate,
             pin_memory=device.type == "cuda",
         )
     )
     interrupts = Interrupts()
-    bad_steps, since, started = 0, step, time.perf_counter()
+    flags = Flags(rank, world)
+    since, started, stop = step, time.perf_counter(), False
     try:
         while step < end:
             # One step: crops on the device, teacher's targets, student's losses, update, teacher's update.
-            batch = next(loader).to(device)
-            global_x = augment(batch.global_GBHW, batch.global_look)
-            local_x = augment(batch.local_LBHW, batch.local_look) if c.local_crops else None
             lr = apply_schedules(optimizer, step, c)
             temperature = linear(step, c.teacher_temp_start, c.teacher_temp, c.teacher_temp_warmup)
-            with torch.no_grad(), accelerator.autocast():
-                _, teacher_SK, teacher_MK = teacher(global_x, None, batch, masked=False)
-            targets_SK, targets_MK = targets(teacher_SK, teacher_MK, temperature)
-            student_out = parallel(global_x, local_x, batch, masked=True)
-            parts = losses(c, student_out, (targets_SK, targets_MK), batch)
-            accelerator.backward(parts["loss"])
-            grad_norm = accelerator.clip_grad_norm_(student.parameters(), c.clip)
+            parts: dict[str, Tensor] = {}
+            for part in range(c.accumulate):
+                batch = next(loader).to(device)
+                global_x = augment(batch.global_GBHW, batch.global_look)
+                local_x = augment(batch.local_LBHW, batch.local_look) if c.local_crops else None
+                with torch.no_grad(), accelerator.autocast():
+                    _, teacher_SK, teacher_MK = teacher(global_x, None, batch, masked=False)
+                split_again(teacher)
+                targets_SK, targets_MK = targets(teacher_SK, teacher_MK, temperature)
+                last = part == c.accumulate - 1
+                with nullcontext() if last else accelerator.no_sync(parallel):
+                    with accelerator.autocast():
+                        student_out = parallel(global_x, local_x, batch, masked=True)
+                    found = losses(c, student_out, (targets_SK, targets_MK), batch)
+                    accelerator.backward(found["loss"] / c.accumulate)
+                for name, x in found.items():
+                    parts[name] = parts.get(name, 0) + x.detach() / c.accumulate
+            grad_norm = nn.utils.clip_grad_norm_(student.parameters(), c.clip)
+            grad_norm = whole({"": grad_norm})[""]
 
-            # A step that is not finite on some process is left out on all; three in a row end the run.
-            finite = torch.stack([x.detach() for x in parts.values()] + [grad_norm]).isfinite().all()
-            asked = torch.tensor(float(interrupts.signal > 0)).to(device)
-            bad, stop = all_reduce(torch.stack([(~finite).float(), asked])).tolist()
-            if not bad:
-                optimizer.step()
-                update_teacher(teacher, student, cosine(step, c.momentum, 1.0, c.steps))
-            bad_steps = bad_steps + 1 if bad else 0
+            # A step that is not finite on some process changes no weight on any; three in a row end the run. The
+            # optimizer leaves it out on the device: asking here would let the device wait for the host.
+            optimizer.found_inf = flags.put({**parts, "gradient norm": grad_norm}, interrupts.signal > 0)
+            optimizer.step()
+            update_teacher(teacher, student, cosine(step, c.momentum, 1.0, c.steps))
             optimizer.zero_grad(set_to_none=True)
             step += 1
-            if bad_steps == MAX_BAD_STEPS:
-                where = not_finite({**parts, "gradient norm": grad_norm}, rank, world)
-                which = next(positions(range(step - 1, step), c.batch, rank, world))
-                file = dump(out, step - 1, rank, batch, which, samples)
+            saving = step % c.save_every == 0 or step == end
+            for asked in flags.take(wait=saving):
+                stop = stop or asked
+            if flags.bad_steps == MAX_BAD_STEPS:
+                bad = step - 1 - flags.waiting
+                which = [
+                    i
+                    for part in positions(range(bad, bad + 1), c.batch, rank, world, c.accumulate)
+                    for i in part
+                ]
+                file = dump(out, bad, rank, which, samples)
                 accelerator.wait_for_everyone()
-                say(f"stopped: {bad_steps} steps in a row were not finite, up to {step - 1}: {where}")
+                say(f"stopped: {MAX_BAD_STEPS} steps in a row were not finite, up to {bad}: {flags.culprits}")
                 say(f"the last batch of each process: {file.parent}; last good: {checkpoints.latest(out)}")
                 say("try a lower --lr, or --mixed_precision no")
                 return 1
@@ -385,7 +400,7 @@ def run(c: PretrainConfig) -> int:
                         file.write(json.dumps(record) + "\n")
                 accelerator.log({**line, "images_per_second": speed}, step=step)
                 say(log_line(step, c, line, speed, flops, peak and peak * world))
-            if step % c.save_every == 0 or step == end or stop:
+            if saving or stop:
                 save()
             if stop:
                 say(f"stopped after step {step} of {c.steps}, saved in {out}; run the same command to go on")
@@ -398,81 +413,6 @@ def run(c: PretrainConfig) -> int:
     else:
         say(f"stopped at step {step} as --stop_at asks; the encoder so far is in {out / 'encoder'}")
     return 0
-
-
-def not_finite(values: dict[str, Tensor], rank: int, world: int) -> str:
-    """Which losses are not finite on which process: "ibot, loss (process 1)"."""
-    flags = torch.zeros(world, len(values), device=next(iter(values.values())).device)
-    flags[rank] = (~torch.stack([x.detach() for x in values.values()]).isfinite()).float()
-    found = []
-    for process, row in enumerate(all_reduce(flags).tolist()):
-        names = [name for name, flag in zip(values, row, strict=True) if flag]
-        found += [f"{', '.join(names)} (process {process})"] if names else []
-    return "; ".join(found)
-
-
-def dump(out: Path, step: int, rank: int, batch: Batch, which: list[int], samples: Samples) -> Path:
-    """The batch of a bad step, to be looked at: OUT/bad_step/00000007-process-0.safetensors, and beside it the images.
-    It holds crops of the X-rays, as the cache does."""
-    folder = out / "bad_step"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{step:08d}-process-{rank}.safetensors"
-    save_file({k: x.detach().cpu().contiguous() for k, x in batch._asdict().items() if x is not None}, file)
-    paths = [str(samples.images.paths[samples.image_index(position)]) for position in which]
-    about = {"step": step, "process": rank, "samples": which, "images": paths}
-    checkpoints.write_json(file.with_suffix(".json"), about)
-    return file
-
-
-def tracker(c: PretrainConfig) -> str | None:
-    """Where else than to metrics.jsonl numbers are written. Raises ConfigError for a tracker that is not installed."""
-    there = [str(name) for name in get_available_trackers()]
-    if c.tracker == "auto":
-        return "tensorboard" if "tensorboard" in there else None
-    if c.tracker not in ("none", *there):
-        raise ConfigError(f"tracker {c.tracker} is not installed; there are {', '.join(['none', *there])}")
-    return None if c.tracker == "none" else c.tracker
-
-
-def measurements(
-    parts: dict[str, Tensor], targets_BK: Tensor, cls_SC: Tensor, rank: int, world: int
-) -> dict[str, float]:
-    """The losses of this step, and whether they still mean something.
-
-    `teacher_entropy` is near log K where the teacher cannot tell images apart; `usage_entropy` is near 0 where it gives
-    all of them the same target, and `kl_uniform`, log K minus that, near 0 where it uses all prototypes alike.
-    `feature_rank` is the effective rank of the student's CLS features (Garrido et al. 2023, RankMe, arXiv 2210.02885):
-    1 where all are alike, at most the number of global crops or the width.
-    """
-    line = {name: x.detach() for name, x in parts.items()} | {"teacher_entropy": entropy(targets_BK)}
-    line = dict(zip(line, all_reduce(torch.stack(list(line.values()))) / world, strict=True))
-    every_RSC = torch.zeros(world, *cls_SC.shape, device=cls_SC.device)
-    every_RSC[rank] = cls_SC.detach().float()
-    line["feature_rank"] = effective_rank(all_reduce(every_RSC).flatten(0, 1))
-    line["usage_entropy"] = entropy(all_reduce(targets_BK.float().mean(0, keepdim=True)) / world)
-    line["kl_uniform"] = np.log(targets_BK.shape[1]) - line["usage_entropy"]
-    return {name: float(x) for name, x in line.items()}
-
-
-def effective_rank(x_BC: Tensor) -> Tensor:
-    """exp of the entropy of the singular values of the rows less their mean; 1 if they are all alike."""
-    values = torch.linalg.svdvals(x_BC - x_BC.mean(0))
-    shares = values / values.sum().clamp(min=1e-12)
-    return torch.special.entr(shares).sum().exp()
-
-
-def log_line(step: int, c: PretrainConfig, line: dict, speed: float, flops: float, peak: float | None) -> str:
-    left = (c.steps - step) * c.batch / speed
-    unit, divisor = ("h", 3600) if left >= 3600 else ("min", 60) if left >= 60 else ("s", 1)
-    clock = f"{left / divisor:.1f} {unit}"
-    rate = f"{speed * flops / 1e9:,.0f} GFLOP/s" + (f" (MFU {speed * flops / peak:.1%})" if peak else "")
-    dino = f"{line['dino_global']:.3f}" + (f" / {line['dino_local']:.3f}" if "dino_local" in line else "")
-    return (
-        f"step {step}/{c.steps} · loss {line['loss']:.3f} · dino {dino} · ibot {line['ibot']:.3f} · "
-        f"koleo {line['koleo']:.3f} · entropy {line['teacher_entropy']:.2f}, usage {line['usage_entropy']:.2f} of "
-        f"{np.log(c.prototypes):.2f} · rank {line['feature_rank']:.1f} · grad {line['grad_norm']:.2f} · "
-        f"lr {line['lr']:.1e} · {speed:.1f} images/s · {rate} · {clock} left"
-    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ class PretrainConfig:
     )
     weights: list[float] = field(default_factory=list)  # images of a source in an epoch, times; empty: 1
     split: str | None = "train"  # part of each source that has one; test images stay unseen
+    exclude: str | None = None  # file with patients, studies or files to keep out, a name a line
     short_side: int = 256  # pixels that images are shrunk to; more than the global crop, for crops zoom in
     cache: str | None = None  # folder for the shrunk images; None: decode at each access
     seed: int = 0  # of initial weights, order, crops, masks and stochastic depth
@@ -33,6 +34,7 @@ class PretrainConfig:
     depth: int = 12  # ViT-B
     heads: int = 12  # of width 64
     layerscale: float = 1e-5  # DINOv2's initial value; small depths learn faster with 0.1
+    position_embedding: str = "random"  # DINOv2's start; sincos: short runs from nothing find places sooner
     drop_path: float = 0.3  # stochastic depth at every block, DINOv2's; 0 for short runs
 
     # crops; more about each in encoder/transforms.py
@@ -56,6 +58,7 @@ class PretrainConfig:
     dino_weight: float = 1.0  # DINOv2's
     ibot_weight: float = 1.0  # DINOv2's; the part that sees small findings
     koleo_weight: float = 0.1  # DINOv2's
+    koleo_gather: bool = True  # neighbours among the images of all processes; false: of each, as DINOv2
     mask_probability: float = 0.5  # share of global crops with masked patches
     mask_ratio: list[float] = field(default_factory=lambda: [0.1, 0.5])  # share of patches masked in those
     centring: str = "sinkhorn_knopp"  # or "centring"; the first needs no warm-up and no momentum
@@ -71,6 +74,7 @@ class PretrainConfig:
     steps: int = 100_000  # length of all schedules
     stop_at: int | None = None  # stop after this step without touching the schedules; None: run to the end
     batch: int = 64  # images a step over all processes
+    accumulate: int = 1  # parts a step is computed in, to save memory; targets and KoLeo then see one part
     lr: float = 1e-3  # peak, as it is (not scaled by the batch)
     lr_end: float = 1e-6  # DINOv2's
     warmup: int = 2500  # steps of linear warm-up
@@ -85,9 +89,12 @@ class PretrainConfig:
         0  # steps in which only the heads learn; needed with --init, fresh heads wreck a backbone
     )
     mixed_precision: str = "bf16"  # or "no"; matrix products in bfloat16, the rest in float32
+    compile: bool = False  # torch.compile of the blocks: minutes at the start, for long runs on a GPU
     attention: str = "cxr"  # our kernel; sdpa: PyTorch's; reference: the explicit formula
 
     # the run
+    probe: str | None = None  # labelled images (CSV, studies file, folder of classes) for a k-NN now and then
+    probe_every: int = 1000  # steps
     log_every: int = 10  # steps between lines
     save_every: int = 250  # steps between checkpoints
     keep_last: int = 2  # checkpoints kept; two, for one may be damaged
@@ -109,6 +116,8 @@ class PretrainConfig:
             problems.append("weights must be positive")
         if self.centring not in ("sinkhorn_knopp", "centring"):
             problems.append(f"centring must be sinkhorn_knopp or centring, not {self.centring!r}")
+        if self.position_embedding not in ("random", "sincos"):
+            problems.append(f"position_embedding must be random or sincos, not {self.position_embedding!r}")
         if self.mixed_precision not in ("no", "bf16"):
             problems.append(f"mixed_precision must be no or bf16, not {self.mixed_precision!r}")
         if self.tracker not in ("auto", "none", *map(str, LoggerType)):
@@ -121,7 +130,16 @@ class PretrainConfig:
             pair = getattr(self, name)
             if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
                 problems.append(f"{name} must be two numbers in order, not {pair}")
-        for name in ("steps", "batch", "log_every", "save_every", "keep_last", "prototypes"):
+        for name in (
+            "steps",
+            "batch",
+            "accumulate",
+            "log_every",
+            "probe_every",
+            "save_every",
+            "keep_last",
+            "prototypes",
+        ):
             if getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 1")
         if not 0 <= self.drop_path < 1:
@@ -137,10 +155,13 @@ FREE = (
     "stop_at",
     "log_every",
     "save_every",
+    "probe",
+    "probe_every",
     "keep_last",
     "workers",
     "threads",
     "cache",
+    "compile",
     "attention",
 )
 GLOBAL_CROPS = 2  # as in DINO

@@ -31,11 +31,11 @@ class Batch(NamedTuple):
     masks_GBP: Tensor  # bool
     masked_M: Tensor  # int64, indices into the flattened masks
     weights_M: Tensor  # float32, 1 / masked patches of the same crop
-    residual_LRS: Tensor | None  # stochastic depth, for global then local crops
+    residual_LRS: Tensor | None  # stochastic depth, for global then local crops; stays on the CPU
 
     def to(self, device: torch.device) -> Batch:
-        """Looks stay on the CPU, where MultiCrop.on_device reads them."""
-        moved = {k: x for k, x in self._asdict().items() if x is not None and not k.endswith("look")}
+        """What is read on the CPU stays there: the looks (MultiCrop.on_device) and stochastic depth (CropViT)."""
+        moved = {k: x for k, x in self._asdict().items() if not k.endswith(("look", "LRS"))}
         return self._replace(**{k: x.to(device, non_blocking=True) for k, x in moved.items()})
 
 
@@ -103,34 +103,44 @@ def multi_crop(c: PretrainConfig) -> MultiCrop:
     return MultiCrop(global_size=c.size, global_crops=GLOBAL_CROPS, **single, **pairs)
 
 
-def positions(steps: range, batch: int, rank: int, world: int) -> Iterator[list[int]]:
-    """The samples of this process, a list a step."""
-    share = batch // world
+def positions(steps: range, batch: int, rank: int, world: int, parts: int = 1) -> Iterator[list[int]]:
+    """The samples of this process, `parts` lists a step."""
+    share = batch // (world * parts)
     for step in steps:
-        first = step * batch + rank * share
-        yield list(range(first, first + share))
+        for part in range(parts):
+            first = step * batch + (part * world + rank) * share
+            yield list(range(first, first + share))
 
 
 def load_data(c: PretrainConfig) -> tuple[Samples, str]:
     """The samples, and a fingerprint of the list of images."""
     from train.datasets.archive import Archive, ArchiveError, is_archive
-    from train.datasets.folder import NoSplits, Radiographs, image_paths
+    from train.datasets.folder import NoSplits, Radiographs, image_paths, named, read_names
 
     if not c.data:
         raise ConfigError(
             "nothing to train on: give --data with a folder, a CSV, a studies file or a prepared archive"
         )
     sources = []
+    excluded: set[str] = set()
+    if c.exclude:
+        try:
+            excluded = read_names(c.exclude)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--exclude {c.exclude}: {error}") from error
     for source in c.data:
         try:
             if is_archive(source):
-                sources.append(Archive(source))
+                sources.append(Archive(source, excluded))
                 continue
             try:
                 paths = image_paths(source, c.split)
             except NoSplits:
                 paths = image_paths(source)  # a source that knows no splits is used whole
-            sources.append(Radiographs(paths, c.short_side, cache=c.cache))
+            kept = [path for path in paths if not named(path, excluded)]
+            if not kept:
+                raise ValueError(f"{source}: every image is named in {c.exclude}")
+            sources.append(Radiographs(kept, c.short_side, cache=c.cache))
         except (ArchiveError, InputError, ValueError) as error:
             raise ConfigError(str(error)) from error
     images = ConcatDataset(sources)

@@ -12,12 +12,16 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -136,3 +140,11 @@ def _asked_for() -> int:
     if options.num_processes is None and options.config_file:
         return load_config_from_file(options.config_file).num_processes or 1
     return options.num_processes or 1
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that FSDP2 has split among the processes, put together on each of them; others as they are. All
+    processes must ask."""
+    from torch.distributed.tensor import DTensor
+
+    return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in tensors.items()}

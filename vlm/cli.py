@@ -75,12 +75,20 @@ def build_parser() -> argparse.ArgumentParser:
         "prepare", help="shrink an archive of X-rays once, for pre-training; goes on where it stopped"
     )
     p.add_argument("inputs", nargs="+", metavar="INPUT", help="folder, CSV or studies file")
-    p.add_argument("--out", type=Path, required=True, help="folder to write")
+    p.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write; FILE.csv: only list the images and what is wrong",
+    )
     p.add_argument("--short-side", type=_positive, default=518, help="pixels (default 518, RAD-DINO's)")
     p.add_argument("--bits", type=int, default=8, choices=(8, 16), help="grey levels kept (default 8)")
     p.add_argument("--split", help="only this split of each input")
     p.add_argument(
-        "--exclude", type=Path, metavar="FILE", help="patients, studies or files to keep out, a name a line"
+        "--exclude",
+        type=Path,
+        metavar="FILE",
+        help="patients, studies or files to keep out, a name a line (also PatientID, StudyInstanceUID)",
     )
     p.add_argument("--workers", type=_positive, help="processes (default: one a core)")
     p.set_defaults(run=prepare)

@@ -8,11 +8,14 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from encoder.radiograph import read
 from train.datasets import archive
 from train.datasets.archive import Archive, ArchiveError, index_lines, prepare
-from train.datasets.folder import shrink
+from train.datasets.folder import image_paths, shrink
+from train.datasets.index import index as write_index
 from vlm.cli import main
 
 
@@ -109,6 +112,85 @@ def test_patients_are_kept_out(films, tmp_path, capsys):
     assert main([*command, "--exclude", str(tmp_path / "absent.txt")]) == 2
 
 
+def test_patients_are_kept_out_by_what_dicom_says(tmp_path):
+    for number, patient in enumerate(("A7", "B8", "A7")):
+        dicom_file(tmp_path / "films" / f"{number}.dcm", patient)
+    (tmp_path / "out_of.txt").write_text("A7\n")
+    command = [
+        "prepare",
+        str(tmp_path / "films"),
+        "--exclude",
+        str(tmp_path / "out_of.txt"),
+        "--short-side",
+        "16",
+    ]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    images = Archive(tmp_path / "out")
+    assert [p.name for p in images.paths] == ["1.dcm"]
+    assert [(p.name, code) for p, code, _ in images.skipped] == [("0.dcm", "excluded"), ("2.dcm", "excluded")]
+    assert main([*command, "--out", str(tmp_path / "index.csv")]) == 0
+    assert [path.name for path in image_paths(tmp_path / "index.csv")] == ["1.dcm"]
+
+
+def dicom_file(path, patient):
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    data.Modality, data.PatientID, data.StudyInstanceUID = "CR", patient, "1.2.4"
+    data.Rows = data.Columns = 20
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.SamplesPerPixel, data.PixelRepresentation = 7, 1, 0
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.PixelData = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8).tobytes()
+    path.parent.mkdir(exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_an_index_is_gone_on_with_and_trained_from(films, tmp_path, capsys):
+    """A tree that is listed once: what is there is not read again, a line that was cut off is written anew."""
+    out = tmp_path / "index.csv"
+    assert main(["prepare", str(films), "--out", str(out), "--workers", "2"]) == 0
+    said = capsys.readouterr()
+    assert "10 images found, 0 were there, 9 added" in said.out and "1 left out: not_an_image" in said.err
+    whole = out.read_text()
+    assert whole.splitlines()[0] == "file,view,width,height,error"
+    assert sorted(image_paths(out)) == sorted(p for p in films.rglob("*.png") if p.name != "broken.png")
+    out.write_text("".join(whole.splitlines(keepends=True)[:4]) + whole.splitlines()[4][:-3])
+    assert main(["prepare", str(films), "--out", str(out), "--workers", "1"]) == 0
+    assert "3 were there" in capsys.readouterr().out and out.read_text() == whole
+    assert not list(write_index(sorted(films.rglob("*.png")), out, workers=1))
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert main(["prepare", str(films), "--out", str(tmp_path / "other.csv")]) == 2
+    assert (tmp_path / "other.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_pretraining_keeps_out_what_is_named(films, tmp_path):
+    from train.config import ConfigError
+    from train.pretrain_config import PretrainConfig
+    from train.pretrain_data import load_data
+
+    (tmp_path / "names.txt").write_text("\ufeffp1\n4.png\n", encoding="utf-8")
+    (films / "p1" / "broken.png").unlink()
+    list(prepare(sorted(films.rglob("*.png")), tmp_path / "out", short_side=32, workers=1))
+    shapes = {
+        "size": 28,
+        "patch": 7,
+        "local_size": 14,
+        "short_side": 32,
+        "exclude": str(tmp_path / "names.txt"),
+    }
+    samples, _ = load_data(PretrainConfig(data=[str(films), str(tmp_path / "out")], **shapes))
+    assert [p.name for p in samples.images.paths] == ["0.png", "2.png", "6.png", "8.png"] * 2
+    (tmp_path / "names.txt").write_text("films\n")
+    with pytest.raises(ConfigError, match="every image is named"):
+        load_data(PretrainConfig(data=[str(films)], **shapes))
+    (tmp_path / "names.txt").write_text("\n")
+    with pytest.raises(ConfigError, match="names nothing"):
+        load_data(PretrainConfig(data=[str(films)], **shapes))
+
+
 def test_refusals(films, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["prepare", str(films), "--out", str(out), "--short-side", "32"]) == 0
@@ -125,7 +207,8 @@ def test_refusals(films, tmp_path, capsys):
 
 def test_pretraining_from_an_archive_is_that_from_the_files(films, tmp_path, capsys):
     """Also beside a folder; and an archive needs the files no more."""
-    from train.pretrain import PretrainConfig, load_data
+    from train.pretrain_config import PretrainConfig
+    from train.pretrain_data import load_data
 
     (films / "p1" / "broken.png").unlink()
     list(prepare(sorted(films.rglob("*.png")), tmp_path / "out", short_side=32, workers=1))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,10 @@ from encoder.vit import CropViT
 from tests.killed import killed_run
 from train import pretrain
 from train.config import ConfigError, load_config, recipe_path
-from train.pretrain import Distilled, PretrainConfig, Samples, collate, main
+from train.pretrain import Distilled, main
+from train.pretrain_config import PretrainConfig
+from train.pretrain_data import Samples, collate
+from train.pretrain_watch import effective_rank, flops_per_image
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -196,8 +200,8 @@ def test_effective_rank():
         values = np.linalg.svd(x - x.mean(0), compute_uv=False)[:rank]
         shares = values / values.sum()
         wanted = np.exp(-(shares * np.log(shares)).sum())
-        assert float(pretrain.effective_rank(torch.tensor(x))) == pytest.approx(wanted, rel=1e-6)
-    assert float(pretrain.effective_rank(torch.ones(5, 3))) == 1
+        assert float(effective_rank(torch.tensor(x))) == pytest.approx(wanted, rel=1e-6)
+    assert float(effective_rank(torch.ones(5, 3))) == 1
 
 
 def test_numbers_go_to_tensorboard(images, tmp_path, capsys):
@@ -431,9 +435,7 @@ def test_counted_operations_are_those_of_pytorch():
             out = model(global_x, local_x, batch, masked=True)
             sum(x.sum() for x in out).backward()
     counted = (teacher.get_total_flops() + student.get_total_flops()) / 4
-    assert pretrain.flops_per_image(c) == pytest.approx(
-        counted, rel=0.15
-    )  # masks vary; no gradient for pixels
+    assert flops_per_image(c) == pytest.approx(counted, rel=0.15)  # masks vary; no gradient for pixels
 
 
 def test_ten_kills_change_nothing(images, tmp_path):
@@ -496,16 +498,31 @@ def test_golden_losses(images, twenty, tmp_path):
         assert line == pytest.approx(golden, rel=1e-3, abs=1e-4), line["step"]
 
 
-def test_two_processes_learn_what_one_learns(images, twenty, tmp_path):
-    """Same seed, same global batch, float32: the same curve to rounding, and the golden one. The run then goes on in
-    one process."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
-    out = tmp_path / "two"
-    command = [*launch, "-m", "train.pretrain", *TINY, *twenty, "--data", str(images), "--out", str(out)]
-    command += ["--stop_at", "19"]
+def on_two(module, images, out, *options):
+    """train.pretrain, or what stands in for it, in two processes; returns what was said."""
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "2",
+        "--cpu",
+        "-m",
+        module,
+    ]
+    command = [*launch, *TINY, "--data", str(images), "--out", str(out), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "on 2 x cpu" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("module", ["train.pretrain", "tests.train.fsdp2_on_cpus"])
+def test_two_processes_learn_what_one_learns(images, twenty, tmp_path, module):
+    """Same seed, same global batch, float32: the same curve to rounding, and the golden one. The run goes on in two
+    processes, and ends in one."""
+    out = tmp_path / "two"
+    assert "on 2 x cpu" in on_two(module, images, out, *twenty, "--stop_at", "4")
+    assert "going on after step 4" in on_two(module, images, out, *twenty, "--stop_at", "19")
     assert train(images, out, *twenty) == 0
     assert train(images, tmp_path / "one", *twenty) == 0
     ours, reference = curve(out), curve(tmp_path / "one")
@@ -516,3 +533,33 @@ def test_two_processes_learn_what_one_learns(images, twenty, tmp_path):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a == pytest.approx(b, rel=1e-4, abs=1e-4)
         assert {name: a[name] for name in golden} == pytest.approx(golden, rel=1e-3, abs=1e-4)
+
+
+def test_parts_of_a_batch_are_spread_alike(images, tmp_path):
+    """Two processes see the parts that one sees, and their gradients add up."""
+    options = ("--accumulate", "2", "--batch", "8", "--workers", "0")
+    assert "on 2 x cpu" in on_two("train.pretrain", images, tmp_path / "two", *options)
+    assert train(images, tmp_path / "one", *options) == 0
+    for a, b in zip(curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-4)
+    assert train(images, tmp_path / "none", "--accumulate", "3") == 2
+
+
+def test_a_batch_in_parts_gives_its_gradient(images, tmp_path, monkeypatch):
+    """Where no loss looks beyond its part (no KoLeo, centres that stand still), parts make no difference."""
+    monkeypatch.setattr(pretrain.Centre, "update", lambda self, logits_BK: None)
+    options = ("--koleo_weight", "0", "--centring", "centring", "--mask_probability", "1", "--stop_at", "1")
+    assert train(images, tmp_path / "whole", *options) == 0
+    assert train(images, tmp_path / "parts", *options, "--accumulate", "2") == 0
+    (a,), (b,) = curve(tmp_path / "whole"), curve(tmp_path / "parts")
+    for name in ("loss", "dino_global", "dino_local", "ibot", "grad_norm"):
+        assert a[name] == pytest.approx(b[name], rel=1e-5), name
+
+
+def test_compiled_blocks_learn_the_same(images, tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler, and there is none")
+    assert train(images, tmp_path / "plain") == 0
+    assert train(images, tmp_path / "compiled", "--compile", "true") == 0
+    for a, b in zip(curve(tmp_path / "plain"), curve(tmp_path / "compiled"), strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-3)

@@ -14,7 +14,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from PIL import Image
 
 from encoder.radiograph import InputError, Limits, read
 from train.checkpoints import write_json
-from train.datasets.folder import shrink
+from train.datasets.folder import named, shrink
 
 ABOUT, INDEX = "prepared.json", "index.jsonl"
 PER_SHARD = 4096  # images; some 800 MB at 518 pixels
@@ -50,8 +50,9 @@ def prepare(
     """Shrink images into `out`, in the order of `paths`; yields the line of each as its shard is completed.
 
     exclude: names of patients, studies or files that are kept out: whatever has one of them as a part of its path, with
-    or without its ending. Images that are in the archive already are not read again; those that `paths` no longer has
-    stay. Raises ArchiveError if `out` was made with other choices, ValueError for other `bits`.
+    or without its ending, or as its PatientID or StudyInstanceUID. Images that are in the archive already are not read
+    again; those that `paths` no longer has stay. Raises ArchiveError if `out` was made with other choices, ValueError
+    for other `bits`.
     """
     if bits not in BITS:
         raise ValueError(f"bits must be {' or '.join(map(str, BITS))}, not {bits}")
@@ -63,9 +64,9 @@ def prepare(
     shard = 1 + max((line["shard"] for line in lines if "shard" in line), default=-1)
     excluded = set(exclude)
     remaining = (str(p.absolute()) for p in paths)
-    remaining = (p for p in remaining if p not in known and not _named(p, excluded))
+    remaining = (p for p in remaining if p not in known and not named(Path(p), excluded))
     workers = min(32, os.cpu_count() or 1) if workers is None else workers
-    jobs = ((path, short_side, bits, limits or Limits()) for path in remaining)
+    jobs = ((path, short_side, bits, limits or Limits(), excluded) for path in remaining)
     with ProcessPoolExecutor(workers) as pool:
         while several := list(islice(jobs, per_shard)):
             made = []
@@ -99,23 +100,21 @@ def _added(tar: tarfile.TarFile, path: str, shard: int, number: int, found: byte
     return {"path": path, "shard": shard, "offset": start, "size": len(found)}
 
 
-def _shrunk(job: tuple[str, int, int, Limits]) -> bytes | tuple[str, str]:
+def _shrunk(job: tuple[str, int, int, Limits, set[str]]) -> bytes | tuple[str, str]:
     """A PNG file, or (code, message)."""
-    path, short_side, bits, limits = job
+    path, short_side, bits, limits, excluded = job
     try:
-        pixels_HW = shrink(read(path, limits).pixels, short_side, bits)
+        image = read(path, limits)
     except InputError as error:
         return error.code, error.message
+    if not excluded.isdisjoint({image.header.patient_id, image.header.study_uid}):
+        return "excluded", "this patient or study is kept out"
+    pixels_HW = shrink(image.pixels, short_side, bits)
     buffer = io.BytesIO()
     Image.fromarray(pixels_HW).save(
         buffer, format="PNG", compress_level=1
     )  # higher levels save a few per cent
     return buffer.getvalue()
-
-
-def _named(path: str, excluded: set[str]) -> bool:
-    parts = Path(path).parts
-    return bool(excluded) and not excluded.isdisjoint({*parts, *(part.partition(".")[0] for part in parts)})
 
 
 def _agree(out: Path, about: dict[str, Any]) -> None:
@@ -155,15 +154,16 @@ class Archive:
     """Map-style dataset of an archive's images: item i is a uint8 array (H, W), dark = air. `paths` are where they came
     from; `skipped` lists (path, code, message) of those that could not be used.
 
-    Raises ArchiveError if there is no archive or nothing in it.
+    `exclude` keeps out what has one of these names in the path it came from. Raises ArchiveError if there is no archive
+    or nothing in it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, exclude: Set[str] = frozenset()) -> None:
         self.folder = Path(folder)
         if not is_archive(folder):
             raise ArchiveError(f"{folder} has no {ABOUT}: it was not made by cxr prepare")
         lines = index_lines(self.folder)
-        found = [line for line in lines if "shard" in line]
+        found = [line for line in lines if "shard" in line and not named(Path(line["path"]), exclude)]
         if not found:
             raise ArchiveError(f"{folder} holds no image that could be read")
         self.paths = [Path(line["path"]) for line in found]

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,8 @@ def image_paths(source: str | Path, split: str | None = None) -> list[Path]:
 
     `source` is a folder (every DICOM, PNG and JPEG below it, sorted; hidden files, DICOMDIR and links to folders are
     skipped; if it holds a `studies.jsonl`, that file is read instead, since masks may lie beside the images), a CSV
-    with a column `file`, `path` or `image` and optionally `split`, or a studies file (JSON Lines; the images of the
+    with a column `file`, `path` or `image` and optionally `split` (an index of `cxr prepare` too; what it found
+    unreadable is left out), or a studies file (JSON Lines; the images of the
     current studies, not of the priors). Paths inside a file are relative to it. With `split` (train, validate, test)
     only that part; in a plain folder a split is its sub-folder of that name.
 
@@ -120,8 +121,27 @@ def _from_csv(path: Path, split: str | None) -> list[Path]:
         return [
             path.parent / row[column]
             for row in rows
-            if row[column] and (split is None or (row["split"] and normalise_split(row["split"]) == split))
+            if row[column]
+            and not row.get("error")
+            and (split is None or (row["split"] and normalise_split(row["split"]) == split))
         ]
+
+
+def read_names(file: str | Path) -> set[str]:
+    """The names in a text file, a line each, such as the patients that are kept out of a training. Raises ValueError
+    for a file that is no text or names nothing."""
+    try:
+        names = {line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines()} - {""}
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text: it should hold a name a line") from None
+    if not names:
+        raise ValueError(f"{file} names nothing; it should hold a name a line")
+    return names
+
+
+def named(path: Path, names: Set[str]) -> bool:
+    """Is one of the names a part of this path, with or without its ending (p10/s50414267/x.dcm: p10, x.dcm, x)?"""
+    return bool(names) and not names.isdisjoint({*path.parts, *(p.partition(".")[0] for p in path.parts)})
 
 
 def shrink(pixels_HW: np.ndarray, short_side: int, bits: int = 8) -> np.ndarray:

@@ -1,0 +1,83 @@
+"""An index of images that lie in a tree too large to be listed at every start: a CSV that any tool can read, and that
+`--data` takes as it is.
+
+    file, view, width, height, error        a line an image; `error` says why one cannot be used
+
+Every image is decoded once. An interrupted run goes on with the first image that has no line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence, Set
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+from encoder.radiograph import InputError, Limits, read
+from train.datasets.archive import ArchiveError
+from train.datasets.folder import named
+
+COLUMNS = ("file", "view", "width", "height", "error")
+PER_FLUSH = 1024  # images
+
+
+def index(
+    paths: Sequence[Path], out: str | Path, *, exclude: Set[str] = frozenset(), workers: int | None = None
+) -> Iterator[dict[str, str]]:
+    """Add the images of `paths` that `out` does not have yet, in their order; yields their rows.
+
+    Names in `exclude` are treated as by `train.datasets.archive.prepare`. Raises ArchiveError if `out` is no index.
+    """
+    out = Path(out)
+    known = {row["file"] for row in index_rows(out)}
+    if not known:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(_lines([COLUMNS]), encoding="utf-8")
+    remaining = (str(path.absolute()) for path in paths)
+    jobs = ((path, exclude) for path in remaining if path not in known and not named(Path(path), exclude))
+    with ProcessPoolExecutor(min(32, os.cpu_count() or 1) if workers is None else workers) as pool:
+        while several := list(islice(jobs, PER_FLUSH)):
+            rows = list(pool.map(_row, several, chunksize=8))
+            with out.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                file.write(_lines([[row[name] for name in COLUMNS] for row in rows]))
+                file.flush()
+                os.fsync(file.fileno())
+            yield from rows
+
+
+def index_rows(out: Path) -> list[dict[str, str]]:
+    """The rows of an index; a last one that was cut off is cut away."""
+    if not out.is_file():
+        return []
+    data = out.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if not whole.startswith(",".join(COLUMNS).encode()):
+        raise ArchiveError(f"{out} exists and is no index of cxr prepare; choose another name")
+    if len(whole) < len(data):
+        out.write_bytes(whole)
+    return list(csv.DictReader(io.StringIO(whole.decode("utf-8", "surrogateescape"), newline="")))
+
+
+def _row(job: tuple[str, Set[str]]) -> dict[str, str]:
+    path, excluded = job
+    try:
+        header = read(path, Limits()).header
+    except InputError as error:
+        return dict.fromkeys(COLUMNS, "") | {"file": path, "error": error.code}
+    kept_out = not excluded.isdisjoint({header.patient_id, header.study_uid})
+    return {
+        "file": path,
+        "view": header.view,
+        "width": str(header.columns),
+        "height": str(header.rows),
+        "error": "excluded" if kept_out else "",
+    }
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
