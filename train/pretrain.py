@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import fsdp2_prepare_model
+from accelerate.utils import DistributedType, fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
@@ -45,6 +45,7 @@ from train import checkpoints
 from train.config import ConfigError, load_config
 from train.pretrain_config import FREE, GLOBAL_CROPS, PretrainConfig
 from train.pretrain_data import Batch, collate, load_data, multi_crop, positions
+from train.pretrain_probe import Probe
 from train.pretrain_watch import (
     MAX_BAD_STEPS,
     Flags,
@@ -206,6 +207,18 @@ def initialise(student: Distilled, c: PretrainConfig) -> str:
     return "; ".join(loaded)
 
 
+def check_kind(accelerator: Accelerator) -> None:
+    """Raises ConfigError for what accelerate offers and `spread` does not know."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
+        kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    ):
+        raise ConfigError(
+            f"pre-training runs on DistributedDataParallel or FSDP2 (train/launch/*.yaml), not on {kind.value}"
+            + (" of version 1" if kind == DistributedType.FSDP else "")
+        )
+
+
 def spread(accelerator: Accelerator, student: Distilled, teacher: Distilled, compiled: bool) -> nn.Module:
     """What the student's forward pass goes through in a run of several processes: DistributedDataParallel, or, as the
     launch file says, FSDP2, which splits the weights of both models among the processes in place."""
@@ -250,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(c: PretrainConfig) -> int:
     accelerator = Accelerator(mixed_precision=c.mixed_precision, log_with=tracker(c), project_dir=c.out)
+    check_kind(accelerator)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     say = accelerator.print
     if c.batch % (world * c.accumulate):
@@ -261,6 +275,7 @@ def run(c: PretrainConfig) -> int:
 
     # Data, model, optimiser. The seed makes all processes start from the same weights.
     samples, fingerprint = load_data(c)
+    probe = Probe(c.probe, c.size, c.cache) if c.probe and is_main() else None
     torch.manual_seed(c.seed)
     student = Distilled(c)
     if c.init or c.init_head:
@@ -326,6 +341,15 @@ def run(c: PretrainConfig) -> int:
             checkpoints.save(out, step, groups, {"schema": 1}, c.keep_last)
         accelerator.wait_for_everyone()
 
+    def probed() -> float | None:
+        """k-NN on labelled images, by the first process while the others wait."""
+        state = whole(teacher.state_dict())
+        found = probe(backbone_of(state, c), device) if probe else None
+        accelerator.wait_for_everyone()
+        return found
+
+    if c.probe and step == 0 and (auroc := probed()) is not None:
+        say(f"k-NN AUROC before training {auroc:.3f} ({', '.join(probe.names)})")
     end = c.steps if c.stop_at is None else min(c.stop_at, c.steps)
     loader = iter(
         DataLoader(
@@ -388,12 +412,14 @@ def run(c: PretrainConfig) -> int:
                 say("try a lower --lr, or --mixed_precision no")
                 return 1
 
-            if step % c.log_every == 0 or step == end:
+            probing = c.probe and (step % c.probe_every == 0 or step == end)
+            if step % c.log_every == 0 or step == end or probing:
                 line = measurements(parts, targets_SK, student_out[0], rank, world)
                 line |= {"grad_norm": float(grad_norm), "lr": lr}
-                now = time.perf_counter()
-                speed = (step - since) * c.batch / (now - started)
-                since, started = step, now
+                speed = (step - since) * c.batch / (time.perf_counter() - started)
+                if probing and (auroc := probed()) is not None:
+                    line["knn_auroc"] = auroc
+                since, started = step, time.perf_counter()
                 if accelerator.is_main_process:
                     record = {"step": step, **line, "images_per_second": round(speed, 2)}
                     with metrics.open("a") as file:

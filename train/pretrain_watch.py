@@ -180,9 +180,10 @@ def log_line(step: int, c: PretrainConfig, line: dict, speed: float, flops: floa
     clock = f"{left / divisor:.1f} {unit}"
     rate = f"{speed * flops / 1e9:,.0f} GFLOP/s" + (f" (MFU {speed * flops / peak:.1%})" if peak else "")
     dino = f"{line['dino_global']:.3f}" + (f" / {line['dino_local']:.3f}" if "dino_local" in line else "")
+    knn = f" · k-NN AUROC {line['knn_auroc']:.3f}" if "knn_auroc" in line else ""
     return (
         f"step {step}/{c.steps} · loss {line['loss']:.3f} · dino {dino} · ibot {line['ibot']:.3f} · "
         f"koleo {line['koleo']:.3f} · entropy {line['teacher_entropy']:.2f}, usage {line['usage_entropy']:.2f} of "
         f"{np.log(c.prototypes):.2f} · rank {line['feature_rank']:.1f} · grad {line['grad_norm']:.2f} · "
-        f"lr {line['lr']:.1e} · {speed:.1f} images/s · {rate} · {clock} left"
+        f"lr {line['lr']:.1e}{knn} · {speed:.1f} images/s · {rate} · {clock} left"
     )

@@ -3,8 +3,9 @@
 import pytest
 import timm
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from encoder.vit import CropViT, resample_pos_embed
+from encoder.vit import CropViT, Features, resample_pos_embed
 from tests.calls import Calls
 
 
@@ -120,6 +121,65 @@ def test_stochastic_depth_drops_whole_branches():
     mixed = model.forward_crops([x], residual_LRS=one)[0]
     torch.testing.assert_close(mixed.cls_BC[0], all_kept.cls_BC[0])
     torch.testing.assert_close(mixed.cls_BC[1], none.cls_BC[1])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_stochastic_depth_is_multiplication_by_zero(packed, share):
+    """What is left out is what would be multiplied by 0; its gradient too, and every parameter has one."""
+    generator = torch.Generator().manual_seed(5)
+    residual = (
+        (torch.rand(3, 2, 5, generator=generator) < share) * torch.rand(3, 2, 5, generator=generator) * 2
+    )
+    model, crops = vit(), [images(2, 56), images(3, 28, 1)]
+
+    def gradients(features):
+        model.zero_grad()
+        sum((f.cls_BC.sin().sum() + f.patches_BPC.cos().sum()) for f in features).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if name != "mask_token"}
+
+    def multiplied():
+        out = []
+        for x, scale in zip(crops, residual.split([2, 3], dim=-1), strict=True):
+            x = model._embed(x, None)
+            for block, (attention, mlp) in zip(model.blocks, scale, strict=True):
+                x = x + block.ls1(block.attn(block.norm1(x))) * attention[:, None, None]
+                x = x + block.ls2(block.mlp(block.norm2(x))) * mlp[:, None, None]
+            x = model.norm(x)
+            out.append(Features(x[:, 0], x[:, 1:]))
+        return out
+
+    found = (
+        model._blocks([model._embed(x, None) for x in crops], residual)
+        if packed
+        else model.forward_crops(crops, residual_LRS=residual)
+    )
+    wanted = multiplied()
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.cls_BC, b.cls_BC, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a.patches_BPC, b.patches_BPC, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients(found), gradients(wanted), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_stochastic_depth_saves_what_it_leaves_out(packed):
+    model, crops = vit(attention="reference"), [images(4, 56), images(4, 28, 1)]
+    residual = torch.zeros(3, 2, 8)
+    residual[:, :, ::2] = 2.0
+
+    def operations(residual):
+        tokens = [model._embed(x, None) for x in crops]
+        with FlopCounterMode(display=False) as counter:
+            if packed:
+                model._blocks(tokens, residual)
+            else:
+                for x, r in zip(
+                    tokens, (None, None) if residual is None else residual.split(4, -1), strict=True
+                ):
+                    model._blocks([x], r)
+        return counter.get_total_flops()
+
+    assert operations(residual) == operations(None) / 2
 
 
 def test_every_parameter_gets_a_gradient():

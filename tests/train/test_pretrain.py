@@ -6,13 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -533,6 +537,35 @@ def test_two_processes_learn_what_one_learns(images, twenty, tmp_path, module):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a == pytest.approx(b, rel=1e-4, abs=1e-4)
         assert {name: a[name] for name in golden} == pytest.approx(golden, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_launch_files_are_accelerates(name):
+    config = load_config_from_file(str(ROOT / "train" / "launch" / f"{name}.yaml"))
+    assert config.num_processes == 8 and config.mixed_precision == "no"
+    if name == "fsdp2":
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=[config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"]],
+        )  # fmt: skip
+        plugin.set_auto_wrap_policy(
+            Distilled(PretrainConfig(size=28, patch=7, width=16, heads=2, local_size=14))
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "message"),
+    [
+        ("DEEPSPEED", 0, "not on DEEPSPEED"),
+        ("FSDP", 1, "not on FSDP of version 1"),
+        ("FSDP", 2, ""),
+        ("NO", 0, ""),
+    ],
+)
+def test_other_ways_of_spreading_are_refused(kind, version, message):
+    accelerator = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=version == 2)
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        pretrain.check_kind(accelerator)
 
 
 def test_parts_of_a_batch_are_spread_alike(images, tmp_path):

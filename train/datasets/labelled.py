@@ -51,7 +51,7 @@ def labelled_images(source: str | Path) -> Labelled:
         rows = _from_studies(source)
     if not rows:
         raise ValueError(f"{source} has no labelled image with a split")
-    names = sorted({name for _, labels, _, _ in rows for name in labels})
+    names = sorted({name for _, labels, _, _ in rows for name in labels} - {""})
     if not names:
         raise ValueError(f"{source} has no label")
     values = np.array(
