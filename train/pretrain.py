@@ -84,16 +84,16 @@ class Distilled(nn.Module):
         crops, masks = [global_x], [batch.masks_GBP if masked else None]
         if local_x is not None and len(local_x):
             crops, masks = [*crops, local_x], [*masks, None]
-        features = self.backbone.forward_crops(crops, masks, batch.residual_LRS if masked else None)
-        cls_SC = torch.cat([f.cls_BC for f in features])
-        # the head sees masked patches only
-        patches_MC = features[0].patches_BPC.flatten(0, 1).index_select(0, batch.masked_M)
+        # the heads see CLS and masked patches only
+        cls_SC, patches_MC = self.backbone.forward_wanted(
+            crops, masks, batch.residual_LRS if masked else None, batch.masked_M
+        )
         if self.ibot_head is None:
             logits = self.dino_head(torch.cat([cls_SC, patches_MC]))
             logits_SK, logits_MK = logits.split([len(cls_SC), len(patches_MC)])
         else:
             logits_SK, logits_MK = self.dino_head(cls_SC), self.ibot_head(patches_MC)
-        return features[0].cls_BC, logits_SK, logits_MK
+        return cls_SC[: len(global_x)], logits_SK, logits_MK
 
 
 class Targets(nn.Module):
@@ -226,7 +226,10 @@ def spread(accelerator: Accelerator, student: Distilled, teacher: Distilled, com
         for block in (*student.backbone.blocks, *teacher.backbone.blocks):
             block.compile()
     if not accelerator.is_fsdp2:
-        return accelerator.prepare_model(student)
+        parallel = accelerator.prepare_model(student)
+        # It made a forward pass return float32, which would double the memory of the logits.
+        accelerator.unwrap_model(parallel, keep_fp32_wrapper=False)
+        return parallel
     accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast sees to it, as in every other run
     fsdp2_prepare_model(accelerator, teacher)
     return fsdp2_prepare_model(accelerator, student)

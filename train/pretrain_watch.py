@@ -30,8 +30,9 @@ def flops_per_image(c: PretrainConfig) -> float:
     """Floating-point operations of one image's step: student forward and backward, teacher forward. What stochastic
     depth leaves out is not counted."""
 
-    def blocks(tokens: int) -> float:
-        return c.depth * (24 * tokens * c.width**2 + 4 * tokens**2 * c.width)
+    def blocks(tokens: int, wanted: float) -> float:
+        all_tokens = c.depth * (24 * tokens * c.width**2 + 4 * tokens**2 * c.width)
+        return all_tokens - 16 * (tokens - wanted) * c.width**2  # the last MLP sees what the heads see
 
     def embedding(tokens: int) -> float:
         return 6 * c.patch**2 * c.width * tokens
@@ -39,11 +40,12 @@ def flops_per_image(c: PretrainConfig) -> float:
     big, small = (c.size // c.patch) ** 2 + 1, (c.local_size // c.patch) ** 2 + 1
     widths = (c.width, c.head_hidden, c.head_hidden, c.head_bottleneck, c.prototypes)
     head = 2 * sum(a * b for a, b in pairwise(widths))
-    masked = GLOBAL_CROPS * (big - 1) * c.mask_probability * sum(c.mask_ratio) / 2
-    rest = GLOBAL_CROPS * embedding(big) + (GLOBAL_CROPS + masked) * head  # of the teacher
-    student = (1 - c.drop_path) * (GLOBAL_CROPS * blocks(big) + c.local_crops * blocks(small))
-    student += rest + c.local_crops * (embedding(small) + head)
-    return 3 * student + GLOBAL_CROPS * blocks(big) + rest
+    wanted = 1 + (big - 1) * c.mask_probability * sum(c.mask_ratio) / 2  # of a global crop
+    teacher = GLOBAL_CROPS * (blocks(big, wanted) + embedding(big) + wanted * head)
+    student = GLOBAL_CROPS * blocks(big, wanted) + c.local_crops * blocks(small, 1)
+    student = (1 - c.drop_path) * student + GLOBAL_CROPS * (embedding(big) + wanted * head)
+    student += c.local_crops * (embedding(small) + head)
+    return 3 * student + teacher
 
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bf16 FLOP/s of the datasheets, dense

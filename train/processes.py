@@ -111,7 +111,7 @@ def use_cores(threads: int, processes: int) -> None:
         if platform.libc_ver()[0] == "glibc":
             libc = ctypes.CDLL(None)
             libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+            libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
 
 
 def is_main() -> bool:

@@ -27,7 +27,8 @@ class Prototypes(nn.Module):
         nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)  # that of nn.Linear, as in DINOv2
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        return F.linear(x_BD, self.weight_g * F.normalize(self.weight_v, dim=1))
+        # what torch.nn.utils.parametrizations.weight_norm calls: fused, where the formula makes six passes over K x D
+        return F.linear(x_BD, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
 class DINOHead(nn.Module):

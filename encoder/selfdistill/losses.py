@@ -8,12 +8,13 @@ the whole batch. All processes must make the same calls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 TINY = torch.finfo(torch.float32).tiny  # a row or column of the transport plan below it counts as empty
 
@@ -40,12 +41,12 @@ def sinkhorn_knopp(logits_BK: Tensor, temperature: float, iterations: int = 3) -
     logits_BK = logits_BK.float()
     greatest = logits_BK.amax() if logits_BK.numel() else logits_BK.new_tensor(-torch.inf)
     all_reduce(greatest, dist.ReduceOp.MAX if is_distributed() else None)
-    Q_BK = ((logits_BK - greatest) / temperature).exp()
+    Q_BK = logits_BK.sub(greatest).div_(temperature).exp_()  # large: in place from here on
     v_B = Q_BK.new_ones(len(Q_BK))
     for _ in range(iterations):
         u_K = 1 / all_reduce(v_B @ Q_BK).clamp(min=TINY)
         v_B = 1 / (Q_BK @ u_K).clamp(min=TINY)
-    return Q_BK * v_B[:, None] * u_K
+    return Q_BK.mul_(v_B[:, None]).mul_(u_K)
 
 
 class Centre(nn.Module):
@@ -74,8 +75,42 @@ class Centre(nn.Module):
 
 
 def cross_entropy(student_BK: Tensor, targets_BK: Tensor, temperature: float) -> Tensor:
-    """-sum_k target log softmax(student / temperature), one value a sample (B,)."""
-    return -(targets_BK * (student_BK.float() / temperature).log_softmax(-1)).sum(-1)
+    """-sum_k target log softmax(student / temperature), one value a sample (B,), float32. No gradient for targets."""
+    return _CrossEntropy.apply(student_BK, targets_BK, temperature)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """A few rows at a time, so that nothing of size (B, K) is made but the gradient. With 65,536 prototypes and ten
+    thousand masked patches each such tensor would take gigabytes."""
+
+    @staticmethod
+    def forward(ctx, student_BK: Tensor, targets_BK: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(student_BK, targets_BK)
+        ctx.temperature = temperature
+        loss_B = student_BK.new_empty(len(student_BK), dtype=torch.float32)
+        for rows in _chunks(student_BK):
+            log_p = (student_BK[rows].float() / temperature).log_softmax(-1)
+            loss_B[rows] = -torch.einsum("bk,bk->b", targets_BK[rows].float(), log_p)
+        return loss_B
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_B: Tensor) -> tuple[Tensor | None, ...]:
+        student_BK, targets_BK = ctx.saved_tensors
+        grad_BK = torch.empty_like(student_BK)
+        for rows in _chunks(student_BK):
+            target = targets_BK[rows].float()
+            p = (student_BK[rows].float() / ctx.temperature).softmax(-1)
+            p.mul_(target.sum(-1, keepdim=True)).sub_(target)
+            grad_BK[rows] = p.mul_((grad_B[rows] / ctx.temperature)[:, None])
+        return grad_BK, None, None
+
+
+def _chunks(x_BK: Tensor) -> Iterator[slice]:
+    """Slices of rows: on a CPU so few that they stay near its cache."""
+    elements = 2**22 if x_BK.device.type == "cpu" else 2**27
+    step = max(1, elements // x_BK.shape[1])
+    return (slice(start, start + step) for start in range(0, len(x_BK), step))
 
 
 def dino_loss(students: Sequence[Tensor], targets: Sequence[Tensor], temperature: float) -> Tensor:

@@ -53,13 +53,45 @@ def test_sizes_in_one_pass_equal_each_alone():
         torch.testing.assert_close(features.patches_BPC, tokens[:, 1:], rtol=1e-5, atol=1e-6)
 
 
+def packed_features(model, tokens, residual):
+    """What an accelerator computes: all resolutions as one pack."""
+    x, found = model._blocks(tokens, residual), []
+    for group in tokens:
+        part, x = x.split([group.shape[0] * group.shape[1], len(x) - group.shape[0] * group.shape[1]])
+        part = part.view(*group.shape)
+        found.append(Features(part[:, 0], part[:, 1:]))
+    return found
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("depth", [False, True])
+def test_wanted_tokens_are_those_of_the_whole_pass(packed, depth, monkeypatch):
+    model, crops = vit(), [images(3, 56), images(2, 28, 1)]
+    mask = torch.zeros(3, 16, dtype=torch.bool)
+    mask[0, [1, 5]] = mask[2, 15] = True
+    residual = None
+    if depth:
+        residual = (torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(1)) < 0.6) * 1.7
+    if packed:  # as on an accelerator
+        monkeypatch.setattr(
+            CropViT, "_passes", lambda self, crops, masks, residual: iter(
+                [([self._embed(x, m) for x, m in zip(crops, masks, strict=True)], residual)]
+            ),
+        )  # fmt: skip
+    whole = model.forward_crops(crops, [mask, None], residual)
+    for wanted in (mask.flatten().nonzero()[:, 0], torch.zeros(0, dtype=torch.long)):
+        cls, patches = model.forward_wanted(crops, [mask, None], residual, wanted)
+        torch.testing.assert_close(cls, torch.cat([f.cls_BC for f in whole]), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(patches, whole[0].patches_BPC.flatten(0, 1)[wanted], rtol=1e-5, atol=1e-6)
+
+
 def test_packed_pass_equals_one_pass_a_resolution():
     """What runs on an accelerator, with stochastic depth, run here."""
     model = vit()
     groups = [images(2, 56), images(3, 28, 1)]
     residual = (torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(3)) > 0.4) * 2.0
     tokens = [model._embed(x, None) for x in groups]
-    packed = model._blocks(tokens, residual)
+    packed = packed_features(model, tokens, residual)
     for a, b in zip(packed, model.forward_crops(groups, residual_LRS=residual), strict=True):
         torch.testing.assert_close(a.cls_BC, b.cls_BC, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(a.patches_BPC, b.patches_BPC, rtol=1e-5, atol=1e-6)
@@ -71,7 +103,7 @@ def test_training_after_inference_mode():
     tokens = [torch.randn(2, n, 32, requires_grad=True) for n in shapes]
     with torch.inference_mode():
         model._blocks(tokens, None)
-    model._blocks(tokens, None)[0].cls_BC.sum().backward()
+    model._blocks(tokens, None)[0].sum().backward()
     assert all(x.grad is not None for x in tokens)
 
 
@@ -86,7 +118,7 @@ def test_other_attention_gives_the_same(attention):
     crops = [images(2, 56), images(3, 28)]
     with Calls() as calls:
         found = vit(attention=attention).forward_crops(crops)
-        packed = vit(attention=attention)._blocks([vit()._embed(x, None) for x in crops], None)
+        packed = packed_features(vit(attention=attention), [vit()._embed(x, None) for x in crops], None)
     assert not calls.made
     for x, y, z in zip(found, packed, vit().forward_crops(crops), strict=True):
         torch.testing.assert_close(x, z, rtol=1e-5, atol=1e-6)
@@ -150,7 +182,7 @@ def test_stochastic_depth_is_multiplication_by_zero(packed, share):
         return out
 
     found = (
-        model._blocks([model._embed(x, None) for x in crops], residual)
+        packed_features(model, [model._embed(x, None) for x in crops], residual)
         if packed
         else model.forward_crops(crops, residual_LRS=residual)
     )
