@@ -5,6 +5,7 @@ Shape letters: B images, C width, P patches, T tokens of all crops, S crops, L b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import repeat
@@ -12,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -232,10 +232,19 @@ class CropViT(VisionTransformer):
 def sincos_positions(side: int, width: int) -> Tensor:
     """Position embeddings (side * side, width) made of sines and cosines of row and column.
 
-    Wavelengths go from 2 pi to 200 pi patches, and the amplitude is a half: as large as what the patch embedding gives
-    at the start, so that a place can be told from the first step on.
+    Wavelengths go from 2 patches to twice the image, which tells neighbours apart as well as halves; the amplitude is
+    a half, as large as what the patch embedding gives at the start. Raises ValueError unless `width` is a multiple
+    of 4.
     """
-    return 0.5 * build_sincos2d_pos_embed([side, side], width, temperature=100.0)
+    if width % 4:
+        raise ValueError(
+            f"position embeddings of sines and cosines need a width that is a multiple of 4, not {width}"
+        )
+    frequency_F = math.pi * side ** -torch.linspace(0, 1, width // 4)  # radians a patch
+    angle_sF = torch.arange(side)[:, None] * frequency_F
+    wave_sC = torch.cat([angle_sF.sin(), angle_sF.cos()], dim=1)
+    rows, columns = wave_sC[:, None].expand(-1, side, -1), wave_sC.expand(side, -1, -1)
+    return 0.5 * torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
 def _kept_rows(residual_LRS: Tensor, shapes: tuple[tuple[int, int], ...], x: Tensor) -> Iterator[Rows]:

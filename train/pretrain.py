@@ -75,6 +75,10 @@ class Distilled(nn.Module):
         head = (c.width, c.prototypes, c.head_hidden, c.head_bottleneck)
         self.dino_head = DINOHead(*head)
         self.ibot_head = DINOHead(*head) if c.separate_ibot_head else None
+        if c.weight_init == "fan_in":
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
 
     def forward(self, global_x: Tensor, local_x: Tensor | None, batch: Batch, masked: bool):
         """CLS features of the global crops, CLS logits of all crops, patch logits of the masked patches.

@@ -35,6 +35,9 @@ class PretrainConfig:
     heads: int = 12  # of width 64
     layerscale: float = 1e-5  # DINOv2's initial value; small depths learn faster with 0.1
     position_embedding: str = "random"  # DINOv2's start; sincos: short runs from nothing find places sooner
+    weight_init: str = (
+        "dinov2"  # standard deviation 0.02; fan_in: 1 / sqrt(inputs), for widths far below ViT-B's
+    )
     drop_path: float = 0.3  # stochastic depth at every block, DINOv2's; 0 for short runs
 
     # crops; more about each in encoder/transforms.py
@@ -118,6 +121,10 @@ class PretrainConfig:
             problems.append(f"centring must be sinkhorn_knopp or centring, not {self.centring!r}")
         if self.position_embedding not in ("random", "sincos"):
             problems.append(f"position_embedding must be random or sincos, not {self.position_embedding!r}")
+        if self.position_embedding == "sincos" and self.width % 4:
+            problems.append(f"sincos needs a width that is a multiple of 4, not {self.width}")
+        if self.weight_init not in ("dinov2", "fan_in"):
+            problems.append(f"weight_init must be dinov2 or fan_in, not {self.weight_init!r}")
         if self.mixed_precision not in ("no", "bf16"):
             problems.append(f"mixed_precision must be no or bf16, not {self.mixed_precision!r}")
         if self.tracker not in ("auto", "none", *map(str, LoggerType)):

@@ -1,11 +1,13 @@
 """The trainable ViT: initialisation, several sizes in one pass, masks, stochastic depth."""
 
+import math
+
 import pytest
 import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from encoder.vit import CropViT, Features, resample_pos_embed
+from encoder.vit import CropViT, Features, resample_pos_embed, sincos_positions
 from tests.calls import Calls
 
 
@@ -228,6 +230,19 @@ def test_position_embeddings_keep_their_grid_and_refuse_others():
     torch.testing.assert_close(resample_pos_embed(pos, (4, 4)), pos)
     with pytest.raises(ValueError, match="square"):
         resample_pos_embed(torch.randn(1, 15, 8), (4, 4))
+
+
+def test_sincos_positions_are_waves_of_row_and_column():
+    side, width = 6, 24
+    pos = sincos_positions(side, width).view(side, side, width)
+    for row, column in ((0, 0), (2, 5), (5, 1)):
+        waves = []
+        for place in (row, column):
+            angles = [place * math.pi / side ** (i / 5) for i in range(6)]  # wavelengths of 2 to 12 patches
+            waves += [0.5 * math.sin(a) for a in angles] + [0.5 * math.cos(a) for a in angles]
+        torch.testing.assert_close(pos[row, column], torch.tensor(waves), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        sincos_positions(4, 30)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from encoder.convert import save_backbone
 from encoder.selfdistill.heads import DINOHead
 from encoder.state_dicts import load_encoder, save_dinov2
 from encoder.transforms import Preprocessing
-from encoder.vit import CropViT
+from encoder.vit import CropViT, sincos_positions
 from tests.killed import killed_run
 from train import pretrain
 from train.config import ConfigError, load_config, recipe_path
@@ -459,10 +459,21 @@ def test_ten_kills_change_nothing(images, tmp_path):
     assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.parametrize(("init", "stds"), [("dinov2", (0.02, 0.02)), ("fan_in", (64**-0.5, 256**-0.5))])
+def test_initial_weights(init, stds):
+    c = config(width=64, heads=1, weight_init=init, position_embedding="sincos")
+    torch.manual_seed(0)
+    backbone = Distilled(c).backbone
+    for layer, std in zip((backbone.blocks[1].attn.qkv, backbone.blocks[1].mlp.fc2), stds, strict=True):
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.02)
+    torch.testing.assert_close(backbone.pos_embed[0, 1:], sincos_positions(4, 64))
+
+
 def test_config_errors_name_all_problems():
     with pytest.raises(ConfigError, match=r"steps must be at least 1") as error:
-        PretrainConfig(steps=0, size=515)
-    assert "multiples of patch" in str(error.value)
+        PretrainConfig(steps=0, size=515, width=30, position_embedding="sincos", weight_init="he")
+    for message in ("multiples of patch", "multiple of 4", "weight_init must be dinov2 or fan_in"):
+        assert message in str(error.value)
 
 
 GOLDEN = Path(__file__).parent / "golden_pretrain.json"
