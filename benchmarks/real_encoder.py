@@ -207,6 +207,11 @@ def labels(file: Path, models: dict[str, CropViT]) -> Iterator[tuple[str, str, d
         histogram = np.stack([np.histogram(look(pixels[i]), 32, (0, 1))[0] for i in order]) / 1e4
         if view == "whole image":
             yield "histogram of grey levels", view, judge(histogram)
+            rim = torch.ones(64, 64, dtype=torch.bool)
+            rim[8:-8, 8:-8] = False
+            outside = grey[:, rim.flatten().numpy()]
+            reduced = PCA(64, random_state=0).fit(outside[train]).transform(outside)
+            yield "PCA of the outer eighth", view, judge(reduced)
         for name, backbone in models.items():
             last = layers_of(backbone, images)[:, -1]
             yield name, view, judge(torch.cat([last[:, 0], last[:, 1:].mean(1)], 1).numpy())
