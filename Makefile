@@ -18,12 +18,12 @@ demo: $(STAMP)  ## findings for unseen X-rays, their scores, a taste of both tra
 test: $(STAMP)  ## lint and the whole test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-floor:  ## the same tests on the oldest versions we promise
 	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints-floor.txt
-	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 .venv-floor/bin/python -m pytest
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-floor/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,10 +1,11 @@
 """How the attention kernels are to cut their work (encoder/attention/tiles.py).
 
     python benchmarks/attention_tiles.py table                what each entry of the table compiles to
+    python benchmarks/attention_tiles.py used                 half of that: packed crops, and causal where it is packed
     python benchmarks/attention_tiles.py candidates [--save]  the same for all candidates: which of them spill registers
     python benchmarks/attention_tiles.py time [--save]        on a GPU, about six minutes: milliseconds of each
 
-The first two compile for sm_80 and sm_90 and need no GPU. One JSON object a line; --save writes them to
+The first three compile for sm_80 and sm_90 and need no GPU. One JSON object a line; --save writes them to
 results/attention_tiles_<compiled, or the GPU>.json. The best in time goes into the table if it compiles without spills
 on Triton 3.6 and the newest (`table` shows it); until there is a time, a large tile that does.
 """
@@ -119,6 +120,11 @@ def in_table() -> list[tuple]:
     ]
 
 
+def in_use() -> list[tuple]:
+    """The half of the table that the tests see to: crops are not causal, a language model's packed reports are."""
+    return [entry for entry in in_table() if entry[4] == (entry[5] and entry[3] == 128)]
+
+
 def candidates(name: str) -> list[Tiles]:
     sides = itertools.product((64, 128) if name == "forward" else (32, 64, 128), (32, 64, 128))
     if name == "backward_kv":
@@ -182,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("table", "candidates", "time"))
+    parser.add_argument("what", choices=("table", "used", "candidates", "time"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--save", action="store_true", help="write the results")
     args = parser.parse_args()
@@ -205,8 +211,8 @@ def main() -> None:
             target = Path(__file__).parent / "results" / f"attention_tiles_{name}.json"
             target.write_text(json.dumps(result, indent=1) + "\n")
         return
-    if args.what == "table":
-        jobs = [(entry, None) for entry in in_table()]
+    if args.what in ("table", "used"):
+        jobs = [(entry, None) for entry in (in_use() if args.what == "used" else in_table())]
     else:
         jobs = [
             ((arch, name, "bf16", D, causal, False), tile)

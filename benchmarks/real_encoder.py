@@ -252,8 +252,9 @@ def curve(run: Path, file: Path) -> None:
             marks.append(f"<polyline points='{points}' fill='none' stroke='{colour}' stroke-width='1.3'/>")
             marks.append(f"<text x='{left}' y='32' fill='{colour}'>{name}</text>")
             left += 6 * len(name) + 8
-        marks.append(f"<text x='{x0 + 3}' y='52' fill='#777'>{high[1]:.2f}</text>")
-        marks.append(f"<text x='{x0 + 3}' y='{h + 36}' fill='#777'>{low[1]:.2f}</text>")
+        halo = "stroke='white' stroke-width='3' paint-order='stroke'"
+        marks.append(f"<text x='{x0 + 3}' y='52' {halo} fill='#777'>{high[1]:.2f}</text>")
+        marks.append(f"<text x='{x0}' y='{h + 54}' fill='#777'>{low[1]:.2f}</text>")
         marks.append(
             f"<text x='{x0 + w}' y='{h + 54}' text-anchor='end' fill='#777'>step {high[0]:,.0f}</text>"
         )

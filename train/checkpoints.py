@@ -144,6 +144,12 @@ def claim(
     return False
 
 
+def recorded(run: Path, field: str) -> Any:
+    """What the run in this directory was begun with; None where there is none yet."""
+    path = run / RUN
+    return json.loads(path.read_text()).get(field) if path.is_file() else None
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one piece: readers see the old content or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -57,7 +57,7 @@ from train.pretrain_watch import (
     peak_flops,
     tracker,
 )
-from train.processes import all_processes, is_main, use_cores, whole
+from train.processes import all_processes, is_main, settled_precision, use_cores, whole
 from train.schedules import cosine, linear, warmup_cosine
 
 
@@ -269,6 +269,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(c: PretrainConfig) -> int:
+    before = checkpoints.recorded(Path(c.out), "mixed_precision")
+    c.mixed_precision = settled_precision(c.mixed_precision, before, "no")
     accelerator = Accelerator(mixed_precision=c.mixed_precision, log_with=tracker(c), project_dir=c.out)
     check_kind(accelerator)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes

@@ -91,7 +91,7 @@ class PretrainConfig:
     head_warmup: int = (
         0  # steps in which only the heads learn; needed with --init, fresh heads wreck a backbone
     )
-    mixed_precision: str = "bf16"  # or "no"; matrix products in bfloat16, the rest in float32
+    mixed_precision: str = "auto"  # matrix products: bf16 where the hardware multiplies it, else no (float32)
     compile: bool = False  # torch.compile of the blocks: minutes at the start, for long runs on a GPU
     attention: str = "cxr"  # our kernel; sdpa: PyTorch's; reference: the explicit formula
 
@@ -125,8 +125,8 @@ class PretrainConfig:
             problems.append(f"sincos needs a width that is a multiple of 4, not {self.width}")
         if self.weight_init not in ("dinov2", "fan_in"):
             problems.append(f"weight_init must be dinov2 or fan_in, not {self.weight_init!r}")
-        if self.mixed_precision not in ("no", "bf16"):
-            problems.append(f"mixed_precision must be no or bf16, not {self.mixed_precision!r}")
+        if self.mixed_precision not in ("auto", "bf16", "no"):
+            problems.append(f"mixed_precision must be auto, bf16 or no, not {self.mixed_precision!r}")
         if self.tracker not in ("auto", "none", *map(str, LoggerType)):
             problems.append(
                 f"tracker must be auto, none, {', '.join(map(str, LoggerType))}, not {self.tracker!r}"

@@ -114,6 +114,32 @@ def use_cores(threads: int, processes: int) -> None:
             libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
 
 
+def multiplies_bf16() -> bool:
+    """Whether what this process runs on has bfloat16 products of its own. A CPU without them (AVX2 alone, say) takes
+    ten to sixty times as long as in float32."""
+    import torch
+
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def settled_precision(wanted: str, before: str | None, plain: str) -> str:
+    """`wanted` (auto, bf16 or `plain`, the name of float32) -> bf16 or `plain`. `auto` is what the run has had
+    `before`, wherever it goes on; in a new run bf16 where it pays. Raises ConfigError for another word."""
+    from train.config import ConfigError
+
+    if wanted not in ("auto", "bf16", plain):
+        raise ConfigError(f"precision {wanted!r} is unknown; there are auto, bf16 and {plain}")
+    if wanted == "auto":
+        wanted = before or ("bf16" if multiplies_bf16() else plain)
+    if wanted == "bf16" and is_main() and not multiplies_bf16():
+        say_at_once(
+            f"note: this machine has no bfloat16 products of its own; {plain} is many times as fast here"
+        )
+    return wanted
+
+
 def is_main() -> bool:
     """Whether this process is rank 0, before anything is initialised."""
     return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"

@@ -255,8 +255,6 @@ def arguments(out: Path, config: Any, processes: int, **more) -> TrainingArgumen
             f"batch_size {config.batch_size} cannot be shared by {processes} processes x "
             f"{config.gradient_accumulation} accumulated batches"
         )
-    if config.precision not in ("fp32", "bf16"):
-        raise ConfigError(f"precision {config.precision!r} is unknown; there are fp32 and bf16")
     return TrainingArguments(
         output_dir=str(out),
         max_steps=config.max_steps,

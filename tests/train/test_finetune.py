@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = [
     "--batch_size", "8", "--warmup_steps", "2", "--max_steps", "10", "--eval_steps", "5", "--save_steps", "4",
     "--log_steps", "3", "--max_new_tokens", "16", "--workers", "0", "--eval_studies", "8", "--lora_rank", "4",
+    "--precision", "fp32",
 ]  # fmt: skip
 
 

@@ -111,7 +111,11 @@ def test_packed_equals_each_sequence_alone(q_lengths, k_lengths, causal):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("N", [1, 50, 197])
 def test_error_is_that_of_pytorch_in_the_same_dtype(dtype, N):
-    """FlashAttention's rule: at most twice the error of the formula computed in that dtype, plus a rounding step."""
+    """FlashAttention's rule: at most twice the error of the formula computed in that dtype, plus a rounding step.
+
+    With one key the gradients of q and k are 0, as the difference of two equal sums of 64 products; the rounding is
+    then that of the sums, and whether it shows depends on the order in which a CPU's vector unit adds them.
+    """
     inputs = [x.requires_grad_() for x in qkv(2, N, N, 3, 3, 64, dtype)]
     exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
     exact = reference.attention_math(*exact_inputs)
@@ -124,8 +128,11 @@ def test_error_is_that_of_pytorch_in_the_same_dtype(dtype, N):
         [out, *torch.autograd.grad((out * weights.to(out.dtype)).sum(), leaves)]
         for out, leaves in ((ours, inputs), (torch_out, inputs), (exact, exact_inputs))
     ]
+    q, k, v = exact_inputs
+    cancelled = (weights * v).sum(-1, keepdim=True) * 64**-0.5 * torch.maximum(q.abs(), k.abs())
     for x, theirs, truth in zip(*results, strict=True):
-        rounding = torch.finfo(dtype).eps * max(1.0, truth.abs().max().item())
+        sums = truth if truth.any() else cancelled
+        rounding = torch.finfo(dtype).eps * max(1.0, sums.abs().max().item())
         allowed = 2 * (theirs.double() - truth).abs().max() + 2 * rounding
         assert (x.double() - truth).abs().max() <= allowed
 
