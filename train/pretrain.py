@@ -330,8 +330,8 @@ def run(c: PretrainConfig) -> int:
     flops, peak = flops_per_image(c), peak_flops(device)
     say(
         f"{len(samples.images):,} images · encoder {parameters / 1e6:.1f} M parameters · {c.size} px -> "
-        f"{(c.size // c.patch) ** 2} tokens · batch {c.batch} on {world} x {device.type} · {c.mixed_precision} · "
-        f"{flops / 1e9:.1f} GFLOP an image"
+        f"{(c.size // c.patch) ** 2} tokens · batch {c.batch} on {world} x {device.type} · "
+        f"{'fp32' if c.mixed_precision == 'no' else c.mixed_precision} · {flops / 1e9:.1f} GFLOP an image"
     )
 
     def save() -> None:
