@@ -19,25 +19,36 @@ from PIL import Image
 from torch import Tensor
 
 FILE = "preprocessor_config.json"
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """Evaluation preprocessing: pixels (H, W) in [0, 1] -> float32 (3, size, size).
 
-    `crop`: shortest edge to `size`, bicubic with antialiasing, centre crop (RAD-DINO's). `pad`: longest edge to `size`,
-    black (air) around it, for films whose anatomy the crop would cut.
+    `crop`: shortest edge to `size`, antialiased, centre crop (RAD-DINO's). `pad`: longest edge to `size`, black (air)
+    around it, for films whose anatomy the crop would cut. `stretch`: both edges to `size`, as SigLIP does.
     """
 
     size: int = 518  # pixels; RAD-DINO's resolution
-    mode: str = "crop"  # crop | pad; crop is what RAD-DINO was trained with
-    mean: float = 0.5307  # RAD-DINO's grey-level statistics, of MIMIC-CXR
-    std: float = 0.2583
+    mode: str = "crop"  # crop | pad | stretch; crop is what RAD-DINO was trained with
+    mean: float | tuple[float, float, float] = 0.5307  # RAD-DINO's grey-level statistics, of MIMIC-CXR
+    std: float | tuple[float, float, float] = 0.2583  # or one a channel, as CLIP has
+    resample: str = "bicubic"  # or bilinear
 
     def __post_init__(self) -> None:
-        if self.mode not in ("crop", "pad"):
-            raise ValueError(f"preprocessing mode must be 'crop' or 'pad', not {self.mode!r}")
-        if self.size < 1 or self.std <= 0:
+        if self.mode not in ("crop", "pad", "stretch"):
+            raise ValueError(f"preprocessing mode must be 'crop', 'pad' or 'stretch', not {self.mode!r}")
+        if self.resample not in RESAMPLE.values():
+            raise ValueError(f"resample must be {' or '.join(RESAMPLE.values())}, not {self.resample!r}")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float):
+                if len(value) != 3:
+                    raise ValueError(f"{name} must be one number or three, not {value}")
+                # one number where the channels agree, so that equal preprocessings have equal digests
+                object.__setattr__(self, name, value[0] if len(set(value)) == 1 else tuple(value))
+        if self.size < 1 or min(_channels(self.std)) <= 0:
             raise ValueError(
                 f"preprocessing needs size >= 1 and std > 0, got size {self.size}, std {self.std}"
             )
@@ -52,77 +63,96 @@ class Preprocessing:
         if self.mode == "crop":
             short = min(H, W)
             h, w = (int(self.size * edge / short) for edge in (H, W))
-            x_HW = _resize(x_HW, h, w)
+            x_HW = _resize(x_HW, h, w, self.resample)
             top, left = (h - self.size) // 2, (w - self.size) // 2
             x_HW = x_HW[top : top + self.size, left : left + self.size]
+        elif self.mode == "stretch":
+            x_HW = _resize(x_HW, self.size, self.size, self.resample)
         else:
             long = max(H, W)
             h, w = (max(1, round(self.size * edge / long)) for edge in (H, W))
             top, left = (self.size - h) // 2, (self.size - w) // 2
-            x_HW = F.pad(_resize(x_HW, h, w), (left, self.size - w - left, top, self.size - h - top))
-        return ((x_HW - self.mean) / self.std).expand(3, -1, -1).contiguous()
+            x_HW = F.pad(
+                _resize(x_HW, h, w, self.resample), (left, self.size - w - left, top, self.size - h - top)
+            )
+        mean_C11, std_C11 = (torch.tensor(_channels(x))[:, None, None] for x in (self.mean, self.std))
+        return (x_HW - mean_C11) / std_C11
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the canonical JSON of the fields."""
-        return hashlib.sha256(
-            json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
-        ).hexdigest()
+        """Hex digest of the canonical JSON of the fields (without `resample` where it is bicubic, as it once was
+        everywhere)."""
+        fields = {k: v for k, v in asdict(self).items() if (k, v) != ("resample", "bicubic")}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `preprocessor_config.json`, which transformers' AutoImageProcessor opens as a BitImageProcessor. The
         mode is the extra key `cxr_mode`; transformers knows only `crop`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        square = {"height": self.size, "width": self.size}
         config = {
             "image_processor_type": "BitImageProcessor",
             "do_convert_rgb": True,
             "do_resize": True,
-            "size": {"shortest_edge": self.size},
-            "resample": 3,
-            "do_center_crop": True,
-            "crop_size": {"height": self.size, "width": self.size},
+            "size": square if self.mode == "stretch" else {"shortest_edge": self.size},
+            "resample": next(number for number, name in RESAMPLE.items() if name == self.resample),
+            "do_center_crop": self.mode != "stretch",
+            "crop_size": square,
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "image_mean": [self.mean] * 3,
-            "image_std": [self.std] * 3,
+            "image_mean": list(_channels(self.mean)),
+            "image_std": list(_channels(self.std)),
             "cxr_mode": self.mode,
         }
         (folder / FILE).write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Preprocessing:
-        """Read `preprocessor_config.json`. Raises FileNotFoundError if there is none, ValueError if it asks for
-        something else than a square crop, bicubic interpolation and one mean for all channels."""
-        path = Path(folder) / FILE
+        """Read `preprocessor_config.json`, or what timm keeps in `config.json`. Raises FileNotFoundError if there is
+        neither, ValueError if it asks for something else than a square, and bicubic or bilinear interpolation."""
+        path, timm = Path(folder) / FILE, Path(folder) / "config.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; is {folder} an encoder checkpoint directory?")
+            about = json.loads(timm.read_text()).get("pretrained_cfg") if timm.is_file() else None
+            if about is None:
+                raise FileNotFoundError(
+                    f"{path} does not exist; is {folder} an encoder checkpoint directory?"
+                )
+            # timm's crop_pct cuts a rim away, which of a radiograph is wanted
+            return cls(about["input_size"][-1], "crop", about["mean"], about["std"], about["interpolation"])
         config = json.loads(path.read_text())
         size, crop = config.get("size", {}), config.get("crop_size", {})
-        edge = size if isinstance(size, int) else size.get("shortest_edge")
         if isinstance(crop, int):
             crop = {"height": crop, "width": crop}
-        mean, std = set(config.get("image_mean", [])), set(config.get("image_std", []))
-        if edge is None or crop != {"height": edge, "width": edge}:
+        square = not isinstance(size, int) and size.get("height") is not None
+        edge = size if isinstance(size, int) else size.get("height" if square else "shortest_edge")
+        mode = config.get("cxr_mode", "stretch" if square else "crop")
+        cut = config.get("do_center_crop", mode == "crop")
+        if (
+            edge is None
+            or (square and size["width"] != edge)
+            or (cut and crop != {"height": edge, "width": edge})
+        ):
             raise ValueError(
-                f"{path}: expected a shortest edge and a square crop of the same size, got {size}, {crop}"
+                f"{path}: expected a square, or a shortest edge and a square crop of the same size, got {size}, {crop}"
             )
-        if len(mean) != 1 or len(std) != 1:
-            raise ValueError(f"{path}: expected one mean and one std for all channels")
-        if config.get("resample", 3) != 3:
-            raise ValueError(f"{path}: resample {config['resample']} is not bicubic (3)")
-        return cls(size=edge, mode=config.get("cxr_mode", "crop"), mean=mean.pop(), std=std.pop())
+        resample = RESAMPLE.get(config.get("resample", 3))
+        if resample is None:
+            raise ValueError(f"{path}: resample {config['resample']} is neither bicubic (3) nor bilinear (2)")
+        return cls(edge, mode, config.get("image_mean", ()), config.get("image_std", ()), resample)
 
 
-def _resize(x_HW: Tensor, h: int, w: int) -> Tensor:
-    """Bicubic with antialiasing, first along rows, then along columns. Bicubic interpolation overshoots at edges: as in
+def _channels(value: float | tuple[float, float, float]) -> tuple[float, float, float]:
+    return (value,) * 3 if isinstance(value, int | float) else value
+
+
+def _resize(x_HW: Tensor, h: int, w: int, how: str = "bicubic") -> Tensor:
+    """Antialiased, first along rows, then along columns. Bicubic interpolation overshoots at edges: as in
     8-bit resizing, what leaves [0, 1] is cut off after each of the two passes."""
     for size in ((x_HW.shape[0], w), (h, w)):
         if x_HW.shape != size:
-            x = F.interpolate(
-                x_HW[None, None], size=size, mode="bicubic", antialias=True, align_corners=False
-            )
+            x = F.interpolate(x_HW[None, None], size=size, mode=how, antialias=True, align_corners=False)
             x_HW = x[0, 0].clamp(0, 1)
     return x_HW
 

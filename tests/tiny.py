@@ -96,10 +96,10 @@ def studies_file(tmp_path_factory) -> Path:
 @pytest.fixture
 def findings_model(encoder_dir, llm_dir):
     """A fresh model with a calibrated projector."""
-    from vlm import model as models
     from vlm import projector as projectors
+    from vlm.build import build
 
-    model = models.build(encoder_dir, llm_dir)
+    model = build(encoder_dir, llm_dir)
     pixels_BCHW = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
     projectors.calibrate(model.llava, projectors.tower_features(model.llava.model.vision_tower, pixels_BCHW))
     return model

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from eval.scores.labels import NO_FINDING, label_report, sentences
 from train.schedules import warmup_cosine
-from vlm.projector import rescale, spread
+from vlm.projector import linears, rescale, spread
 
 SIDES = re.compile(r"\b(left|right|bilateral|both|bibasilar)\b")
 BOTH = {"bilateral", "both", "bibasilar"}
@@ -101,7 +101,9 @@ def align(
     probe_BNC = features(probe).to(device)
     before = spread(projector, probe_BNC)
     rescale(projector, probe_BNC, torch.zeros_like(before[0]), 1.0)
-    reading = Reading(projector.linear_2.out_features, probe_BNC.shape[1], len(names), generator).to(device)
+    with torch.no_grad():
+        places = projector(probe_BNC[:1]).shape[1]
+    reading = Reading(linears(projector)[-1].out_features, places, len(names), generator).to(device)
     trained = [*projector.parameters(), *reading.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.02)
     say(f"alignment: {steps} steps of {batch} studies, {len(names)} targets")

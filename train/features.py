@@ -21,6 +21,7 @@ from train.config import ConfigError
 from train.processes import one_at_a_time
 from vlm.model import FindingsModel
 from vlm.projector import layers_of, tower_features
+from vlm.towers import shape_of
 
 
 class Radiographs(torch.utils.data.Dataset):
@@ -48,8 +49,8 @@ def image_features(
     batch: int = 32,
     workers: int = 0,
 ) -> tuple[np.ndarray, dict[Path, int]]:
-    """(features float16 (images, 1 + N, C), row of each path that could be read). Computed where the model is: on the
-    device of `state`. Raises ConfigError if no image could be read, or a feature does not fit float16."""
+    """(features float16 (images, extra + N, C), row of each path that could be read). Computed where the model is: on
+    the device of `state`. Raises ConfigError if no image could be read, or a feature does not fit float16."""
     stamps = [
         [str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] if p.is_file() else [str(p)]
         for p in paths
@@ -78,8 +79,10 @@ def image_features(
 
 def _compute(model, paths, folder: Path, key: str, state: PartialState, batch: int, workers: int) -> None:
     tower = model.llava.model.vision_tower.to(state.device)
-    layers = layers_of(model.llava)
-    shape = (len(paths), 1 + model.image_tokens, tower.config.hidden_size * len(layers))
+    layers, norm = layers_of(model.llava), getattr(model.llava.config, "feature_norm", False)
+    sizes = shape_of(tower.config)
+    tokens = sizes.extra + (model.preprocessing.size // sizes.patch) ** 2
+    shape = (len(paths), tokens, sizes.width * len(layers))
     data, done, part = folder / f"{key}.npy", folder / f"{key}.json", folder / f"{key}.npy.part"
     if state.is_main_process:
         for left in folder.glob(f"{key}.*.left_out"):  # of a run that was cut off
@@ -101,7 +104,7 @@ def _compute(model, paths, folder: Path, key: str, state: PartialState, batch: i
         unreadable += [x for _, x in items if isinstance(x, str)]
         if good:
             features_BNC = tower_features(
-                tower, torch.stack([x for _, x in good]).to(state.device), layers
+                tower, torch.stack([x for _, x in good]).to(state.device), layers, norm
             ).cpu()
             if features_BNC.abs().max() > 65000:
                 raise ConfigError("a feature is too large for float16; is the encoder in order?")

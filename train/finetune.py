@@ -46,6 +46,10 @@ class Finetune:
     layers: list[int] = field(
         default_factory=lambda: [-1]
     )  # of the encoder, side by side; early ones show small things
+    feature_norm: bool = False  # after the encoder's final LayerNorm, as MAIRA-2; stock Llava reads before it
+    projector_depth: int = 2  # linear layers with GELU between, 1 to 4; LLaVA-1.5 has 2, MAIRA-2 4
+    token_reduction: str = "none"  # pixel_shuffle, pool, resampler: fewer tokens an image, and less detail
+    reduction: int = 2  # patches a side that become one token; of a resampler, tokens a side
     align_steps: int = 0  # of 64 studies: the projector first learns what reports name (train/align.py)
     projector_rate: float = 1.0  # times learning_rate; an aligned projector wants little, or noise undoes it
     projector_gain: float = 3.0  # projector output, in standard deviations of the token embedding
@@ -139,8 +143,10 @@ def run(config: Finetune) -> int:
     from train.launcher import INTERRUPTED
     from train.processes import process_state, settled_precision, use_cores
     from train.trainer import arguments, file_sha256, load_listing, open_run, quiet
+    from vlm import adapters
     from vlm import model as models
     from vlm import projector as projectors
+    from vlm.build import build
     from vlm.generate import OUTLIERS
     from vlm.prompts import PromptStyle, answer_for, shown_image
 
@@ -165,10 +171,11 @@ def run(config: Finetune) -> int:
     if config.init:
         model = models.load(config.init, attention=config.attention)
     else:
-        model = models.build(
-            config.encoder, config.llm, attention=config.attention, seed=config.seed, layers=config.layers
-        )
-        model.meta.prompt = style
+        model = build(
+            config.encoder, config.llm, layers=config.layers, depth=config.projector_depth, norm=config.feature_norm,
+            reduction=config.token_reduction, factor=config.reduction, prompt=style, attention=config.attention,
+            seed=config.seed,
+        )  # fmt: skip
     model.meta.name, model.meta.notice = config.name, config.notice
     model.meta.max_new_tokens = config.max_new_tokens
 
@@ -203,7 +210,7 @@ def run(config: Finetune) -> int:
     # calibrate, remember the base, put the features in the place of the tower
     sample = torch.linspace(0, len(data["train"]) - 1, min(256, len(data["train"]))).long().tolist()
     sample_BNC = data["train"].batch(sample)
-    mean_C, std_C = projectors.statistics(sample_BNC)
+    mean_C, std_C = projectors.statistics(model.llava, sample_BNC)
     if not config.init:
         projectors.calibrate(model.llava, sample_BNC, config.projector_gain)
         if config.align_steps:
@@ -221,7 +228,7 @@ def run(config: Finetune) -> int:
     projectors.unfold(model.llava.model.multi_modal_projector, mean_C, std_C)
     torch.manual_seed(config.seed)
     if config.lora:
-        model.llava = models.add_lora(model.llava, config.lora_rank, config.lora_alpha, config.lora_dropout)
+        model.llava = adapters.add_lora(model.llava, config.lora_rank, config.lora_alpha, config.lora_dropout)
     else:
         model.llava.requires_grad_(True)
     if state.is_main_process:
@@ -275,6 +282,11 @@ def known_images(model, tower, examples: Examples, init: str | None):
     from vlm.projector import layers_of
 
     inherited = resolve(init) / OUTLIERS if init else None
+    if tower.config.model_type != "dinov2" or getattr(model.llava.config, "feature_norm", False):
+        print(
+            "no warnings about unusual images: they need a DINOv2 tower's features before the final LayerNorm"
+        )
+        return None
     layers, depth = layers_of(model.llava), tower.config.num_hidden_layers
     last = next((i for i, layer in enumerate(layers) if layer in (-1, depth)), None)
     few = len(examples) < LEAST_KNOWN
@@ -308,7 +320,7 @@ def align_projector(llava, data: dict[str, Examples], mean_C, std_C, config: Fin
     if state.is_main_process and not file.exists():
 
         def tokens(examples: Examples, rows: list[int]):
-            return (examples.batch(rows)[:, 1:] - mean_C) / std_C
+            return (projectors.patches(llava, examples.batch(rows)) - mean_C) / std_C
 
         threads = torch.get_num_threads()
         use_cores(0, 1)  # the other processes wait

@@ -1,6 +1,16 @@
-"""Tokens become findings. `from vlm import Findings`; see `vlm.generate`."""
+"""Tokens become findings. `from vlm import Findings`; see `vlm.generate`.
+
+After `import vlm`, transformers' AutoModelForImageTextToText knows `cxr_llava` (vlm/llava.py).
+"""
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
 
 __all__ = ["Findings"]
+
+AUTO = "transformers.models.auto.modeling_auto"
 
 
 def __getattr__(name: str):
@@ -9,3 +19,29 @@ def __getattr__(name: str):
 
         return Findings
     raise AttributeError(f"module 'vlm' has no attribute {name!r}")
+
+
+class _Registers(importlib.abc.MetaPathFinder):
+    """Makes `cxr_llava` known as soon as transformers' Auto models are imported. Importing them here would cost
+    seconds, also where nobody wants them (`cxr --help`)."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != AUTO:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module):
+                run(module)
+                importlib.import_module("vlm.llava")
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+if AUTO in sys.modules:
+    importlib.import_module("vlm.llava")
+elif not any(type(finder).__name__ == "_Registers" for finder in sys.meta_path):
+    sys.meta_path.insert(0, _Registers())

@@ -1,7 +1,8 @@
-"""The findings model: a stock `LlavaForConditionalGeneration` with a DINOv2 tower, so that plain transformers opens it.
+"""The findings model: a stock `LlavaForConditionalGeneration` where that can say it, so that plain transformers opens
+it; else a `cxr_llava` (vlm/llava.py). Parts come together in vlm/build.py, LoRA in vlm/adapters.py.
 
-    build(encoder, llm)  ->  save(merged directory)                                     load(directory)
-                         ->  add_lora -> train -> save_adapter(adapter directory)       load(adapter directory)
+    build(encoder, llm)  ->  save(merged directory)                                      load(directory)
+                        ->  add_lora -> train -> save_adapter(adapter directory)        load(adapter directory)
 
 Stock Llava reads the tower's `hidden_states[-1]`, which for DINOv2 is **before** the final LayerNorm, and drops the CLS
 token. `cxr.json` beside the weights says so, and what else belongs to the model but has no place in a transformers
@@ -14,10 +15,6 @@ import hashlib
 import json
 import os
 import re
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -25,27 +22,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
-    AutoImageProcessor,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
+    AutoModelForImageTextToText,
     LlavaProcessor,
 )
 
-from encoder import state_dicts
 from encoder.transforms import Preprocessing
-from vlm.projector import LAYERS, describe_features
+from vlm.adapters import TOWERS, check_adapters, quiet_peft
+from vlm.errors import ModelError
 from vlm.prompts import IMAGE_TOKEN, PromptStyle
 
 META = "cxr.json"
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # nothing pickled, no code
 MINI = Path(__file__).parent / "mini"
-LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # of saved weights; None: as they are
-
-
-class ModelError(ValueError):
-    """Parts that do not belong together, or a directory that holds no findings model; the message names both sides."""
 
 
 @dataclass
@@ -114,150 +103,6 @@ def attention_name(attention: str) -> str:
     if attention not in TRANSFORMERS:
         raise ModelError(f"attention {attention!r} is unknown; there are {', '.join(TRANSFORMERS)}")
     return TRANSFORMERS[attention]
-
-
-# --- building ---------------------------------------------------------------------------------------------------------
-
-
-def build(
-    encoder_dir: str | Path,
-    llm_dir: str | Path,
-    *,
-    layers: Sequence[int] = LAYERS,
-    prompt: PromptStyle | None = None,
-    attention: str = "cxr",
-    seed: int = 0,
-) -> FindingsModel:
-    """Encoder and language model joined by a fresh two-layer projector, in fp32.
-
-    The patch tokens of several `layers` (indices into the tower's hidden states, 0 being the embeddings) are put side
-    by side: early ones still show small things that the last one has absorbed. The tokenizer gets the image token if
-    it lacks one. The projector is random until `calibrate` has seen features. Raises ModelError for an encoder that is
-    no DINOv2 or has no preprocessing or not those layers, or a language model without an end-of-sequence token.
-    """
-    encoder_dir, llm_dir = Path(encoder_dir), Path(llm_dir)
-    implementation = attention_name(attention)
-    vision, preprocessing = load_encoder(encoder_dir, attention=attention)
-    if preprocessing.size % vision.config.patch_size:
-        raise ModelError(
-            f"{encoder_dir}: {preprocessing.size} px is no multiple of patch size {vision.config.patch_size}"
-        )
-    depth = vision.config.num_hidden_layers
-    if not layers or not all(-depth - 1 <= layer <= depth for layer in layers):
-        raise ModelError(
-            f"layers {list(layers)}: {encoder_dir} has hidden states 0 to {depth} (or -1 to {-depth - 1})"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(llm_dir)
-    language = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32, use_safetensors=True)
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"{llm_dir}: the tokenizer has no end-of-sequence token")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-        language.resize_token_embeddings(max(len(tokenizer), language.config.vocab_size), mean_resizing=False)
-    image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    patches = (preprocessing.size // vision.config.patch_size) ** 2
-    config = LlavaConfig(
-        vision_config=vision.config,
-        text_config=language.config,
-        image_token_index=image_id,
-        image_seq_length=patches,
-        vision_feature_layer=layers[0] if len(layers) == 1 else list(layers),
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=bool(language.config.tie_word_embeddings),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        llava = LlavaForConditionalGeneration._from_config(config, attn_implementation=implementation)
-    llava.model.vision_tower.load_state_dict(vision.state_dict())
-    llava.model.language_model.load_state_dict(language.model.state_dict())
-    llava.lm_head.load_state_dict(language.lm_head.state_dict())
-    llava.tie_weights()
-    llava.generation_config = _generation_config(tokenizer)
-    processor = LlavaProcessor(
-        image_processor=AutoImageProcessor.from_pretrained(encoder_dir),
-        tokenizer=tokenizer,
-        patch_size=vision.config.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the CLS token, which "default" drops
-        image_token=IMAGE_TOKEN,
-    )
-    meta = Meta(
-        prompt=prompt or PromptStyle(),
-        features=describe_features(layers),
-        encoder_sha256=weights_sha256(encoder_dir),
-        preprocess_sha256=preprocessing.sha256,
-    )
-    return FindingsModel(llava.eval(), processor, preprocessing, meta)
-
-
-def load_encoder(folder: str | Path, attention: str = "cxr") -> tuple[nn.Module, Preprocessing]:
-    """A DINOv2 encoder directory -> (model in fp32, its preprocessing). Raises ModelError for anything else."""
-    try:
-        model = state_dicts.load_encoder(folder, attention_name(attention))
-    except (FileNotFoundError, state_dicts.ConversionError) as error:
-        raise ModelError(str(error)) from None
-    return model, Preprocessing.from_pretrained(folder)
-
-
-def _generation_config(tokenizer):
-    from transformers import GenerationConfig
-
-    return GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-# --- adapters ---------------------------------------------------------------------------------------------------------
-
-
-def add_lora(llava: nn.Module, rank: int = 16, alpha: int = 32, dropout: float = 0.0) -> nn.Module:
-    """LoRA on the linears of the language model, the projector trained whole. Raises ModelError if an adapter lands
-    elsewhere or nowhere."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=LORA_TARGETS,
-        modules_to_save=["multi_modal_projector"],
-        task_type="CAUSAL_LM",
-    )
-    with _quiet_peft():
-        model = get_peft_model(llava, config)
-    check_adapters(model)
-    return model
-
-
-@contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """peft asks transformers for a property of a deprecated name, and merely warns of missing keys, which we refuse."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        warnings.filterwarnings("ignore", message="Found missing adapter keys")
-        yield
-
-
-def count_adapters(model: nn.Module) -> dict[str, int]:
-    """LoRA pairs in each tower."""
-    names = [name for name, _ in model.named_parameters() if ".lora_A." in name]
-    counts = Counter({"vision_tower": 0, "multi_modal_projector": 0, "language_model": 0})
-    counts.update(next((tower for tower in counts if tower in name), "elsewhere") for name in names)
-    return dict(counts)
-
-
-def check_adapters(model: nn.Module) -> None:
-    counts = count_adapters(model)
-    if not counts["language_model"] or sum(counts.values()) != counts["language_model"]:
-        raise ModelError(f"LoRA belongs in the language model alone, but the adapters lie in: {counts}")
 
 
 def merge(model: FindingsModel) -> FindingsModel:
@@ -352,7 +197,9 @@ def _load_merged(folder: Path, meta: Meta, attention: str, dtype: torch.dtype | 
             f"{folder}: the preprocessing ({preprocessing.sha256[:12]}) is not the one the model was trained with "
             f"({meta.preprocess_sha256[:12]})"
         )
-    llava, report = LlavaForConditionalGeneration.from_pretrained(
+    import vlm.llava  # noqa: F401  (which makes cxr_llava known)
+
+    llava, report = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype or torch.float32,
         use_safetensors=True,
@@ -383,7 +230,7 @@ def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> Find
             f"{folder} was trained with preprocessing {meta.preprocess_sha256[:12]}, but {given} has "
             f"{model.preprocessing.sha256[:12]}"
         )
-    with _quiet_peft():
+    with quiet_peft():
         llava = PeftModel.from_pretrained(model.llava, folder, is_trainable=trainable)
     check_adapters(llava)
     file = folder / "adapter_model.safetensors"
@@ -403,7 +250,7 @@ def _base_of(folder: Path, meta: Meta) -> str | Path:
     return beside if beside.is_dir() else meta.base
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, what: str = "model") -> Path:
     """A directory, the shipped "mini", or a hub id -> a local directory. Raises ModelError if there is none."""
     if Path(name).is_dir():
         return Path(name)
@@ -415,13 +262,13 @@ def resolve(name: str | Path) -> Path:
         return MINI
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("."):
         raise ModelError(
-            f"no model {str(name)!r}: it is neither a directory, nor 'mini', nor a hub id (owner/name)"
+            f"no {what} {str(name)!r}: it is neither a directory, nor 'mini', nor a hub id (owner/name)"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"{name} is no directory here, and the hub did not give it: {type(error).__name__}"
@@ -460,9 +307,7 @@ def parameter_table(model: nn.Module) -> list[tuple[str, int, int]]:
     """(part, parameters, trainable ones) for every part and the total; tied weights once."""
     parts: dict[str, list[int]] = {}
     for name, p in model.named_parameters():
-        part = next(
-            (t for t in ("vision_tower", "multi_modal_projector", "language_model") if t in name), "lm_head"
-        )
+        part = next((t for t in TOWERS if t in name), "lm_head")
         part = "lora" if ".lora_" in name else part
         total, trained = parts.setdefault(part, [0, 0])
         parts[part] = [total + p.numel(), trained + p.numel() * p.requires_grad]

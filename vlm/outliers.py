@@ -22,6 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlm.towers import hidden_states, shape_of
+
 GRID = 4  # cells a side; finer ones react to where exactly the patient stands
 LEAST = 40  # images of a part; fewer say nothing of its covariance
 FIELDS = ("mean_C", "directions_CK", "std_K", "rest_std", "limit")
@@ -167,16 +169,19 @@ def split(x_NC: Tensor, parts: int, rounds: int = 50) -> list[Tensor]:
 
 @torch.inference_mode()
 def embedding(tower: nn.Module, pixels_BCHW: Tensor) -> Tensor:
-    """CLS and the 4 x 4 grid of mean patch tokens, after the final LayerNorm: (B, 17 C)."""
-    return pooled(tower(pixels_BCHW).last_hidden_state)
+    """CLS (where there is none, the mean patch) and the 4 x 4 grid of mean patch tokens, after the final LayerNorm:
+    (B, 17 C)."""
+    (x_BNC,) = hidden_states(tower, pixels_BCHW, [-1], norm=True)
+    return pooled(x_BNC, shape_of(tower.config).extra)
 
 
-def pooled(x_BNC: Tensor) -> Tensor:
-    """The same of tokens (B, 1 + N, C)."""
-    side = int((x_BNC.shape[1] - 1) ** 0.5)
-    patches_BCHW = x_BNC[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+def pooled(x_BNC: Tensor, extra: int = 1) -> Tensor:
+    """The same of normed tokens (B, extra + N, C), CLS and registers first."""
+    side = int((x_BNC.shape[1] - extra) ** 0.5)
+    patches_BCHW = x_BNC[:, extra:].transpose(1, 2).unflatten(2, (side, side))
     cells_BC = nn.functional.adaptive_avg_pool2d(patches_BCHW.float(), GRID).flatten(1)
-    return torch.cat([x_BNC[:, 0].float(), cells_BC], dim=1).cpu()
+    first_BC = x_BNC[:, 0].float() if extra else patches_BCHW.float().mean((2, 3))
+    return torch.cat([first_BC, cells_BC], dim=1).cpu()
 
 
 def fit_outliers(

@@ -12,15 +12,32 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from vlm.towers import hidden_states
+
 LAYERS = (-1,)  # the last block's output; stock Llava takes it before the final LayerNorm
 
 
+def patches(llava: nn.Module, features_BNC: Tensor) -> Tensor:
+    """The patch tokens of a tower's features, without CLS and registers, which come first."""
+    config = llava.config
+    count = getattr(config, "grid", 0) ** 2 or config.image_seq_length
+    return features_BNC[:, features_BNC.shape[1] - count :]
+
+
 @torch.no_grad()
-def statistics(features_BNC: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every channel over the patch tokens, without CLS, the first: (C,), (C,)."""
-    x_TC = features_BNC[:, 1:].double().flatten(0, 1)
+def statistics(llava: nn.Module, features_BNC: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,), (C,) of every channel over the patch tokens, to standardise features by;
+    0 and 1 for a projector that normalises by itself."""
+    x_TC = patches(llava, features_BNC).double().flatten(0, 1)
+    if hasattr(llava.model.multi_modal_projector, "resampler"):
+        return torch.zeros(x_TC.shape[1]), torch.ones(x_TC.shape[1])
     mean_C, std_C = x_TC.mean(0), x_TC.std(0)
     return mean_C.float(), std_C.clamp_min(1e-3 * float(std_C.mean()) + 1e-8).float()
+
+
+def linears(projector: nn.Module) -> list[nn.Linear]:
+    """`linear_1` to the last."""
+    return [m for name, m in projector.named_children() if name.startswith("linear_")]
 
 
 @torch.no_grad()
@@ -28,18 +45,19 @@ def calibrate(llava: nn.Module, features_BNC: Tensor, gain: float = 3.0) -> None
     """Initialise a fresh projector so that training is well-conditioned: linear_1 sees standardised features, and the
     output has mean 0 and `gain` times the standard deviation of the token embeddings.
 
-    `features_BNC` are the tower's un-normed features of some images, CLS first. The standardisation is folded into
-    linear_1, so the model stays stock.
+    `features_BNC` are the tower's features of some images, CLS first. The standardisation is folded into linear_1, so
+    the model stays stock.
     """
     projector = llava.model.multi_modal_projector
     generator = torch.Generator().manual_seed(0)
-    for linear in (projector.linear_1, projector.linear_2):
+    for linear in linears(projector):
         w = torch.randn(linear.weight.shape, generator=generator) * linear.in_features**-0.5
         linear.weight.copy_(w)
         linear.bias.zero_()
-    fold(projector, *statistics(features_BNC))
-    std = gain * float(llava.get_input_embeddings().weight.std())
-    rescale(projector, features_BNC[:, 1:].float(), torch.zeros(projector.linear_2.out_features), std)
+    fold(projector, *statistics(llava, features_BNC))
+    std = gain * float(llava.get_input_embeddings().weight.float().std())
+    mean_H = torch.zeros(linears(projector)[-1].out_features)
+    rescale(projector, patches(llava, features_BNC).float(), mean_H, std)
 
 
 @torch.no_grad()
@@ -53,26 +71,35 @@ def spread(projector: nn.Module, x_BNC: Tensor) -> tuple[Tensor, float]:
 def rescale(projector: nn.Module, x_BNC: Tensor, mean_H: Tensor, std: float) -> None:
     """Give the projector's output this mean and standard deviation, by its last linear."""
     now_H, now = spread(projector, x_BNC)
-    projector.linear_2.weight.mul_(std / now)
-    projector.linear_2.bias.copy_(mean_H.to(now_H) + (projector.linear_2.bias - now_H) * (std / now))
+    last = linears(projector)[-1]
+    last.weight.mul_(std / now)
+    last.bias.copy_(mean_H.to(now_H) + (last.bias - now_H) * (std / now))
 
 
 @torch.no_grad()
 def fold(projector: nn.Module, mean_C: Tensor, std_C: Tensor) -> None:
     """A projector of standardised features -> the same function of raw ones."""
-    w = projector.linear_1.weight.double() / std_C.double().to(projector.linear_1.weight.device)
-    bias = projector.linear_1.bias.double() - w @ mean_C.double().to(w.device)
-    projector.linear_1.weight.copy_(w)
+    w, mean_C, std_C = _first(projector, mean_C, std_C)
+    bias = projector.linear_1.bias.double() - (w / std_C) @ mean_C
+    projector.linear_1.weight.copy_(w / std_C)
     projector.linear_1.bias.copy_(bias)
 
 
 @torch.no_grad()
 def unfold(projector: nn.Module, mean_C: Tensor, std_C: Tensor) -> None:
     """The inverse of `fold`: the projector may then be trained on standardised features."""
-    w = projector.linear_1.weight.double()
-    bias = projector.linear_1.bias.double() + w @ mean_C.double().to(w.device)
-    projector.linear_1.weight.copy_(w * std_C.double().to(w.device))
+    w, mean_C, std_C = _first(projector, mean_C, std_C)
+    bias = projector.linear_1.bias.double() + w @ mean_C
+    projector.linear_1.weight.copy_(w * std_C)
     projector.linear_1.bias.copy_(bias)
+
+
+def _first(projector: nn.Module, mean_C: Tensor, std_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The weight of linear_1 and the statistics of its inputs, in double precision: with pixel_shuffle a token holds
+    the channels of several patches."""
+    w = projector.linear_1.weight.double()
+    patches_in = w.shape[1] // len(mean_C)
+    return w, *(x.double().to(w.device).repeat(patches_in) for x in (mean_C, std_C))
 
 
 class FeatureTower(nn.Module):
@@ -82,6 +109,7 @@ class FeatureTower(nn.Module):
     def __init__(self, mean_C: Tensor, std_C: Tensor, layers: Sequence[int] = LAYERS):
         super().__init__()
         self.layers = list(layers)
+        self.final_norm = nn.Identity()  # features that are read after the norm are kept so
         self.register_buffer("mean_C", mean_C, persistent=False)
         self.register_buffer("std_C", std_C, persistent=False)
 
@@ -94,11 +122,12 @@ class FeatureTower(nn.Module):
 
 
 @torch.no_grad()
-def tower_features(tower: nn.Module, pixels_BCHW: Tensor, layers: Sequence[int] = LAYERS) -> Tensor:
-    """What stock Llava reads of the tower: un-normed hidden states, CLS first, those of several layers side by side
-    (B, 1 + N, C layers)."""
-    states = tower(pixels_BCHW, output_hidden_states=True).hidden_states
-    return torch.cat([states[layer] for layer in layers], dim=-1)
+def tower_features(
+    tower: nn.Module, pixels_BCHW: Tensor, layers: Sequence[int] = LAYERS, norm: bool = False
+) -> Tensor:
+    """What the model reads of the tower: hidden states, CLS and registers first, those of several layers side by side
+    (B, extra + N, C layers)."""
+    return torch.cat(hidden_states(tower, pixels_BCHW, layers, norm), dim=-1)
 
 
 def layers_of(llava: nn.Module) -> list[int]:
@@ -107,5 +136,7 @@ def layers_of(llava: nn.Module) -> list[int]:
     return [layers] if isinstance(layers, int) else list(layers)
 
 
-def describe_features(layers: Sequence[int]) -> str:
-    return f"hidden_states{list(layers)}, before the final LayerNorm, without CLS"
+def describe_features(layers: Sequence[int], norm: bool = False, tokens: int | None = None) -> str:
+    where = "after" if norm else "before"
+    fewer = "" if tokens is None else f", as {tokens} tokens"
+    return f"hidden_states{list(layers)}, {where} the final LayerNorm, without CLS{fewer}"

@@ -7,6 +7,7 @@ batches would silently lose their mask.)
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import NamedTuple
 
@@ -83,8 +84,11 @@ def transformers_attention(
 ) -> tuple[Tensor, None]:
     """The AttentionInterface function: q, k, v are (B, H, N, D), the mask is what `padding_mask` made.
 
-    Raises ValueError for what the contract cannot say (dropout, soft cap, sliding window, position bias, 4-D masks).
+    Raises ValueError for what the contract cannot say (dropout, soft cap, a sliding window, position bias, 4-D masks).
     """
+    window = kwargs.pop("sliding_window", None)
+    if window is not None and key.shape[2] > window:
+        kwargs["sliding_window"] = window
     for name in ("softcap", "position_bias", "sliding_window", "cu_seq_lens_q", "s_aux"):
         if kwargs.get(name) is not None:
             raise ValueError(
@@ -168,6 +172,8 @@ def padding_mask(
     **kwargs,
 ) -> Tensor | None:
     """The AttentionMaskInterface function: None, or a bool mask (batch, keys) that is False at padding."""
+    if _is_causal(mask_function, kv_offset + kv_length, kwargs.get("local_size")):
+        mask_function = causal_mask_function
     if mask_function not in (causal_mask_function, bidirectional_mask_function):
         raise ValueError(
             f"{NAME} knows causal and bidirectional attention with padding; this model asks for another pattern "
@@ -185,6 +191,14 @@ def padding_mask(
         )
     real_BM = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
     return None if real_BM.all() else real_BM
+
+
+def _is_causal(mask_function, keys: int, window: int | None) -> bool:
+    """Whether it is the causal one after all: a sliding window (Mistral, Phi-3) that no key has left yet."""
+    parts = inspect.getclosurevars(mask_function).nonlocals.get("mask_functions", ())
+    if len(parts) != 2 or parts[1] is not causal_mask_function or window is None:
+        return False
+    return parts[0].__qualname__.startswith("sliding_window_overlay") and int(keys) <= window
 
 
 def _cumulated(lengths: Tensor) -> Tensor:

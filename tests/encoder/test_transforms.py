@@ -20,8 +20,17 @@ def smooth(h, w, seed=0):
 
 @pytest.mark.parametrize("shape", [(77, 101), (101, 77), (300, 211), (56, 56), (57, 56), (40, 90)])
 @pytest.mark.parametrize("texture", ["smooth", "noise"])
-def test_equals_transformers_to_one_grey_level(tmp_path, shape, texture):
-    prep = Preprocessing(size=56)
+@pytest.mark.parametrize(
+    "prep",
+    [
+        Preprocessing(size=56),
+        Preprocessing(56, mean=(0.481, 0.458, 0.408), std=(0.269, 0.261, 0.276)),  # as CLIP's
+        Preprocessing(56, "stretch", 0.5, 0.5),  # as SigLIP's
+        Preprocessing(56, "stretch", 0.5, 0.5, "bilinear"),
+    ],
+    ids=["rad-dino", "clip", "siglip", "medsiglip"],
+)
+def test_equals_transformers_to_one_grey_level(tmp_path, shape, texture, prep):
     prep.save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     pixels = (
@@ -33,8 +42,8 @@ def test_equals_transformers_to_one_grey_level(tmp_path, shape, texture):
     ours = prep(pixels.astype(np.float32) / 255)
     assert ours.shape == (3, 56, 56) and ours.dtype == torch.float32 and ours.is_contiguous()
     # 8-bit resizing rounds after each of its two passes
-    assert (ours - theirs).abs().max() <= 1.1 / 255 / prep.std
-    assert (ours - theirs).abs().mean() <= 0.5 / 255 / prep.std
+    assert (ours - theirs).abs().max() <= 1.1 / 255 / np.min(prep.std)
+    assert (ours - theirs).abs().mean() <= 0.5 / 255 / np.min(prep.std)
 
 
 def test_pad_keeps_the_whole_film():
@@ -58,9 +67,29 @@ def test_sixteen_bit_levels_survive():
     assert len(Preprocessing(size=4)(levels)[0].unique()) == 16
 
 
-@pytest.mark.parametrize("mode", ["crop", "pad"])
+def test_siglip_and_timm_directories(tmp_path):
+    siglip = {
+        "size": {"height": 56, "width": 56},
+        "resample": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(siglip))
+    assert Preprocessing.from_pretrained(tmp_path) == Preprocessing(56, "stretch", 0.5, 0.5, "bilinear")
+    (tmp_path / "preprocessor_config.json").unlink()
+    timm = {"input_size": [3, 56, 56], "mean": [0.1, 0.2, 0.3], "std": [0.5] * 3, "interpolation": "bicubic"}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit", "pretrained_cfg": timm}))
+    assert Preprocessing.from_pretrained(tmp_path) == Preprocessing(56, "crop", (0.1, 0.2, 0.3), 0.5)
+
+
+def test_digests_of_models_trained_before_are_the_same():
+    """As computed when there was one way to resize and one mean."""
+    assert Preprocessing().sha256.startswith("947689539f3adc0e")
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
 def test_saved_and_read_again(tmp_path, mode):
-    prep = Preprocessing(size=196, mode=mode, mean=0.4, std=0.3)
+    prep = Preprocessing(size=196, mode=mode, mean=0.4, std=(0.3, 0.2, 0.3))
     prep.save_pretrained(tmp_path / "new")
     assert Preprocessing.from_pretrained(tmp_path / "new") == prep
 
@@ -84,15 +113,18 @@ def test_other_arrays_are_refused(pixels):
 
 def test_odd_configs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="mode"):
-        Preprocessing(mode="stretch")
+        Preprocessing(mode="squash")
+    with pytest.raises(ValueError, match="one number or three"):
+        Preprocessing(mean=(0.5, 0.5))
     with pytest.raises(FileNotFoundError, match="encoder checkpoint"):
         Preprocessing.from_pretrained(tmp_path)
     Preprocessing(size=56).save_pretrained(tmp_path)
     path = tmp_path / "preprocessor_config.json"
     config = json.loads(path.read_text())
     for change, message in (
-        ({"image_mean": [0.1, 0.2, 0.3]}, "one mean"),
-        ({"resample": 2}, "bicubic"),
+        ({"image_mean": [0.1, 0.2]}, "one number or three"),
+        ({"resample": 1}, "bicubic"),
+        ({"size": {"height": 56, "width": 40}}, "square"),
         ({"crop_size": {"height": 40, "width": 56}}, "square"),
     ):
         path.write_text(json.dumps({**config, **change}))

@@ -23,7 +23,7 @@ from train.finetune import main
 from train.launcher import INTERRUPTED, accelerate_command
 from train.trainer import Loop, answer_loss, collate, grouped_order
 from train.watch import macro_f1
-from vlm import Findings
+from vlm import Findings, adapters
 from vlm import model as models
 from vlm.generate import OUTLIERS
 from vlm.study import Image, load_studies, save_studies
@@ -131,7 +131,7 @@ def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeyp
     with torch.no_grad():
         outs = [m.llava(input_ids=ids, pixel_values=pixels).logits for m in (adapter, merged)]
     torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
-    assert models.count_adapters(adapter.llava)["vision_tower"] == 0
+    assert adapters.count_adapters(adapter.llava)["vision_tower"] == 0
 
 
 def test_it_goes_on_from_a_findings_model(train, findings_model, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.tiny import make_studies
+from vlm import adapters
 from vlm import model as models
 from vlm.cli import main
 from vlm.generate import OUTLIERS
@@ -239,7 +240,7 @@ def test_export_merges_an_adapter(findings_model, tmp_path, capsys):
     from transformers import AutoModelForImageTextToText
 
     models.save(findings_model, tmp_path / "base")
-    findings_model.llava = models.add_lora(findings_model.llava, rank=4)
+    findings_model.llava = adapters.add_lora(findings_model.llava, rank=4)
     models.save_adapter(findings_model, tmp_path / "adapter", tmp_path / "base")
     (tmp_path / "adapter" / OUTLIERS).write_bytes(b"known")
     assert main(["export", str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0

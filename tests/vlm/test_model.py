@@ -10,10 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import SIZE, make_encoder
+from vlm import adapters
 from vlm import model as models
 from vlm import projector as projectors
+from vlm.build import build
 from vlm.prompts import prompt_for
 from vlm.study import Study
+from vlm.towers import load_tower
 
 PIXELS = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
@@ -26,7 +29,7 @@ def logits(llava, model, pixels=PIXELS, **more):
 
 def trained_adapter(model, seed=5):
     """LoRA B starts at zero: give it, and the projector, something to say."""
-    model.llava = models.add_lora(model.llava, rank=4, alpha=8)
+    model.llava = adapters.add_lora(model.llava, rank=4, alpha=8)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, p in model.llava.named_parameters():
@@ -65,7 +68,7 @@ def test_the_features_are_those_before_the_final_layer_norm(findings_model):
     with torch.no_grad():
         x_BNC = projectors.tower_features(tower, PIXELS)
         torch.testing.assert_close(tower.layernorm(x_BNC), tower(PIXELS).last_hidden_state)
-        mean_C, std_C = projectors.statistics(x_BNC)
+        mean_C, std_C = projectors.statistics(findings_model.llava, x_BNC)
         expected = findings_model.llava.model.multi_modal_projector(x_BNC[:, 1:])
         got = torch.stack(list(findings_model.llava.get_image_features(PIXELS).pooler_output))
         torch.testing.assert_close(got, expected)
@@ -74,7 +77,7 @@ def test_the_features_are_those_before_the_final_layer_norm(findings_model):
 
 
 def test_calibration(encoder_dir, llm_dir):
-    model = models.build(encoder_dir, llm_dir)
+    model = build(encoder_dir, llm_dir)
     x_BNC = 5 * torch.randn(64, 17, 32) + torch.linspace(-30, 30, 32)
     projectors.calibrate(model.llava, x_BNC, gain=3.0)
     with torch.no_grad():
@@ -91,7 +94,7 @@ def test_fold_is_the_inverse_of_unfold_and_the_stand_in_gives_the_same_logits(fi
         findings_model.llava.model.multi_modal_projector,
     )
     x_BNC = projectors.tower_features(tower, PIXELS)
-    mean_C, std_C = projectors.statistics(x_BNC)
+    mean_C, std_C = projectors.statistics(findings_model.llava, x_BNC)
     findings_model.llava.model.vision_tower = projectors.FeatureTower(mean_C, std_C)
     projectors.unfold(projector, mean_C, std_C)
     torch.testing.assert_close(
@@ -104,7 +107,7 @@ def test_fold_is_the_inverse_of_unfold_and_the_stand_in_gives_the_same_logits(fi
 
 def test_several_layers_side_by_side(encoder_dir, llm_dir, tmp_path):
     """Stock Llava reads what `tower_features` gives, reloads to equal logits, and the stand-in splits it again."""
-    model = models.build(encoder_dir, llm_dir, layers=(-2, -1))
+    model = build(encoder_dir, llm_dir, layers=(-2, -1))
     tower = model.llava.model.vision_tower
     x_BNC = projectors.tower_features(tower, PIXELS, projectors.layers_of(model.llava)).detach()
     assert x_BNC.shape[-1] == 2 * 32 and not torch.equal(x_BNC[..., :32], x_BNC[..., 32:])
@@ -122,7 +125,7 @@ def test_several_layers_side_by_side(encoder_dir, llm_dir, tmp_path):
 @pytest.mark.parametrize("layers", [(), (3,), (-4, -1)])
 def test_layers_the_encoder_does_not_have(encoder_dir, llm_dir, layers):
     with pytest.raises(models.ModelError, match="hidden states 0 to 2"):
-        models.build(encoder_dir, llm_dir, layers=layers)
+        build(encoder_dir, llm_dir, layers=layers)
 
 
 def test_the_image_is_not_ignored(findings_model):
@@ -131,8 +134,8 @@ def test_the_image_is_not_ignored(findings_model):
 
 
 def test_the_adapter_touches_the_language_model_alone(findings_model):
-    llava = models.add_lora(findings_model.llava)
-    assert models.count_adapters(llava) == {
+    llava = adapters.add_lora(findings_model.llava)
+    assert adapters.count_adapters(llava) == {
         "vision_tower": 0,
         "multi_modal_projector": 0,
         "language_model": 14,
@@ -142,9 +145,9 @@ def test_the_adapter_touches_the_language_model_alone(findings_model):
 
 
 def test_an_adapter_in_the_vision_tower_is_an_error(findings_model, monkeypatch):
-    monkeypatch.setattr(models, "LORA_TARGETS", r".*\.(q_proj|v_proj|query|value)")
+    monkeypatch.setattr(adapters, "LORA_TARGETS", r".*\.(q_proj|v_proj|query|value)")
     with pytest.raises(models.ModelError, match=r"language model alone.*'vision_tower': 4"):
-        models.add_lora(findings_model.llava)
+        adapters.add_lora(findings_model.llava)
 
 
 def test_adapter_on_base_equals_merged(findings_model, tmp_path):
@@ -173,7 +176,7 @@ def test_an_adapter_moves_with_its_base(findings_model, tmp_path):
 
 def test_the_wrong_base_is_refused(findings_model, encoder_dir, llm_dir, tmp_path):
     models.save(findings_model, tmp_path / "base")
-    other = models.build(encoder_dir, llm_dir, seed=1)
+    other = build(encoder_dir, llm_dir, seed=1)
     models.save(other, tmp_path / "other")
     models.save_adapter(trained_adapter(findings_model), tmp_path / "adapter", tmp_path / "base")
     with pytest.raises(models.ModelError) as error:
@@ -244,7 +247,7 @@ def test_the_encoder_comes_out_as_it_went_in(findings_model, encoder_dir, tmp_pa
     models.save_encoder(findings_model, tmp_path / "e")
     there, here = (load_file(d / "model.safetensors") for d in (encoder_dir, tmp_path / "e"))
     assert there.keys() == here.keys() and all(torch.equal(there[k], here[k]) for k in there)
-    assert models.load_encoder(tmp_path / "e")[1] == findings_model.preprocessing
+    assert load_tower(tmp_path / "e", "sdpa")[1] == findings_model.preprocessing
 
 
 @pytest.mark.parametrize(
@@ -264,18 +267,18 @@ def test_directories_that_hold_something_else(encoder_dir, llm_dir, tmp_path):
     with pytest.raises(models.ModelError, match=r"cxr\.json"):
         models.load(llm_dir)
     with pytest.raises(models.ModelError, match="dinov2"):
-        models.build(llm_dir, llm_dir)
+        build(llm_dir, llm_dir)
     with pytest.raises(models.ModelError, match=r"is .* an encoder checkpoint"):
-        models.build(tmp_path, llm_dir)
+        build(tmp_path, llm_dir)
     shutil.copytree(encoder_dir, tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(models.ModelError, match="safetensors"):
-        models.build(tmp_path / "pickled", llm_dir)
+        build(tmp_path / "pickled", llm_dir)
     odd = make_encoder(tmp_path / "odd")
     path = odd / "preprocessor_config.json"
     path.write_text(path.read_text().replace("28", "30"))
     with pytest.raises(models.ModelError, match="no multiple"):
-        models.build(odd, llm_dir)
+        build(odd, llm_dir)
 
 
 def test_a_tokenizer_without_image_token_gets_one(encoder_dir, llm_dir, tmp_path):
@@ -288,7 +291,7 @@ def test_a_tokenizer_without_image_token_gets_one(encoder_dir, llm_dir, tmp_path
         tokenizer_file=str(tmp_path / "llm" / "tokenizer.json"), bos_token="<s>", eos_token="</s>"
     ).save_pretrained(tmp_path / "llm")
     before = len(AutoTokenizer.from_pretrained(tmp_path / "llm"))
-    model = models.build(encoder_dir, tmp_path / "llm")
+    model = build(encoder_dir, tmp_path / "llm")
     assert len(model.tokenizer) == before + 1 == model.llava.config.text_config.vocab_size
     assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
     assert logits(model.llava, model).shape[-1] == before + 1

@@ -1,0 +1,177 @@
+"""A findings model from its parts: any vision tower, any causal language model, a fresh projector between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitImageProcessor,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from vlm import model as models
+from vlm import towers
+from vlm.errors import ModelError
+from vlm.llava import REDUCTIONS, CxrLlavaConfig, CxrLlavaForConditionalGeneration, is_stock, token_grid
+from vlm.projector import LAYERS, describe_features
+from vlm.prompts import IMAGE_TOKEN, PromptStyle
+
+
+def build(
+    encoder: str | Path,
+    llm: str | Path,
+    *,
+    layers: Sequence[int] = LAYERS,
+    depth: int = 2,
+    norm: bool = False,
+    reduction: str = "none",
+    factor: int = 2,
+    prompt: PromptStyle | None = None,
+    attention: str = "cxr",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> models.FindingsModel:
+    """Encoder and language model (directories or hub ids) joined by a fresh projector.
+
+    The patch tokens of several `layers` (indices into the tower's hidden states, 0 being the embeddings) are put side
+    by side: early ones still show small things that the last one has absorbed; after the tower's final LayerNorm if
+    `norm`. The projector has `depth` linear layers. `reduction` makes fewer tokens an image: `pixel_shuffle` and `pool`
+    one of `factor` x `factor` patches, `resampler` `factor` x `factor` in all. The language model is kept in `dtype`,
+    tower and projector in fp32. The tokenizer gets the image token if it lacks one. The projector is random until
+    `calibrate` has seen features. What stock Llava can say is a stock Llava, the rest a `cxr_llava` (vlm/llava.py).
+
+    Raises ModelError for an encoder of an unknown family, without preprocessing or without those layers, a language
+    model that does not fit Llava or has no end-of-sequence token, and a depth or reduction that is none.
+    """
+    encoder_dir, llm_dir = models.resolve(encoder, "encoder"), models.resolve(llm, "language model")
+    implementation = models.attention_name(attention)
+    if not 1 <= depth <= 4:
+        raise ModelError(f"a projector has 1 to 4 layers, not {depth}")
+    if reduction not in REDUCTIONS or factor < 1:
+        raise ModelError(
+            f"token reduction {reduction!r} by {factor}: there are {', '.join(REDUCTIONS)}, by 1 or more"
+        )
+    vision, preprocessing = towers.load_tower(encoder_dir, implementation)
+    shape = towers.shape_of(vision.config)
+    towers.check_layers(layers, shape, vision.config.model_type == "timm_wrapper")
+    tokenizer, language = load_language_model(llm_dir, implementation, dtype)
+    grid = preprocessing.size // shape.patch
+    side = token_grid(grid, reduction, factor)
+    stock = is_stock(depth, norm, reduction, shape)
+    own = {} if stock else {
+        "projector_depth": depth, "feature_norm": norm, "token_reduction": reduction, "reduction": factor, "grid": grid,
+    }  # fmt: skip
+    select = "default" if stock and shape.extra else "full"
+    config = (LlavaConfig if stock else CxrLlavaConfig)(
+        vision_config=vision.config,
+        text_config=language.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=side**2,
+        vision_feature_layer=layers[0] if len(layers) == 1 else list(layers),
+        vision_feature_select_strategy=select,
+        tie_word_embeddings=bool(language.config.tie_word_embeddings),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        **own,
+    )
+    llava = assemble(config, vision, language, implementation, seed)
+    llava.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    processor = LlavaProcessor(
+        image_processor=_image_processor(preprocessing),
+        tokenizer=tokenizer,
+        patch_size=_patch_size(preprocessing.size, side),
+        vision_feature_select_strategy=select,
+        num_additional_image_tokens=int(select == "default"),  # the CLS token, which "default" drops
+        image_token=IMAGE_TOKEN,
+    )
+    meta = models.Meta(
+        prompt=prompt or PromptStyle(),
+        features=describe_features(layers, norm, side**2 if reduction != "none" else None),
+        encoder_sha256=models.weights_sha256(encoder_dir),
+        preprocess_sha256=preprocessing.sha256,
+    )
+    return models.FindingsModel(llava.eval(), processor, preprocessing, meta)
+
+
+def load_language_model(folder: Path, attention: str, dtype: torch.dtype):
+    """(tokenizer with image and padding token, causal language model). Raises ModelError."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        language = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, attn_implementation=attention
+        )
+    except (OSError, ValueError) as error:
+        hint = ""
+        if list(folder.glob("*.bin")):
+            hint = "; its weights are pickled (.bin): save them as safetensors first (save_pretrained does)"
+        raise ModelError(f"{folder} holds no causal language model that can be read: {error}{hint}") from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{folder}: the tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+        language.resize_token_embeddings(max(len(tokenizer), language.config.vocab_size), mean_resizing=False)
+    head = getattr(language, "lm_head", None)
+    if head is None or head.bias is not None or not hasattr(language, "model"):
+        raise ModelError(
+            f"{folder}: Llava takes no {type(language).__name__}, whose head or body is of another kind"
+        )
+    return tokenizer, language
+
+
+def assemble(config, vision: nn.Module, language: nn.Module, attention: str, seed: int) -> nn.Module:
+    """The modules put in their places, none of them copied (a 7B model would not fit twice), and a fresh projector."""
+    cls = (
+        CxrLlavaForConditionalGeneration
+        if isinstance(config, CxrLlavaConfig)
+        else LlavaForConditionalGeneration
+    )
+    with torch.device("meta"):
+        llava = cls._from_config(config, attn_implementation=attention)
+    llava.model.vision_tower, llava.model.language_model = vision, language.model
+    llava.lm_head = language.lm_head
+    llava.tie_weights()
+    projector = llava.model.multi_modal_projector.to_empty(device="cpu").float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in projector.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return llava
+
+
+def _patch_size(size: int, side: int) -> int:
+    """LlavaProcessor counts an image's tokens as (size // patch size) squared. Raises ModelError for a number of tokens
+    that it has no patch size for."""
+    patch = size // side
+    while patch and size // patch < side:
+        patch -= 1
+    if not patch or size // patch != side:
+        near = sorted({size // p for p in range(1, size + 1)}, key=lambda n: abs(n - side))[:4]
+        raise ModelError(
+            f"{side} tokens a side cannot be told to LlavaProcessor at {size} px; near are {sorted(near)}"
+        )
+    return patch
+
+
+def _image_processor(preprocessing) -> BitImageProcessor:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        preprocessing.save_pretrained(folder)
+        return BitImageProcessor.from_pretrained(folder)

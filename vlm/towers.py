@@ -1,0 +1,166 @@
+"""Vision towers: what a findings model needs to know of each family of image encoder.
+
+    dinov2 (RAD-DINO, ours), dinov2_with_registers, CLIP, SigLIP, and any ViT of timm that transformers wraps
+
+A tower's hidden states are asked for by index, as transformers has them: 0 the embeddings, -1 the last block's output,
+before the final LayerNorm.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from encoder.transforms import Preprocessing
+from vlm.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+CONTAINED = {
+    "clip": "clip_vision_model",
+    "siglip": "siglip_vision_model",
+}  # checkpoints that also hold a text tower
+CLASSES = {
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+    "clip_vision_model": "CLIPVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "timm_wrapper": "TimmWrapperModel",
+}
+NORMS = ("layernorm", "post_layernorm", "vision_model.post_layernorm", "timm_model.norm")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a tower."""
+
+    width: int  # channels of a token
+    depth: int  # blocks
+    patch: int  # pixels a side
+    extra: int  # tokens before the patches: CLS, registers
+    stock: bool  # whether stock Llava reads its hidden states rightly
+
+
+def shape_of(config: PreTrainedConfig) -> Shape:
+    """Raises ModelError for a family that is not known."""
+    kind = config.model_type
+    if kind == "timm_wrapper":
+        return _timm_shape(json.dumps(_timm_fields(config), sort_keys=True))
+    if kind not in CLASSES:
+        raise ModelError(f"a {kind} model is no vision tower; there are {', '.join(CLASSES)}")
+    extra = {"siglip_vision_model": 0, "dinov2_with_registers": 1 + getattr(config, "num_register_tokens", 0)}
+    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
+    tokens = extra.get(kind, 1)
+    return Shape(config.hidden_size, config.num_hidden_layers, patch, tokens, stock=tokens <= 1)
+
+
+def load_tower(
+    folder: str | Path, attention: str, size: int | None = None
+) -> tuple[nn.Module, Preprocessing]:
+    """An encoder directory -> (tower in fp32 and evaluation mode, its preprocessing). `attention` is transformers' name
+    of it; timm's towers have their own. CLIP's and SigLIP's text towers are left out. Raises ModelError."""
+    import transformers
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder / 'config.json'} does not exist; is {folder} an encoder checkpoint directory?"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        kind = CONTAINED.get(config.model_type, config.model_type)
+        if kind not in CLASSES:
+            raise ValueError(f"a {kind} model; vision towers are {', '.join(CLASSES)}")
+        preprocessing = Preprocessing.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: {error}") from None
+    if not list(folder.glob("model*.safetensors")):
+        raise ModelError(f"{folder} holds no model.safetensors (pickled weights are not read)")
+    model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
+        **({} if kind == "timm_wrapper" else {"attn_implementation": attention}),
+    )
+    contained = kind != config.model_type
+    left = (
+        [] if contained or kind == "timm_wrapper" else list(report["unexpected_keys"])
+    )  # text tower; classifier
+    problems = [*report["missing_keys"], *map(str, report.get("mismatched_keys", ())), *left]
+    if problems:
+        raise ModelError(f"{folder}: {len(problems)} tensors do not fit {CLASSES[kind]}, first {problems[0]}")
+    shape = shape_of(model.config)
+    if preprocessing.size % shape.patch:
+        raise ModelError(f"{folder}: {preprocessing.size} px is no multiple of patch size {shape.patch}")
+    return model.eval(), preprocessing
+
+
+def final_norm(tower: nn.Module) -> nn.Module:
+    """The LayerNorm after the last block. Raises ModelError where the tower has none."""
+    if hasattr(tower, "final_norm"):  # features computed before
+        return tower.final_norm
+    for name in NORMS:
+        try:
+            return tower.get_submodule(name)
+        except AttributeError:
+            continue
+    raise ModelError(f"{type(tower).__name__} has no final LayerNorm that is known: {', '.join(NORMS)}")
+
+
+def hidden_states(
+    tower: nn.Module, pixels_BCHW: Tensor, layers: Sequence[int], norm: bool = False
+) -> list[Tensor]:
+    """The hidden states of `layers`, each (B, extra + N, C), after the final LayerNorm if `norm`."""
+    if hasattr(tower, "timm_model"):
+        depth = len(tower.timm_model.blocks)
+        blocks = [layer - 1 if layer >= 0 else depth + layer for layer in layers]
+        wanted = sorted(set(blocks))
+        maps = tower.timm_model.forward_intermediates(pixels_BCHW, indices=wanted, intermediates_only=True)
+        states = [maps[wanted.index(block)].flatten(2).transpose(1, 2) for block in blocks]
+    else:
+        found = tower(pixels_BCHW, output_hidden_states=True, return_dict=True).hidden_states
+        states = [found[layer] for layer in layers]
+    return [final_norm(tower)(x_BNC) for x_BNC in states] if norm else states
+
+
+def check_layers(layers: Sequence[int], shape: Shape, timm: bool = False) -> None:
+    """Raises ModelError for hidden states that a tower does not have; timm's are those of blocks alone."""
+    lowest = -shape.depth if timm else -shape.depth - 1
+    bad = [i for i in layers if not lowest <= i <= shape.depth or (timm and i == 0)]
+    if bad or not layers:
+        first = 1 if timm else 0
+        raise ModelError(
+            f"layers {list(layers)}: there are hidden states {first} to {shape.depth} (or -1 to {lowest})"
+        )
+
+
+def _timm_fields(config: PreTrainedConfig) -> dict:
+    return {"architecture": config.architecture, "arguments": config.model_args or {}}
+
+
+_timm_shapes: dict[str, Shape] = {}
+
+
+def _timm_shape(key: str) -> Shape:
+    if key not in _timm_shapes:
+        import timm
+
+        fields = json.loads(key)
+        with torch.device("meta"):
+            model = timm.create_model(
+                fields["architecture"], pretrained=False, num_classes=0, **fields["arguments"]
+            )
+        if not hasattr(model, "blocks") or not hasattr(model, "patch_embed"):
+            raise ModelError(f"{fields['architecture']} is no ViT: it has no blocks or no patches")
+        patch = model.patch_embed.patch_size[0]
+        # forward_intermediates gives the patches alone
+        _timm_shapes[key] = Shape(model.embed_dim, len(model.blocks), patch, 0, stock=False)
+    return _timm_shapes[key]
