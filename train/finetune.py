@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from train.config import ConfigError, load_config
+
+if TYPE_CHECKING:
+    from train.examples import Examples
 
 
 @dataclass
@@ -42,7 +46,17 @@ class Finetune:
     lora_alpha: int = 32  # twice the rank, the usual scale
     lora_dropout: float = 0.0  # our attention has none, and resumes stay simple
     wording: str = "short"  # prompt wording; `instruct` for ready-made language models
+    section: str = "findings"  # what is learned to be written: findings, impression, both
+    indication: bool = True  # in the prompt; known before the image is read
+    prior: bool = True  # the prior's findings: without them "unchanged" can only be made up
     demographics: bool = False  # view, sex and age in the prompt: small models take them for a shortcut
+    technique: bool = False  # in the prompt, where a study has it
+    comparison: bool = False  # likewise
+    lateral: bool = False  # show a lateral image as well, where there is one
+    prior_image: bool = False  # and the prior's frontal one
+    context_dropout: float = (
+        0.0  # share of the above left out, each by itself, so that each may be missing later
+    )
     layers: list[int] = field(
         default_factory=lambda: [-1]
     )  # of the encoder, side by side; early ones show small things
@@ -57,7 +71,7 @@ class Finetune:
     batch_size: int = 32  # studies a step, over all processes
     gradient_accumulation: int = 1  # raise it where a batch does not fit
     max_length: int = (
-        512  # tokens of prompt and findings beside the image's; longer studies are left out, and counted
+        512  # tokens of prompt and findings beside the images'; longer studies are left out, and counted
     )
     learning_rate: float = 1e-3  # three times as much made small models ignore the image
     warmup_steps: int = 100  # a fresh projector starts far off
@@ -87,44 +101,6 @@ MAY_DIFFER = {  # places, since what lies there is compared by digest, and how i
 }  # fmt: skip
 
 
-class Examples:
-    """Studies as token ids, with features from the cache. `rows[i]` is the row of study i in `features`."""
-
-    def __init__(self, studies, features, rows, model):
-        from vlm.prompts import answer_for, prompt_for
-
-        self.studies, self.features, self.rows = studies, features, rows
-        self.prompts = [model.prompt_ids(prompt_for(s, model.meta.prompt)) for s in studies]
-        self.answers = [model.answer_ids(answer_for(s)) for s in studies]
-        self.lengths = [len(p) + len(a) for p, a in zip(self.prompts, self.answers, strict=True)]
-
-    def __len__(self) -> int:
-        return len(self.studies)
-
-    def __getitem__(self, i: int) -> dict:
-        return {
-            "input_ids": self.prompts[i] + self.answers[i],
-            "answer_from": len(self.prompts[i]),
-            "features": self.feature(i),
-        }
-
-    def feature(self, i: int):
-        import torch
-
-        return torch.from_numpy(self.features[self.rows[i]].astype("float32"))
-
-    def batch(self, wanted: list[int]):
-        """Features (B, 1 + N, C) of several studies."""
-        import torch
-
-        return torch.from_numpy(self.features[[self.rows[i] for i in wanted]].astype("float32"))
-
-    def keep(self, wanted: list[int]) -> None:
-        for name in ("studies", "rows", "prompts", "answers", "lengths"):
-            values = getattr(self, name)
-            setattr(self, name, [values[i] for i in wanted])
-
-
 def main(argv: list[str] | None = None) -> int:
     config = load_config(Finetune, "finetune", argv)
     if (config.init is None) == (config.encoder is None or config.llm is None):
@@ -139,6 +115,7 @@ def run(config: Finetune) -> int:
     import torch
 
     from train.checkpoints import recorded
+    from train.examples import Examples
     from train.features import image_features
     from train.launcher import INTERRUPTED
     from train.processes import process_state, settled_precision, use_cores
@@ -148,7 +125,8 @@ def run(config: Finetune) -> int:
     from vlm import projector as projectors
     from vlm.build import build
     from vlm.generate import OUTLIERS
-    from vlm.prompts import PromptStyle, answer_for, shown_image
+    from vlm.prompts import PromptStyle, answer_for, shown_images
+    from vlm.study import absolute
 
     quiet()
     state = process_state()
@@ -167,9 +145,12 @@ def run(config: Finetune) -> int:
         return 0
 
     # the parts
-    style = PromptStyle(wording=config.wording, demographics=config.demographics)
+    style = PromptStyle(**{f.name: getattr(config, f.name) for f in fields(PromptStyle)})
     if config.init:
         model = models.load(config.init, attention=config.attention)
+        if style not in (PromptStyle(), model.meta.prompt):
+            state.print(f"the prompt of {config.init} changes to {style}")
+            model.meta.prompt = style
     else:
         model = build(
             config.encoder, config.llm, layers=config.layers, depth=config.projector_depth, norm=config.feature_norm,
@@ -180,36 +161,39 @@ def run(config: Finetune) -> int:
     model.meta.max_new_tokens = config.max_new_tokens
 
     # the studies and their features
-    rows, paths = [], []
-    for listing in config.studies:
-        for study in load_listing(listing, state):
-            image = shown_image(study)
-            if image is not None and answer_for(study) and (study.split or "train") in ("train", "validate"):
-                rows.append(study)
-                paths.append(Path(listing).parent / image.path)
-    unique = list(dict.fromkeys(paths))
+    studies = [
+        absolute(study, Path(listing).parent)
+        for listing in config.studies
+        for study in load_listing(listing, state)
+        if answer_for(study, model.meta.prompt) and (study.split or "train") in ("train", "validate")
+    ]
+    paths = [Path(image.path) for s in studies for _, image in shown_images(s, model.meta.prompt)]
     cache = Path(config.features_dir) if config.features_dir else out / "features"
-    features, row_of = image_features(model, unique, cache, state, config.feature_batch, config.workers)
+    features, row_of = image_features(
+        model, list(dict.fromkeys(paths)), cache, state, config.feature_batch, config.workers
+    )
     data = {}
     for split in ("train", "validate"):
-        chosen = [i for i, s in enumerate(rows) if (s.split or "train") == split and paths[i] in row_of]
-        data[split] = Examples([rows[i] for i in chosen], features, [row_of[paths[i]] for i in chosen], model)
-        limit = config.max_length + model.image_tokens
-        short = [i for i, n in enumerate(data[split].lengths) if n <= limit]
-        if len(short) < len(chosen):
+        chosen = [s for s in studies if (s.split or "train") == split]
+        dropout = config.context_dropout if split == "train" else 0.0
+        data[split] = Examples(chosen, features, row_of, model, dropout, config.seed)
+        before = len(data[split])
+        data[split].keep([i for i in range(before) if data[split].words(i) <= config.max_length])
+        if len(data[split]) < before:
             state.print(
-                f"{split}: {len(chosen) - len(short)} studies of more than {config.max_length} tokens left out"
+                f"{split}: {before - len(data[split])} studies of more than {config.max_length} tokens left out"
             )
-        data[split].keep(short)
-        state.print(f"{split}: {len(short)} studies")
+        state.print(f"{split}: {len(data[split])} studies")
     if not len(data["train"]):
-        raise ConfigError(f"{', '.join(config.studies)}: no study of split 'train' has an image and findings")
+        raise ConfigError(
+            f"{', '.join(config.studies)}: no study of split 'train' has an image and {config.section}"
+        )
     data["validate"].keep(list(range(len(data["validate"])))[: config.eval_studies])
     evaluate = bool(config.eval_steps and len(data["validate"]))
 
     # calibrate, remember the base, put the features in the place of the tower
     sample = torch.linspace(0, len(data["train"]) - 1, min(256, len(data["train"]))).long().tolist()
-    sample_BNC = data["train"].batch(sample)
+    sample_BNC = data["train"].first(sample)
     mean_C, std_C = projectors.statistics(model.llava, sample_BNC)
     if not config.init:
         projectors.calibrate(model.llava, sample_BNC, config.projector_gain)
@@ -302,7 +286,7 @@ def known_images(model, tower, examples: Examples, init: str | None):
     with torch.inference_mode():
         parts = []
         for part in rows.unique().split(64):
-            x_BNC = examples.batch(part.tolist()).chunk(len(layers), dim=-1)[last]
+            x_BNC = examples.first(part.tolist()).chunk(len(layers), dim=-1)[last]
             parts.append(pooled(tower.layernorm(x_BNC.to(tower.device))))
     return Outliers.fit(torch.cat(parts), encoder_sha256=model.meta.encoder_sha256)
 
@@ -320,7 +304,7 @@ def align_projector(llava, data: dict[str, Examples], mean_C, std_C, config: Fin
     if state.is_main_process and not file.exists():
 
         def tokens(examples: Examples, rows: list[int]):
-            return (projectors.patches(llava, examples.batch(rows)) - mean_C) / std_C
+            return (projectors.patches(llava, examples.first(rows)) - mean_C) / std_C
 
         threads = torch.get_num_threads()
         use_cores(0, 1)  # the other processes wait
@@ -363,7 +347,7 @@ def print_plan(llava, tower_parameters: int, data: Examples, config: Finetune) -
             f"{part:22} {count:>14,} parameters  {trainable:>12,} trained  {100 * trainable / max(count, 1):5.1f} %"
         )
     mb = 4 / 2**20
-    features = data.feature(0).numel() * config.batch_size
+    features = data.features[0].size * max(len(data.shown(i)) for i in range(len(data))) * config.batch_size
     print(
         f"memory: weights {total * mb:,.0f} MB (without the tower), gradients {trained * mb:,.0f} MB, "
         f"AdamW {2 * trained * mb:,.0f} MB, features of a batch {features * mb:,.0f} MB; "

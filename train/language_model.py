@@ -104,8 +104,8 @@ class Texts:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, i: int) -> dict:
-        return {"input_ids": self.ids[i], "answer_from": 1}
+    def __getitem__(self, item: int) -> dict:
+        return {"input_ids": self.ids[item % len(self)], "answer_from": 1}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -93,7 +93,9 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(grouped_order(self.lengths, self.batch, self.seed, self.epoch))
+        """`epoch * len + i`, for an example may look different in every epoch (see Examples)."""
+        order = grouped_order(self.lengths, self.batch, self.seed, self.epoch)
+        return (self.epoch * len(self.lengths) + i for i in order)
 
 
 class Loop(Trainer):
@@ -329,7 +331,7 @@ def collate(rows: list[dict], pad: int) -> dict[str, Any]:
         "logits_to_keep": n - min(row["answer_from"] for row in rows) + 1,
     }
     if "features" in rows[0]:
-        batch["pixel_values"] = torch.stack([row["features"] for row in rows])
+        batch["pixel_values"] = torch.cat([row["features"] for row in rows])  # of all images, in order
     return batch
 
 

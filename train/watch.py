@@ -16,7 +16,9 @@ from accelerate.utils import gather_object
 from eval.scores.labels import label_report
 from train.checkpoints import replace_folder, write_json
 from train.trainer import WEIGHTS, Loop, answer_loss, collate, load_trained
-from vlm.generate import derangement, generate_ids
+from vlm.decoding import Decoding, generate_ids
+from vlm.generate import derangement
+from vlm.prompts import answer_for
 
 
 class WatchedLoop(Loop):
@@ -46,13 +48,10 @@ class WatchedLoop(Loop):
                 n = int((labels != -100).sum())
                 losses.append((float(answer_loss(llava(**batch), labels)) * n, n))
                 for images, of in (("true", lambda i: i), ("shuffled", other.__getitem__)):
-                    features_BNC = val.batch([of(i) for i in part]).to(accelerator.device)
+                    prompts, shown = zip(*(val.exchanged(i, of(i)) for i in part), strict=True)
+                    features_BNC = val.features_of(shown).to(accelerator.device)
                     written = generate_ids(
-                        llava,
-                        self.findings,
-                        [val.prompts[i] for i in part],
-                        features_BNC,
-                        config.max_new_tokens,
+                        llava, self.findings, list(prompts), features_BNC, Decoding(config.max_new_tokens)
                     )
                     texts[images] |= {
                         i: self.findings.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -63,7 +62,7 @@ class WatchedLoop(Loop):
         loss = sum(x for part, _ in gathered for x, _ in part) / sum(
             n for part, _ in gathered for _, n in part
         )
-        truth = [s.labels or label_report(s.findings) for s in val.studies]
+        truth = [s.labels or label_report(answer_for(s, val.style)) for s in val.studies]
         f1 = {}
         for images in ("true", "shuffled"):
             found = {i: t for _, part in gathered for i, t in part[images].items()}

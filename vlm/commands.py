@@ -79,9 +79,7 @@ def generate(args, nearest_by_features) -> int:
 
 def _training_bank(path: Path, studies: list) -> list:
     """Training studies with findings and images, none of a patient or a study that findings are generated for."""
-    from dataclasses import replace
-
-    from vlm.study import StudyError, load_studies, normalise_split
+    from vlm.study import StudyError, absolute, load_studies, normalise_split
 
     def of_training(split: str | None) -> bool:
         try:
@@ -90,9 +88,8 @@ def _training_bank(path: Path, studies: list) -> list:
             return False
 
     own, patients = {s.study_id for s in studies}, {s.patient_id for s in studies} - {None}
-    root = path.parent.absolute()
     bank = [
-        replace(s, images=[replace(i, path=str(root / i.path)) for i in s.images])
+        absolute(s, path.parent)
         for s in load_studies(path)
         if s.findings and s.images and s.study_id not in own and s.patient_id not in patients
         and of_training(s.split)
@@ -131,9 +128,8 @@ def _studies(args):
     """Studies of all inputs with absolute image paths, in the order given. Files are called by their name in their
     folder, or, where two inputs have the same, by their path as given."""
     from collections import Counter
-    from dataclasses import replace
 
-    from vlm.study import Image, Study, load_studies, normalise_split
+    from vlm.study import Image, Study, absolute, load_studies, normalise_split
 
     split = normalise_split(args.split) if args.split else None
     left = args.limit if args.limit is not None else sys.maxsize
@@ -150,10 +146,7 @@ def _studies(args):
             found = load_studies(given)
             if split:
                 found = [s for s in found if s.split == split]
-            root = given.parent.absolute()
-            found = [
-                replace(s, images=[replace(i, path=str(root / i.path)) for i in s.images]) for s in found
-            ]
+            found = [absolute(s, given.parent) for s in found]
         else:
             found = [
                 Study(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +20,16 @@ from torch import Tensor
 
 from encoder.radiograph import InputError, Limits, read
 from vlm import model as models
+from vlm.decoding import Decoding, answer_logprobs, generate_ids, scored_sentences
 from vlm.outliers import Outliers, embedding
-from vlm.prompts import prompt_for, shown_image
+from vlm.prompts import prompt_for, sections_of, shown_image, shown_images, with_images_of
 from vlm.study import Image, Study
 
 IMAGES = ("true", "shuffled", "blank")
 OUTLIERS = "ood.safetensors"
 BLANK = 0.5  # grey level of the blank image of the floors
+SORTED = 8  # batches whose studies are sorted by length before they are run, so that little is padded
+CONFIDENCE = ("none", "confidence", "image_dependence")  # what may be asked for of every sentence
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Prediction:
 
     study_id: str
     findings: str | None = None
+    impression: str | None = None  # of models that write one
     error: dict[str, str] | None = None  # {"code", "message"}, codes as in encoder.radiograph
     patient_id: str | None = None
     model: str = ""
@@ -43,14 +47,18 @@ class Prediction:
     preprocess_sha256: str = ""
     decoding: dict[str, Any] = field(default_factory=dict)
     warnings: list[dict[str, str]] = field(default_factory=list)
+    sentences: list[dict[str, Any]] | None = None  # text, confidence, image_dependence; see vlm.decoding
     seconds: float = 0.0
 
     @property
     def text(self) -> str:
-        """The findings. Raises InputError if there are none."""
+        """The findings, or of a model that writes no findings the impression; both under their headings of one that
+        writes both. Raises InputError if there are none."""
         if self.error is not None:
             raise InputError(self.error["code"], self.error["message"], self.study_id)
-        return self.findings
+        if self.findings is None or self.impression is None:
+            return self.impression if self.findings is None else self.findings
+        return f"{self.findings}\nImpression: {self.impression}"
 
     def to_json(self) -> dict[str, Any]:
         """A line of a predictions file."""
@@ -60,12 +68,17 @@ class Prediction:
 
 @dataclass
 class _Task:
-    study: Study
-    path: Path | None
-    view: str
+    study: Study  # whose words, and whose images
     prediction: Prediction
-    prompt_ids: list[int] = field(default_factory=list)
-    pixels_CHW: Tensor | None = None
+    prompt_ids: list[int]
+    pixels_ICHW: Tensor | None = None  # of the images shown
+
+
+class _Film(NamedTuple):
+    """An image that was read."""
+
+    pixels_CHW: Tensor
+    warnings: list[dict[str, str]]
 
 
 class Findings:
@@ -119,32 +132,39 @@ class Findings:
         max_new_tokens: int | None = None,
         images: str = "true",
         seed: int = 0,
+        decoding: Decoding | None = None,
+        sentences: str = "none",
     ) -> Iterator[Prediction]:
         """Predictions in the order of `studies` (studies, or paths of single images; image paths are relative to
-        `root`), greedily decoded, `batch_size` at a time. A study whose image cannot be used yields its error.
+        `root`), `batch_size` at a time, greedily decoded unless `decoding` says otherwise. A study whose image cannot
+        be used yields its error; of a lateral or prior image that cannot, a warning.
 
-        `images` makes the floors: "shuffled" gives every study another study's image (a derangement drawn with `seed`),
-        "blank" a constant grey one; the words of the prompt stay the study's own.
+        `images` makes the floors: "shuffled" gives every study another study's images (a derangement drawn with
+        `seed`), "blank" constant grey ones; the words of the prompt stay the study's own. `sentences` asks for the
+        "confidence" of every sentence, or also its "image_dependence" (see vlm.decoding.scored_sentences), at the price
+        of one or two passes more.
         """
         if images not in IMAGES:
             raise ValueError(f"images={images!r} is unknown; there are {', '.join(IMAGES)}")
+        if sentences not in CONFIDENCE:
+            raise ValueError(f"sentences={sentences!r} is unknown; there are {', '.join(CONFIDENCE)}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        most = max_new_tokens or self.model.meta.max_new_tokens
+        if decoding is None:
+            decoding = Decoding(max_new_tokens or self.model.meta.max_new_tokens)
         if images == "shuffled":
             studies = [_as_study(s) for s in studies]
-            shown = [studies[i] for i in derangement(len(studies), seed)]
-        batch: list[_Task] = []
-        for i, item in enumerate(studies):
-            study = _as_study(item)
-            batch.append(
-                self._task(study, shown[i] if images == "shuffled" else study, Path(root), images, most, seed)
-            )
-            if len(batch) == batch_size:
-                yield from self._run(batch, images, most)
-                batch = []
-        if batch:
-            yield from self._run(batch, images, most)
+            order = derangement(len(studies), seed)
+            studies = [with_images_of(s, studies[order[i]]) for i, s in enumerate(studies)]
+        said = decoding.to_json()
+        if images != "true":
+            said |= {"images": images} | ({"seed": seed} if images == "shuffled" else {})
+        remaining = (self._task(_as_study(item), said) for item in studies)
+        while tasks := list(islice(remaining, batch_size * SORTED)):
+            by_length = sorted(tasks, key=lambda task: -len(task.prompt_ids))
+            for start in range(0, len(tasks), batch_size):
+                self._run(by_length[start : start + batch_size], Path(root), images, decoding, sentences)
+            yield from (task.prediction for task in tasks)
 
     def features(
         self, studies: Iterable[Study], *, root: str | Path = ".", batch_size: int = 16
@@ -154,20 +174,15 @@ class Findings:
         tower = models.vision_tower(self.model.llava)
         remaining = iter(studies)
         while several := list(islice(remaining, batch_size)):
-            tasks = [self._task(study, study, Path(root), "true", 1, 0) for study in several]
-            for task in tasks:
-                self._read(task, "true")
-            good = [t.pixels_CHW for t in tasks if t.pixels_CHW is not None]
-            found = iter(
+            found = [self._pixels(root, image.path) if (image := shown_image(s)) else None for s in several]
+            good = [x.pixels_CHW for x in found if isinstance(x, _Film)]
+            vectors = iter(
                 embedding(tower, torch.stack(good).to(self._device, self._dtype)).numpy() if good else ()
             )
-            yield from (None if task.pixels_CHW is None else next(found) for task in tasks)
+            yield from (next(vectors) if isinstance(x, _Film) else None for x in found)
 
-    def _task(self, study: Study, shown: Study, root: Path, images: str, most: int, seed: int) -> _Task:
+    def _task(self, study: Study, decoding: dict[str, Any]) -> _Task:
         meta = self.model.meta
-        decoding = {"method": "greedy", "max_new_tokens": most}
-        if images != "true":
-            decoding |= {"images": images} | ({"seed": seed} if images == "shuffled" else {})
         prediction = Prediction(
             study.study_id,
             patient_id=study.patient_id,
@@ -175,61 +190,110 @@ class Findings:
             revision=self.model.revision,
             adapter_sha256=self.model.adapter_sha256,
             preprocess_sha256=meta.preprocess_sha256,
-            decoding=decoding,
+            decoding=dict(decoding),
         )
-        image = shown_image(shown)
-        if image is None:
-            return _Task(study, None, "unknown", prediction)
-        return _Task(study, root / image.path, image.view, prediction)
+        return _Task(study, prediction, self.model.prompt_ids(prompt_for(study, meta.prompt)))
 
-    def _run(self, tasks: list[_Task], images: str, most: int) -> list[Prediction]:
+    def _run(self, tasks: list[_Task], root: Path, images: str, decoding: Decoding, sentences: str) -> None:
         started = time.perf_counter()
         for task in tasks:
-            self._read(task, images)
-        good = [t for t in tasks if t.pixels_CHW is not None]
+            self._read(task, root, images)
+        good = [t for t in tasks if t.pixels_ICHW is not None]
         if good:
-            pixels_BCHW = torch.stack([t.pixels_CHW for t in good]).to(self._device, self._dtype)
+            pixels = torch.cat([t.pixels_ICHW for t in good]).to(self._device, self._dtype)
             if self.outliers and images == "true":
-                self._check(good, pixels_BCHW)
-            written = generate_ids(
-                self.model.llava, self.model, [t.prompt_ids for t in good], pixels_BCHW, most
-            )
+                self._check(good)
+            prompts = [t.prompt_ids for t in good]
+            written = generate_ids(self.model.llava, self.model, prompts, pixels, decoding)
             for task, ids in zip(good, written, strict=True):
-                text = self.model.tokenizer.decode(ids, skip_special_tokens=True).strip()
-                task.prediction.findings = text
-                if len(ids) == most and ids[-1] != self.model.tokenizer.eos_token_id:
-                    self._warn(
-                        task,
-                        "cut_off",
-                        f"the findings were cut off after {most} tokens; raise max_new_tokens",
-                    )
-                if not text:
-                    self._warn(task, "empty", "the model wrote nothing")
+                self._tell(task, ids, decoding.max_new_tokens)
+            if sentences != "none":
+                self._score(good, prompts, written, pixels, sentences == "image_dependence")
         seconds = (time.perf_counter() - started) / len(tasks)
         for task in tasks:
+            task.pixels_ICHW = None
             task.prediction.seconds = round(seconds, 4)
-        return [t.prediction for t in tasks]
 
-    def _read(self, task: _Task, images: str) -> None:
-        try:
-            if task.path is None:
-                raise InputError("no_images", "the study has no image", task.study.study_id)
-            radiograph = read(task.path, self.limits)
-        except InputError as error:
+    def _tell(self, task: _Task, ids: list[int], most: int) -> None:
+        """Put the words into the prediction."""
+        text = self.model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        for section, words in sections_of(text, self.model.meta.prompt.section).items():
+            setattr(task.prediction, section, words)
+        if len(ids) == most and ids[-1] != self.model.tokenizer.eos_token_id:
+            self._warn(
+                task, "cut_off", f"the findings were cut off after {most} tokens; raise max_new_tokens"
+            )
+        if not text:
+            self._warn(task, "empty", "the model wrote nothing")
+
+    def _score(self, tasks, prompts, written, pixels: Tensor, dependence: bool) -> None:
+        llava, model = self.model.llava, self.model
+        seen, blank = answer_logprobs(llava, model, prompts, written, pixels), [None] * len(tasks)
+        if dependence:
+            grey = model.preprocessing(np.full((8, 8), BLANK, np.float32)).to(pixels)
+            blank = answer_logprobs(llava, model, prompts, written, grey.expand_as(pixels))
+        for task, ids, one, other in zip(tasks, written, seen, blank, strict=True):
+            task.prediction.sentences = scored_sentences(model.tokenizer, ids, one, other)
+
+    def _read(self, task: _Task, root: Path, images: str) -> None:
+        """The images shown. One that cannot be used is an error if it is the main one, else left out of the prompt."""
+        style, study, films = self.model.meta.prompt, task.study, {}
+        while bad := [shown for shown in shown_images(study, style) if shown.image.path not in films]:
+            for role, image in bad:
+                film = self._pixels(root, image.path)
+                if isinstance(film, _Film):
+                    films[image.path] = film
+                    if images != "blank":
+                        self._pass_on(task, role, image, film)
+                elif role == "Frontal":
+                    task.prediction.error = {"code": film.code, "message": str(film)}
+                    return
+                else:
+                    self._warn(task, film.code, f"the {role.lower()} image was left out: {film}")
+                    prior = study.prior
+                    study = replace(
+                        study,
+                        images=[i for i in study.images if i.path != image.path],
+                        prior=prior
+                        and replace(prior, images=[i for i in prior.images if i.path != image.path]),
+                    )
+        if study is not task.study:
+            task.study, task.prompt_ids = study, self.model.prompt_ids(prompt_for(study, style))
+        films = [films[image.path].pixels_CHW for _, image in shown_images(study, style)]
+        if not films:
+            error = InputError("no_images", "the study has no image", study.study_id)
             task.prediction.error = {"code": error.code, "message": str(error)}
             return
-        pixels_HW = radiograph.pixels
         if images == "blank":
-            pixels_HW = np.full_like(pixels_HW, BLANK)
-        else:
-            task.prediction.warnings += [{"code": w.code, "message": w.message} for w in radiograph.warnings]
-            if task.view == "lateral" and all(w.code != "lateral" for w in radiograph.warnings):
-                self._warn(task, "lateral", "a lateral view, as the study says")
-        task.pixels_CHW = self.model.preprocessing(pixels_HW)
-        task.prompt_ids = self.model.prompt_ids(prompt_for(task.study, self.model.meta.prompt))
+            grey = self.model.preprocessing(np.full((8, 8), BLANK, np.float32))
+            films = [grey] * len(films)
+        task.pixels_ICHW = torch.stack(films)
 
-    def _check(self, tasks: Sequence[_Task], pixels_BCHW: Tensor) -> None:
+    def _pixels(self, root: str | Path, path: str) -> _Film | InputError:
+        try:
+            radiograph = read(Path(root) / path, self.limits)
+        except InputError as error:
+            return error
+        warnings = [{"code": w.code, "message": w.message} for w in radiograph.warnings]
+        return _Film(self.model.preprocessing(radiograph.pixels), warnings)
+
+    def _pass_on(self, task: _Task, role: str, image: Image, film: _Film) -> None:
+        """What the reader warned about; of a lateral film only where a frontal one is expected."""
+        lateral_wanted = role == "Lateral"
+        for warning in film.warnings:
+            if not (lateral_wanted and warning["code"] == "lateral"):
+                task.prediction.warnings.append(warning)
+        if (
+            image.view == "lateral"
+            and not lateral_wanted
+            and all(w["code"] != "lateral" for w in film.warnings)
+        ):
+            self._warn(task, "lateral", "a lateral view, as the study says")
+
+    def _check(self, tasks: Sequence[_Task]) -> None:
+        """Whether the main images are like those the model knows."""
         tower = models.vision_tower(self.model.llava)
+        pixels_BCHW = torch.stack([t.pixels_ICHW[0] for t in tasks]).to(self._device, self._dtype)
         for task, distance in zip(tasks, self.outliers.distances(tower, pixels_BCHW).tolist(), strict=True):
             if distance > self.outliers.threshold:
                 self._warn(task, "out_of_distribution", self.outliers.message(distance))
@@ -245,39 +309,6 @@ class Findings:
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.model.llava.parameters()).dtype
-
-
-@torch.inference_mode()
-def generate_ids(
-    llava: torch.nn.Module,
-    model: models.FindingsModel,
-    prompts: list[list[int]],
-    pixels: Tensor,
-    max_new_tokens: int,
-) -> list[list[int]]:
-    """Greedy token ids after each prompt, up to and with the end-of-sequence token. `pixels` is (B, 3, H, W), or
-    features (B, 1 + N, C) where a FeatureTower stands for the tower. Prompts are padded on the left."""
-    tokenizer = model.tokenizer
-    n = max(map(len, prompts))
-    ids_BN = torch.full((len(prompts), n), tokenizer.pad_token_id)
-    mask_BN = torch.zeros_like(ids_BN)
-    for row, prompt in enumerate(prompts):
-        ids_BN[row, n - len(prompt) :] = torch.tensor(prompt)
-        mask_BN[row, n - len(prompt) :] = 1
-    out_BN = llava.generate(
-        input_ids=ids_BN.to(pixels.device),
-        attention_mask=mask_BN.to(pixels.device),
-        pixel_values=pixels,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        use_cache=True,
-    )
-    rows = out_BN[:, n:].tolist()
-    eos = tokenizer.eos_token_id
-    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
 
 def derangement(n: int, seed: int = 0) -> list[int]:

@@ -29,7 +29,7 @@ from transformers import (
 from encoder.transforms import Preprocessing
 from vlm.adapters import TOWERS, check_adapters, quiet_peft
 from vlm.errors import ModelError
-from vlm.prompts import IMAGE_TOKEN, PromptStyle
+from vlm.prompts import PromptStyle
 
 META = "cxr.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # nothing pickled, no code
@@ -88,9 +88,10 @@ class FindingsModel:
         return (self.preprocessing.size // self.processor.patch_size) ** 2
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, its image token expanded as LlavaProcessor does it."""
-        expanded = prompt.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.image_tokens)
-        return self.tokenizer(expanded)["input_ids"]
+        """Token ids of a prompt, its image tokens expanded as LlavaProcessor does it."""
+        image, count = self.llava.config.image_token_id, self.image_tokens
+        ids = self.tokenizer(prompt)["input_ids"]
+        return [token for i in ids for token in ([i] * count if i == image else [i])]
 
     def answer_ids(self, answer: str) -> list[int]:
         return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]

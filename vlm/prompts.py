@@ -7,18 +7,24 @@
             Findings:                                 Findings:
 
 `short` is for small language models trained by us, for which every token is time; `instruct` for ready-made large ones.
-What a study does not say is left out. A comparison is asked for only where prior findings are given.
+What a study does not say is left out. A comparison is asked for only where there is something to compare with. With a
+lateral or a prior image beside the frontal one, each has its name before it ("Frontal: <image>").
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
-from vlm.study import Image, Study
+from vlm.study import Image, Prior, Study
+
+if TYPE_CHECKING:
+    import numpy as np
 
 IMAGE_TOKEN = "<image>"
 WORDINGS = ("short", "instruct")
+SECTIONS = ("findings", "impression", "both")
 # What tokenizers take for an image or the end of a text, which no report may say (Llama's, ChatML's, and the like).
 CONTROL = re.compile(r"</?(?:image|s|pad|unk|bos|eos|mask)>|<\|[^<>|\s]*\|>", re.I)
 REMOVED_WORD = re.compile(r"\bX{3,}\b")  # Open-i's de-identification; a model would learn to write it
@@ -32,13 +38,27 @@ class PromptStyle:
     indication: bool = True  # known before the image is read, and what a radiologist starts from
     prior: bool = True  # the prior's findings: without them "unchanged" can only be made up
     demographics: bool = False  # view, sex, age: a shortcut for small models, so on request only
+    technique: bool = False  # how the films were taken, where the report says so
+    comparison: bool = False  # the report's own words on what it compares with
+    lateral: bool = False  # a second image, where there is one: the cost of an image
+    prior_image: bool = False  # the prior's frontal image, likewise
+    section: str = "findings"  # what is to be written: findings, impression, or both
 
     def __post_init__(self):
         if self.wording not in WORDINGS:
             raise ValueError(f"prompt wording {self.wording!r} is unknown; there are {', '.join(WORDINGS)}")
+        if self.section not in SECTIONS:
+            raise ValueError(f"section {self.section!r} is unknown; there are {', '.join(SECTIONS)}")
 
     def to_json(self) -> dict:
         return asdict(self)
+
+
+class Shown(NamedTuple):
+    """An image that enters the prompt."""
+
+    role: str  # Frontal | Lateral | Prior
+    image: Image
 
 
 def clean(text: str | None) -> str:
@@ -47,24 +67,106 @@ def clean(text: str | None) -> str:
     return re.sub(r" +([.,;:])", r"\1", text).strip(" ,;")
 
 
-def shown_image(study: Study) -> Image | None:
+def shown_image(study: Study | Prior) -> Image | None:
     """The image a one-image model is shown: the first frontal one, else the first whose view is unknown, else the
     first. None if the study has no image."""
     order = {"PA": 0, "AP": 0, "frontal": 0, "unknown": 1}
     return min(study.images, key=lambda image: order.get(image.view, 2), default=None)
 
 
-def prompt_for(study: Study, style: PromptStyle | None = None, *, image: bool = True) -> str:
-    """The words before the findings, ending in "Findings:"; `image=False` leaves out the image (text-only training)."""
+def shown_images(study: Study, style: PromptStyle | None = None) -> list[Shown]:
+    """The images of a study that enter its prompt, in their order there: the frontal one, the first lateral one, the
+    prior's frontal one. Without an image of the study itself there is none."""
     style = style or PromptStyle()
+    main = shown_image(study)
+    if main is None:
+        return []
+    shown = [Shown("Frontal", main)]
+    if style.lateral:
+        shown += [Shown("Lateral", i) for i in study.images if i.view == "lateral" and i is not main][:1]
+    if style.prior_image and study.prior and (before := shown_image(study.prior)):
+        shown.append(Shown("Prior", before))
+    return shown
+
+
+def prompt_for(study: Study, style: PromptStyle | None = None, *, image: bool = True) -> str:
+    """The words before the answer, ending in "Findings:" (or "Impression:"), with an image token for each of
+    `shown_images`, or one where the study has none; `image=False` leaves them out (text-only training)."""
+    style = style or PromptStyle()
+    shown = shown_images(study, style)
+    images = [IMAGE_TOKEN] if len(shown) < 2 else [f"{role}: {IMAGE_TOKEN}" for role, _ in shown]
     context = _short(study, style) if style.wording == "short" else _instruct(study, style)
-    return "\n".join([IMAGE_TOKEN] * image + context + ["Findings:"])
+    last = "Impression:" if style.section == "impression" else "Findings:"
+    return "\n".join([*(images if image else ()), *context, last])
 
 
-def answer_for(study: Study) -> str:
-    """What the model is to write after the prompt; "" if the study has no findings."""
-    findings = clean(study.findings)
-    return f" {findings}" if findings else ""
+def answer_for(study: Study, style: PromptStyle | None = None) -> str:
+    """What the model is to write after the prompt; "" if the study lacks a section that is asked for."""
+    section = (style or PromptStyle()).section
+    findings, impression = clean(study.findings), clean(study.impression)
+    if section == "both":
+        return f" {findings}\nImpression: {impression}" if findings and impression else ""
+    text = findings if section == "findings" else impression
+    return f" {text}" if text else ""
+
+
+def sections_of(text: str, section: str) -> dict[str, str]:
+    """A generated text -> {"findings": ..., "impression": ...}, those that were asked for."""
+    if section != "both":
+        return {section: text.strip()}
+    findings, _, impression = text.partition("Impression:")
+    return {"findings": findings.strip(), "impression": impression.strip()}
+
+
+def with_images_of(study: Study, other: Study) -> Study:
+    """The words of `study` about the images of `other`, for the floors: the prior's findings stay, its image goes."""
+    prior = study.prior
+    if prior or other.prior:
+        before = prior or Prior()
+        prior = replace(before, images=other.prior.images if other.prior else [])
+    return replace(study, images=other.images, prior=prior)
+
+
+def dropped_out(study: Study, style: PromptStyle, probability: float, rng: np.random.Generator) -> Study:
+    """The study without some of what may be missing at a user's: each of indication, technique, comparison, view, age,
+    sex, lateral image, prior image and prior findings that the style shows is left out with `probability`. The draws
+    are the same in number whatever a study has."""
+    lost = dict(
+        zip(
+            (
+                "indication",
+                "technique",
+                "comparison",
+                "view",
+                "age",
+                "sex",
+                "lateral",
+                "prior_image",
+                "prior",
+            ),
+            rng.random(9) < probability,
+            strict=True,
+        )
+    )
+    gone = {k: None for k in ("indication", "technique", "comparison", "age", "sex") if lost[k]}
+    images, prior = study.images, study.prior
+    main = shown_image(study)
+    if lost["lateral"]:
+        images = [i for i in images if i is main or i.view != "lateral"]
+    if lost["view"]:
+        images = [replace(i, view="unknown") if i is main and i.view != "lateral" else i for i in images]
+    if prior and (lost["prior"] or lost["prior_image"]):
+        left = replace(
+            prior,
+            images=[] if lost["prior_image"] else prior.images,
+            findings=None if lost["prior"] else prior.findings,
+        )
+        prior = left if left.images or left.findings else None
+    return replace(study, images=images, prior=prior, **gone)
+
+
+def _prior_findings(study: Study, style: PromptStyle) -> str:
+    return clean(study.prior.findings) if style.prior and study.prior else ""
 
 
 def _short(study: Study, style: PromptStyle) -> list[str]:
@@ -72,24 +174,31 @@ def _short(study: Study, style: PromptStyle) -> list[str]:
     if style.demographics:
         person = " ".join(filter(None, (study.sex, _age(study))))
         lines.append(" ".join(f"{part}." for part in (_view(study), person) if part))
-    if style.indication:
-        lines.append(_field("Indication", study.indication))
-    if style.prior and study.prior:
-        lines.append(_field("Prior", study.prior.findings))
+    lines += _context(study, style)
+    lines.append(_field("Prior", _prior_findings(study, style)))
     return [line for line in lines if line]
 
 
 def _instruct(study: Study, style: PromptStyle) -> list[str]:
-    prior = clean(study.prior.findings) if style.prior and study.prior else ""
-    task = "Describe the findings of this chest X-ray"
-    task += " in comparison with the prior study." if prior else "."
+    before = _prior_findings(study, style)
+    compared = before or any(role == "Prior" for role, _ in shown_images(study, style))
+    task = {
+        "findings": "Describe the findings of this chest X-ray",
+        "impression": "Give the impression of this chest X-ray",
+        "both": "Describe the findings of this chest X-ray and give the impression",
+    }[style.section]
+    task += " in comparison with the prior study." if compared else "."
     parts = []
     if style.demographics:
         parts += [_field("View", _view(study)), _field("Sex", study.sex), _field("Age", _age(study))]
-    if style.indication:
-        parts.append(_field("Indication", study.indication))
+    parts += _context(study, style)
     context = " ".join(part for part in parts if part)
-    return [line for line in (task, context, _field("Prior findings", prior)) if line]
+    return [line for line in (task, context, _field("Prior findings", before)) if line]
+
+
+def _context(study: Study, style: PromptStyle) -> list[str]:
+    names = [name for name in ("indication", "technique", "comparison") if getattr(style, name)]
+    return [_field(name.capitalize(), getattr(study, name)) for name in names]
 
 
 def _field(name: str, text: str | None) -> str:

@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,16 @@ class Problem:
     code: str  # see `validate`
     study_id: str
     message: str
+
+
+def absolute(study: Study, root: str | Path) -> Study:
+    """The study with its image paths, and its prior's, absolute."""
+
+    def there(images: list[Image]) -> list[Image]:
+        return [replace(image, path=str(Path(root, image.path).absolute())) for image in images]
+
+    prior = study.prior and replace(study.prior, images=there(study.prior.images))
+    return replace(study, images=there(study.images), prior=prior)
 
 
 def normalise_split(name: str) -> str:

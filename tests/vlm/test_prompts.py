@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from vlm.prompts import PromptStyle, answer_for, clean, prompt_for, shown_image
+from vlm.prompts import (
+    PromptStyle,
+    answer_for,
+    clean,
+    dropped_out,
+    prompt_for,
+    sections_of,
+    shown_image,
+    shown_images,
+    with_images_of,
+)
 from vlm.study import Image, Prior, Study
 
 FULL = Study(
     "s", images=[Image("a.png", "PA")], indication="Fever,\n and  cough", age=63.4, sex="F",
     prior=Prior(findings="Small left effusion."), findings="The effusion has grown. ",
+)  # fmt: skip
+STUDY = Study(
+    "s", images=[Image("l.png", "lateral"), Image("f.png", "PA")], indication="Fever", technique="Two views.",
+    comparison="1 May", prior=Prior([Image("q.png", "lateral"), Image("p.png", "AP")], "Clear lungs."),
+    findings="New opacity.", impression="Pneumonia.",
 )  # fmt: skip
 BARE = Study("s", images=[Image("a.png")])
 
@@ -42,11 +60,32 @@ def test_no_text_of_a_study_can_pass_for_an_image_or_an_end():
             "View: PA. Sex: F. Age: 63. Indication: Fever, and cough.\nPrior findings: Small left effusion.\nFindings:",
         ),
         (BARE, PromptStyle("instruct"), "<image>\nDescribe the findings of this chest X-ray.\nFindings:"),
+        (
+            STUDY,
+            PromptStyle(lateral=True, prior_image=True, technique=True, comparison=True),
+            "Frontal: <image>\nLateral: <image>\nPrior: <image>\nIndication: Fever.\nTechnique: Two views.\n"
+            "Comparison: 1 May.\nPrior: Clear lungs.\nFindings:",
+        ),
+        (
+            STUDY,
+            PromptStyle("instruct", prior=False, prior_image=True, section="both"),
+            "Frontal: <image>\nPrior: <image>\nDescribe the findings of this chest X-ray and give the impression in "
+            "comparison with the prior study.\nIndication: Fever.\nFindings:",
+        ),
+        (
+            STUDY,
+            PromptStyle("instruct", prior=False, lateral=True, section="impression"),
+            "Frontal: <image>\nLateral: <image>\nGive the impression of this chest X-ray.\nIndication: Fever.\n"
+            "Impression:",
+        ),
+        (BARE, PromptStyle(lateral=True, prior_image=True), "<image>\nFindings:"),
     ],
 )
 def test_golden(study, style, golden):
     assert prompt_for(study, style) == golden
-    assert prompt_for(study, style, image=False) == golden.removeprefix("<image>\n")
+    without = [line for line in golden.splitlines() if "<image>" not in line]
+    assert prompt_for(study, style, image=False) == "\n".join(without)
+    assert prompt_for(study, style).count("<image>") == max(1, len(shown_images(study, style)))
 
 
 @pytest.mark.parametrize("prior", [None, Prior(), Prior(findings="  "), Prior(images=[Image("b.png")])])
@@ -59,6 +98,66 @@ def test_a_comparison_is_asked_for_only_with_prior_findings(prior, wording):
 def test_the_answer():
     assert answer_for(FULL) == " The effusion has grown."
     assert answer_for(BARE) == ""
+    assert answer_for(STUDY, PromptStyle(section="impression")) == " Pneumonia."
+    both = answer_for(STUDY, PromptStyle(section="both"))
+    assert both == " New opacity.\nImpression: Pneumonia."
+    assert sections_of(both, "both") == {"findings": "New opacity.", "impression": "Pneumonia."}
+    assert sections_of(" A.", "both") == {"findings": "A.", "impression": ""}
+    assert sections_of(" A.", "impression") == {"impression": "A."}
+    assert (
+        answer_for(FULL, PromptStyle(section="both"))
+        == answer_for(FULL, PromptStyle(section="impression"))
+        == ""
+    )
+
+
+def test_the_images_that_are_shown():
+    style = PromptStyle(lateral=True, prior_image=True)
+    assert [(role, i.path) for role, i in shown_images(STUDY, style)] == [
+        ("Frontal", "f.png"), ("Lateral", "l.png"), ("Prior", "p.png"),
+    ]  # fmt: skip
+    assert [i.path for _, i in shown_images(STUDY)] == ["f.png"]
+    alone = Study("s", images=STUDY.images[:1])
+    assert [(role, i.path) for role, i in shown_images(alone, style)] == [("Frontal", "l.png")]
+    assert shown_images(Study("s", prior=STUDY.prior), style) == []
+
+
+def test_images_of_another_study_under_the_words_of_this_one():
+    style = PromptStyle(lateral=True, prior_image=True)
+    mixed = with_images_of(STUDY, FULL)
+    assert [i.path for _, i in shown_images(mixed, style)] == ["a.png"]
+    assert mixed.prior.findings == "Clear lungs." and mixed.indication == "Fever"
+    mixed = with_images_of(BARE, STUDY)
+    assert [i.path for _, i in shown_images(mixed, style)] == ["f.png", "l.png", "p.png"]
+    assert mixed.prior.findings is None
+    assert with_images_of(BARE, FULL).prior.images == [] and STUDY.prior.images[1].path == "p.png"
+
+
+def test_anything_beside_the_image_may_be_missing():
+    style = PromptStyle(lateral=True, prior_image=True, demographics=True, technique=True, comparison=True)
+    whole = replace(STUDY, age=63, sex="F")
+    assert dropped_out(whole, style, 0.0, np.random.default_rng(0)) == whole
+    nothing = dropped_out(whole, style, 1.0, np.random.default_rng(0))
+    assert prompt_for(nothing, style) == "<image>\nFindings:" and answer_for(nothing) == answer_for(whole)
+    prompts = {
+        prompt_for(dropped_out(whole, style, 0.5, np.random.default_rng(i)), style) for i in range(300)
+    }
+    assert len(prompts) > 150  # of 512
+    for words in (
+        "Lateral",
+        "Prior: <image>",
+        "Prior: Clear",
+        "Fever",
+        "Two views",
+        "1 May",
+        "PA.",
+        "63",
+        "F",
+    ):
+        share = sum(words in text for text in prompts) / len(prompts)
+        assert share > 0.25, words
+    one, same = (dropped_out(whole, style, 0.5, np.random.default_rng(7)) for _ in range(2))
+    assert one == same and whole.prior.findings == "Clear lungs."
 
 
 def test_marks_of_removed_words_go():
@@ -82,3 +181,5 @@ def test_the_frontal_image_is_shown():
 def test_an_unknown_wording_is_refused():
     with pytest.raises(ValueError, match="short, instruct"):
         PromptStyle("poem")
+    with pytest.raises(ValueError, match="findings, impression, both"):
+        PromptStyle(section="conclusion")

@@ -1,0 +1,166 @@
+"""From prompts and images to words: greedy, beam and sampled decoding in batches, and how sure the model was.
+
+Shape letters: B prompts, N tokens, H width of the language model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vlm.model import FindingsModel
+
+METHODS = ("greedy", "beam", "sample")
+SENTENCE = re.compile(r".+?(?:[.?!](?=\s|$)|$)\s*", re.S)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is chosen. Raises ValueError for what does not go together."""
+
+    max_new_tokens: int = 256
+    method: str = "greedy"  # the same words in every run; beam: searched more widely; sample: drawn
+    beams: int = 1  # of beam search
+    length_penalty: float = 1.0  # of beam search; above 1 favours longer answers
+    temperature: float = 1.0  # of sampling
+    top_p: float = 1.0  # of sampling: the most probable tokens that together have this probability
+    seed: int = 0  # of sampling
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"decoding {self.method!r} is unknown; there are {', '.join(METHODS)}")
+        if (self.method == "beam") != (self.beams > 1) or self.beams < 1:
+            raise ValueError(
+                f"beam search needs 2 beams or more, other decoding 1; not {self.method} with {self.beams}"
+            )
+        if self.method != "sample" and (self.temperature, self.top_p) != (1.0, 1.0):
+            raise ValueError(f"temperature and top_p are of sampling, not of {self.method} decoding")
+        if self.temperature <= 0 or not 0 < self.top_p <= 1:
+            raise ValueError("temperature must be above 0, top_p above 0 and at most 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """What a prediction says of it: only what has a meaning for the method."""
+        meant = {"beam": ("beams", "length_penalty"), "sample": ("temperature", "top_p", "seed")}.get(
+            self.method, ()
+        )
+        return {"method": self.method, "max_new_tokens": self.max_new_tokens} | {
+            k: getattr(self, k) for k in meant
+        }
+
+    def arguments(self) -> dict[str, Any]:
+        """The same in transformers' words."""
+        sample = self.method == "sample"
+        more = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if sample else {}
+        if self.method == "beam":
+            more["length_penalty"] = self.length_penalty
+        return {"do_sample": sample, "num_beams": self.beams, "max_new_tokens": self.max_new_tokens, **more}
+
+
+@torch.inference_mode()
+def generate_ids(
+    llava: nn.Module, model: FindingsModel, prompts: list[list[int]], pixels: Tensor, decoding: Decoding
+) -> list[list[int]]:
+    """Token ids after each prompt, up to and with the end-of-sequence token. `pixels` (images, 3, H, W) are those of
+    the first prompt, then of the second, ...; or features (images, tokens, C) where a FeatureTower stands in for it."""
+    tokenizer = model.tokenizer
+    embeds_BNH, mask_BN = embed(llava, model, prompts, pixels, left=True)
+    with torch.random.fork_rng(
+        devices=[pixels.device] if pixels.is_cuda else [], enabled=decoding.method == "sample"
+    ):
+        if decoding.method == "sample":
+            torch.manual_seed(decoding.seed)
+        # embeddings, not pixels: beams repeat their inputs row by row, and a prompt may have several images
+        rows = llava.generate(
+            inputs_embeds=embeds_BNH,
+            attention_mask=mask_BN,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            use_cache=True,
+            **decoding.arguments(),
+        ).tolist()
+    eos = tokenizer.eos_token_id
+    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+
+
+def embed(
+    llava: nn.Module, model: FindingsModel, rows: list[list[int]], pixels: Tensor, *, left: bool
+) -> tuple[Tensor, Tensor]:
+    """Token ids with image tokens, and images -> (embeddings (B, N, H), mask (B, N)), padded on the left or right.
+    Raises ValueError if the image tokens are not those of the images."""
+    ids_BN, mask_BN = padded(rows, model.tokenizer.pad_token_id, left)
+    ids_BN, mask_BN = ids_BN.to(pixels.device), mask_BN.to(pixels.device)
+    embeds_BNH = llava.get_input_embeddings()(ids_BN)
+    image_BN = (ids_BN == llava.config.image_token_id) & mask_BN.bool()
+    base = llava.get_base_model() if hasattr(llava, "get_base_model") else llava
+    features = torch.cat(list(base.get_image_features(pixels).pooler_output)).to(embeds_BNH.dtype)
+    if int(image_BN.sum()) != len(features):
+        raise ValueError(f"the prompts have {int(image_BN.sum())} image tokens, their images {len(features)}")
+    return embeds_BNH.masked_scatter(image_BN[..., None], features), mask_BN
+
+
+def padded(rows: list[list[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
+    """-> ids and mask (B, N)."""
+    n = max(map(len, rows))
+    ids_BN = torch.full((len(rows), n), pad)
+    mask_BN = torch.zeros_like(ids_BN)
+    for i, row in enumerate(rows):
+        where = slice(n - len(row), n) if left else slice(0, len(row))
+        ids_BN[i, where] = torch.tensor(row)
+        mask_BN[i, where] = 1
+    return ids_BN, mask_BN
+
+
+@torch.inference_mode()
+def answer_logprobs(
+    llava: nn.Module, model: FindingsModel, prompts: list[list[int]], answers: list[list[int]], pixels: Tensor
+) -> list[list[float]]:
+    """Natural log-probability of every token of each answer after its prompt, by teacher forcing, unaltered by
+    temperature or beams."""
+    rows = [p + a for p, a in zip(prompts, answers, strict=True)]
+    embeds_BNH, mask_BN = embed(llava, model, rows, pixels, left=False)
+    keep = max(map(len, rows)) - min(map(len, prompts)) + 1
+    logits_BKV = llava(inputs_embeds=embeds_BNH, attention_mask=mask_BN, logits_to_keep=keep).logits
+    start = embeds_BNH.shape[1] - logits_BKV.shape[1]
+    found = []
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        first = len(prompt) - 1 - start
+        logp_AV = logits_BKV[i, first : first + len(answer)].float().log_softmax(-1)
+        found.append(logp_AV.gather(1, torch.tensor(answer, device=logp_AV.device)[:, None])[:, 0].tolist())
+    return found
+
+
+def sentences(tokenizer, ids: list[int]) -> list[tuple[str, list[int]]]:
+    """The sentences of an answer with the places of their tokens in `ids`. A token belongs to the sentence that its
+    last character lies in; the end-of-sequence token to none."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    ends = [len(tokenizer.decode(ids[: i + 1], skip_special_tokens=True)) for i in range(len(ids))]
+    found, last = [], 0
+    for match in SENTENCE.finditer(text):
+        places = [
+            i for i in range(last, len(ids)) if ends[i] <= match.end() and ids[i] != tokenizer.eos_token_id
+        ]
+        last = places[-1] + 1 if places else last
+        if match.group().strip():
+            found.append((match.group().strip(), places))
+    return found
+
+
+def scored_sentences(
+    tokenizer, ids: list[int], seen: list[float], blank: list[float] | None = None
+) -> list[dict]:
+    """For each sentence: `confidence`, the mean token log-probability; and with `blank` (the same answer's under a
+    blank image) `image_dependence`, how much likelier the image makes it: the difference of the sums, in nats."""
+    rows = []
+    for text, places in sentences(tokenizer, ids):
+        row: dict[str, Any] = {"text": text}
+        if places:
+            row["confidence"] = round(sum(seen[i] for i in places) / len(places), 4)
+            if blank is not None:
+                row["image_dependence"] = round(sum(seen[i] - blank[i] for i in places), 4)
+        rows.append(row)
+    return rows
