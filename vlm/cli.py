@@ -129,7 +129,22 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("cxr", "sdpa", "reference"),
         help="cxr: our kernel (default); sdpa: PyTorch's; reference: explicit",
     )
-    p.add_argument("--seed", type=int, default=0, help="of the shuffling (decoding is greedy)")
+    p.add_argument("--seed", type=int, default=0, help="of the shuffling, and of sampling")
+    p.add_argument(
+        "--decoding", choices=("greedy", "beam", "sample"), help="how words are chosen (default greedy)"
+    )
+    p.add_argument("--beams", type=_positive, help="of beam search, which it asks for")
+    p.add_argument("--length-penalty", type=float, default=1.0, help="of beam search (default 1)")
+    p.add_argument("--temperature", type=float, default=1.0, help="of sampling (default 1)")
+    p.add_argument("--top-p", type=float, default=1.0, help="of sampling (default 1: all tokens)")
+    p.add_argument(
+        "--sentences",
+        default="none",
+        choices=("none", "confidence", "image_dependence"),
+        help="say of each sentence how sure the model was, or also how much the image did for it",
+    )
+    p.add_argument("--processes", type=_positive, default=1, help="with --out: several, one a GPU or core")
+    p.add_argument("--share", help=argparse.SUPPRESS)  # what --processes gives each of them
     p.set_defaults(run=generate)
 
     p = commands.add_parser("score", help="score predictions against references, with intervals and floors")
@@ -247,7 +262,7 @@ def prepare(args) -> int:
 
 def generate(args) -> int:
     from eval.baselines import nearest_by_features
-    from vlm.commands import generate
+    from vlm.generating import generate
 
     return generate(args, nearest_by_features)
 

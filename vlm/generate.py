@@ -8,7 +8,8 @@ for prediction in model.generate(load_studies("studies.jsonl"), root="data"): ..
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -134,6 +135,7 @@ class Findings:
         seed: int = 0,
         decoding: Decoding | None = None,
         sentences: str = "none",
+        only: Set[str] | None = None,
     ) -> Iterator[Prediction]:
         """Predictions in the order of `studies` (studies, or paths of single images; image paths are relative to
         `root`), `batch_size` at a time, greedily decoded unless `decoding` says otherwise. A study whose image cannot
@@ -142,7 +144,8 @@ class Findings:
         `images` makes the floors: "shuffled" gives every study another study's images (a derangement drawn with
         `seed`), "blank" constant grey ones; the words of the prompt stay the study's own. `sentences` asks for the
         "confidence" of every sentence, or also its "image_dependence" (see vlm.decoding.scored_sentences), at the price
-        of one or two passes more.
+        of one or two passes more. `only` names the studies whose predictions are wanted: the images that others get
+        when they are shuffled stay what they were.
         """
         if images not in IMAGES:
             raise ValueError(f"images={images!r} is unknown; there are {', '.join(IMAGES)}")
@@ -156,10 +159,12 @@ class Findings:
             studies = [_as_study(s) for s in studies]
             order = derangement(len(studies), seed)
             studies = [with_images_of(s, studies[order[i]]) for i, s in enumerate(studies)]
-        said = decoding.to_json()
-        if images != "true":
-            said |= {"images": images} | ({"seed": seed} if images == "shuffled" else {})
-        remaining = (self._task(_as_study(item), said) for item in studies)
+        about = self.about(decoding, images, seed)
+        remaining = (
+            self._task(study, about)
+            for study in map(_as_study, studies)
+            if only is None or study.study_id in only
+        )
         while tasks := list(islice(remaining, batch_size * SORTED)):
             by_length = sorted(tasks, key=lambda task: -len(task.prompt_ids))
             for start in range(0, len(tasks), batch_size):
@@ -181,18 +186,20 @@ class Findings:
             )
             yield from (next(vectors) if isinstance(x, _Film) else None for x in found)
 
-    def _task(self, study: Study, decoding: dict[str, Any]) -> _Task:
+    def about(self, decoding: Decoding, images: str = "true", seed: int = 0) -> dict[str, Any]:
+        """What every prediction says of the model and the decoding."""
+        said = decoding.to_json()
+        if images != "true":
+            said |= {"images": images} | ({"seed": seed} if images == "shuffled" else {})
         meta = self.model.meta
-        prediction = Prediction(
-            study.study_id,
-            patient_id=study.patient_id,
-            model=meta.name,
-            revision=self.model.revision,
-            adapter_sha256=self.model.adapter_sha256,
-            preprocess_sha256=meta.preprocess_sha256,
-            decoding=dict(decoding),
-        )
-        return _Task(study, prediction, self.model.prompt_ids(prompt_for(study, meta.prompt)))
+        return {
+            "model": meta.name, "revision": self.model.revision, "adapter_sha256": self.model.adapter_sha256,
+            "preprocess_sha256": meta.preprocess_sha256, "decoding": said,
+        }  # fmt: skip
+
+    def _task(self, study: Study, about: dict[str, Any]) -> _Task:
+        prediction = Prediction(study.study_id, patient_id=study.patient_id, **deepcopy(about))
+        return _Task(study, prediction, self.model.prompt_ids(prompt_for(study, self.model.meta.prompt)))
 
     def _run(self, tasks: list[_Task], root: Path, images: str, decoding: Decoding, sentences: str) -> None:
         started = time.perf_counter()

@@ -118,8 +118,42 @@ def test_what_an_interrupted_run_wrote_is_kept(model_dir, films, tmp_path, capsy
     part = tmp_path / "predictions.jsonl.part"
     assert not out.exists() and len(rows(part)) == 1 and str(part) in capsys.readouterr().err
     monkeypatch.undo()
-    assert main(command) == 2 and "interrupted run" in capsys.readouterr().err and len(rows(part)) == 1
-    assert main([*command, "--overwrite"]) == 0 and not part.exists() and len(rows(out)) == 4
+    with part.open("a") as file:
+        file.write('{"study_id": "cut o')
+    (first,) = [json.loads(line) for line in part.read_text().splitlines()[:1]]
+    assert main([*command, "--beams", "2"]) == 2 and "another decoding" in capsys.readouterr().err
+    assert main([*command, "--sentences", "confidence"]) == 2
+    assert "another sentences" in capsys.readouterr().err
+    assert main(command) == 0 and not part.exists()
+    assert "1 of 4 studies" in capsys.readouterr().out
+    assert rows(out)[0] == first and len(rows(out)) == 4  # it was not made again
+    assert main([*command, "--overwrite"]) == 0 and len(rows(out)) == 4
+
+
+def test_several_processes_write_what_one_writes(model_dir, studies_file, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "vlm.cli",
+        "generate",
+        str(studies_file),
+        "--model",
+        model_dir,
+        "--limit",
+        "6",
+    ]
+    command += ["--max-new-tokens", "4", "--device", "cpu", "--sentences", "confidence"]
+    for name, more in (("one", []), ("two", ["--processes", "2"])):
+        where = ["--out", str(tmp_path / name / "p.jsonl"), "--floors", str(tmp_path / name / "floors")]
+        done = subprocess.run([*command, *where, *more], capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-2000:]
+    for file in ("p.jsonl", "floors/shuffled.jsonl", "floors/blank.jsonl"):
+        one, two = (
+            [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / name / file)]
+            for name in ("one", "two")
+        )
+        assert one == two and len(one) == 6
+    assert not list(tmp_path.rglob("*.part*"))
 
 
 def test_files_of_one_name_and_names_that_are_not_utf8(model_dir, films, tmp_path, capsys):
