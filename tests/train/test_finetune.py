@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from encoder.radiograph import read
 from tests.tiny import make_encoder, make_studies
 from train.config import ConfigError
+from train.examples import Examples
 from train.finetune import main
 from train.launcher import INTERRUPTED, accelerate_command
 from train.trainer import Loop, answer_loss, collate, grouped_order
@@ -26,7 +28,8 @@ from train.watch import macro_f1
 from vlm import Findings, adapters
 from vlm import model as models
 from vlm.generate import OUTLIERS
-from vlm.study import Image, load_studies, save_studies
+from vlm.prompts import PromptStyle
+from vlm.study import Image, Prior, absolute, load_studies, save_studies
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -70,6 +73,82 @@ def test_it_follows_the_image(train, studies_file, tmp_path):
     assert best["eval_f1"] > best["eval_f1_shuffled"] + 0.3
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "merged")
     assert torch.equal(plain.lm_head.weight, plain.get_input_embeddings().weight)
+
+
+@pytest.fixture
+def several_images(studies_file, tmp_path):
+    """Every third study with a lateral film, every fourth with a prior's; the images of others serve."""
+    studies = load_studies(studies_file)
+    for i, study in enumerate(studies):
+        if i % 3 == 0:
+            study.images.append(Image(studies[i - 1].images[0].path, "lateral"))
+        if i % 4 == 0:
+            study.prior = Prior(studies[i - 2].images, studies[i - 2].findings)
+        study.age, study.sex = 20 + i, "FM"[i % 2]
+    studies[6].images[1].path = "images/absent.png"  # is left out, the study stays
+    file = studies_file.with_name("several.jsonl")
+    save_studies(studies, file, overwrite=True)
+    return file
+
+
+def test_studies_of_several_images_whose_context_is_dropped_at_random(
+    train, several_images, tmp_path, monkeypatch
+):
+    more = (
+        "--lateral",
+        "true",
+        "--prior_image",
+        "true",
+        "--demographics",
+        "true",
+        "--context_dropout",
+        "0.3",
+    )
+    more = (*more, "--token_reduction", "pool", "--projector_depth", "3", "--merge", "--max_steps", "12")
+    assert train("whole", *more, studies=several_images) == 0
+    step = Loop.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 9:  # in the second epoch, which drops other things than the first
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Loop, "training_step", interrupted)
+    assert train("parts", *more, studies=several_images) == INTERRUPTED
+    monkeypatch.undo()
+    assert train("parts", *more, studies=several_images) == 0
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    files = [tmp_path / out / "merged" / "model.safetensors" for out in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+    # what was learned from cached features is what the merged model does with films
+    model = models.load(tmp_path / "whole" / "merged")
+    assert model.meta.prompt.lateral and model.meta.prompt.demographics and model.image_tokens == 4
+    known = [s for s in load_studies(several_images) if s.split == "validate"]
+    found = list(Findings(model).generate(known, root=several_images.parent, max_new_tokens=8))
+    assert all(p.error is None for p in found)
+
+
+def test_examples_change_with_the_epoch_alone(findings_model, studies_file):
+    findings_model.meta.prompt = PromptStyle(lateral=True, prior_image=True, demographics=True)
+    studies = [absolute(s, studies_file.parent) for s in load_studies(studies_file)[:12]]
+    studies[1].images.append(Image(studies[2].images[0].path, "lateral"))
+    studies[3].images[0] = Image("/absent.png", "PA")
+    row_of = {Path(s.images[0].path): i for i, s in enumerate(studies) if i != 3}
+    features = np.random.default_rng(0).standard_normal((12, 17, 32)).astype(np.float16)
+    examples = Examples(studies, features, row_of, findings_model, dropout=0.5, seed=3)
+    assert len(examples) == 11 and len(examples.shown(1)) == 2
+    seen = [[examples[epoch * 11 + i] for i in range(11)] for epoch in (0, 1, 0)]
+    ids = [[item["input_ids"] for item in epoch] for epoch in seen]
+    assert ids[0] == ids[2] != ids[1]
+    image = findings_model.llava.config.image_token_id
+    for epoch in seen:
+        for item in epoch:
+            assert item["input_ids"].count(image) == 16 * len(item["features"])
+            assert item["input_ids"][item["answer_from"] :][-1] == findings_model.tokenizer.eos_token_id
+    assert {len(epoch[1]["features"]) for epoch in seen} <= {1, 2}
+    batch = collate(seen[0], findings_model.tokenizer.pad_token_id)
+    assert len(batch["pixel_values"]) == sum(len(item["features"]) for item in seen[0])
 
 
 def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeypatch, capsys):
