@@ -1,9 +1,13 @@
-"""What the sub-commands of `cxr` do that belong to this room: prepare."""
+"""What the sub-commands of `cxr` do that belong to this room: prepare, studies make."""
 
 from __future__ import annotations
 
+import inspect
+import os
 import sys
 from collections import Counter
+from importlib import import_module
+from pathlib import Path
 
 from train.config import ConfigError
 from train.datasets.archive import INDEX, PER_SHARD, index_lines
@@ -11,6 +15,58 @@ from train.datasets.archive import prepare as shrink_into
 from train.datasets.folder import image_paths, read_names
 from train.datasets.index import index as write_index
 from train.datasets.index import index_rows
+
+# The data sets that `cxr studies make` knows: a module each, with `studies(root, ...)`, paths relative to root
+DATASETS = {"mimic-cxr": "mimic_cxr"}
+
+
+def make_studies(args) -> int:
+    """`cxr studies make`: a data set as it is downloaded becomes a studies file, its paths relative to that file."""
+    from dataclasses import replace
+
+    from vlm.study import counts, patients_across_splits, save_studies
+
+    if args.dataset not in (*DATASETS, "table"):
+        raise ConfigError(
+            f"no data set is called {args.dataset!r}; there are {', '.join((*DATASETS, 'table'))}"
+        )
+    if args.out.exists() and not args.overwrite:
+        raise ConfigError(f"{args.out} exists; choose another file or give --overwrite")
+    if args.dataset == "table":
+        from train.datasets.table import load_table
+
+        found, root = load_table(args.root), args.root.parent
+    else:
+        read = import_module(f"train.datasets.{DATASETS[args.dataset]}").studies
+        asked = {"reports": args.reports, "frontal_only": not args.laterals, "priors": not args.no_priors}
+        known = inspect.signature(read).parameters
+        if args.reports and "reports" not in known:
+            raise ConfigError(f"--reports means nothing for {args.dataset}")
+        found, root = read(args.root, **{k: v for k, v in asked.items() if k in known}), args.root
+    if not found:
+        raise ConfigError(f"{args.root}: no study was found")
+    folder = args.out.parent.absolute()
+    base = os.path.relpath(root.absolute(), folder)
+
+    def placed(images):
+        return [replace(i, path=Path(base, i.path).as_posix()) for i in images]
+
+    save_studies(
+        (
+            replace(
+                s, images=placed(s.images), prior=s.prior and replace(s.prior, images=placed(s.prior.images))
+            )
+            for s in found
+        ),
+        args.out,
+        overwrite=args.overwrite,
+    )
+    for name, value in counts(found).items():
+        print(f"{name:22} {value}")
+    if shared := patients_across_splits(found):
+        print(f"warning: {len(shared)} patients are in several splits", file=sys.stderr)
+    print(f"wrote {args.out}; cxr studies check {args.out} looks for missing files and more")
+    return 0
 
 
 def prepare(args) -> int:

@@ -231,10 +231,21 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", default="fp32", choices=("fp32", "fp16", "bf16"), help="of the saved weights")
     p.set_defaults(run=export)
 
-    p = commands.add_parser("studies", help="check a studies file")
-    p.add_argument("action", choices=("check",))
-    p.add_argument("studies", type=Path)
+    p = commands.add_parser("studies", help="make a studies file of a data set, or check one")
+    actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
+    p = actions.add_parser("check", help="what would spoil a training or a score, and a table of counts")
+    p.add_argument("studies", type=Path, metavar="FILE")
+    p.add_argument("--all", action="store_true", help="name every problem, not the first of each kind")
     p.set_defaults(run=studies)
+    p = actions.add_parser("make", help="a studies file of a data set as it is downloaded")
+    p.add_argument("dataset", help="mimic-cxr, ...; another word lists them")
+    p.add_argument("root", type=Path, metavar="FOLDER", help="where it lies (of `table`: the file)")
+    p.add_argument("--out", type=Path, required=True, help="studies file to write (JSON Lines)")
+    p.add_argument("--reports", type=Path, help="where the reports are, if elsewhere (mimic-cxr)")
+    p.add_argument("--laterals", action="store_true", help="also studies that have no frontal image")
+    p.add_argument("--no-priors", action="store_true", help="without each patient's study before")
+    p.add_argument("--overwrite", action="store_true")
+    p.set_defaults(run=make_studies)
 
     p = commands.add_parser("doctor", help="versions, devices, weights and codecs, and what is missing")
     p.set_defaults(run=doctor)
@@ -313,6 +324,12 @@ def studies(args) -> int:
     from vlm.commands import studies
 
     return studies(args)
+
+
+def make_studies(args) -> int:
+    from train.commands import make_studies
+
+    return make_studies(args)
 
 
 def doctor(args) -> int:

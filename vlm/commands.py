@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import numpy as np
 
 # Beside radiographs, folders hold these; whatever else lies there is tried, for DICOM files may have any name.
 NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".html", ".pdf", ".py"}
+
+
+NAMED = 20  # problems of a kind that are told one by one
 
 
 class UsageError(Exception):
@@ -79,9 +83,16 @@ def studies(args) -> int:
     for name, value in counts(found).items():
         print(f"{name:22} {value}")
     problems = validate(found, args.studies.parent)
+    times: Counter[str] = Counter()
     for problem in problems:
-        print(f"{problem.code:22} {problem.study_id}: {problem.message}")
-    print("no problems" if not problems else f"{len(problems)} problems")
+        times[problem.code] += 1
+        if args.all or times[problem.code] <= NAMED:
+            print(f"{problem.code:22} {problem.study_id}: {problem.message}")
+    for code, count in times.items():
+        if count > NAMED and not args.all:
+            print(f"{code:22} ... and {count - NAMED} more (--all names them)")
+    said = ", ".join(f"{count} {code}" for code, count in times.most_common())
+    print("no problems" if not problems else f"{len(problems)} problems: {said}")
     return 1 if problems else 0
 
 

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _generate(args, studies, targets, bank, decoding, nearest_by_features) -> in
                     _show(console, prediction)
             else:
                 said = model.about(decoding, images, args.seed)
-                count = _go_on(path, model, studies, settings, said, args.share)
+                count = go_on(path, model, studies, settings, said, args.share)
         if path and alone:
             console.print(f"wrote {path}")
         if images == "true":
@@ -125,8 +125,17 @@ def _generate(args, studies, targets, bank, decoding, nearest_by_features) -> in
     return 1 if refused == len(studies) else 0
 
 
-def _go_on(path: Path, model, studies: list, settings: dict, said: dict[str, Any], share: str | None) -> int:
-    """Write the predictions that no part of `path` has yet; whole, it gets its name. Returns how many were refused."""
+def go_on(
+    path: Path,
+    model,
+    studies: list,
+    settings: dict,
+    said: dict[str, Any],
+    share: str | None = None,
+    write: Callable[[Path, list[dict]], None] | None = None,
+) -> int:
+    """Make the predictions that no part of `path` has yet; all of them together, `write` gives the file its name (as
+    JSON Lines, if it is not given). Returns how many were refused."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = {}
     for part in [_part(path), *sorted(path.parent.glob(f"{path.name}.part.*"))]:
@@ -153,7 +162,7 @@ def _go_on(path: Path, model, studies: list, settings: dict, said: dict[str, Any
     if share is not None:
         return 0
     ordered = [rows[s.study_id] for s in studies]
-    _replace(path, ordered)
+    (write or _replace)(path, ordered)
     for part in path.parent.glob(f"{path.name}.part*"):
         part.unlink()
     return sum("error" in row for row in ordered)

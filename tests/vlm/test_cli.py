@@ -312,3 +312,18 @@ def test_doctor(capsys):
     shown = capsys.readouterr().out
     for what in ("torch", "cxr on ", "JPEG lossless", "mini"):
         assert what in shown
+
+
+def test_a_studies_file_of_a_table(films, tmp_path, capsys):
+    (films / "table.csv").write_text("study_id,image,view,findings\ns1,a.png,PA,Clear.\ns2,b.png,AP,\n")
+    out = tmp_path / "made" / "studies.jsonl"
+    command = ["studies", "make", "table", str(films / "table.csv"), "--out", str(out)]
+    assert main(command) == 0
+    assert "studies                2" in capsys.readouterr().out
+    made = load_studies(out)
+    assert [s.study_id for s in made] == ["s1", "s2"] and made[0].image_paths(out.parent)[0].is_file()
+    assert main(command) == 2 and "--overwrite" in capsys.readouterr().err
+    assert main(["studies", "check", str(out)]) == 1
+    assert "1 problems: 1 no_findings" in capsys.readouterr().out
+    assert main([*command[:2], "nothing", *command[3:], "--overwrite"]) == 2
+    assert "there are mimic-cxr" in capsys.readouterr().err
