@@ -42,6 +42,7 @@ class Finetune:
     lora: bool = (
         True  # false trains the whole language model: better for small ones, and needs memory for large
     )
+    llm_dtype: str = "fp32"  # of the frozen language model under LoRA; bf16 halves its memory, for large ones
     lora_rank: int = 16  # enough on small runs; LLaVA-Rad has 64
     lora_alpha: int = 32  # twice the rank, the usual scale
     lora_dropout: float = 0.0  # our attention has none, and resumes stay simple
@@ -93,6 +94,7 @@ class Finetune:
     seed: int = 0  # projector, LoRA and order
 
 
+LLM_DTYPES = ("fp32", "bf16")
 LEAST_KNOWN, MOST_KNOWN = 200, 2000  # training images that say what an ordinary one is
 
 MAY_DIFFER = {  # places, since what lies there is compared by digest, and how it is done
@@ -105,6 +107,14 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(Finetune, "finetune", argv)
     if (config.init is None) == (config.encoder is None or config.llm is None):
         raise ConfigError("give either --encoder and --llm, or --init")
+    if config.llm_dtype not in LLM_DTYPES:
+        raise ConfigError(f"llm_dtype {config.llm_dtype!r} is unknown; there are {', '.join(LLM_DTYPES)}")
+    if config.llm_dtype != "fp32" and (not config.lora or config.init):
+        raise ConfigError("llm_dtype bf16 is for a frozen language model: with lora, and --encoder and --llm")
+    if config.llm_dtype == "bf16" and config.precision == "auto":
+        config.precision = "bf16"
+    if config.llm_dtype == "bf16" and config.precision == "fp32":
+        raise ConfigError("llm_dtype bf16 needs precision bf16: float32 adapters have no products with it")
     from train.checkpoints import alone
 
     with alone(Path(config.out)):
@@ -155,7 +165,7 @@ def run(config: Finetune) -> int:
         model = build(
             config.encoder, config.llm, layers=config.layers, depth=config.projector_depth, norm=config.feature_norm,
             reduction=config.token_reduction, factor=config.reduction, prompt=style, attention=config.attention,
-            seed=config.seed,
+            seed=config.seed, dtype=models.DTYPES[config.llm_dtype] or torch.float32,
         )  # fmt: skip
     model.meta.name, model.meta.notice = config.name, config.notice
     model.meta.max_new_tokens = config.max_new_tokens
@@ -346,14 +356,31 @@ def print_plan(llava, tower_parameters: int, data: Examples, config: Finetune) -
         print(
             f"{part:22} {count:>14,} parameters  {trainable:>12,} trained  {100 * trainable / max(count, 1):5.1f} %"
         )
-    mb = 4 / 2**20
-    features = data.features[0].size * max(len(data.shown(i)) for i in range(len(data))) * config.batch_size
+    mb = 2**20
+    weights = sum(p.numel() * p.element_size() for p in llava.parameters())
+    images = max(len(data.shown(i)) for i in range(len(data)))
+    features = data.features[0].size * images * config.batch_size
     print(
-        f"memory: weights {total * mb:,.0f} MB (without the tower), gradients {trained * mb:,.0f} MB, "
-        f"AdamW {2 * trained * mb:,.0f} MB, features of a batch {features * mb:,.0f} MB; "
-        f"activations come on top, and grow with batch_size x {max(data.lengths)} tokens",
+        f"memory: weights {weights / mb:,.0f} MB (without the tower), gradients {trained * 4 / mb:,.0f} MB, AdamW "
+        f"{trained * 8 / mb:,.0f} MB, features of a batch {features * 4 / mb:,.0f} MB, activations "
+        f"{_activations(data, images, config)}",
         flush=True,
     )
+
+
+def _activations(data: Examples, images: int, config: Finetune) -> str:
+    """Of the longest batch of one process, as train/plan.py counts them."""
+    if config.init:
+        return f"on top: they grow with batch_size x {max(data.lengths)} tokens"
+    from train.plan import activations, dry_model
+    from train.processes import process_state
+
+    batch = max(1, config.batch_size // config.gradient_accumulation // process_state().num_processes)
+    held = activations(
+        dry_model(config.encoder, config.llm, config), batch=batch, images=images, bf16=config.precision == "bf16",
+        text=max(data.words(i) for i in range(len(data))), answer=max(map(len, data.answers)),
+    )  # fmt: skip
+    return f"at most {held / 2**20:,.0f} MB ({max(data.lengths)} tokens a study)"
 
 
 def make_loop(model, data: dict[str, Examples], config: Finetune, args):

@@ -60,7 +60,7 @@ def attention(
                 f"attention: cu_seqlens_q describes {cu_seqlens_q.numel() - 1} sequences, cu_seqlens_k "
                 f"{cu_seqlens_k.numel() - 1}"
             )
-    if q_BNHD.device.type not in ("cpu", "cuda"):
+    if q_BNHD.device.type not in ("cpu", "cuda", "meta"):
         return attention_sdpa(
             q_BNHD,
             k_BNHD,

@@ -129,6 +129,21 @@ def test_studies_of_several_images_whose_context_is_dropped_at_random(
     assert all(p.error is None for p in found)
 
 
+def test_a_frozen_language_model_in_bfloat16(train, tmp_path, capsys):
+    assert train("run", "--llm_dtype", "bf16", "--precision", "bf16", "--max_steps", "3", "--eval_steps", "3") == 0
+    assert "activations at most" in capsys.readouterr().out
+    base = load_file(tmp_path / "run" / "base" / "model.safetensors")
+    dtypes = {name: x.dtype for name, x in base.items()}
+    assert {d for name, d in dtypes.items() if "language_model" in name} == {torch.bfloat16}
+    assert {d for name, d in dtypes.items() if "projector" in name or "vision" in name} == {torch.float32}
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert {x.dtype for x in adapter.values()} == {torch.float32}
+    assert models.load(tmp_path / "run" / "adapter").adapter_sha256
+    for wrong in (("--lora", "false"), ("--init", "mini"), ("--precision", "fp32")):
+        with pytest.raises(ConfigError, match="llm_dtype bf16"):
+            train("other", "--llm_dtype", "bf16", *wrong)
+
+
 def test_examples_change_with_the_epoch_alone(findings_model, studies_file):
     findings_model.meta.prompt = PromptStyle(lateral=True, prior_image=True, demographics=True)
     studies = [absolute(s, studies_file.parent) for s in load_studies(studies_file)[:12]]
