@@ -229,6 +229,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("out", type=Path, help="directory to write")
     p.add_argument("--base", help="base model of an adapter, where it is not where the adapter remembers it")
     p.add_argument("--dtype", default="fp32", choices=("fp32", "fp16", "bf16"), help="of the saved weights")
+    p.add_argument(
+        "--run", type=Path, dest="run_folder", metavar="DIR", help="of the fine-tuning, for the model card"
+    )
+    p.add_argument("--scores", type=Path, help="of cxr score --out, for the model card")
+    p.add_argument(
+        "--licence", action="append", metavar="TEXT", help='"encoder: MIT", ... for the model card'
+    )
     p.set_defaults(run=export)
 
     p = commands.add_parser("studies", help="make a studies file of a data set, or check one")

@@ -64,14 +64,24 @@ def export(args) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from vlm import model as models
+    from vlm.card import write_card
     from vlm.generate import OUTLIERS
 
+    if args.scores and not args.scores.is_file():
+        raise UsageError(f"{args.scores} does not exist")
+    if args.run_folder and not (args.run_folder / "run.json").is_file():
+        raise UsageError(f"{args.run_folder} is not the folder of a fine-tuning: it has no run.json")
     disable_progress_bar()
     model = models.merge(models.load(args.model, base=args.base))
     models.save(model, args.out, models.DTYPES[args.dtype])
     known = models.resolve(args.model) / OUTLIERS  # what the model takes for an ordinary chest
     if known.is_file():
         shutil.copy(known, args.out)
+    write_card(model, args.out, run=args.run_folder, scores=args.scores, licences=args.licence or ())
+    if model.llava.config.model_type != "llava":
+        print(
+            f"{args.out} is a {model.llava.config.model_type}: plain transformers opens it after `import vlm`"
+        )
     print(f"wrote {args.out}: AutoModelForImageTextToText and AutoProcessor of transformers open it")
     return 0
 

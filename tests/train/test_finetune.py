@@ -130,7 +130,10 @@ def test_studies_of_several_images_whose_context_is_dropped_at_random(
 
 
 def test_a_frozen_language_model_in_bfloat16(train, tmp_path, capsys):
-    assert train("run", "--llm_dtype", "bf16", "--precision", "bf16", "--max_steps", "3", "--eval_steps", "3") == 0
+    assert (
+        train("run", "--llm_dtype", "bf16", "--precision", "bf16", "--max_steps", "3", "--eval_steps", "3")
+        == 0
+    )
     assert "activations at most" in capsys.readouterr().out
     base = load_file(tmp_path / "run" / "base" / "model.safetensors")
     dtypes = {name: x.dtype for name, x in base.items()}

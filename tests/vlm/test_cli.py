@@ -314,6 +314,45 @@ def test_doctor(capsys):
         assert what in shown
 
 
+def test_the_model_card_says_what_is_known_and_nothing_else(findings_model, tmp_path, capsys):
+    models.save(findings_model, tmp_path / "m")
+    run = tmp_path / "run"
+    (run / "best").mkdir(parents=True)
+    digest = "ab" * 32
+    fields = {
+        "max_steps": 7,
+        "lora_rank": 4,
+        "studies": ["/secret/patients.jsonl"],
+        "sha256 of studies": [digest],
+    }
+    (run / "run.json").write_text(json.dumps(fields))
+    best = {"step": 5, "eval_loss": 1.5, "eval_f1": 0.4, "eval_f1_shuffled": 0.1}
+    (run / "best" / "metrics.json").write_text(json.dumps(best))
+    row = {
+        "name": "rouge-l/coco",
+        "value": 0.25,
+        "interval": [0.2, 0.3],
+        "n": 9,
+        "signature": "rouge-l|p:coco",
+    }
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": [row, {"name": "x", "value": None}]}))
+    command = ["export", str(tmp_path / "m"), str(tmp_path / "out"), "--run", str(run)]
+    command += ["--scores", str(tmp_path / "scores.json"), "--licence", "encoder: MIT"]
+    assert main(command) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    for words in (
+        "not for diagnosis", "stock `LlavaForConditionalGeneration`", "max_steps 7", digest[:16], "label F1 0.400",
+        "| rouge-l/coco | 0.250 | 0.200 to 0.300 | 9 | `rouge-l|p:coco` |", "encoder: MIT", "16 tokens an image",
+    ):  # fmt: skip
+        assert words in card, words
+    assert "secret" not in card
+    assert main(["export", str(tmp_path / "m"), str(tmp_path / "bare")]) == 0
+    card = (tmp_path / "bare" / "README.md").read_text()
+    assert "Not known here" in card and "Not measured" in card and "Not stated" in card
+    assert main(["export", str(tmp_path / "m"), str(tmp_path / "no"), "--run", str(tmp_path)]) == 2
+    assert "run.json" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
 def test_a_studies_file_of_a_table(films, tmp_path, capsys):
     (films / "table.csv").write_text("study_id,image,view,findings\ns1,a.png,PA,Clear.\ns2,b.png,AP,\n")
     out = tmp_path / "made" / "studies.jsonl"
