@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlm.model import FindingsModel, parameter_table
+from vlm.model import FindingsModel, Meta, parameter_table
 
 # Fields of a training's run.json that say how it was done, without saying where anything lies.
 RECIPE = (
@@ -30,9 +30,10 @@ def write_card(
     kind = "a stock `LlavaForConditionalGeneration`" if config.model_type == "llava" else "a `cxr_llava`"
     needs = "" if config.model_type == "llava" else "import vlm  # makes cxr_llava known\n"
     text = config.text_config
+    notice = "" if meta.notice == Meta.notice else f" {meta.notice}"
     lines = [
-        "---", "pipeline_tag: image-text-to-text", "library_name: transformers", "tags: [radiology, chest-x-ray]", "---",
-        "", f"# {meta.name}", "", f"**Research use, not for diagnosis.** {meta.notice}", "",
+        "---", "pipeline_tag: image-text-to-text", "library_name: transformers", "tags: [radiology, chest-x-ray]",
+        "---", "", f"# {meta.name}", "", f"**Research use, not for diagnosis.**{notice}", "",
         f"Writes the {'findings and impression' if meta.prompt.section == 'both' else meta.prompt.section} of a chest "
         f"X-ray: {kind} with a {config.vision_config.model_type} encoder at {model.preprocessing.size} px "
         f"({model.image_tokens:,} tokens an image) and a {text.model_type} language model of "
@@ -80,8 +81,8 @@ def _scores(run: Path | None, scores: Path | None) -> list[str]:
     if best and best.is_file():
         row = json.loads(best.read_text())
         lines.append(
-            f"- on validation studies, at step {row['step']}: loss {row['eval_loss']:.3f}, label F1 {row['eval_f1']:.3f}; "
-            f"with another study's images {row['eval_f1_shuffled']:.3f}"
+            f"- on validation studies, at step {row['step']}: loss {row['eval_loss']:.3f}, "
+            f"label F1 {row['eval_f1']:.3f}; with another study's images {row['eval_f1_shuffled']:.3f}"
         )
     if scores:
         sheet = json.loads(scores.read_text())
@@ -90,7 +91,7 @@ def _scores(run: Path | None, scores: Path | None) -> list[str]:
             if row.get("value") is not None:
                 low, high = row.get("interval") or (None, None)
                 between = "" if low is None else f"{low:.3f} to {high:.3f}"
-                lines.append(
-                    f"| {row['name']} | {row['value']:.3f} | {between} | {row.get('n', '')} | `{row['signature']}` |"
-                )
+                signature = row["signature"].replace("|", r"\|")
+                cells = (row["name"], f"{row['value']:.3f}", between, str(row.get("n", "")), f"`{signature}`")
+                lines.append(f"| {' | '.join(cells)} |")
     return lines or ["Not measured, or not given (`--scores`, of `cxr score --out`)."]

@@ -342,7 +342,7 @@ def test_the_model_card_says_what_is_known_and_nothing_else(findings_model, tmp_
     card = (tmp_path / "out" / "README.md").read_text()
     for words in (
         "not for diagnosis", "stock `LlavaForConditionalGeneration`", "max_steps 7", digest[:16], "label F1 0.400",
-        "| rouge-l/coco | 0.250 | 0.200 to 0.300 | 9 | `rouge-l|p:coco` |", "encoder: MIT", "16 tokens an image",
+        r"| rouge-l/coco | 0.250 | 0.200 to 0.300 | 9 | `rouge-l\|p:coco` |", "encoder: MIT", "16 tokens an image",
     ):  # fmt: skip
         assert words in card, words
     assert "secret" not in card
