@@ -17,7 +17,13 @@ from train.datasets.index import index as write_index
 from train.datasets.index import index_rows
 
 # The data sets that `cxr studies make` knows: a module each, with `studies(root, ...)`, paths relative to root
-DATASETS = {"mimic-cxr": "mimic_cxr"}
+DATASETS = {
+    "mimic-cxr": "mimic_cxr",
+    "iu-xray": "iu_xray",
+    "chexpert-plus": "chexpert_plus",
+    "rexgradient": "rexgradient",
+    "padchest": "padchest",
+}
 
 
 def make_studies(args) -> int:
@@ -65,6 +71,8 @@ def make_studies(args) -> int:
         print(f"{name:22} {value}")
     if shared := patients_across_splits(found):
         print(f"warning: {len(shared)} patients are in several splits", file=sys.stderr)
+    if not any(s.findings for s in found) and any(s.impression for s in found):
+        print("no study has findings, but impressions: --section impression learns those", file=sys.stderr)
     print(f"wrote {args.out}; cxr studies check {args.out} looks for missing files and more")
     return 0
 

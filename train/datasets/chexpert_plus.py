@@ -8,23 +8,24 @@ What is read, from the folder `root`:
 - `PNG/train/patient00001/study1/view1_frontal.png`, or the DICOM files, or the JPEGs of the first CheXpert, whose
   tree is the same; only the names of the first few folders are looked at
 
-The order of a patient's reports is the table's `patient_report_date_order`; there are no dates. The release has the
-splits train and valid only, and one PNG that does not decode (patient32368, study1).
+The order of a patient's reports is the table's `patient_report_date_order`; there is no column of dates. (Others found
+the dates inside reports to disagree with it; those are shifted, and partly made up.) The release has the splits train
+and valid only. Others found one PNG that does not decode, of patient32368, study1.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from encoder.radiograph import parse_age, parse_view
-from train.datasets.mimic_cxr import _find, _missing, _number, _table
+from encoder.radiograph import parse_age
 from train.datasets.priors import link_priors
-from train.datasets.table import SEXES, _cell
-from vlm.prompts import clean
+from train.datasets.release import as_number, find_table, missing_file, read_table
+from train.datasets.table import SEXES, known
 from vlm.study import VIEWS, Image, Study, StudyError, normalise_split
 
 SOURCE = "CheXpert Plus (https://aimi.stanford.edu/datasets/chexpert-plus)"
@@ -58,8 +59,8 @@ def studies(
 ) -> list[Study]:
     """Read the data set below `root`, in the order of its table. Image paths are relative to `root`.
 
-    Study ids are like patient00001_study1. Texts are those of the study's first row, since the rows of a study
-    differ in little but the made-up dates. A quarter of the reports have findings; the rest have an impression only.
+    Study ids are like patient00001_study1. Texts are those of the study's first row; between the rows of a study, what
+    replaces names and dates may differ. A quarter of the reports have findings; most others have an impression only.
     `labels` says which text's labels to take (one of LABELLED); a study without that text has none. `images` is the
     folder below `root` that holds train/ and valid/, if it is none of TREES, or where there are several. Images are in
     the order PA, AP, frontal, lateral; none is opened, and none need exist. `frontal_only` keeps the studies with a
@@ -72,9 +73,9 @@ def studies(
         raise StudyError(f"{root} does not exist")
     if labels not in LABELLED:
         raise StudyError(f"there are no labels of {labels!r}; there are those of {', '.join(LABELLED)}")
-    table = _find(root, "df_chexpert_plus*.csv")
+    table = find_table(root, "df_chexpert_plus*.csv")
     if table is None:
-        raise _missing(root, "df_chexpert_plus_240401.csv", SOURCE)
+        raise missing_file(root, "df_chexpert_plus_240401.csv", SOURCE)
     tree, suffix = _tree(root, images)
     found, when = _studies(table, tree, suffix, priors)
     _add_labels(root, labels, found.values())
@@ -95,7 +96,7 @@ def _studies(table: Path, tree: str, suffix: str, priors: bool) -> tuple[dict[st
     when: dict[str, float] = {}
     required = (*COLUMNS, "patient_report_date_order") if priors else COLUMNS
     optional = tuple(column for column in OPTIONAL if column not in required)
-    for cells in _table(table, required, optional):
+    for cells in read_table(table, required, optional):
         row = dict(zip((*required, *optional), cells, strict=True))
         path = row["path_to_image"].strip()
         match = STUDY.search(path)
@@ -110,12 +111,12 @@ def _studies(table: Path, tree: str, suffix: str, priors: bool) -> tuple[dict[st
                 study = found[study_id] = _study(row, study_id, match[1])
             except StudyError as error:
                 raise StudyError(f"{table}, {study_id}: {error}") from None
-            order = _number(row["patient_report_date_order"])
+            order = as_number(row["patient_report_date_order"])
             if order is not None:
                 when[study_id] = order
-        if suffix == ".dcm" and _cell(row["path_to_dcm"]):
+        if suffix == ".dcm" and known(row["path_to_dcm"]):
             path = row["path_to_dcm"].strip()
-        image = Image(str(PurePosixPath(tree, path).with_suffix(suffix)), _view(row))
+        image = Image(posixpath.join(tree, path.rpartition(".")[0] + suffix), _view(row))
         if image not in study.images:
             study.images.append(image)
     return found, when
@@ -126,10 +127,10 @@ def _study(row: dict[str, str], study_id: str, patient: str) -> Study:
     texts = {
         name: " ".join(filter(None, (_text(row[c]) for c in columns))) for name, columns in SECTIONS.items()
     }
-    split = _cell(row["split"])
+    split = known(row["split"])
     return Study(
         study_id,
-        _cell(row["deid_patient_id"]) or patient,
+        known(row["deid_patient_id"]) or patient,
         None if split is None else normalise_split(split),
         age=int(years) if years is not None and years == int(years) else years,
         sex=SEXES.get(row["sex"].strip().lower()),
@@ -139,14 +140,14 @@ def _study(row: dict[str, str], study_id: str, patient: str) -> Study:
 
 
 def _text(cell: str) -> str | None:
-    return clean(cell) if _cell(cell) is not None else None
+    return " ".join(cell.split()) if known(cell) is not None else None
 
 
 def _view(row: dict[str, str]) -> str:
     side = row["frontal_lateral"].strip().lower()
     if side == "lateral":
         return "lateral"
-    view = parse_view(row["ap_pa"])
+    view = row["ap_pa"].strip()  # a few frontal images say LL or RL
     return view if view in ("PA", "AP") else "frontal" if side == "frontal" else "unknown"
 
 

@@ -21,8 +21,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from encoder.radiograph import parse_view
-from train.datasets.mimic_cxr import _table
-from train.datasets.table import _cell
+from train.datasets.release import read_table
+from train.datasets.table import known
 from vlm.prompts import clean
 from vlm.study import Image, Study, StudyError, normalise_split
 
@@ -77,9 +77,9 @@ def _source(root: Path) -> str:
 
 def _text(value: Any) -> str | None:
     """Without the marks of removed words; None if no letter is left."""
-    text = clean(REMOVED.sub(" ", str(value))) if _cell(value) is not None else ""
+    text = clean(REMOVED.sub(" ", str(value))) if known(value) is not None else ""
     text = LEFT_OVER.sub("", text)
-    return text if _cell(text) is not None and any(map(str.isalnum, text)) else None
+    return text if known(text) is not None and any(map(str.isalnum, text)) else None
 
 
 def _diagnoses(terms: Iterable[str]) -> list[str] | None:
@@ -219,7 +219,7 @@ def _from_csv(root: Path) -> Iterator[Study]:
         of_study.setdefault(uid, []).append(Image(place, view))
     columns = ("uid", "findings", "impression")
     optional = ("indication", "comparison", "image", "MeSH", "Problems")
-    for uid, findings, impression, indication, comparison, title, mesh, problems in _table(
+    for uid, findings, impression, indication, comparison, title, mesh, problems in read_table(
         path, columns, optional
     ):
         terms, heads = _split(mesh), _split(problems)
@@ -237,7 +237,7 @@ def _from_csv(root: Path) -> Iterator[Study]:
 
 
 def _split(cell: str) -> list[str]:
-    return [term.strip() for term in cell.split(";") if term.strip()] if _cell(cell) is not None else []
+    return [term.strip() for term in cell.split(";") if term.strip()] if known(cell) is not None else []
 
 
 def _projections(root: Path) -> Iterator[tuple[str, str, str]]:
@@ -247,7 +247,7 @@ def _projections(root: Path) -> Iterator[tuple[str, str, str]]:
         raise StudyError(
             f"{path} is missing; it lies beside {REPORTS} in Kaggle's data set and names the images"
         )
-    for uid, name, projection in _table(path, ("uid", "filename", "projection")):
+    for uid, name, projection in read_table(path, ("uid", "filename", "projection")):
         yield uid, name, parse_view(projection)
 
 

@@ -16,19 +16,15 @@ the letters of the folders.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import math
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from operator import itemgetter
 from pathlib import Path
 
 from train.datasets.mimic_sections import MISLEADING, report_fields, sections
 from train.datasets.priors import link_priors
+from train.datasets.release import as_number, check_columns, find_table, missing_file, read_table, rows_of
 from train.datasets.table import SEXES
 from vlm.study import VIEWS, Image, Study, StudyError, normalise_split
 
@@ -62,12 +58,12 @@ def studies(
     for place in places:
         if not place.exists():
             raise StudyError(f"{place} does not exist")
-    split_table = _find(root, "mimic-cxr-*-split.csv")
+    split_table = find_table(root, "mimic-cxr-*-split.csv")
     if split_table is None:
-        raise _missing(root, "mimic-cxr-2.0.0-split.csv.gz", JPG)
-    metadata = _find(root, "mimic-cxr-*-metadata.csv")
+        raise missing_file(root, "mimic-cxr-2.0.0-split.csv.gz", JPG)
+    metadata = find_table(root, "mimic-cxr-*-metadata.csv")
     if metadata is None and (frontal_only or priors):
-        raise _missing(
+        raise missing_file(
             root,
             "mimic-cxr-2.0.0-metadata.csv.gz",
             JPG,
@@ -88,66 +84,6 @@ def studies(
     return found
 
 
-def _missing(root: Path, name: str, source: str, more: str = "") -> StudyError:
-    return StudyError(f"{root}: {name} is missing. It is part of {source}; put it there. {more}".rstrip())
-
-
-# Tables
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    """The newest of the tables with a name such as `mimic-cxr-*-split.csv`, packed or unpacked."""
-    if not folder.is_dir():
-        return None
-    found = [*folder.glob(name), *folder.glob(f"{name}.gz")]
-    return max(
-        found, key=lambda path: ([int(n) for n in re.findall(r"\d+", path.name)], path.name), default=None
-    )
-
-
-def _rows(path: Path) -> Iterator[list[str]]:
-    """The rows of a table, the header first; all have as many cells as it."""
-    try:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            yield header
-            for row in reader:
-                if len(row) == len(header):
-                    yield row
-                elif row:
-                    message = f"{len(row)} cells, where the header has {len(header)}"
-                    raise StudyError(f"{path}, line {reader.line_num}: {message}")
-    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} cannot be read ({type(error).__name__}); is it complete?") from None
-
-
-def _table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
-    """The cells of `columns` and `optional`, row by row; "" where an optional column does not exist."""
-    rows = _rows(path)
-    header = next(rows)
-    _check_columns(path, header, columns)
-    cells = itemgetter(*(header.index(n) if n in header else len(header) for n in (*columns, *optional)))
-    for row in rows:
-        row.append("")  # the cell of a column that does not exist
-        yield cells(row)
-
-
-def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
-    if missing := [column for column in columns if column not in header]:
-        has = ", ".join(header)[:500] or "no header"
-        raise StudyError(f"{path}: the column(s) {', '.join(missing)} are missing; it has {has}")
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _metadata(path: Path) -> tuple[dict[str, str], dict[str, tuple[float, float]], dict[str, int]]:
     """-> (image -> view, study -> (date, time) of its first image, study -> year).
 
@@ -158,9 +94,9 @@ def _metadata(path: Path) -> tuple[dict[str, str], dict[str, tuple[float, float]
     when: dict[str, tuple[float, float]] = {}
     years: dict[str, int] = {}
     columns = ("dicom_id", "study_id", "ViewPosition", "StudyDate", "StudyTime")
-    for dicom, study, view, date_text, time_text in _table(path, columns):
+    for dicom, study, view, date_text, time_text in read_table(path, columns):
         views[dicom] = VIEW_POSITIONS.get(view.strip().upper(), "unknown")
-        date, time = _number(date_text), _number(time_text)
+        date, time = as_number(date_text), as_number(time_text)
         if date is not None:
             years.setdefault(study, int(date) // 10000)
             if time is not None:
@@ -172,7 +108,7 @@ def _images(root: Path, table: Path, views: dict[str, str]) -> list[Study]:
     found: dict[str, Study] = {}
     splits: dict[str, str] = {}  # as written -> as we call it
     suffix = _suffix(root)
-    for dicom, number, patient, split in _table(table, ("dicom_id", "study_id", "subject_id", "split")):
+    for dicom, number, patient, split in read_table(table, ("dicom_id", "study_id", "subject_id", "split")):
         study = found.get(number)
         if study is None:
             if split not in splits:
@@ -199,17 +135,17 @@ def _suffix(root: Path) -> str:
                     return suffix
         if looked_at >= FOLDERS_LOOKED_AT:
             break
-    return ".dcm" if _find(root, "cxr-record-list.csv") else ".jpg"
+    return ".dcm" if find_table(root, "cxr-record-list.csv") else ".jpg"
 
 
 def _add_labels(root: Path, found: Iterable[Study]) -> None:
     """CheXpert's labels or, without its table, NegBio's, which has the same columns."""
-    path = _find(root, "mimic-cxr-*-chexpert.csv") or _find(root, "mimic-cxr-*-negbio.csv")
+    path = find_table(root, "mimic-cxr-*-chexpert.csv") or find_table(root, "mimic-cxr-*-negbio.csv")
     if path is None:
         return
-    rows = _rows(path)
+    rows = rows_of(path)
     header = next(rows)
-    _check_columns(path, header, ["study_id"])
+    check_columns(path, header, ["study_id"])
     at = header.index("study_id")
     names = [(i, name) for i, name in enumerate(header) if name not in ("", "study_id", "subject_id")]
     of_study = {study.study_id: study for study in found}
@@ -226,15 +162,15 @@ def _add_labels(root: Path, found: Iterable[Study]) -> None:
 
 def _add_patients(root: Path, found: Iterable[Study], years: dict[str, int]) -> None:
     """MIMIC-IV gives the age in one year and shifts all dates of a patient alike, also those of MIMIC-CXR."""
-    path = _find(root, "patients.csv")
+    path = find_table(root, "patients.csv")
     if path is None:
         return
     columns = ("subject_id", "gender", "anchor_age", "anchor_year")
-    patients = {patient: rest for patient, *rest in _table(path, columns)}
+    patients = {patient: rest for patient, *rest in read_table(path, columns)}
     for study in found:
         sex, age_text, year_text = patients.get(study.patient_id or "", ("", "", ""))
         study.sex = SEXES.get(sex.strip().lower())
-        age, year = _number(age_text), _number(year_text)
+        age, year = as_number(age_text), as_number(year_text)
         if age is not None and year is not None and study.study_id in years:
             age = int(age + years[study.study_id] - year)
             study.age = age if 0 <= age <= 120 else None
@@ -274,14 +210,14 @@ def _sectioned(places: Iterable[Path]) -> dict[str, dict[str, str]] | None:
     """Study -> section -> text, of the first sectioned table there is. Copies of the script in use add columns."""
     name = "mimic_cxr_sectioned.csv"
     for place in places:
-        path = place if ".csv" in place.suffixes and place.is_file() else _find(place, name)
+        path = place if ".csv" in place.suffixes and place.is_file() else find_table(place, name)
         if path is not None:
             columns = ("findings", "impression", "comparison", "indication", "history", "technique")
             return {
                 study.strip().removeprefix("s"): {
                     column: " ".join(text.split()) for column, text in zip(columns, texts, strict=True)
                 }
-                for study, *texts in _table(path, ("study", *columns[:2]), columns[2:])
+                for study, *texts in read_table(path, ("study", *columns[:2]), columns[2:])
             }
     return None
 

@@ -14,14 +14,15 @@ There is no official split. Only years of birth are known, so ages are right to 
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from encoder.radiograph import parse_view
-from train.datasets.mimic_cxr import _find, _missing, _number, _table
 from train.datasets.priors import link_priors
-from train.datasets.table import SEXES, _cell
+from train.datasets.release import as_number, find_table, missing_file, read_table
+from train.datasets.table import SEXES, known
 from vlm.prompts import clean
 from vlm.study import VIEWS, Image, Study, StudyError
 
@@ -50,26 +51,26 @@ def studies(root: str | Path, frontal_only: bool = True, priors: bool = True) ->
     root = Path(root)
     if not root.exists():
         raise StudyError(f"{root} does not exist")
-    table = next(filter(None, (_find(root / folder, TABLE) for folder in TABLE_FOLDERS)), None)
+    table = next(filter(None, (find_table(root / folder, TABLE) for folder in TABLE_FOLDERS)), None)
     if table is None:
-        raise _missing(root, "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", SOURCE)
+        raise missing_file(root, "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", SOURCE)
 
     found: dict[str, Study] = {}
     when: dict[str, float] = {}
     places: dict[str, str] = {}  # image -> its ImageDir
-    for row in _table(table, COLUMNS, OPTIONAL):
+    for row in read_table(table, COLUMNS, OPTIONAL):
         name, folder, study_id, patient, projection, report, date_text, *rest = (cell.strip() for cell in row)
         if projection.upper() in LEFT_OUT:
             continue
         if not name or not study_id:
             raise StudyError(f"{table}: a row has no ImageID or no StudyID")
         birth_text, sex, position, labels, method = rest
-        date = _number(date_text)
+        date = as_number(date_text)
         study = found.get(study_id)
         if study is None:
             study = found[study_id] = Study(
                 study_id,
-                _cell(patient),
+                known(patient),
                 age=_age(birth_text, date),
                 sex=SEXES.get(sex.lower()),
                 findings=_text(report),
@@ -77,11 +78,11 @@ def studies(root: str | Path, frontal_only: bool = True, priors: bool = True) ->
             )
             if study.findings is not None:
                 study.extra["language"] = "es"
-            if study.diagnoses and _cell(method) is not None:
+            if study.diagnoses and known(method) is not None:
                 study.extra["labels_by"] = method
             if date is not None:
                 when[study_id] = date
-        elif study.patient_id != _cell(patient):
+        elif study.patient_id != known(patient):
             raise StudyError(f"{table}: the rows of study {study_id} have different patients")
         if name not in places:
             places[name] = folder.removesuffix(".0")
@@ -91,7 +92,7 @@ def studies(root: str | Path, frontal_only: bool = True, priors: bool = True) ->
     for study in found.values():
         for image in study.images:
             folder = places[image.path] if in_folders else ""
-            image.path = str(PurePosixPath(prefix, folder, image.path))
+            image.path = posixpath.join(prefix, folder, image.path)
         study.images.sort(key=lambda image: VIEWS.index(image.view))
     kept = list(found.values())
     if frontal_only:
@@ -102,7 +103,7 @@ def studies(root: str | Path, frontal_only: bool = True, priors: bool = True) ->
 
 
 def _text(report: str) -> str | None:
-    text = clean(report) if _cell(report) is not None else ""
+    text = clean(report) if known(report) is not None else ""
     return text if any(map(str.isalpha, text)) else None  # many are full stops only
 
 
@@ -112,7 +113,7 @@ def _diagnoses(cell: str) -> list[str] | None:
 
 
 def _age(birth_text: str, date: float | None) -> int | None:
-    birth = _number(birth_text)
+    birth = as_number(birth_text)
     if birth is None or date is None:
         return None
     years = int(date) // 10000 - int(birth)

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from encoder.radiograph import parse_age, parse_view
-from train.datasets.mimic_cxr import _find, _missing, _number, _table
 from train.datasets.priors import link_priors
-from train.datasets.table import SEXES, _cell
-from vlm.prompts import clean
+from train.datasets.release import as_number, find_table, missing_file, read_table
+from train.datasets.table import SEXES, known
 from vlm.study import VIEWS, Image, Study, StudyError, normalise_split
 
 SOURCE = "ReXGradient-160K (https://huggingface.co/datasets/rajpurkarlab/ReXGradient-160K)"
@@ -67,7 +66,7 @@ def _files(root: Path) -> list[tuple[str, Path]]:
             files = [(split, root / place / f"{split}{ending}") for split in SPLITS]
             if files := [(split, path) for split, path in files if path.is_file()]:
                 return files
-    raise _missing(
+    raise missing_file(
         root, "metadata/train_metadata_view_position.json", SOURCE, "The .csv files name no images."
     )
 
@@ -83,10 +82,10 @@ def _studies(path: Path, split: str, prefix: str, when: dict[str, float]) -> Ite
             if reports is None:
                 reports = _reports(path.parent, split)
             entry = entry | reports.get(study_id, {})
-        date = _number(str(entry.get("StudyDate")))
+        date = as_number(str(entry.get("StudyDate")))
         if date is not None:
             when[study_id] = date
-        patient = _cell(entry.get("PatientID")) or study_id.partition("_")[0].removeprefix("p")
+        patient = known(entry.get("PatientID")) or study_id.partition("_")[0].removeprefix("p")
         years = parse_age(str(entry.get("PatientAge")))
         texts = {name.lower(): _text(entry.get(name)) for name in SECTIONS}
         yield Study(
@@ -118,19 +117,18 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _reports(folder: Path, split: str) -> dict[str, dict[str, str]]:
-    path = _find(folder, f"{split}_metadata.csv")
+    path = find_table(folder, f"{split}_metadata.csv")
     if path is None:
-        raise _missing(folder, f"{split}_metadata.csv", SOURCE, "The JSON beside it has no reports.")
+        raise missing_file(folder, f"{split}_metadata.csv", SOURCE, "The JSON beside it has no reports.")
     columns = ("id", "Findings", "Impression")
     optional = ("Indication", "Comparison", "StudyDate", "PatientSex", "PatientAge", "StudyDescription")
     names = (*columns, *optional)
-    rows = (dict(zip(names, cells, strict=True)) for cells in _table(path, columns, optional))
+    rows = (dict(zip(names, cells, strict=True)) for cells in read_table(path, columns, optional))
     return {row.pop("id"): {name: cell for name, cell in row.items() if cell} for row in rows}
 
 
 def _text(value: Any) -> str | None:
-    text = clean(value) if isinstance(value, str) else ""
-    return text if _cell(text) is not None else None
+    return " ".join(value.split()) if isinstance(value, str) and known(value) is not None else None
 
 
 def _images(entry: dict[str, Any], prefix: str) -> list[Image]:

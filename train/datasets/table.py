@@ -53,9 +53,9 @@ def load_table(
             if where is None or path.suffix.lower() == ".jsonl":  # lines of JSON may leave keys out
                 required = path.suffix.lower() != ".jsonl"
                 where = _find_columns(row, columns or {}, (*labels, *keep) if required else (), required)
-            study = _study({field: _cell(row.get(column)) for field, column in where.items()}, image_root)
+            study = _study({field: known(row.get(column)) for field, column in where.items()}, image_root)
             study.labels = _labels(row, labels)
-            study.extra = {key: row[key] for key in keep if _cell(row.get(key)) is not None}
+            study.extra = {key: row[key] for key in keep if known(row.get(key)) is not None}
             if study.study_id in studies:
                 _merge(studies[study.study_id], study)
             else:
@@ -111,7 +111,7 @@ def _find_columns(
     return where
 
 
-def _cell(value: Any) -> Any:
+def known(value: Any) -> Any:
     """None for what means missing."""
     if value is None or (isinstance(value, str) and value.strip().lower() in {"", *NOT_TEXT}):
         return None
@@ -167,7 +167,7 @@ def _age(value: Any) -> float | None:
 def _labels(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, int] | None:
     labels = {}
     for name in names:
-        value = _cell(row.get(name))
+        value = known(row.get(name))
         if value is None:
             continue
         try:
