@@ -1,7 +1,7 @@
 """How the attention kernels are to cut their work (encoder/attention/tiles.py).
 
     python benchmarks/attention_tiles.py table                what each entry of the table compiles to
-    python benchmarks/attention_tiles.py used                 half of that: packed crops, and causal where it is packed
+    python benchmarks/attention_tiles.py used                 a third of that: bfloat16, causal where it is packed
     python benchmarks/attention_tiles.py candidates [--save]  the same for all candidates: which of them spill registers
     python benchmarks/attention_tiles.py time [--save]        on a GPU, about six minutes: milliseconds of each
 
@@ -121,8 +121,9 @@ def in_table() -> list[tuple]:
 
 
 def in_use() -> list[tuple]:
-    """The half of the table that the tests see to: crops are not causal, a language model's packed reports are."""
-    return [entry for entry in in_table() if entry[4] == (entry[5] and entry[3] == 128)]
+    """The part of the table that the tests see to: bfloat16; crops are not causal, a language model's packed reports
+    are."""
+    return [e for e in in_table() if e[2] == "bf16" and e[4] == (e[5] and e[3] == 128)]
 
 
 def candidates(name: str) -> list[Tiles]:

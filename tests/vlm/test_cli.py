@@ -131,22 +131,16 @@ def test_what_an_interrupted_run_wrote_is_kept(model_dir, films, tmp_path, capsy
 
 
 def test_several_processes_write_what_one_writes(model_dir, studies_file, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "vlm.cli",
-        "generate",
-        str(studies_file),
-        "--model",
-        model_dir,
-        "--limit",
-        "6",
-    ]
-    command += ["--max-new-tokens", "4", "--device", "cpu", "--sentences", "confidence"]
-    for name, more in (("one", []), ("two", ["--processes", "2"])):
-        where = ["--out", str(tmp_path / name / "p.jsonl"), "--floors", str(tmp_path / name / "floors")]
-        done = subprocess.run([*command, *where, *more], capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr[-2000:]
+    command = ["generate", str(studies_file), "--model", model_dir, "--limit", "6", "--max-new-tokens", "4"]
+    command += ["--device", "cpu", "--sentences", "confidence"]
+    one, two = (
+        ["--out", str(tmp_path / n / "p.jsonl"), "--floors", str(tmp_path / n / "floors")]
+        for n in ("one", "two")
+    )
+    assert main([*command, *one]) == 0
+    launch = [sys.executable, "-m", "vlm.cli", *command, *two, "--processes", "2"]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
     for file in ("p.jsonl", "floors/shuffled.jsonl", "floors/blank.jsonl"):
         one, two = (
             [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / name / file)]
