@@ -71,6 +71,9 @@ class Finetune:
     max_steps: int = 3000  # of batch_size studies
     batch_size: int = 32  # studies a step, over all processes
     gradient_accumulation: int = 1  # raise it where a batch does not fit
+    gradient_checkpointing: bool = (
+        False  # compute the blocks anew for the backward pass: a twelfth of the memory
+    )
     max_length: int = (
         512  # tokens of prompt and findings beside the images'; longer studies are left out, and counted
     )
@@ -99,7 +102,7 @@ LEAST_KNOWN, MOST_KNOWN = 200, 2000  # training images that say what an ordinary
 
 MAY_DIFFER = {  # places, since what lies there is compared by digest, and how it is done
     "out", "encoder", "llm", "init", "studies", "merge", "merged_dtype", "eval_batch", "save_steps", "log_steps",
-    "workers", "feature_batch", "features_dir", "attention", "name", "notice", "threads",
+    "workers", "feature_batch", "features_dir", "attention", "name", "notice", "threads", "gradient_checkpointing",
 }  # fmt: skip
 
 
@@ -232,6 +235,8 @@ def run(config: Finetune) -> int:
         out, config, state.num_processes,
         eval_strategy="steps" if evaluate else "no",
         eval_steps=config.eval_steps if evaluate else None,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
     ))  # fmt: skip
     if not loop.run(checkpoint):
         state.print(f"stopped at step {loop.state.global_step}; the same command goes on from there")

@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch = config.batch_size // config.gradient_accumulation // shape.processes
         made = plan(
             llava, batch=batch, text=shape.text, answer=shape.answer, images=shape.images,
-            bf16=config.precision != "fp32", checkpointing=shape.checkpointing,
+            bf16=config.precision != "fp32", checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
     except (ConfigError, ModelError) as error:
         print(f"train.plan: {error}", file=sys.stderr)
@@ -211,7 +211,6 @@ def _shape(argv: list[str]):
     parser.add_argument("--answer", type=int, default=128, help="of which are learned")
     parser.add_argument("--images", type=int, default=1, help="of a study")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--checkpointing", action="store_true", help="recompute the blocks' activations")
     return parser.parse_known_args(argv)
 
 

@@ -147,6 +147,19 @@ def test_a_frozen_language_model_in_bfloat16(train, tmp_path, capsys):
             train("other", "--llm_dtype", "bf16", *wrong)
 
 
+def test_checkpointed_blocks_learn_the_same(train, tmp_path, monkeypatch):
+    few = ("--max_steps", "3", "--eval_steps", "0")
+    assert train("plain", *few) == 0
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        assert train("again", *few, "--gradient_checkpointing", "true") == 0
+        checkpointed, kept[:] = sum(kept), []
+        assert train("third", *few) == 0
+    assert checkpointed < sum(kept)
+    for a, b in zip(metrics(tmp_path / "plain"), metrics(tmp_path / "again"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
 def test_examples_change_with_the_epoch_alone(findings_model, studies_file):
     findings_model.meta.prompt = PromptStyle(lateral=True, prior_image=True, demographics=True)
     studies = [absolute(s, studies_file.parent) for s in load_studies(studies_file)[:12]]

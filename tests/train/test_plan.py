@@ -95,7 +95,7 @@ def test_checkpointing_and_more_images_move_the_plan_as_they_should(full_size):
 def test_the_command(full_size, capsys):
     rad_dino, vicuna = map(str, full_size)
     options = ["--encoder", rad_dino, "--llm", vicuna, "--lora_rank", "64", "--batch_size", "4"]
-    assert main([*options, "--images", "2", "--checkpointing", "--processes", "2"]) == 0
+    assert main([*options, "--images", "2", "--gradient_checkpointing", "true", "--processes", "2"]) == 0
     out = capsys.readouterr().out
     assert (
         "2 studies of 2 images, 2,994 tokens each" in out and "159,907,840 trained" in out and "total" in out
@@ -119,7 +119,8 @@ def test_recipes_say_what_they_are_and_fit_a_gpu(full_size, recipe, capsys):
         vicuna,
         "--processes",
         "8",
-        "--checkpointing",
+        "--gradient_checkpointing",
+        "true",
     ]
     assert main(command) == 0
     total = float(re.search(r"total ([\d.]+) GB", capsys.readouterr().out)[1])
