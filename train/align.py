@@ -12,12 +12,19 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eval.scores.labels import NO_FINDING, label_report, sentences
+from train.examples import Examples
+from train.finetune_config import Finetune
+from train.processes import use_cores
 from train.schedules import warmup_cosine
+from vlm import projector as projectors
 from vlm.projector import linears, rescale, spread
 
 SIDES = re.compile(r"\b(left|right|bilateral|both|bibasilar)\b")
@@ -131,6 +138,44 @@ def align(
             )
             losses = []
     rescale(projector, probe_BNC, *before)
+
+
+def align_projector(
+    llava: nn.Module,
+    data: dict[str, Examples],
+    statistics: tuple[Tensor, Tensor],
+    config: Finetune,
+    state: PartialState,
+) -> None:
+    """By the first process; the others, and the same command after an interruption, read its outcome."""
+    mean_C, std_C = statistics
+    projector, file = llava.model.multi_modal_projector, Path(config.out) / "aligned.safetensors"
+    if state.is_main_process and not file.exists():
+
+        def tokens(examples: Examples, rows: list[int]):
+            return (projectors.patches(llava, examples.first(rows)) - mean_C) / std_C
+
+        threads = torch.get_num_threads()
+        use_cores(0, 1)  # the other processes wait
+        projectors.unfold(projector.to(state.device), mean_C, std_C)
+        align(
+            projector,
+            lambda rows: tokens(data["train"], rows),
+            [s.findings for s in data["train"].studies],
+            (lambda rows: tokens(data["validate"], rows), [s.findings for s in data["validate"].studies]),
+            steps=config.align_steps,
+            precision=config.precision,
+            seed=config.seed,
+            device=state.device,
+            say=lambda line: print(line, flush=True),
+        )
+        projectors.fold(projector.cpu(), mean_C, std_C)
+        torch.set_num_threads(threads)
+        part = file.with_suffix(".part")
+        save_file(projector.state_dict(), part)
+        part.rename(file)
+    state.wait_for_everyone()
+    projector.load_state_dict(load_file(file))
 
 
 @torch.no_grad()

@@ -1,38 +1,38 @@
-"""Studies as what a fine-tuning step takes: token ids, and features of their images from the cache."""
+"""Studies as what a fine-tuning step takes: token ids, and what is shown of their images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from train.features import Cached, Films
 from vlm.model import FindingsModel
 from vlm.prompts import answer_for, dropped_out, prompt_for, shown_image, shown_images, with_images_of
 from vlm.study import Image, Study
 
 
 class Examples:
-    """`features` (images, tokens, C) are read at `row_of` an image's path. Studies whose main image has none are left
-    out, of the others the lateral or prior images that have none.
+    """`images` has what is shown of an image, by its path. Studies whose main image it lacks are left out, and of the
+    others the lateral or prior images that it lacks.
 
     An item `epoch * len(examples) + i` is study i as epoch `epoch` sees it: with `dropout`, each part of its context is
-    left out with that probability, drawn from (seed, epoch, i) alone, so that a resumed run sees the same.
+    left out with that probability, and its images may be augmented; both are drawn from (seed, epoch, i) alone, so that
+    a resumed run sees the same.
     """
 
     def __init__(
         self,
         studies: Sequence[Study],
-        features: np.ndarray,
-        row_of: Mapping[Path, int],
+        images: Cached | Films,
         model: FindingsModel,
         dropout: float = 0.0,
         seed: int = 0,
     ):
-        self.features, self.row_of, self.model = features, row_of, model
+        self.images, self.model = images, model
         self.style, self.dropout, self.seed = model.meta.prompt, dropout, seed
         self.studies = [self._readable(s) for s in studies if self._known(shown_image(s))]
         self.prompts = [self.prompt(s) for s in self.studies]
@@ -51,7 +51,7 @@ class Examples:
         return {
             "input_ids": prompt + self.answers[i],
             "answer_from": len(prompt),
-            "features": self.features_of([study]),
+            "images": self.images_of([study], np.random.default_rng([self.seed, epoch, i, 1])),
         }
 
     def prompt(self, study: Study) -> list[int]:
@@ -69,15 +69,14 @@ class Examples:
         study = with_images_of(self.studies[i], self.studies[other])
         return self.prompt(study), study
 
-    def features_of(self, studies: Sequence[Study]) -> Tensor:
-        """Features (images, tokens, C) of the images shown of the studies, in the order of their prompts."""
-        rows = [self.row_of[Path(image.path)] for s in studies for _, image in shown_images(s, self.style)]
-        return torch.from_numpy(self.features[rows].astype("float32"))
+    def images_of(self, studies: Sequence[Study], draw: np.random.Generator | None = None) -> Tensor:
+        """What is shown of the images of the studies, in the order of their prompts: features (images, tokens, C) or
+        pixels (images, 3, H, W), augmented with what is drawn from `draw`."""
+        return self.images([Path(i.path) for s in studies for _, i in shown_images(s, self.style)], draw)
 
     def first(self, wanted: Sequence[int]) -> Tensor:
         """Features (B, tokens, C) of the main images."""
-        rows = [self.row_of[Path(shown_image(self.studies[i]).path)] for i in wanted]
-        return torch.from_numpy(self.features[rows].astype("float32"))
+        return self.images.features([Path(shown_image(self.studies[i]).path) for i in wanted])
 
     def keep(self, wanted: Sequence[int]) -> None:
         for name in ("studies", "prompts", "answers", "lengths"):
@@ -85,7 +84,7 @@ class Examples:
             setattr(self, name, [values[i] for i in wanted])
 
     def _known(self, image: Image | None) -> bool:
-        return image is not None and Path(image.path) in self.row_of
+        return image is not None and Path(image.path) in self.images
 
     def _readable(self, study: Study) -> Study:
         prior = study.prior

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from train.examples import Examples
+from train.finetune_config import Finetune, check
 from vlm.adapters import TOWERS, add_lora
 
 GB = 1e9
@@ -137,6 +139,47 @@ def _unmasked(config) -> Iterator[None]:
         config._attn_implementation = before
 
 
+def print_plan(llava: nn.Module, tower: nn.Module, data: Examples, config: Finetune) -> None:
+    """What is trained, and what memory weights, gradients and optimiser take, before anything starts."""
+    from vlm.model import parameter_table
+
+    table = parameter_table(llava)
+    if config.features == "cached":  # the tower is not there
+        count = sum(p.numel() for p in tower.parameters())
+        name, total, trained = table.pop()
+        table = [("vision_tower", count, 0), *table, (name, total + count, trained)]
+    for part, count, trained in table:
+        print(
+            f"{part:22} {count:>14,} parameters  {trained:>12,} trained  {100 * trained / max(count, 1):5.1f} %"
+        )
+    mb = 2**20
+    weights = sum(p.numel() * p.element_size() for p in llava.parameters())
+    images = max(len(data.shown(i)) for i in range(len(data)))
+    shown = data.images.floats * images * config.batch_size * 4
+    without = " (without the tower)" if config.features == "cached" else ""
+    print(
+        f"memory: weights {weights / mb:,.0f} MB{without}, gradients {trained * 4 / mb:,.0f} MB, AdamW "
+        f"{trained * 8 / mb:,.0f} MB, images of a batch {shown / mb:,.0f} MB, "
+        f"activations {_activations(data, images, config)}",
+        flush=True,
+    )
+
+
+def _activations(data: Examples, images: int, config: Finetune) -> str:
+    """Of the longest batch of one process."""
+    if config.init:
+        return f"on top: they grow with batch_size x {max(data.lengths)} tokens"
+    from train.processes import process_state
+
+    batch = max(1, config.batch_size // config.gradient_accumulation // process_state().num_processes)
+    held = activations(
+        dry_model(config.encoder, config.llm, config), batch=batch, images=images, bf16=config.precision == "bf16",
+        text=max(data.words(i) for i in range(len(data))), answer=max(map(len, data.answers)),
+    )  # fmt: skip
+    tower = ", and what the trained encoder keeps" if config.train_encoder else ""
+    return f"at most {held / 2**20:,.0f} MB ({max(data.lengths)} tokens a study){tower}"
+
+
 def dry_model(encoder: str | Path, llm: str | Path, config) -> nn.Module:
     """The model of a Finetune config on the meta device, from the `config.json` of its parts; LoRA where it asks for
     it, the tower frozen."""
@@ -179,7 +222,6 @@ def dry_model(encoder: str | Path, llm: str | Path, config) -> nn.Module:
 
 def main(argv: Sequence[str] | None = None) -> int:
     from train.config import ConfigError, load_config
-    from train.finetune import Finetune
     from vlm.errors import ModelError
 
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -188,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(Finetune, "finetune", [*rest, "--out", "-", "--studies", "-"])
         if config.encoder is None or config.llm is None:
             raise ConfigError("give --encoder and --llm (directories with their config.json)")
+        check(config)
         llava = dry_model(config.encoder, config.llm, config)
         batch = config.batch_size // config.gradient_accumulation // shape.processes
         made = plan(

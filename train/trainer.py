@@ -46,6 +46,11 @@ def open_run(out: Path, config: Any, may_differ: Iterable[str], files: dict[str,
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
     defaults |= {f.name: f.default_factory() for f in fields(config) if f.default_factory is not MISSING}
     claim(out, asdict(config) | files, may_differ, defaults)
+    return last_checkpoint(out)
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The last complete checkpoint of a run."""
     checkpoints = [p.parent for p in out.glob(f"checkpoint-*/{COMPLETE}")]
     return max(checkpoints, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
@@ -102,8 +107,7 @@ class Loop(Trainer):
     """transformers.Trainer with loss on answer tokens, exact resume, checkpoints of the trained weights alone (frozen
     ones are never written), and metrics.jsonl.
 
-    The data set has `lengths`; batches may name an int `logits_to_keep`, so that logits are computed for the last
-    positions only.
+    The data set has `lengths`; its batches are `collate`'s.
     """
 
     def __init__(self, *args, **kwargs):
@@ -257,7 +261,7 @@ def arguments(out: Path, config: Any, processes: int, **more) -> TrainingArgumen
             f"batch_size {config.batch_size} cannot be shared by {processes} processes x "
             f"{config.gradient_accumulation} accumulated batches"
         )
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(out),
         max_steps=config.max_steps,
         per_device_train_batch_size=config.batch_size // processes // config.gradient_accumulation,
@@ -284,16 +288,15 @@ def arguments(out: Path, config: Any, processes: int, **more) -> TrainingArgumen
         ddp_find_unused_parameters=False,
         **more,
     )
+    made._n_gpu = min(made.n_gpu, 1)  # one process takes one GPU: DataParallel cannot divide a batch of ours
+    return made
 
 
-def answer_loss(outputs, labels_BN: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of the next token where the label is not -100, over the positions that have logits (the last)."""
-    logits_BKV = outputs.logits
-    target_BK = labels_BN[:, labels_BN.shape[1] - logits_BKV.shape[1] :][:, 1:]
-    counted = target_BK != -100
-    total = nn.functional.cross_entropy(
-        logits_BKV[:, :-1][counted].float(), target_BK[counted], reduction="sum"
-    )
+def answer_loss(outputs, labels_BL: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of `collate`'s labels (B, 1 + K) under the logits (B, K, V), where they are not -100."""
+    next_BK = labels_BL[:, 1:]
+    counted = next_BK != -100
+    total = nn.functional.cross_entropy(outputs.logits[counted].float(), next_BK[counted], reduction="sum")
     return total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
@@ -315,24 +318,59 @@ def load_trained(model: nn.Module, path: Path) -> None:
             p.copy_(saved[name])
 
 
-def collate(rows: list[dict], pad: int) -> dict[str, Any]:
-    """Pad on the right. No attention mask: under causal attention no real token sees what lies to its right."""
-    n = max(len(row["input_ids"]) for row in rows)
-    batch: dict[str, Any] = {
-        "input_ids": torch.tensor([row["input_ids"] + [pad] * (n - len(row["input_ids"])) for row in rows]),
-        "labels": torch.tensor(
-            [
-                [-100] * row["answer_from"]
-                + row["input_ids"][row["answer_from"] :]
-                + [-100] * (n - len(row["input_ids"]))
-                for row in rows
-            ]
-        ),
-        "logits_to_keep": n - min(row["answer_from"] for row in rows) + 1,
-    }
-    if "features" in rows[0]:
-        batch["pixel_values"] = torch.cat([row["features"] for row in rows])  # of all images, in order
+def collate(rows: list[dict], pad: int, pack: bool = False) -> dict[str, Any]:
+    """Studies -> a batch. Logits are asked for where an answer's token is next (`logits_to_keep`), and `labels` are
+    those next tokens, after a column without any: Trainer counts from the second column on, or all, by its version.
+    -100 is no label.
+
+    Padded: (B, N), padded on the right, logits of the last K positions. No attention mask: under causal attention no
+    real token sees what lies to its right. Packed: all studies in one row (1, T), told apart by `cu_seq_lens` and
+    positions that start anew, and logits of exactly the labels.
+    """
+    ids = [row["input_ids"] for row in rows]
+    if pack:
+        batch = _packed(ids, [row["answer_from"] for row in rows])
+    else:
+        n = max(map(len, ids))
+        keep = n - min(row["answer_from"] for row in rows) + 1
+        labels = [
+            [-100] * (row["answer_from"] - 1) + i[row["answer_from"] :] + [-100] * (n - len(i) + 1)
+            for row, i in zip(rows, ids, strict=True)
+        ]
+        next_BK = torch.tensor(labels)[:, n - keep :]
+        batch = {
+            "input_ids": torch.tensor([i + [pad] * (n - len(i)) for i in ids]),
+            "labels": nn.functional.pad(next_BK, (1, 0), value=-100),
+            "logits_to_keep": keep,
+        }
+    if "images" in rows[0]:
+        batch["pixel_values"] = torch.cat([row["images"] for row in rows])  # of all studies, in order
     return batch
+
+
+def _packed(ids: list[list[int]], answer_from: list[int]) -> dict[str, Any]:
+    lengths = [len(i) for i in ids]
+    ends_B = torch.tensor(lengths).cumsum(0)
+    starts = (ends_B - torch.tensor(lengths)).tolist()
+    cu_seqlens = nn.functional.pad(ends_B, (1, 0)).to(torch.int32)
+    before = [  # the position before each token of an answer
+        at
+        for start, first, n in zip(starts, answer_from, lengths, strict=True)
+        for at in range(start + first - 1, start + n - 1)
+    ]
+    row_T = torch.tensor([token for i in ids for token in i])
+    return {
+        "input_ids": row_T[None],
+        "labels": nn.functional.pad(row_T[torch.tensor(before) + 1], (1, 0), value=-100)[None],
+        "logits_to_keep": torch.tensor(before),
+        "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
+        # of ones, or transformers would take positions that start anew for a pattern of its own
+        "attention_mask": torch.ones(1, len(row_T), dtype=torch.long),
+        "cu_seq_lens_q": cu_seqlens,
+        "cu_seq_lens_k": cu_seqlens,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
 
 
 def _clock(seconds: float) -> str:

@@ -15,14 +15,15 @@ from accelerate.utils import gather_object
 
 from eval.scores.labels import label_report
 from train.checkpoints import replace_folder, write_json
-from train.trainer import WEIGHTS, Loop, answer_loss, collate, load_trained
+from train.trainer import WEIGHTS, Loop, answer_loss, load_trained
 from vlm.decoding import Decoding, generate_ids
 from vlm.generate import derangement
 from vlm.prompts import answer_for
 
 
 class WatchedLoop(Loop):
-    """`model` is the FindingsModel whose `llava` is trained, its tower replaced by features; `config` the Finetune."""
+    """`model` is the FindingsModel whose `llava` is trained, its tower replaced by what gives standardised
+    features; `config` the Finetune."""
 
     def __init__(self, model, config, **kwargs):
         super().__init__(model=model.llava, **kwargs)
@@ -40,18 +41,16 @@ class WatchedLoop(Loop):
         losses, texts = [], {"true": {}, "shuffled": {}}
         for start in range(0, len(mine), config.eval_batch):
             part = mine[start : start + config.eval_batch]
-            batch = self._prepare_inputs(
-                collate([val[i] for i in part], self.findings.tokenizer.pad_token_id)
-            )
+            batch = self._prepare_inputs(self.data_collator([val[i] for i in part]))
             labels = batch.pop("labels")
             with self.compute_loss_context_manager():
                 n = int((labels != -100).sum())
                 losses.append((float(answer_loss(llava(**batch), labels)) * n, n))
                 for images, of in (("true", lambda i: i), ("shuffled", other.__getitem__)):
                     prompts, shown = zip(*(val.exchanged(i, of(i)) for i in part), strict=True)
-                    features_BNC = val.features_of(shown).to(accelerator.device)
+                    seen = val.images_of(shown).to(accelerator.device)
                     written = generate_ids(
-                        llava, self.findings, list(prompts), features_BNC, Decoding(config.max_new_tokens)
+                        llava, self.findings, list(prompts), seen, Decoding(config.max_new_tokens)
                     )
                     texts[images] |= {
                         i: self.findings.tokenizer.decode(ids, skip_special_tokens=True).strip()

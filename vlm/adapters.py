@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from vlm.errors import ModelError
@@ -36,6 +37,38 @@ def add_lora(llava: nn.Module, rank: int = 16, alpha: int = 32, dropout: float =
         model = get_peft_model(llava, config)
     check_adapters(model)
     return model
+
+
+def base_of(llava: nn.Module) -> nn.Module:
+    """The Llava model inside a PeftModel, or itself."""
+    return llava.get_base_model() if hasattr(llava, "get_base_model") else llava
+
+
+def quantise(llava: nn.Module) -> None:
+    """QLoRA: the language model's linears in 4 bits (nf4, double quantisation), as they come to their device; products
+    in bfloat16. Before `add_lora`; `lm_head` stays as it is. Raises ModelError where bitsandbytes is missing."""
+    try:
+        from bitsandbytes.nn import Linear4bit, Params4bit
+    except ImportError:
+        raise ModelError("4-bit weights need bitsandbytes: pip install 'cxr-vlm[qlora]'") from None
+    language = llava.model.language_model
+    for name, linear in [(n, m) for n, m in language.named_modules() if type(m) is nn.Linear]:
+        small = Linear4bit(
+            linear.in_features, linear.out_features, linear.bias is not None, torch.bfloat16,
+            quant_type="nf4", device="meta",
+        )  # fmt: skip
+        small.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=small)
+        small.bias = linear.bias
+        language.set_submodule(name, small)
+    llava.is_loaded_in_4bit = True  # which peft asks for
+
+
+def sliding_window(text_config) -> int | None:
+    """Tokens that a layer of the language model looks back at most, if there is such a layer (Mistral 0.1, Phi-3)."""
+    kinds = getattr(text_config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    return getattr(text_config, "sliding_window", None)
 
 
 @contextmanager

@@ -121,6 +121,42 @@ class FeatureTower(nn.Module):
         )
 
 
+class StandardTower(FeatureTower):
+    """Around a vision tower that works in every step: its features, standardised. In evaluation mode for good, and
+    without a gradient, unless it is `trained`."""
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        mean_C: Tensor,
+        std_C: Tensor,
+        layers: Sequence[int],
+        norm: bool,
+        trained: bool = False,
+    ):
+        super().__init__(mean_C, std_C, layers)
+        self.tower, self.norm, self.trained = tower, norm, trained
+        tower.requires_grad_(trained)
+
+    def freeze_unused(self, pixels_BCHW: Tensor) -> None:
+        """Freeze the parameters that no gradient reaches (mask token, last norm, later blocks): DistributedDataParallel
+        would wait for them."""
+        weights = [p for p in self.tower.parameters() if p.requires_grad]
+        with torch.enable_grad():
+            states = self(pixels_BCHW).hidden_states.values()
+            total = sum(x.square().sum() for x in states)
+            for p, g in zip(weights, torch.autograd.grad(total, weights, allow_unused=True), strict=True):
+                p.requires_grad_(g is not None)
+
+    def train(self, mode: bool = True) -> StandardTower:
+        return super().train(mode and self.trained)
+
+    def forward(self, pixel_values: Tensor, **kwargs) -> SimpleNamespace:
+        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+            states = hidden_states(self.tower, pixel_values, self.layers, self.norm)
+        return super().forward(torch.cat(states, dim=-1))
+
+
 @torch.no_grad()
 def tower_features(
     tower: nn.Module, pixels_BCHW: Tensor, layers: Sequence[int] = LAYERS, norm: bool = False

@@ -84,12 +84,17 @@ def transformers_attention(
 ) -> tuple[Tensor, None]:
     """The AttentionInterface function: q, k, v are (B, H, N, D), the mask is what `padding_mask` made.
 
+    A pack of several sequences in one row (B = 1) is said by `cu_seq_lens_q`, `max_length_q` and the same of k, as
+    transformers' FlashAttentionKwargs have them; give an attention mask of ones with them, or transformers takes the
+    restarting position_ids for a pattern of its own.
+
     Raises ValueError for what the contract cannot say (dropout, soft cap, a sliding window, position bias, 4-D masks).
     """
+    pack = _pack(query, attention_mask, kwargs)
     window = kwargs.pop("sliding_window", None)
-    if window is not None and key.shape[2] > window:
+    if window is not None and (pack["max_seqlen_k"] if pack else key.shape[2]) > window:
         kwargs["sliding_window"] = window
-    for name in ("softcap", "position_bias", "sliding_window", "cu_seq_lens_q", "s_aux"):
+    for name in ("softcap", "position_bias", "sliding_window", "s_aux"):
         if kwargs.get(name) is not None:
             raise ValueError(
                 f"{NAME} does not support {name}; load the model with attn_implementation='sdpa'"
@@ -100,6 +105,11 @@ def transformers_attention(
     # Under autocast rotary embeddings leave q and k in float32 beside a v in lower precision.
     query, key = query.to(value.dtype), key.to(value.dtype)
     q_BNHD, k_BNHD, v_BNHD = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    if pack:
+        out_THD = cxr.CHOICES[attention](
+            q_BNHD[0], k_BNHD[0], v_BNHD[0], causal=causal, scale=scaling, **pack
+        )
+        return out_THD[None], None
     if attention_mask is None:
         return cxr.CHOICES[attention](q_BNHD, k_BNHD, v_BNHD, causal=causal, scale=scaling), None
     if attention_mask.dim() != 2:
@@ -108,6 +118,20 @@ def transformers_attention(
             "load the model with attn_implementation='sdpa' for masks of another form"
         )
     return _unpadded(q_BNHD, k_BNHD, v_BNHD, attention_mask, cxr.CHOICES[attention], causal, scaling), None
+
+
+def _pack(query: Tensor, attention_mask: Tensor | None, kwargs: dict) -> dict | None:
+    """The lengths of a pack in our words; None if there is none. Takes them out of `kwargs`."""
+    theirs = {f"{ours}_{side}": kwargs.pop(f"{name}_{side}", None) for side in "qk" for ours, name in (
+        ("cu_seqlens", "cu_seq_lens"), ("max_seqlen", "max_length"))}  # fmt: skip
+    if theirs["cu_seqlens_q"] is None:
+        return None
+    if query.shape[0] != 1 or attention_mask is not None or any(x is None for x in theirs.values()):
+        raise ValueError(
+            f"{NAME} takes a pack as one row, with cu_seq_lens and max_length of q and k and no padding; got "
+            f"{query.shape[0]} rows, mask {'given' if attention_mask is not None else 'none'}"
+        )
+    return theirs
 
 
 class Padding(NamedTuple):

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from encoder.radiograph import read
 from tests.tiny import make_encoder, make_studies
 from train.config import ConfigError
 from train.examples import Examples
+from train.features import Cached
 from train.finetune import main
 from train.launcher import INTERRUPTED, accelerate_command
 from train.trainer import Loop, answer_loss, collate, grouped_order
@@ -167,7 +169,7 @@ def test_examples_change_with_the_epoch_alone(findings_model, studies_file):
     studies[3].images[0] = Image("/absent.png", "PA")
     row_of = {Path(s.images[0].path): i for i, s in enumerate(studies) if i != 3}
     features = np.random.default_rng(0).standard_normal((12, 17, 32)).astype(np.float16)
-    examples = Examples(studies, features, row_of, findings_model, dropout=0.5, seed=3)
+    examples = Examples(studies, Cached(features, row_of), findings_model, dropout=0.5, seed=3)
     assert len(examples) == 11 and len(examples.shown(1)) == 2
     seen = [[examples[epoch * 11 + i] for i in range(11)] for epoch in (0, 1, 0)]
     ids = [[item["input_ids"] for item in epoch] for epoch in seen]
@@ -175,11 +177,11 @@ def test_examples_change_with_the_epoch_alone(findings_model, studies_file):
     image = findings_model.llava.config.image_token_id
     for epoch in seen:
         for item in epoch:
-            assert item["input_ids"].count(image) == 16 * len(item["features"])
+            assert item["input_ids"].count(image) == 16 * len(item["images"])
             assert item["input_ids"][item["answer_from"] :][-1] == findings_model.tokenizer.eos_token_id
-    assert {len(epoch[1]["features"]) for epoch in seen} <= {1, 2}
+    assert {len(epoch[1]["images"]) for epoch in seen} <= {1, 2}
     batch = collate(seen[0], findings_model.tokenizer.pad_token_id)
-    assert len(batch["pixel_values"]) == sum(len(item["features"]) for item in seen[0])
+    assert len(batch["pixel_values"]) == sum(len(item["images"]) for item in seen[0])
 
 
 def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeypatch, capsys):
@@ -260,7 +262,7 @@ def test_a_model_knows_the_images_it_was_trained_on(train, findings_model, tmp_p
     """From enough training images, else from those of the model it starts from; otherwise it says that it does not."""
     assert train("few", "--max_steps", "1", "--merge") == 0
     assert "too few" in capsys.readouterr().out and not (tmp_path / "few" / "merged" / OUTLIERS).exists()
-    monkeypatch.setattr("train.finetune.LEAST_KNOWN", 48)
+    monkeypatch.setattr("train.finish.LEAST_KNOWN", 48)
     assert train("many", "--max_steps", "1", "--merge") == 0
     merged = Findings.from_pretrained(tmp_path / "many" / "merged", device="cpu")
     root = tmp_path / "data"
@@ -377,17 +379,25 @@ def test_features_are_computed_once_and_again_when_something_changed(train, tmp_
 
 def test_answers_alone_are_learned():
     rows = [{"input_ids": [5, 6, 7, 8, 9], "answer_from": 3}, {"input_ids": [5, 6, 7], "answer_from": 2}]
-    batch = collate(rows, pad=0)
-    assert batch["labels"].tolist() == [[-100, -100, -100, 8, 9], [-100, -100, 7, -100, -100]]
     logits_BNV = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0))
     logprobs = logits_BNV.log_softmax(-1)
     expected = -(logprobs[0, 2, 8] + logprobs[0, 3, 9] + logprobs[1, 1, 7]) / 3
 
-    class Output:
-        logits = logits_BNV[:, -batch["logits_to_keep"] :]
-
-    torch.testing.assert_close(answer_loss(Output, batch["labels"]), expected)
-    torch.testing.assert_close(answer_loss(Output, batch["labels"], 6), expected / 2)
+    padded = collate(rows, pad=0)
+    assert padded["labels"].tolist() == [[-100, -100, 8, 9, -100], [-100, 7, -100, -100, -100]]
+    packed = collate(rows, pad=0, pack=True)
+    assert packed["input_ids"].tolist() == [[5, 6, 7, 8, 9, 5, 6, 7]]
+    assert packed["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
+    assert packed["cu_seq_lens_q"].tolist() == [0, 5, 8] and packed["max_length_k"] == 5
+    assert packed["labels"].tolist() == [[-100, 8, 9, 7]] and packed["logits_to_keep"].tolist() == [2, 3, 6]
+    row_1TV = torch.cat([logits_BNV[0], logits_BNV[1, :3]])[None]
+    for batch, logits_BKV in (
+        (padded, logits_BNV[:, -padded["logits_to_keep"] :]),
+        (packed, row_1TV[:, packed["logits_to_keep"]]),
+    ):
+        output = SimpleNamespace(logits=logits_BKV)
+        torch.testing.assert_close(answer_loss(output, batch["labels"]), expected)
+        torch.testing.assert_close(answer_loss(output, batch["labels"], 6), expected / 2)
 
 
 def test_the_order_is_a_permutation_of_similar_lengths():

@@ -12,7 +12,7 @@ import torch
 from encoder.transforms import Preprocessing
 from tests.tiny import SIZE
 from train.config import load_config
-from train.finetune import Finetune
+from train.finetune_config import Finetune
 from train.plan import activations, dry_model, main, plan
 from vlm import adapters
 from vlm.build import build
