@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from eval.scores.inputs import ScoreError
 from eval.scores.lexical import plain_tokens
 from eval.scores.registry import NotComputed
+
+Report = TypeVar("Report")  # a text, or whatever stands for one
 
 _ROWS = 256  # queries at a time, so that a bank of 200,000 fits in memory
 
@@ -64,11 +66,11 @@ def _unit(counts: Mapping[str, int]) -> dict[str, float]:
 def nearest_by_features(
     features_ND: np.ndarray,
     bank_MD: np.ndarray,
-    bank_reports: Sequence[str],
+    bank_reports: Sequence[Report],
     *,
     groups: Sequence[Hashable] | None = None,
     bank_groups: Sequence[Hashable] | None = None,
-) -> list[str]:
+) -> list[Report]:
     """For each row of features, (N, D), the report of the most similar row of a bank, (M, D), by cosine.
 
     With `groups` and `bank_groups` (patients) nobody is answered with a report of the same patient. Raises ValueError
@@ -122,9 +124,11 @@ def nearest_by_text(
     return reports
 
 
-def as_predictions(study_ids: Sequence[str], reports: Sequence[str]) -> list[dict[str, Any]]:
-    """Reports as prediction records."""
-    return [{"study_id": key, "findings": text} for key, text in zip(study_ids, reports, strict=True)]
+def as_predictions(
+    study_ids: Sequence[str], reports: Sequence[str], section: str = "findings"
+) -> list[dict[str, Any]]:
+    """Reports as prediction records, of findings or of "impression"."""
+    return [{"study_id": key, section: text} for key, text in zip(study_ids, reports, strict=True)]
 
 
 def read_floors(directory: str | Path | None) -> tuple[dict[str, Path], list[NotComputed]]:

@@ -26,6 +26,7 @@ def score(args, references, images_of) -> int:
         scores = eval.score(
             args.predictions,
             references,
+            section=args.section,
             compare=args.compare,
             floors=args.floors,
             training=args.training,

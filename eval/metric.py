@@ -4,6 +4,7 @@ metric = eval.metric("rouge-l/coco")
 metric.compute(predictions=[...], references=[...])    # {"rouge-l/coco": 0.41}
 metric.per_sample([...], [...])                        # array (N,)
 GRPOTrainer(..., reward_funcs=eval.metric("label-f1/14/micro/neg"))   # references: the column `findings`
+eval.metric("label-f1/14/micro/neg", column="impression")             # those of a model that writes impressions
 """
 
 from __future__ import annotations

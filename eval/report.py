@@ -28,6 +28,7 @@ from eval.scores.tables import (
     clinical_keys,
     headline_keys,
     lexical_profiles,
+    scored,
     short_name,
     studies,
     subgroup_keys,
@@ -101,7 +102,8 @@ def _score_sections(scores: Scores) -> list[str]:
     patients = f"{scores.patients} patients" if scores.patients != scores.n else "one study a patient"
     sections = [
         "<section><h2>Scores and floors</h2>"
-        f"<p class='quiet'>{studies(scores.n)}, {patients}. Brackets: {escape(scores.settings['interval'])}, "
+        f"<p class='quiet'>{studies(scores.n)}, {patients}. Scored: {scored(scores)}. "
+        f"Brackets: {escape(scores.settings['interval'])}, "
         f"{scores.settings['n_boot']} replicates. A floor is a report that did not look at the image.</p>"
         + bars(keys[0], rows)
         + _table(

@@ -149,13 +149,21 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("score", help="score predictions against references, with intervals and floors")
     p.add_argument(
-        "predictions", type=Path, help="of cxr generate, or study_id and findings (JSON Lines or CSV)"
+        "predictions",
+        type=Path,
+        help="of cxr generate, or study_id and findings or impression (JSON Lines or CSV)",
     )
     p.add_argument(
         "studies",
         type=Path,
         nargs="?",
-        help="studies file with the reference findings (default: each prediction's own `reference`)",
+        help="studies file with the reference texts (default: each prediction's own `reference`)",
+    )
+    p.add_argument(
+        "--section",
+        choices=("findings", "impression", "both"),
+        default="findings",
+        help="what is scored (default findings); both: joined by an empty line, of references that have both",
     )
     p.add_argument("--compare", type=Path, metavar="OTHER", help="other predictions, compared in pairs")
     p.add_argument("--split", help="only this split of the studies file; the rest does not count as missing")

@@ -31,7 +31,7 @@ def generate(args, nearest_by_features) -> int:
             f"{len(twice)} study ids occur more than once, first {printable(twice[0])!r}: each study needs its own"
         )
     targets = _targets(args, studies)
-    bank = _training_bank(args.training, studies) if args.training else []
+    bank = _training_bank(args, studies) if args.training else []
     decoding = _decoding(args)
     if args.processes > 1 and args.share is None:
         if args.out is None:
@@ -225,8 +225,10 @@ def _spread(args) -> None:
         raise UsageError("a process failed, as it says above; the same command goes on from what is finished")
 
 
-def _training_bank(path: Path, studies: list) -> list:
-    """Training studies with findings and images, none of a patient or a study that findings are generated for."""
+def _training_bank(args, studies: list) -> list:
+    """Training studies with images and what the model writes, none of a patient or a study that it writes for."""
+    from vlm.model import Meta, resolve
+    from vlm.prompts import fields_of
     from vlm.study import StudyError, absolute, load_studies, normalise_split
 
     def of_training(split: str | None) -> bool:
@@ -235,17 +237,18 @@ def _training_bank(path: Path, studies: list) -> list:
         except StudyError:  # fold1, say
             return False
 
+    path, fields = args.training, fields_of(Meta.load(resolve(args.model)).prompt.section)
     own, patients = {s.study_id for s in studies}, {s.patient_id for s in studies} - {None}
     bank = [
         absolute(s, path.parent)
         for s in load_studies(path)
-        if s.findings and s.images and s.study_id not in own and s.patient_id not in patients
-        and of_training(s.split)
+        if all(getattr(s, name) for name in fields) and s.images and s.study_id not in own
+        and s.patient_id not in patients and of_training(s.split)
     ]  # fmt: skip
     if not bank:
         raise UsageError(
-            f"{path}: no training study is left: each has no findings or no image, or is one that findings are "
-            "generated for or of such a patient, or is of another split than train"
+            f"{path}: no training study is left: each has no {' or no '.join(fields)} or no image, or is one that "
+            f"{' and '.join(fields)} are generated for or of such a patient, or is of another split than train"
         )
     return bank
 
@@ -253,12 +256,14 @@ def _training_bank(path: Path, studies: list) -> list:
 def _nearest(model, studies: list, bank: list, batch_size: int, nearest_by_features):
     """Predictions that are the report of the training study whose X-ray the model's encoder finds most similar."""
     from vlm.generate import Prediction
+    from vlm.prompts import fields_of
 
+    fields = fields_of(model.model.meta.prompt.section)
     vectors = model.features(bar(bank, "training images"), batch_size=batch_size)
-    known = [(vector, s.findings) for s, vector in zip(bank, vectors, strict=True) if vector is not None]
+    known = [(vector, s) for s, vector in zip(bank, vectors, strict=True) if vector is not None]
     if not known:
         raise UsageError("no image of the training studies can be used")
-    bank_MD, reports = np.stack([vector for vector, _ in known]), [text for _, text in known]
+    bank_MD, neighbours = np.stack([vector for vector, _ in known]), [study for _, study in known]
 
     def predictions():
         for study, vector in zip(studies, model.features(studies, batch_size=batch_size), strict=True):
@@ -266,7 +271,9 @@ def _nearest(model, studies: list, bank: list, batch_size: int, nearest_by_featu
             if vector is None:
                 made.error = {"code": "no_features", "message": f"{study.study_id}: its image cannot be used"}
             else:
-                made.findings = nearest_by_features(vector[None], bank_MD, reports)[0]
+                nearest = nearest_by_features(vector[None], bank_MD, neighbours)[0]
+                for name in fields:
+                    setattr(made, name, getattr(nearest, name))
             yield made
 
     return predictions()

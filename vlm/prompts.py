@@ -110,6 +110,11 @@ def answer_for(study: Study, style: PromptStyle | None = None) -> str:
     return f" {text}" if text else ""
 
 
+def fields_of(section: str) -> tuple[str, ...]:
+    """The fields of studies and predictions that make up a section."""
+    return ("findings", "impression") if section == "both" else (section,)
+
+
 def sections_of(text: str, section: str) -> dict[str, str]:
     """A generated text -> {"findings": ..., "impression": ...}, those that were asked for."""
     if section != "both":

@@ -54,11 +54,13 @@ def floor_reports(
         files, absent = baselines.read_floors(floors)
     for name, predictions in files.items():
         try:
-            aligned = align(predictions, pairs.studies)
+            aligned = align(predictions, pairs.studies, pairs.section)
         except ScoreError as error:
             raise ScoreError(f"floor {name!r}: {error}") from error
         missed = sum(not text for text in aligned.predictions)
+        lone = sum(len(aligned.problems.get(f"prediction with {f} alone", ())) for f in pairs.section.fields)
         incomplete = f" ({missed} of {len(pairs)} empty or missing)" if missed else ""
+        incomplete += f" ({lone} of {len(pairs)} with one section alone)" if lone else ""
         known = baselines.FLOORS.get(name, baselines.FloorFile(name, "given"))
         ready.append((known.title, known.how + incomplete, aligned.predictions))
     if not told or not any(queries):
@@ -78,14 +80,15 @@ def _training_reports(training: Source | None, pairs: Pairs) -> list[tuple[Mappi
     bank = [
         (study, text)
         for study in load(training, "training study")
-        if (text := report_text(study.get("findings"))[0])
+        for text, wrong in [pairs.section.read(study)]
+        if not wrong
         and str(study["study_id"]) not in scored
         and str(study.get("patient_id")) not in patients
         and (missing(study.get("split")) or str(study["split"]).strip().lower() in ("train", "training"))
     ]
     if not bank:
         raise ScoreError(
-            "no training study is left: each has no findings, or is scored itself, or is of a scored patient or of "
-            "another split than train"
+            f"no training study is left: each has no {' or no '.join(pairs.section.fields)}, or is scored itself, or "
+            "is of a scored patient or of another split than train"
         )
     return bank

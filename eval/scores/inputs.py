@@ -14,8 +14,13 @@ from typing import Any
 Record = Mapping[str, Any]
 Source = str | Path | Iterable[Record]
 
+_BOTH = "--section both scores findings and impression, joined by an empty line"
 POLICIES = {
     "reference without findings": "left out of every score",
+    "reference without impression": "left out of every score",
+    "reference without findings and impression": "left out of every score",
+    "reference with findings alone": f"left out of every score ({_BOTH}, of references that have both)",
+    "reference with impression alone": f"left out of every score ({_BOTH}, of references that have both)",
     "duplicate reference": "the first one counts",
     "duplicate prediction": "the first one counts",
     "prediction without reference": "left out of every score",
@@ -24,6 +29,8 @@ POLICIES = {
     "empty prediction": "scored as an empty report",
     "placeholder prediction": "scored as an empty report (the text is a literal None, NaN or null)",
     "prediction that is no text": "scored as an empty report (a list or a number, say)",
+    "prediction with findings alone": f"scored as it is ({_BOTH}): it misses what the impression says",
+    "prediction with impression alone": f"scored as it is ({_BOTH}): it misses what the findings say",
 }
 """Every kind of problem and what is done about it. An empty report has no words and no labels: it misses everything."""
 
@@ -39,6 +46,51 @@ class ScoreError(ValueError):
     """Input that cannot be scored; the message says what, where and what to do."""
 
 
+@dataclass(frozen=True)
+class Section:
+    """Which text of a prediction, a reference, a training study is the one that counts.
+
+    Of two fields the texts are joined by an empty line, without headings. The scores take that for white space (but for
+    BERTScore, whose tokens it is), and the labeller ends a sentence there: "No opacity" and "Pneumonia" are no denial.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    said: str  # to people
+    choices: Mapping[str, str] = field(default_factory=dict)  # what signatures say of it
+
+    def read(self, record: Record) -> tuple[str, dict[str, str]]:
+        """The text, and what is wrong with which field (see `report_text`)."""
+        read = {name: report_text(record.get(name)) for name in self.fields}
+        text = "\n\n".join(text for text, _ in read.values() if text)
+        return text, {name: wrong for name, (_, wrong) in read.items() if wrong}
+
+    def lack(self, what: str, wrong: Mapping[str, str]) -> str:
+        """The kind of POLICIES for a record that lacks the `wrong` fields."""
+        left = [name for name in self.fields if name not in wrong]
+        return f"{what} with {left[0]} alone" if left else f"{what} without {' and '.join(self.fields)}"
+
+
+SECTIONS = {
+    s.name: s
+    for s in (
+        Section("findings", ("findings",), "findings"),  # what a signature is of that names no section
+        Section("impression", ("impression",), "impression", {"section": "impression"}),
+        Section(
+            "both", ("findings", "impression"), "findings and impression as one text, an empty line between them",
+            {"section": "both", "join": "empty-line", "lone_ref": "left-out"},
+        ),
+    )
+}  # fmt: skip
+
+
+def section_named(name: str) -> Section:
+    """Raises ScoreError if there is no such section."""
+    if name not in SECTIONS:
+        raise ScoreError(f"section is {name!r}; accepted are {', '.join(SECTIONS)}")
+    return SECTIONS[name]
+
+
 @dataclass
 class Pairs:
     """Aligned texts of N studies, in the order of the references. A miss is the empty string."""
@@ -48,6 +100,7 @@ class Pairs:
     predictions: list[str]
     studies: list[Record]
     problems: dict[str, list[str]] = field(default_factory=dict)  # kind of POLICIES -> study ids
+    section: Section = SECTIONS["findings"]  # which of a record's texts; floors are read alike
 
     def __len__(self) -> int:
         return len(self.study_ids)
@@ -110,7 +163,8 @@ def _read_lines(path: Path, what: str) -> Iterable[tuple[str, Any]]:
 
 
 def _read_table(path: Path, what: str) -> Iterable[tuple[str, Any]]:
-    """Rows of a CSV file: `study_id`, `findings`, and whatever else; `age` becomes a number, `view` the image's."""
+    """Rows of a CSV file: `study_id`, `findings`, `impression`, whatever else; an empty cell becomes null, `age` a
+    number, `view` the image's."""
     rows = csv.DictReader(io.StringIO(_text(path, what), newline=""), restkey="", strict=True)
     try:
         header = rows.fieldnames or []
@@ -124,8 +178,8 @@ def _read_table(path: Path, what: str) -> Iterable[tuple[str, Any]]:
                     f"{path}, line {rows.line_num}: {len(header) + len(row[''])} cells under {len(header)} names; "
                     'texts with commas must be in quotes: "..."'
                 )
-            record = {key: value for key, value in row.items() if key and value is not None}
-            if re.fullmatch(r"\d+(\.\d+)?", record.get("age", "").strip()):
+            record = {key: value or None for key, value in row.items() if key and value is not None}
+            if re.fullmatch(r"\d+(\.\d+)?", (record.get("age") or "").strip()):
                 record["age"] = float(record["age"])
             if record.get("view"):
                 record["images"] = [{"view": record.pop("view").strip()}]
@@ -146,25 +200,29 @@ def report_text(value: object) -> tuple[str, str | None]:
     return text, None if text else "empty"
 
 
-def align(predictions: Source, references: Source | None = None) -> Pairs:
+def align(
+    predictions: Source, references: Source | None = None, section: Section = SECTIONS["findings"]
+) -> Pairs:
     """Bring predictions to references by `study_id`, by the POLICIES. Without references each prediction brings its
-    own, as `reference`.
+    own, as `reference`, which is of the one section that is scored.
 
-    Raises ScoreError if a source cannot be read or if no reference has findings.
+    Raises ScoreError if a source cannot be read, if no reference has the section, or if no prediction has it.
     """
-    pairs = Pairs([], [], [], [])
+    pairs = Pairs([], [], [], [], section=section)
     given: dict[str, Record] = {}
     predicted = load(predictions, "prediction")
     if references is None:
-        references = [{**record, "findings": record.get("reference")} for record in predicted]
+        if len(section.fields) > 1:
+            raise ScoreError(
+                f"--section {section.name} needs a second file, whose studies have {' and '.join(section.fields)}; a "
+                "prediction's own 'reference' is one text"
+            )
+        references = [{**record, section.name: record.get("reference")} for record in predicted]
         if not any(record.get("reference") for record in predicted):
             raise ScoreError(
                 "there are no references: give a second file, or predictions with a 'reference' each"
             )
-    if not any("findings" in record or record.get("error") for record in predicted):
-        raise ScoreError(
-            f"no prediction has 'findings', the text to be scored; the first one's keys are {_keys(predicted[0])}"
-        )
+    _check_section(predicted, section, f"{predictions}: " if isinstance(predictions, str | Path) else "")
     for record in predicted:
         key = str(record["study_id"])
         if key in given:
@@ -178,9 +236,9 @@ def align(predictions: Source, references: Source | None = None) -> Pairs:
             pairs.note("duplicate reference", key)
             continue
         seen.add(key)
-        reference, wrong = report_text(study.get("findings"))
+        reference, wrong = section.read(study)
         if wrong:
-            pairs.note("reference without findings", key)
+            pairs.note(section.lack("reference", wrong), key)
             continue
         pairs.study_ids.append(key)
         pairs.studies.append(study)
@@ -190,7 +248,8 @@ def align(predictions: Source, references: Source | None = None) -> Pairs:
         if key not in seen:
             pairs.note("prediction without reference", key)
     if not pairs.study_ids:
-        raise ScoreError("no reference has findings: there is nothing to score against")
+        wanted = " and ".join(section.fields)
+        raise ScoreError(f"no reference has {wanted}: there is nothing to score against")
     if not given.keys() & set(pairs.study_ids):
         raise ScoreError(
             "no prediction belongs to a reference: the study ids do not meet "
@@ -203,13 +262,33 @@ def _prediction(pairs: Pairs, key: str, record: Record | None) -> str:
     if record is None:
         pairs.note("no prediction", key)
         return ""
-    if record.get("error") and not record.get("findings"):
+    if record.get("error") and not any(record.get(name) for name in pairs.section.fields):
         pairs.note("failed prediction", key)
         return ""
-    text, wrong = report_text(record.get("findings"))
-    if wrong:
-        pairs.note("prediction that is no text" if wrong == "no text" else f"{wrong} prediction", key)
+    text, wrong = pairs.section.read(record)
+    if text and wrong:
+        pairs.note(pairs.section.lack("prediction", wrong), key)
+    elif wrong:
+        kind = next((w for w in wrong.values() if w != "empty"), "empty")
+        pairs.note("prediction that is no text" if kind == "no text" else f"{kind} prediction", key)
     return text
+
+
+def _check_section(predicted: Sequence[Record], section: Section, where: str) -> None:
+    """Refuse predictions of which none has a field of the section. "" will do: a model that wrote nothing is scored."""
+    absent = [
+        name for name in section.fields if all(missing(r.get(name)) and r.get(name) != "" for r in predicted)
+    ]
+    there = [name for name in SECTIONS["both"].fields if any(report_text(r.get(name))[0] for r in predicted)]
+    if there:
+        hint = f"there is {there[0]!r}: give --section {there[0]}"
+    elif any(r.get("error") or any(name in r for name in section.fields) for r in predicted):
+        return  # all of them failed or are empty
+    else:
+        hint = f"the first one's keys are {_keys(predicted[0])}"
+    if absent:
+        named = " and no ".join(map(repr, absent))
+        raise ScoreError(f"{where}no prediction has {named}, the text to be scored; {hint}")
 
 
 def _keys(record: Record) -> str:

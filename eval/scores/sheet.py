@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.resampling import bootstrap_sums, patient_sums, percentile_interval
-from eval.signature import Score
+from eval.signature import Score, signature
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,11 @@ class Measure:
 
 
 class Sheet:
-    """Columns of N studies and the measures computed from their sums."""
+    """Columns of N studies and the measures computed from their sums. `choices` are added to every signature."""
 
-    def __init__(self, n: int):
+    def __init__(self, n: int, **choices: object):
         self.n = n
+        self._choices = signature("", **choices)
         self.measures: dict[str, Measure] = {}
         self._blocks: list[np.ndarray] = [np.ones((n, 1))]
         self._width = 1
@@ -47,12 +48,14 @@ class Sheet:
         """Add a measure of the columns `where`; `of` sees sums (..., K) of those columns alone."""
         if key in self.measures:
             raise ValueError(f"measure {key!r} is already on the sheet")
-        self.measures[key] = Measure(key, signature, lambda sums: of(sums[..., where]))
+        self.measures[key] = Measure(key, signature + self._choices, lambda sums: of(sums[..., where]))
 
     def add_mean(self, key: str, signature: str, values_N: np.ndarray) -> None:
         """Add the mean of a value per study."""
         where = self.columns(np.asarray(values_N, dtype=np.float64)[:, None])
-        self.measures[key] = Measure(key, signature, lambda sums: sums[..., where.start] / sums[..., 0])
+        self.measures[key] = Measure(
+            key, signature + self._choices, lambda sums: sums[..., where.start] / sums[..., 0]
+        )
 
     @property
     def stats_NK(self) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from eval.scores import clinical, safety, tables
 from eval.scores.comparison import Comparison, differences
 from eval.scores.floors import Floor, Given, floor_reports
-from eval.scores.inputs import POLICIES, Pairs, ScoreError, Source, align, missing, patients
+from eval.scores.inputs import POLICIES, Pairs, ScoreError, Source, align, missing, patients, section_named
 from eval.scores.label_f1 import (
     add_label_f1,
     binarize,
@@ -134,6 +134,7 @@ def score(
     predictions: Source,
     references: Source | None = None,
     *,
+    section: str = "findings",
     compare: Source | None = None,
     floors: Given = None,
     groups: Mapping[str, Hashable] | Sequence[Hashable] | None = None,
@@ -152,6 +153,8 @@ def score(
 
     predictions, references: JSON Lines or CSV files, or lists of records in the project's contracts, matched by
         `study_id`. Without references every prediction brings its own, as `reference`.
+    section: "findings", "impression", or "both": the two joined by an empty line, where a reference must have both. It
+        holds for the floors, the training reports and what is compared, too.
     compare: other predictions for the same references; differences are tested in pairs.
     floors: a directory of predictions for shuffled and blank images (`cxr generate --floors DIR`), or a mapping from
         a floor's name to its predictions, for instance nearest neighbours made with `eval.baselines`.
@@ -173,11 +176,11 @@ def score(
     unknown = [name for name in profiles if name not in PROFILES]
     if unknown:
         raise ScoreError(f"no lexical profile {unknown[0]!r}; there are {', '.join(PROFILES)}")
-    pairs = align(predictions, references)
+    pairs = align(predictions, references, section_named(section))
     patient_ids = patients(pairs, groups)
     reference_N14, source = _reference_labels(pairs, reference_labels)
     ready, no_floors = floor_reports(pairs, floors, training)
-    others = align(compare, pairs.studies) if compare is not None else None
+    others = align(compare, pairs.studies, pairs.section) if compare is not None else None
     models, without = clinical.load(clinical_models, weights, device)
     protocol = _Protocol(
         pairs, reference_N14, source, patient_ids, n_boot, seed, min_support,
@@ -199,6 +202,7 @@ def score(
         problems=pairs.problems,
         studies=_per_study(pairs, *labels["label-f1"]),
         settings={
+            "section": pairs.section.name,
             "interval": "95 % percentile bootstrap over patients",
             "n_boot": n_boot,
             "seed": seed,
@@ -235,7 +239,7 @@ class _Protocol:
     ) -> tuple[Sheet, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """-> the sheet; label matrices (reference, predicted) by the name of the score made of them."""
         references = self.pairs.references
-        sheet, predicted_N14 = Sheet(len(self.pairs)), label_matrix(reports)
+        sheet, predicted_N14 = Sheet(len(self.pairs), **self.pairs.section.choices), label_matrix(reports)
         labels = {"label-f1": (self.reference_N14, predicted_N14)}
         add_label_f1(
             sheet, *labels["label-f1"], labeller=LABELLER, reference=self.source, min_support=self.min_support

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from eval.scores.inputs import POLICIES
+from eval.scores.inputs import POLICIES, SECTIONS
 from eval.signature import Score
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ def studies(n: int) -> str:
     return f"{n} stud{'y' if n == 1 else 'ies'}"
 
 
+def scored(scores: Scores) -> str:
+    """Which text, in words."""
+    return SECTIONS[scores.settings["section"]].said
+
+
 def with_interval(s: Score | None) -> str:
     """`0.412 [.401 .423]`; a dash where there is no score."""
     if s is None or s.value != s.value:
@@ -78,6 +83,7 @@ def render(scores: Scores, width: int = 110) -> str:
     console.print(f"{studies(scores.n)}, {patients}; [{interval}]", markup=False)
     if without := scores.settings["without_patient"]:
         console.print(f"{without} of them name no patient: each counts as a patient of its own")
+    console.print(f"scored: {scored(scores)}")
     least = scores.settings["min_support"]
     tables = [*_floors(scores), _label_f1(scores, "label-f1", "Label F1, labeller `rules` (not CheXbert)")]
     if "chexbert-f1" in scores.conditions:

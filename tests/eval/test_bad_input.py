@@ -45,6 +45,17 @@ TABLE = {  # what the file holds -> exit code, what is said, scored studies
     "another name for the text": (
         lines({"study_id": "a", "report": NORMAL}), 2, ["no prediction has 'findings'", "study_id, report"]
     ),
+    "impressions alone": (
+        lines(*({"study_id": k, "impression": NORMAL} for k in IDS)), 2,
+        ["p.jsonl: no prediction has 'findings'", "there is 'impression': give --section impression"],
+    ),
+    "impressions and a failure": (
+        lines({"study_id": "a", "impression": NORMAL, "findings": None}, {"study_id": "b", "error": {"code": "x"}}), 2,
+        ["no prediction has 'findings'", "give --section impression"],
+    ),
+    "an impression among findings": (
+        lines(*said()[:2], {"study_id": "c", "impression": NORMAL}), 0, ["empty prediction", "scored: findings"]
+    ),
     "a list of sentences": (
         lines({"study_id": "a", "findings": [NORMAL]}, *said()[1:]), 0, ["prediction that is no text", "a list"]
     ),
@@ -157,6 +168,69 @@ def test_odd_studies_still_get_a_page(tmp_path, capsys):
     assert "retrieval[k=5]" in shown and "Against theirs[bold].jsonl" in shown
     assert "Odd input of theirs[bold].jsonl" in shown and "b, c" in shown  # what the other lacks is said
     assert "Odd input of theirs[bold].jsonl" in (tmp_path / "page.html").read_text()
+
+
+def wrong_section(tmp_path, capsys, section, predictions, *more):
+    """What `cxr score --section` says to predictions it refuses."""
+    (tmp_path / "p.jsonl").write_bytes(lines(*predictions))
+    (tmp_path / "r.jsonl").write_bytes(lines(*({**r, "impression": NORMAL} for r in REFERENCES)))
+    arguments = [str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), "--section", section, *more]
+    assert main(["score", *arguments, "--bootstrap", "20"]) == 2
+    return capsys.readouterr().err
+
+
+def test_the_wrong_section(tmp_path, capsys):
+    written = [{**p, "impression": "Normal."} for p in said()]
+    for section, lacking in (("impression", "impression"), ("both", "impression")):
+        err = wrong_section(tmp_path, capsys, section, said())
+        assert f"no prediction has '{lacking}'" in err and "give --section findings" in err
+    err = wrong_section(tmp_path, capsys, "both", [{"study_id": k, "report": NORMAL} for k in IDS])
+    assert "no prediction has 'findings' and no 'impression'" in err and "study_id, report" in err
+    (tmp_path / "others.jsonl").write_bytes(
+        lines(*said())
+    )  # of another model, or of floors made for another section
+    err = wrong_section(tmp_path, capsys, "impression", written, "--compare", str(tmp_path / "others.jsonl"))
+    assert "others.jsonl: no prediction has 'impression'" in err
+    (tmp_path / "floors").mkdir()
+    (tmp_path / "floors" / "nearest.jsonl").write_bytes(lines(*said()))
+    err = wrong_section(tmp_path, capsys, "impression", written, "--floors", str(tmp_path / "floors"))
+    assert "floor 'nearest'" in err and "no prediction has 'impression'" in err
+    training = tmp_path / "others.jsonl"
+    training.write_bytes(lines({"study_id": "t", "findings": NORMAL}))
+    err = wrong_section(tmp_path, capsys, "impression", written, "--training", str(training))
+    assert "no training study is left: each has no impression" in err
+    err = wrong_section(tmp_path, capsys, "both", written, "--training", str(training))
+    assert "each has no findings or no impression" in err
+    (tmp_path / "r.jsonl").write_bytes(lines(*REFERENCES))
+    for section, lacking in (("impression", "impression"), ("both", "findings and impression")):
+        assert (
+            main(["score", str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), "--section", section]) == 2
+        )
+        assert f"no reference has {lacking}: there is nothing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["score", str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), "--section", "conclusion"])
+    assert "invalid choice: 'conclusion'" in capsys.readouterr().err
+
+
+def test_both_need_studies_of_their_own(tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_bytes(
+        lines(*({**p, "impression": "x", "reference": NORMAL} for p in said()))
+    )
+    assert main(["score", str(tmp_path / "p.jsonl"), "--section", "both"]) == 2
+    assert "--section both needs a second file" in capsys.readouterr().err
+    assert main(["score", str(tmp_path / "p.jsonl"), "--section", "impression", "--bootstrap", "20"]) == 0
+
+
+def test_tables_of_impressions(tmp_path, capsys):
+    """An empty cell is no text: a column without one is no section."""
+    (tmp_path / "r.csv").write_text("study_id,findings,impression\na,Effusion.,Clear.\nb,,Edema.\n")
+    (tmp_path / "p.csv").write_text("study_id,findings,impression\na,,Clear.\nb,,Edema.\n")
+    files = [str(tmp_path / "p.csv"), str(tmp_path / "r.csv"), "--bootstrap", "20"]
+    assert main(["score", *files]) == 2
+    assert "p.csv: no prediction has 'findings'" in capsys.readouterr().err
+    assert main(["score", *files, "--section", "impression", "--out", str(tmp_path / "s.json")]) == 0
+    found = {s["name"]: s["value"] for s in json.loads((tmp_path / "s.json").read_text())["scores"]}
+    assert found["label-f1/14/micro/neg"] == 1 and found["rouge-l/coco"] == pytest.approx(1)
 
 
 def test_without_references(tmp_path, capsys):

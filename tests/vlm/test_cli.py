@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from vlm import adapters
 from vlm import model as models
 from vlm.cli import main
 from vlm.generate import OUTLIERS
-from vlm.study import load_studies
+from vlm.study import load_studies, save_studies
 
 
 @pytest.fixture
@@ -228,6 +229,39 @@ def test_the_nearest_training_xray_is_a_floor(model_dir, tmp_path, capsys):
     all_of_them = [word for word in command if word not in ("--split", "validate")]
     assert main([*all_of_them, *training, "--floors", str(tmp_path / "other")]) == 2
     assert "no training study is left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("section", ["impression", "both"])
+def test_the_nearest_floor_is_what_the_model_writes(findings_model, section, tmp_path, capsys):
+    style = replace(findings_model.meta.prompt, section=section)
+    models.save(replace(findings_model, meta=replace(findings_model.meta, prompt=style)), tmp_path / "model")
+    file, floors = make_studies(tmp_path / "data", 15), tmp_path / "floors"
+    for validate, train in ((4, 0), (4, 1), (9, 2), (14, 3)):  # the same X-ray, of another patient
+        shutil.copy(file.parent / f"images/{validate}.png", file.parent / f"images/{train}.png")
+    studies = load_studies(file)
+    for i, study in enumerate(studies):
+        study.impression = None if i == 0 else f"Impression {i}."  # without one it is nobody's neighbour
+    save_studies(studies, file, overwrite=True)
+    command = ["generate", str(file), "--model", str(tmp_path / "model"), "--split", "validate"]
+    command += ["--max-new-tokens", "2", "--out", str(tmp_path / "p.jsonl")]
+    assert main([*command, "--floors", str(floors), "--training", str(file)]) == 0
+    found = rows(floors / "nearest.jsonl")
+    assert [row["impression"] for row in found] == ["Impression 1.", "Impression 2.", "Impression 3."]
+    wanted = [studies[i].findings if section == "both" else None for i in (1, 2, 3)]
+    assert [row.get("findings") for row in found] == wanted
+    scored = ["score", str(tmp_path / "p.jsonl"), str(file), "--split", "validate", "--bootstrap", "5"]
+    scored += ["--floors", str(floors), "--section", section, "--out", str(tmp_path / "s.json")]
+    assert main(scored) == 0
+    written = {f["name"]: f["how"] for f in json.loads((tmp_path / "s.json").read_text())["floors"]}
+    assert {"nearest neighbour (image)", "shuffled images", "blank images"} <= written.keys()
+    assert "missing" not in written["nearest neighbour (image)"]
+    for study in studies:
+        study.impression = None
+    save_studies(studies, tmp_path / "data" / "findings_alone.jsonl")
+    training = ["--training", str(tmp_path / "data" / "findings_alone.jsonl")]
+    capsys.readouterr()
+    assert main([*command, "--overwrite", "--floors", str(tmp_path / "other"), *training]) == 2
+    assert "no impression or no image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
