@@ -3,6 +3,7 @@ where the bright patch lies decides the findings."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,11 @@ from PIL import Image as Picture
 from vlm.study import Image, Prior, Study, save_studies
 
 SIZE, PATCH = 28, 7  # 4 x 4 patch tokens
+SMALL = [  # a fine-tuning
+    "--batch_size", "8", "--warmup_steps", "2", "--max_steps", "10", "--eval_steps", "5", "--save_steps", "4",
+    "--log_steps", "3", "--max_new_tokens", "16", "--workers", "0", "--eval_studies", "8", "--lora_rank", "4",
+    "--precision", "fp32",
+]  # fmt: skip
 FINDINGS = (
     "There is a large left pleural effusion.",
     "Moderate right pneumothorax is present.",
@@ -76,6 +82,10 @@ def make_studies(folder: Path, n: int, seed: int = 0) -> Path:
         )  # fmt: skip
     save_studies(studies, folder / "studies.jsonl")
     return folder / "studies.jsonl"
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from train.examples import Examples
 from train.finetune_config import Finetune, check
-from vlm.adapters import TOWERS, add_lora
+from vlm.adapters import TOWERS, add_lora, base_of
 
 GB = 1e9
 MASTER = 4  # bytes of a gradient, and of each of AdamW's two moments: trained weights are float32
@@ -53,8 +53,29 @@ class Plan:
         ]
 
 
+def weight_bytes(llava: nn.Module, nf4: bool = False) -> int:
+    """Bytes of the weights; of a language model before it is quantised, if it will be: NF4 takes 4 bits a weight and,
+    with double quantisation, 0.127 for its scales (QLoRA, arXiv 2305.14314)."""
+    quantised = set()
+    if nf4:
+        language = next(m for n, m in llava.named_modules() if n.endswith("language_model"))
+        linears = (m for n, m in language.named_modules() if isinstance(m, nn.Linear) and "lora_" not in n)
+        quantised = {id(m.weight) for m in linears}
+    return round(
+        sum(p.numel() * (4.127 / 8 if id(p) in quantised else p.element_size()) for p in llava.parameters())
+    )
+
+
 def plan(
-    llava: nn.Module, *, batch: int, text: int, images: int, answer: int, bf16: bool, checkpointing: bool
+    llava: nn.Module,
+    *,
+    batch: int,
+    text: int,
+    images: int,
+    answer: int,
+    bf16: bool,
+    checkpointing: bool,
+    nf4: bool = False,
 ) -> Plan:
     """`llava` on the meta device, as it is trained (frozen parts frozen, features in the place of the tower or not):
     `batch` studies of `images` images and `text` other tokens, of which `answer` are learned."""
@@ -74,7 +95,7 @@ def plan(
         width = llava.config.text_config.hidden_size
         inputs = batch * (text + images * llava.config.image_seq_length) * width * (2 if bf16 else 4)
         held = outside + layers * inputs + (held - outside) // layers
-    weights = sum(p.numel() * p.element_size() for p in llava.parameters())
+    weights = weight_bytes(llava, nf4)
     total = ("total", sum(r[0] for r in table.values()), trained)
     rows = [(part, *row) for part, row in table.items()]
     return Plan([*rows, total], weights, trained * MASTER, 2 * trained * MASTER, held)
@@ -85,7 +106,7 @@ def activations(
 ) -> int:
     """Bytes that autograd keeps of a forward pass with loss, each storage once, parameters not counted. Without
     `blocks` those outside of the language model's blocks."""
-    base = llava.get_base_model() if hasattr(llava, "get_base_model") else llava
+    base = base_of(llava)
     own = {p.untyped_storage()._cdata for p in [*llava.parameters(), *llava.buffers()]}
     kept: dict[int, tuple[int, Tensor]] = {}
 
@@ -153,7 +174,7 @@ def print_plan(llava: nn.Module, tower: nn.Module, data: Examples, config: Finet
             f"{part:22} {count:>14,} parameters  {trained:>12,} trained  {100 * trained / max(count, 1):5.1f} %"
         )
     mb = 2**20
-    weights = sum(p.numel() * p.element_size() for p in llava.parameters())
+    weights = weight_bytes(llava, config.llm_dtype == "nf4")
     images = max(len(data.shown(i)) for i in range(len(data)))
     shown = data.images.floats * images * config.batch_size * 4
     without = " (without the tower)" if config.features == "cached" else ""
@@ -210,7 +231,7 @@ def dry_model(encoder: str | Path, llm: str | Path, config) -> nn.Module:
         llava = cls._from_config(whole, attn_implementation=attention_name(config.attention))
         llava.requires_grad_(False)
         if config.lora:
-            if config.llm_dtype == "bf16":
+            if config.llm_dtype != "fp32":
                 llava.model.language_model.bfloat16()
                 llava.lm_head.bfloat16()
             return add_lora(llava, config.lora_rank, config.lora_alpha, config.lora_dropout)
@@ -236,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made = plan(
             llava, batch=batch, text=shape.text, answer=shape.answer, images=shape.images,
             bf16=config.precision != "fp32", checkpointing=config.gradient_checkpointing,
+            nf4=config.llm_dtype == "nf4",
         )  # fmt: skip
     except (ConfigError, ModelError) as error:
         print(f"train.plan: {error}", file=sys.stderr)

@@ -138,6 +138,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, default=1.0, help="of sampling (default 1)")
     p.add_argument("--top-p", type=float, default=1.0, help="of sampling (default 1: all tokens)")
     p.add_argument(
+        "--static-cache",
+        action="store_true",
+        help="on a GPU: keys and values in memory of one size, the step compiled; pays off for many studies",
+    )
+    p.add_argument(
         "--sentences",
         default="none",
         choices=("none", "confidence", "image_dependence"),

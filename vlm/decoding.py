@@ -6,16 +6,21 @@ Shape letters: B prompts, N tokens, H width of the language model.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from vlm.adapters import base_of
+
 if TYPE_CHECKING:
     from vlm.model import FindingsModel
 
 METHODS = ("greedy", "beam", "sample")
+STEP = 64  # tokens: lengths of prompts with a static cache are multiples, so that few are compiled for
 SENTENCE = re.compile(r".+?(?:[.?!](?=\s|$)|$)\s*", re.S)
 
 
@@ -63,14 +68,29 @@ class Decoding:
 
 @torch.inference_mode()
 def generate_ids(
-    llava: nn.Module, model: FindingsModel, prompts: list[list[int]], pixels: Tensor, decoding: Decoding
+    llava: nn.Module,
+    model: FindingsModel,
+    prompts: list[list[int]],
+    pixels: Tensor,
+    decoding: Decoding,
+    *,
+    static: bool = False,
+    synced: bool = False,
 ) -> list[list[int]]:
     """Token ids after each prompt, up to and with the end-of-sequence token. `pixels` (images, 3, H, W) are those of
-    the first prompt, then of the second, ...; or features (images, tokens, C) where a FeatureTower stands in for it."""
+    the first prompt, then of the second, ...; or features (images, tokens, C) where a FeatureTower stands in for it.
+
+    `static` keeps keys and values in memory of one size, for which transformers compiles the step on a GPU; attention
+    is PyTorch's then, for ours needs the cache to grow. `synced` goes on until all processes have finished, which share
+    the weights.
+    """
     tokenizer = model.tokenizer
-    embeds_BNH, mask_BN = embed(llava, model, prompts, pixels, left=True)
-    with torch.random.fork_rng(
-        devices=[pixels.device] if pixels.is_cuda else [], enabled=decoding.method == "sample"
+    embeds_BNH, mask_BN = embed(llava, model, prompts, pixels, left=True, multiple=STEP if static else 1)
+    with (
+        torch.random.fork_rng(
+            devices=[pixels.device] if pixels.is_cuda else [], enabled=decoding.method == "sample"
+        ),
+        _with_sdpa(llava) if static else nullcontext(),
     ):
         if decoding.method == "sample":
             torch.manual_seed(decoding.seed)
@@ -81,31 +101,49 @@ def generate_ids(
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             use_cache=True,
+            synced_gpus=synced,
+            **({"cache_implementation": "static"} if static else {}),
             **decoding.arguments(),
         ).tolist()
     eos = tokenizer.eos_token_id
     return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
 
+@contextmanager
+def _with_sdpa(llava: nn.Module) -> Iterator[None]:
+    """The language model with PyTorch's attention."""
+    config = base_of(llava).model.language_model.config
+    before, config._attn_implementation = config._attn_implementation, "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
 def embed(
-    llava: nn.Module, model: FindingsModel, rows: list[list[int]], pixels: Tensor, *, left: bool
+    llava: nn.Module,
+    model: FindingsModel,
+    rows: list[list[int]],
+    pixels: Tensor,
+    *,
+    left: bool,
+    multiple: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Token ids with image tokens, and images -> (embeddings (B, N, H), mask (B, N)), padded on the left or right.
-    Raises ValueError if the image tokens are not those of the images."""
-    ids_BN, mask_BN = padded(rows, model.tokenizer.pad_token_id, left)
+    """Token ids with image tokens, and images -> (embeddings (B, N, H), mask (B, N)), padded on the left or right to a
+    `multiple`. Raises ValueError if the image tokens are not those of the images."""
+    ids_BN, mask_BN = padded(rows, model.tokenizer.pad_token_id, left, multiple)
     ids_BN, mask_BN = ids_BN.to(pixels.device), mask_BN.to(pixels.device)
     embeds_BNH = llava.get_input_embeddings()(ids_BN)
     image_BN = (ids_BN == llava.config.image_token_id) & mask_BN.bool()
-    base = llava.get_base_model() if hasattr(llava, "get_base_model") else llava
-    features = torch.cat(list(base.get_image_features(pixels).pooler_output)).to(embeds_BNH.dtype)
+    features = torch.cat(list(base_of(llava).get_image_features(pixels).pooler_output)).to(embeds_BNH.dtype)
     if int(image_BN.sum()) != len(features):
         raise ValueError(f"the prompts have {int(image_BN.sum())} image tokens, their images {len(features)}")
     return embeds_BNH.masked_scatter(image_BN[..., None], features), mask_BN
 
 
-def padded(rows: list[list[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
-    """-> ids and mask (B, N)."""
-    n = max(map(len, rows))
+def padded(rows: list[list[int]], pad: int, left: bool, multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """-> ids and mask (B, N), N a `multiple`."""
+    n = -(-max(map(len, rows)) // multiple) * multiple
     ids_BN = torch.full((len(rows), n), pad)
     mask_BN = torch.zeros_like(ids_BN)
     for i, row in enumerate(rows):

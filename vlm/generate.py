@@ -136,6 +136,7 @@ class Findings:
         decoding: Decoding | None = None,
         sentences: str = "none",
         only: Set[str] | None = None,
+        static_cache: bool = False,
     ) -> Iterator[Prediction]:
         """Predictions in the order of `studies` (studies, or paths of single images; image paths are relative to
         `root`), `batch_size` at a time, greedily decoded unless `decoding` says otherwise. A study whose image cannot
@@ -145,7 +146,7 @@ class Findings:
         `seed`), "blank" constant grey ones; the words of the prompt stay the study's own. `sentences` asks for the
         "confidence" of every sentence, or also its "image_dependence" (see vlm.decoding.scored_sentences), at the price
         of one or two passes more. `only` names the studies whose predictions are wanted: the images that others get
-        when they are shuffled stay what they were.
+        when they are shuffled stay what they were. `static_cache` is for a GPU, where the step is compiled then.
         """
         if images not in IMAGES:
             raise ValueError(f"images={images!r} is unknown; there are {', '.join(IMAGES)}")
@@ -153,6 +154,10 @@ class Findings:
             raise ValueError(f"sentences={sentences!r} is unknown; there are {', '.join(CONFIDENCE)}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if static_cache and decoding and decoding.method == "beam":
+            raise ValueError(
+                "beam search moves its cache from row to row: a static one is for greedy decoding and sampling"
+            )
         if decoding is None:
             decoding = Decoding(max_new_tokens or self.model.meta.max_new_tokens)
         if images == "shuffled":
@@ -168,7 +173,14 @@ class Findings:
         while tasks := list(islice(remaining, batch_size * SORTED)):
             by_length = sorted(tasks, key=lambda task: -len(task.prompt_ids))
             for start in range(0, len(tasks), batch_size):
-                self._run(by_length[start : start + batch_size], Path(root), images, decoding, sentences)
+                self._run(
+                    by_length[start : start + batch_size],
+                    Path(root),
+                    images,
+                    decoding,
+                    sentences,
+                    static_cache,
+                )
             yield from (task.prediction for task in tasks)
 
     def features(
@@ -201,7 +213,15 @@ class Findings:
         prediction = Prediction(study.study_id, patient_id=study.patient_id, **deepcopy(about))
         return _Task(study, prediction, self.model.prompt_ids(prompt_for(study, self.model.meta.prompt)))
 
-    def _run(self, tasks: list[_Task], root: Path, images: str, decoding: Decoding, sentences: str) -> None:
+    def _run(
+        self,
+        tasks: list[_Task],
+        root: Path,
+        images: str,
+        decoding: Decoding,
+        sentences: str,
+        static_cache: bool,
+    ) -> None:
         started = time.perf_counter()
         for task in tasks:
             self._read(task, root, images)
@@ -211,7 +231,9 @@ class Findings:
             if self.outliers and images == "true":
                 self._check(good)
             prompts = [t.prompt_ids for t in good]
-            written = generate_ids(self.model.llava, self.model, prompts, pixels, decoding)
+            written = generate_ids(
+                self.model.llava, self.model, prompts, pixels, decoding, static=static_cache
+            )
             for task, ids in zip(good, written, strict=True):
                 self._tell(task, ids, decoding.max_new_tokens)
             if sentences != "none":

@@ -72,6 +72,8 @@ def _decoding(args):
         "method": args.decoding or ("beam" if args.beams else "greedy"), "beams": args.beams or 1,
         "length_penalty": args.length_penalty, "temperature": args.temperature, "top_p": args.top_p,
     }  # fmt: skip
+    if args.static_cache and asked["method"] == "beam":
+        raise UsageError("--static-cache is for greedy decoding and sampling, not for --beams")
     try:
         return Decoding(max_new_tokens=args.max_new_tokens or 1, seed=args.seed, **asked)
     except ValueError as error:
@@ -105,7 +107,7 @@ def _generate(args, studies, targets, bank, decoding, nearest_by_features) -> in
         else:
             settings = {
                 "batch_size": args.batch_size, "images": images, "seed": args.seed, "decoding": decoding,
-                "sentences": args.sentences,
+                "sentences": args.sentences, "static_cache": args.static_cache,
             }  # fmt: skip
             if path is None:
                 count = 0

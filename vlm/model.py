@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from encoder.transforms import Preprocessing
-from vlm.adapters import TOWERS, check_adapters, quiet_peft
+from vlm.adapters import TOWERS, base_of, check_adapters, quiet_peft
 from vlm.errors import ModelError
 from vlm.prompts import PromptStyle
 
@@ -318,4 +318,4 @@ def parameter_table(model: nn.Module) -> list[tuple[str, int, int]]:
 
 def vision_tower(llava: nn.Module) -> nn.Module:
     """The tower, whether or not an adapter is around the model."""
-    return (llava.get_base_model() if hasattr(llava, "get_base_model") else llava).model.vision_tower
+    return base_of(llava).model.vision_tower

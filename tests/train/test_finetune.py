@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -19,39 +18,19 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from encoder.radiograph import read
-from tests.tiny import make_encoder, make_studies
+from tests.tiny import make_encoder, make_studies, metrics
 from train.config import ConfigError
 from train.examples import Examples
 from train.features import Cached
 from train.finetune import main
-from train.launcher import INTERRUPTED, accelerate_command
+from train.launcher import INTERRUPTED
 from train.trainer import Loop, answer_loss, collate, grouped_order
 from train.watch import macro_f1
 from vlm import Findings, adapters
 from vlm import model as models
 from vlm.generate import OUTLIERS
 from vlm.prompts import PromptStyle
-from vlm.study import Image, Prior, absolute, load_studies, save_studies
-
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    "--batch_size", "8", "--warmup_steps", "2", "--max_steps", "10", "--eval_steps", "5", "--save_steps", "4",
-    "--log_steps", "3", "--max_new_tokens", "16", "--workers", "0", "--eval_studies", "8", "--lora_rank", "4",
-    "--precision", "fp32",
-]  # fmt: skip
-
-
-@pytest.fixture
-def train(encoder_dir, llm_dir, studies_file, tmp_path):
-    def run(out: str, *more: str, studies: Path = studies_file, encoder: Path = encoder_dir) -> int:
-        parts = [] if "--init" in more else ["--encoder", str(encoder), "--llm", str(llm_dir)]
-        return main(["--studies", str(studies), "--out", str(tmp_path / out), *parts, *SMALL, *more])
-
-    return run
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+from vlm.study import Image, absolute, load_studies, save_studies
 
 
 def test_it_follows_the_image(train, studies_file, tmp_path):
@@ -75,22 +54,6 @@ def test_it_follows_the_image(train, studies_file, tmp_path):
     assert best["eval_f1"] > best["eval_f1_shuffled"] + 0.3
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "merged")
     assert torch.equal(plain.lm_head.weight, plain.get_input_embeddings().weight)
-
-
-@pytest.fixture
-def several_images(studies_file, tmp_path):
-    """Every third study with a lateral film, every fourth with a prior's; the images of others serve."""
-    studies = load_studies(studies_file)
-    for i, study in enumerate(studies):
-        if i % 3 == 0:
-            study.images.append(Image(studies[i - 1].images[0].path, "lateral"))
-        if i % 4 == 0:
-            study.prior = Prior(studies[i - 2].images, studies[i - 2].findings)
-        study.age, study.sex = 20 + i, "FM"[i % 2]
-    studies[6].images[1].path = "images/absent.png"  # is left out, the study stays
-    file = studies_file.with_name("several.jsonl")
-    save_studies(studies, file, overwrite=True)
-    return file
 
 
 def test_studies_of_several_images_whose_context_is_dropped_at_random(
@@ -291,25 +254,6 @@ def test_patients_in_two_splits_are_warned_about(train, tmp_path, capsys):
     assert train("leaky", "--max_steps", "1", studies=path) == 0
     shown = capsys.readouterr().out
     assert "warning: 1 patients of" in shown and "Jane" not in shown
-
-
-def test_two_processes_learn_what_one_learns(train, encoder_dir, llm_dir, studies_file, tmp_path):
-    more = ["--align_steps", "4"]
-    assert train("one", *more) == 0
-    command = [
-        *accelerate_command("train.finetune", processes=2),
-        "--studies",
-        str(studies_file),
-        *SMALL,
-        *more,
-    ]
-    command += ["--encoder", str(encoder_dir), "--llm", str(llm_dir), "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ours, reference = metrics(tmp_path / "two"), metrics(tmp_path / "one")
-    assert len(ours) == len(reference)
-    for a, b in zip(ours, reference, strict=True):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
 def test_features_are_not_computed_by_two_runs_at_once(train, tmp_path):

@@ -85,11 +85,14 @@ def test_checkpointing_and_more_images_move_the_plan_as_they_should(full_size):
     one = plan(made, **shape, images=1, checkpointing=False)
     three = plan(made, **shape, images=3, checkpointing=False)
     cheap = plan(made, **shape, images=1, checkpointing=True)
+    four = plan(made, **shape, images=1, checkpointing=True, nf4=True)
     assert 2 < three.activations / one.activations < 3
     assert cheap.activations < one.activations / 8
     assert one.gradients * 2 == one.optimizer and one.weights == cheap.weights
     assert 13.4e9 < one.weights < 15.5e9  # two bytes each, and those of tower, projector and LoRA
     assert cheap.total < 40e9 < 80e9  # one image a study and a 7B model: a GPU of 80 GB has room
+    # QLoRA: Llama-7B's 6,476,005,376 weights of linears in 4.127 bits instead of 16
+    assert cheap.weights - four.weights == pytest.approx(6_476_005_376 * (2 - 4.127 / 8), rel=1e-6)
 
 
 def test_the_command(full_size, capsys):

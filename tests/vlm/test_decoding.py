@@ -58,6 +58,17 @@ def test_a_batch_of_mixed_studies_equals_its_singles(model, mixed, decoding, siz
     assert len({p.findings for p in singles}) > 1 and not any(p.error for p in singles)
 
 
+@pytest.mark.parametrize("decoding", [GREEDY, SAMPLE], ids=["greedy", "sample"])
+def test_a_static_cache_changes_nothing(model, mixed, decoding):
+    findings = Findings(model)
+    wanted = list(findings.generate(mixed, batch_size=4, decoding=decoding))
+    static = list(findings.generate(mixed, batch_size=4, decoding=decoding, static_cache=True))
+    assert [p.findings for p in static] == [p.findings for p in wanted]
+    assert model.llava.model.language_model.config._attn_implementation == "cxr_attention"
+    with pytest.raises(ValueError, match="beam search"):
+        next(findings.generate(mixed, decoding=BEAM, static_cache=True))
+
+
 def inputs(model, studies):
     prompts = [model.prompt_ids(prompt_for(s, STYLE)) for s in studies]
     count = sum(len(shown_images(s, STYLE)) for s in studies)

@@ -302,6 +302,30 @@ def test_llama_generates_as_with_sdpa():
     assert torch.equal(*texts[:2]) and torch.equal(*texts[1:])
 
 
+def test_llama_packed_logits_and_gradients_equal_each_sequence_alone(calls):
+    """A pack as transformers' FlashAttentionKwargs say it: no sequence sees another, nothing is padded."""
+    lengths = torch.tensor([len(s) for s in SEQUENCES])
+    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    row = torch.tensor([[token for s in SEQUENCES for token in s]])
+    pack = {
+        "position_ids": torch.cat([torch.arange(n) for n in lengths])[None], "attention_mask": torch.ones_like(row),
+        "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 7, "max_length_k": 7,
+    }  # fmt: skip
+    model, alone = tiny_llama(NAME), tiny_llama("sdpa")
+    logits = model(row, **pack).logits
+    assert [call[1]["cu_seqlens_k"].tolist() for call in calls] == [[0, 7, 9, 13]] * 2
+    wanted = torch.cat([alone(torch.tensor([s])).logits[0] for s in SEQUENCES])
+    torch.testing.assert_close(logits[0], wanted, rtol=1e-4, atol=1e-5)
+    logits.square().sum().backward()
+    wanted.square().sum().backward()
+    for (name, p), q in zip(model.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=name)
+    with pytest.raises(ValueError, match="as one row"):
+        model(row.repeat(2, 1), **{**pack, "attention_mask": None, "position_ids": None})
+    with pytest.raises(ValueError, match="max_length"):
+        model(row, **{**pack, "max_length_k": None})
+
+
 @torch.no_grad()
 def test_what_a_mask_says_is_worked_out_once_a_forward(monkeypatch):
     """And not once a layer: on a GPU it has to wait for the device."""
