@@ -17,7 +17,7 @@ SIZE, PATCH = 28, 7  # 4 x 4 patch tokens
 SMALL = [  # a fine-tuning
     "--batch_size", "8", "--warmup_steps", "2", "--max_steps", "10", "--eval_steps", "5", "--save_steps", "4",
     "--log_steps", "3", "--max_new_tokens", "16", "--workers", "0", "--eval_studies", "8", "--lora_rank", "4",
-    "--precision", "fp32",
+    "--precision", "fp32", "--threads", "1",
 ]  # fmt: skip
 FINDINGS = (
     "There is a large left pleural effusion.",

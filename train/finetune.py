@@ -44,8 +44,6 @@ def run(config: Finetune) -> int:
     from vlm import adapters
     from vlm import model as models
     from vlm import projector as projectors
-    from vlm.build import build
-    from vlm.prompts import PromptStyle
 
     quiet()
     state = process_state()
@@ -64,6 +62,60 @@ def run(config: Finetune) -> int:
         return 0
 
     # the parts
+    model = parts_of(config, state)
+    if config.packing and (window := adapters.sliding_window(model.llava.config.text_config)):
+        config.packing = False
+        state.print(f"not packed: the language model has a sliding window of {window} tokens")
+
+    # the studies, and what is shown of their images
+    data = load_data(model, config, state)
+
+    # calibrate; put what gives standardised features in the place of the tower; remember the base
+    llava = model.llava
+    sample = torch.linspace(0, len(data["train"]) - 1, min(256, len(data["train"]))).long().tolist()
+    sample_BNC = data["train"].first(sample)
+    statistics = projectors.statistics(llava, sample_BNC)
+    if not config.init:
+        projectors.calibrate(llava, sample_BNC, config.projector_gain)
+        if config.align_steps:
+            from train.align import align_projector
+
+            align_projector(llava, data, statistics, config, state)
+    if config.projector_steps and not first_stage(model, statistics, data, config, state):
+        return INTERRUPTED
+    base = Path(config.init) if config.init and not config.projector_steps else out / "base"
+    if config.lora and base == out / "base" and state.is_main_process:
+        if base.exists():  # of a start that was cut off
+            shutil.rmtree(base)
+        models.save(model, base)
+    state.wait_for_everyone()
+    tower = prepare(model, statistics, config)
+    if state.is_main_process:
+        print_plan(model.llava, tower, data["train"], config)
+
+    loop = make_loop(model, data, config, out, state)
+    if not loop.run(checkpoint):
+        state.print(f"stopped at step {loop.state.global_step}; the same command goes on from there")
+        return INTERRUPTED
+    if loop.is_fsdp_enabled and state.is_main_process:  # the one that was trained is in parts
+        model = replace(model, llava=parts_of(config, state).llava)
+        tower = prepare(model, statistics, config)
+    loop.load_best(model.llava)
+    if state.is_main_process:
+        finish(model, tower, statistics, data["train"], config, base)
+        (out / "finished").touch()
+    state.wait_for_everyone()
+    return 0
+
+
+def parts_of(config: Finetune, state):
+    """The findings model to begin with: `init`, or encoder and language model with a fresh projector."""
+    import torch
+
+    from vlm import model as models
+    from vlm.build import build
+    from vlm.prompts import PromptStyle
+
     style = PromptStyle(**{f.name: getattr(config, f.name) for f in fields(PromptStyle)})
     if config.init:
         model = models.load(config.init, attention=config.attention)
@@ -78,65 +130,45 @@ def run(config: Finetune) -> int:
         )  # fmt: skip
     model.meta.name, model.meta.notice = config.name, config.notice
     model.meta.max_new_tokens = config.max_new_tokens
-    if config.packing and (window := adapters.sliding_window(model.llava.config.text_config)):
-        config.packing = False
-        state.print(f"not packed: the language model has a sliding window of {window} tokens")
+    return model
 
-    # the studies, and what is shown of their images
-    data = load_data(model, config, state)
 
-    # calibrate; put what gives standardised features in the place of the tower; remember the base
-    llava = model.llava
-    sample = torch.linspace(0, len(data["train"]) - 1, min(256, len(data["train"]))).long().tolist()
-    sample_BNC = data["train"].first(sample)
-    mean_C, std_C = statistics = projectors.statistics(llava, sample_BNC)
-    if not config.init:
-        projectors.calibrate(llava, sample_BNC, config.projector_gain)
-        if config.align_steps:
-            from train.align import align_projector
+def standardised(llava, statistics, config: Finetune):
+    """Put what gives standardised features in the place of the tower, and out of the projector. -> the tower."""
+    from vlm import projector as projectors
 
-            align_projector(llava, data, statistics, config, state)
     tower, layers = llava.model.vision_tower, projectors.layers_of(llava)
-    standard = (
-        projectors.FeatureTower(mean_C, std_C, layers)
-        if config.features == "cached"
-        else projectors.StandardTower(
-            tower, mean_C, std_C, layers, getattr(llava.config, "feature_norm", False), config.train_encoder
+    norm = getattr(llava.config, "feature_norm", False)
+    if config.features == "cached":
+        llava.model.vision_tower = projectors.FeatureTower(*statistics, layers)
+    else:
+        llava.model.vision_tower = projectors.StandardTower(
+            tower, *statistics, layers, norm, config.train_encoder
         )
-    )
-    if config.projector_steps and not first_stage(model, standard, statistics, data, config, state):
-        return INTERRUPTED
-    base = Path(config.init) if config.init and not config.projector_steps else out / "base"
-    if config.lora and base == out / "base" and state.is_main_process:
-        if base.exists():  # of a start that was cut off
-            shutil.rmtree(base)
-        models.save(model, base)
-    state.wait_for_everyone()
     projectors.unfold(llava.model.multi_modal_projector, *statistics)
-    llava.model.vision_tower = standard
+    return tower
+
+
+def prepare(model, statistics, config: Finetune):
+    """The model as it is trained: LoRA or the whole language model, projector, encoder. -> its tower."""
+    import torch
+
+    from vlm import adapters
+    from vlm.adapters import base_of
+
+    tower = standardised(model.llava, statistics, config)
     torch.manual_seed(config.seed)
     if config.lora:
         if config.llm_dtype == "nf4":
-            adapters.quantise(llava)
-        model.llava = adapters.add_lora(llava, config.lora_rank, config.lora_alpha, config.lora_dropout)
+            adapters.quantise(model.llava)
+        model.llava = adapters.add_lora(model.llava, config.lora_rank, config.lora_alpha, config.lora_dropout)
     else:
-        llava.requires_grad_(True)
+        model.llava.requires_grad_(True)
     tower.requires_grad_(config.train_encoder)
     if config.train_encoder:
-        standard.freeze_unused(data["train"].images_of(data["train"].studies[:1]))
-    if state.is_main_process:
-        print_plan(model.llava, tower, data["train"], config)
-
-    loop = make_loop(model, data, config, out, state)
-    if not loop.run(checkpoint):
-        state.print(f"stopped at step {loop.state.global_step}; the same command goes on from there")
-        return INTERRUPTED
-    if state.is_main_process:
-        loop.load_best()
-        finish(model, tower, statistics, data["train"], config, base)
-        (out / "finished").touch()
-    state.wait_for_everyone()
-    return 0
+        size = model.preprocessing.size
+        base_of(model.llava).model.vision_tower.freeze_unused(torch.zeros(1, 3, size, size))
+    return tower
 
 
 def load_data(model, config: Finetune, state) -> dict:
@@ -180,7 +212,7 @@ def load_data(model, config: Finetune, state) -> dict:
     return data
 
 
-def first_stage(model, standard, statistics, data: dict, config: Finetune, state) -> bool:
+def first_stage(model, statistics, data: dict, config: Finetune, state) -> bool:
     """LLaVA's first stage: the projector alone learns through the frozen language model. Its checkpoints and outcome
     lie in OUT/projector. False if it was stopped."""
     from safetensors.torch import load_file, save_file
@@ -193,8 +225,7 @@ def first_stage(model, standard, statistics, data: dict, config: Finetune, state
     if not file.exists():
         out.mkdir(exist_ok=True)
         state.print(f"first stage: the projector alone, {config.projector_steps} steps")
-        tower, llava.model.vision_tower = llava.model.vision_tower, standard
-        projectors.unfold(projector, *statistics)
+        tower = standardised(llava, statistics, replace(config, train_encoder=False))
         llava.requires_grad_(False)
         projector.requires_grad_(True)
         stage = replace(
@@ -223,10 +254,8 @@ def first_stage(model, standard, statistics, data: dict, config: Finetune, state
 
 
 def make_loop(model, data: dict, config: Finetune, out: Path, state):
-    """The Trainer, with rates of their own for projector and encoder."""
-    import torch
-
-    from train.trainer import arguments, collate, trained_weights
+    """The Trainer."""
+    from train.trainer import arguments, checkpointing, collate
     from train.watch import WatchedLoop
 
     evaluate = bool(config.eval_steps and len(data["validate"]))
@@ -234,27 +263,13 @@ def make_loop(model, data: dict, config: Finetune, out: Path, state):
         out, config, state.num_processes,
         eval_strategy="steps" if evaluate else "no",
         eval_steps=config.eval_steps if evaluate else None,
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        **(checkpointing() if config.gradient_checkpointing else {}),
         dataloader_num_workers=config.workers if config.features == "online" else 0,
-    )  # fmt: skip
-    weights = trained_weights(model.llava)
-    assert weights, "nothing to train"
-    rates = {"projector": config.projector_rate, "vision_tower": config.encoder_rate, "": 1.0}
-    part_of = {name: next(part for part in rates if part in name) for name in weights}
-    groups = [
-        {"params": [weights[n] for n, of in part_of.items() if of == part], "lr": config.learning_rate * rate}
-        for part, rate in reversed(rates.items())
-    ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        betas=(0.9, config.adam_beta2), eps=1e-8, weight_decay=config.weight_decay,
     )  # fmt: skip
     return WatchedLoop(
         model,
         config,
         args=args,
-        optimizers=(optimizer, None),
         train_dataset=data["train"],
         eval_dataset=data["validate"] if len(data["validate"]) else None,
         data_collator=partial(collate, pad=model.tokenizer.pad_token_id, pack=config.packing),

@@ -24,7 +24,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, fsdp2_prepare_model
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from encoder.convert import load_backbone, read_tensors
@@ -57,7 +56,7 @@ from train.pretrain_watch import (
     peak_flops,
     tracker,
 )
-from train.processes import all_processes, is_main, settled_precision, use_cores, whole
+from train.processes import all_processes, is_main, settled_precision, split_again, use_cores, whole
 from train.schedules import cosine, linear, warmup_cosine
 
 
@@ -237,13 +236,6 @@ def spread(accelerator: Accelerator, student: Distilled, teacher: Distilled, com
     accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast sees to it, as in every other run
     fsdp2_prepare_model(accelerator, teacher)
     return fsdp2_prepare_model(accelerator, student)
-
-
-def split_again(teacher: Distilled) -> None:
-    """FSDP2 leaves whole what was needed for a forward pass until the backward pass, which the teacher never has."""
-    for module in teacher.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def backbone_of(teacher: dict[str, Tensor], c: PretrainConfig) -> CropViT:

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -166,6 +166,29 @@ def _asked_for() -> int:
     if options.num_processes is None and options.config_file:
         return load_config_from_file(options.config_file).num_processes or 1
     return options.num_processes or 1
+
+
+def split_again(model: nn.Module) -> None:
+    """FSDP2 leaves whole what was needed for a forward pass until the backward pass, which not every pass has."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def inside(model: nn.Module, work: Callable[[], Any]) -> Any:
+    """`work()` as if it were the forward pass of the model, for which FSDP2 puts together what belongs to no block."""
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+    if not isinstance(model, FSDPModule):
+        return work()
+    model.work_inside = work
+    register_fsdp_forward_method(model, "work_inside")
+    try:
+        return model.work_inside()
+    finally:
+        del model.work_inside
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

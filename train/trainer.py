@@ -21,14 +21,23 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from train.checkpoints import claim, truncate_metrics
+from train.checkpoints import (
+    claim,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    truncate_metrics,
+    write_json,
+)
 from train.config import ConfigError
+from train.processes import whole
 
-COMPLETE = "complete"
-WEIGHTS = "trained.safetensors"
+_ARGUMENTS = {f.name for f in fields(TrainingArguments)}
+COMPLETE = "complete"  # these four are the parts of a checkpoint, besides what Trainer writes
+WEIGHTS, OPTIMIZER, SCHEDULE = "trained.safetensors", "optimizer.safetensors", "schedule.json"
 
 
 def quiet() -> None:
@@ -107,11 +116,17 @@ class Loop(Trainer):
     """transformers.Trainer with loss on answer tokens, exact resume, checkpoints of the trained weights alone (frozen
     ones are never written), and metrics.jsonl.
 
-    The data set has `lengths`; its batches are `collate`'s.
+    The data set has `lengths`; its batches are `collate`'s. Under FSDP2 the weights are split among the processes block
+    by block; what is saved is whole, and the same as of one process.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, compute_loss_func=answer_loss, **kwargs)
+        if self.is_fsdp_enabled:
+            check_fsdp2(self.accelerator)
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.mixed_precision_policy = None  # autocast sees to it, as in every other run
+            plugin.transformer_cls_names_to_wrap = [block_class(self.model)]
         self.remove_callback(PrinterCallback)
         self.stop = StopSignal(self)
         self.add_callback(self.stop)
@@ -132,18 +147,39 @@ class Loop(Trainer):
     def trained(self) -> dict[str, Tensor]:
         return trained_weights(self.accelerator.unwrap_model(self.model))
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = self.trained()
-        if state_dict is not None:  # gathered from shards
-            weights = {name: state_dict[name] for name in weights}
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
+        """accelerate does this to the forward pass, but not under FSDP2."""
+        return self.accelerator.autocast()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """All processes put their parts together, the first writes."""
+        self._write(whole(self.trained()), Path(output_dir or self.args.output_dir) / WEIGHTS)
+
+    def _write(self, tensors: dict[str, Tensor], file: Path) -> None:
+        if self.args.should_save:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _names(self) -> dict[nn.Parameter, str]:
+        return {p: name for name, p in self.trained().items()}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        tensors = whole(optimizer_tensors(self.optimizer.optimizer, self._names()))
+        self._write(tensors, Path(output_dir) / OPTIMIZER)
+        if self.args.should_save:
+            write_json(Path(output_dir) / SCHEDULE, self.lr_scheduler.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        inner = self.optimizer.optimizer
+        load_optimizer_tensors(inner, self._names(), load_file(Path(checkpoint) / OPTIMIZER))
+        self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULE).read_text()))
+        for group, rate in zip(inner.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate  # which the scheduler sets after a step only
 
     def _save_checkpoint(self, model, trial) -> None:
         super()._save_checkpoint(model, trial)
@@ -292,6 +328,12 @@ def arguments(out: Path, config: Any, processes: int, **more) -> TrainingArgumen
     return made
 
 
+def checkpointing() -> dict[str, Any]:
+    """Trainer's arguments for it, which transformers renamed in 5.23."""
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in _ARGUMENTS)
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
 def answer_loss(outputs, labels_BL: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """Cross-entropy of `collate`'s labels (B, 1 + K) under the logits (B, K, V), where they are not -100."""
     next_BK = labels_BL[:, 1:]
@@ -305,8 +347,24 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def check_fsdp2(accelerator) -> None:
+    """Raises ConfigError for FSDP of version 1."""
+    if not accelerator.is_fsdp2:
+        raise ConfigError(
+            "FSDP of version 1 is not supported: give train/launch/fsdp2.yaml (fsdp_version: 2)"
+        )
+
+
+def block_class(model: nn.Module) -> str:
+    """Name of the class of a language model's blocks, which FSDP2 gathers one at a time."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    layers = [m for n, m in model.named_modules() if n.endswith(("language_model.layers", "model.layers"))]
+    return type((layers or lists)[0][0]).__name__
+
+
 def load_trained(model: nn.Module, path: Path) -> None:
-    """Put saved trainable parameters back. Raises ConfigError if the file's are not exactly the model's."""
+    """Put saved trainable parameters back, each process its part where they are split. Raises ConfigError if the
+    file's are not exactly the model's."""
     weights, saved = trained_weights(model), load_file(path)
     if weights.keys() != saved.keys():
         odd = sorted(weights.keys() ^ saved.keys())
@@ -315,7 +373,8 @@ def load_trained(model: nn.Module, path: Path) -> None:
         )
     with torch.no_grad():
         for name, p in weights.items():
-            p.copy_(saved[name])
+            x = saved[name].to(p.device, p.dtype)
+            p.copy_(distribute_tensor(x, p.device_mesh, p.placements) if isinstance(p, DTensor) else x)
 
 
 def collate(rows: list[dict], pad: int, pack: bool = False) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,10 +16,13 @@ from accelerate.utils import gather_object
 
 from eval.scores.labels import label_report
 from train.checkpoints import replace_folder, write_json
-from train.trainer import WEIGHTS, Loop, answer_loss, load_trained
+from train.processes import inside, split_again, whole
+from train.trainer import WEIGHTS, Loop, answer_loss, load_trained, trained_weights
 from vlm.decoding import Decoding, generate_ids
 from vlm.generate import derangement
 from vlm.prompts import answer_for
+
+LAST = "last"  # folder of the weights at the end of a run that judged none
 
 
 class WatchedLoop(Loop):
@@ -35,27 +39,34 @@ class WatchedLoop(Loop):
         self.flush_losses()
         val, accelerator, config = self.eval_dataset, self.accelerator, self.config
         llava = accelerator.unwrap_model(self.model).eval()
-        mine = list(range(len(val)))[accelerator.process_index :: accelerator.num_processes]
+        world, split = accelerator.num_processes, self.is_fsdp_enabled
+        mine = list(range(len(val)))[accelerator.process_index :: world]
         mine.sort(key=lambda i: len(val.prompts[i]))  # equal prompts together: little padding
         other = derangement(len(val), config.seed)
         losses, texts = [], {"true": {}, "shuffled": {}}
-        for start in range(0, len(mine), config.eval_batch):
+        for start in range(0, -(-len(val) // world), config.eval_batch):  # as often in every process
             part = mine[start : start + config.eval_batch]
+            if not part and not split:
+                continue
+            counts, part = bool(part), part or [0]
             batch = self._prepare_inputs(self.data_collator([val[i] for i in part]))
             labels = batch.pop("labels")
             with self.compute_loss_context_manager():
                 n = int((labels != -100).sum())
-                losses.append((float(answer_loss(llava(**batch), labels)) * n, n))
+                loss = float(answer_loss(llava(**batch), labels))
+                losses += [(loss * n, n)] if counts else []
                 for images, of in (("true", lambda i: i), ("shuffled", other.__getitem__)):
                     prompts, shown = zip(*(val.exchanged(i, of(i)) for i in part), strict=True)
-                    seen = val.images_of(shown).to(accelerator.device)
-                    written = generate_ids(
-                        llava, self.findings, list(prompts), seen, Decoding(config.max_new_tokens)
-                    )
+                    write = partial(
+                        generate_ids, llava, self.findings, list(prompts), val.images_of(shown).to(accelerator.device),
+                        Decoding(config.max_new_tokens), synced=split,
+                    )  # fmt: skip
+                    written = inside(llava, write)
                     texts[images] |= {
                         i: self.findings.tokenizer.decode(ids, skip_special_tokens=True).strip()
-                        for i, ids in zip(part, written, strict=True)
+                        for i, ids in zip(part if counts else (), written, strict=counts)
                     }
+        split_again(llava)
         llava.train()
         gathered = gather_object([(losses, texts)])
         loss = sum(x for part, _ in gathered for x, _ in part) / sum(
@@ -81,6 +92,7 @@ class WatchedLoop(Loop):
 
     def keep_best(self, line: dict) -> None:
         best = Path(self.args.output_dir) / "best"
+        weights = whole(self.trained())  # by all processes
         if not self.args.should_save:
             return
         if best.is_dir():
@@ -90,16 +102,40 @@ class WatchedLoop(Loop):
                 return
         part = best.with_name(".best")
         shutil.rmtree(part, ignore_errors=True)
-        self._save(str(part))
+        self._write(weights, part / WEIGHTS)
         write_json(part / "metrics.json", line)
         replace_folder(part, best)
 
-    def load_best(self) -> None:
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """AdamW, with rates of their own for projector and encoder, after FSDP2 has split the weights."""
+        if self.optimizer is None:
+            config, weights = self.config, trained_weights(self.model)
+            rates = {"projector": config.projector_rate, "vision_tower": config.encoder_rate, "": 1.0}
+            part_of = {name: next(part for part in rates if part in name) for name in weights}
+            groups = [
+                {
+                    "params": [weights[n] for n, of in part_of.items() if of == part],
+                    "lr": config.learning_rate * rate,
+                }
+                for part, rate in reversed(rates.items())
+            ]
+            self.optimizer = torch.optim.AdamW(
+                [group for group in groups if group["params"]],
+                betas=(0.9, config.adam_beta2), eps=1e-8, weight_decay=config.weight_decay,
+            )  # fmt: skip
+        return self.optimizer
+
+    def load_best(self, llava) -> None:
+        """Give `llava` the best weights, or the last where none were judged; all processes must ask, the first gets
+        them."""
         best = Path(self.args.output_dir) / "best"
-        if best.is_dir():
-            line = json.loads((best / "metrics.json").read_text())
-            load_trained(self.accelerator.unwrap_model(self.model), best / WEIGHTS)
-            self.say(f"best: step {line['step']}, label F1 {line['eval_f1']:.3f}")
+        if not best.is_dir():
+            self.save_model(str(Path(self.args.output_dir) / LAST))
+        if self.args.should_save:
+            load_trained(llava, (best if best.is_dir() else best.with_name(LAST)) / WEIGHTS)
+            if best.is_dir():
+                line = json.loads((best / "metrics.json").read_text())
+                self.say(f"best: step {line['step']}, label F1 {line['eval_f1']:.3f}")
 
 
 def quality(line: dict) -> tuple[float, float]:

@@ -59,6 +59,7 @@ def quantise(llava: nn.Module) -> None:
         )  # fmt: skip
         small.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=small)
         small.bias = linear.bias
+        small.support_avx512bf16_for_cpu = False  # packed so in an evaluation, it has no gradient ever after
         language.set_submodule(name, small)
     llava.is_loaded_in_4bit = True  # which peft asks for
 

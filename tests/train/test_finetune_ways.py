@@ -122,13 +122,15 @@ def test_the_projector_first(train, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_four_bits(train, tmp_path, monkeypatch):
+def test_four_bits(train, tmp_path):
     """The adapter of a language model in nf4 belongs to the base that was not quantised, and merges with it."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    few = ("--max_steps", "3", "--eval_steps", "3", "--merge", "--merged_dtype", "fp32")
+    few = ("--max_steps", "6", "--eval_steps", "3", "--merge")
     assert train("four", *few, "--llm_dtype", "nf4", "--precision", "bf16") == 0
     assert train("sixteen", *few, "--llm_dtype", "bf16", "--precision", "bf16") == 0
-    four, sixteen = (metrics(tmp_path / run)[0]["loss"] for run in ("four", "sixteen"))
+    four, sixteen = (
+        [r["loss"] for r in metrics(tmp_path / run) if "loss" in r] for run in ("four", "sixteen")
+    )
     assert four == pytest.approx(sixteen, rel=0.05) and four != sixteen
     base = load_file(tmp_path / "four" / "base" / "model.safetensors")
     assert torch.bfloat16 in {x.dtype for x in base.values()} and torch.uint8 not in {
@@ -150,7 +152,7 @@ def test_augmented_films_differ_a_little_and_by_the_draw_alone():
     for seed in range(20):
         x_CHW = augmented(film_CHW, np.random.default_rng(seed))
         assert x_CHW.shape == film_CHW.shape and torch.isfinite(x_CHW).all()
-        assert x_CHW[0, :, :32].mean() > x_CHW[0, :, 32:].mean() + 1  # never flipped
+        assert x_CHW[0, :, :32].mean() > x_CHW[0, :, 32:].mean() + 0.6  # never flipped
         assert (x_CHW - film_CHW).abs().mean() < 0.5
     films = Films.__new__(Films)
     films.tower, films.augment = None, False

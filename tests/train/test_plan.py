@@ -108,7 +108,7 @@ def test_the_command(full_size, capsys):
     assert torch.get_default_device().type == "cpu" and SIZE == 28
 
 
-@pytest.mark.parametrize("recipe", ["findings_vicuna7b_lora", "findings_small_llm"])
+@pytest.mark.parametrize("recipe", ["findings_vicuna7b_lora", "findings_small_llm", "llava_rad_two_stage"])
 def test_recipes_say_what_they_are_and_fit_a_gpu(full_size, recipe, capsys):
     config = load_config(Finetune, "finetune", ["--recipe", recipe, "--out", "-", "--studies", "-"])
     assert PromptStyle(**{f.name: getattr(config, f.name) for f in fields(PromptStyle)}).wording == "instruct"
