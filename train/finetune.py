@@ -46,7 +46,7 @@ class Finetune:
     lora_rank: int = 16  # enough on small runs; LLaVA-Rad has 64
     lora_alpha: int = 32  # twice the rank, the usual scale
     lora_dropout: float = 0.0  # our attention has none, and resumes stay simple
-    wording: str = "short"  # prompt wording; `instruct` for ready-made language models
+    wording: str = "short"  # instruct: for ready-made language models; maira2: MAIRA-2's, all of it
     section: str = "findings"  # what is learned to be written: findings, impression, both
     indication: bool = True  # in the prompt; known before the image is read
     prior: bool = True  # the prior's findings: without them "unchanged" can only be made up
@@ -138,7 +138,7 @@ def run(config: Finetune) -> int:
     from vlm import projector as projectors
     from vlm.build import build
     from vlm.generate import OUTLIERS
-    from vlm.prompts import PromptStyle, answer_for, shown_images
+    from vlm.prompts import PromptStyle, answer_for, shown_images, style_of
     from vlm.study import absolute
 
     quiet()
@@ -158,7 +158,10 @@ def run(config: Finetune) -> int:
         return 0
 
     # the parts
-    style = PromptStyle(**{f.name: getattr(config, f.name) for f in fields(PromptStyle)})
+    try:
+        style = style_of(**{f.name: getattr(config, f.name) for f in fields(PromptStyle)})
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if config.init:
         model = models.load(config.init, attention=config.attention)
         if style not in (PromptStyle(), model.meta.prompt):
@@ -170,7 +173,8 @@ def run(config: Finetune) -> int:
             reduction=config.token_reduction, factor=config.reduction, prompt=style, attention=config.attention,
             seed=config.seed, dtype=models.DTYPES[config.llm_dtype] or torch.float32,
         )  # fmt: skip
-    model.meta.name, model.meta.notice = config.name, config.notice
+    model.meta.name = config.name
+    model.meta.notice = " ".join(filter(None, (config.notice, model.meta.licence)))
     model.meta.max_new_tokens = config.max_new_tokens
 
     # the studies and their features
