@@ -114,9 +114,12 @@ def parts_of(config: Finetune, state):
 
     from vlm import model as models
     from vlm.build import build
-    from vlm.prompts import PromptStyle
+    from vlm.prompts import PromptStyle, style_of
 
-    style = PromptStyle(**{f.name: getattr(config, f.name) for f in fields(PromptStyle)})
+    try:
+        style = style_of(**{f.name: getattr(config, f.name) for f in fields(PromptStyle)})
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if config.init:
         model = models.load(config.init, attention=config.attention)
         if style not in (PromptStyle(), model.meta.prompt):
@@ -128,7 +131,8 @@ def parts_of(config: Finetune, state):
             reduction=config.token_reduction, factor=config.reduction, prompt=style, attention=config.attention,
             seed=config.seed, dtype=torch.float32 if config.llm_dtype == "fp32" else torch.bfloat16,
         )  # fmt: skip
-    model.meta.name, model.meta.notice = config.name, config.notice
+    model.meta.name = config.name
+    model.meta.notice = " ".join(filter(None, (config.notice, model.meta.licence)))
     model.meta.max_new_tokens = config.max_new_tokens
     return model
 

@@ -31,7 +31,7 @@ class Finetune:
     lora_rank: int = 16  # enough on small runs; LLaVA-Rad has 64
     lora_alpha: int = 32  # twice the rank, the usual scale
     lora_dropout: float = 0.0  # our attention has none, and resumes stay simple
-    wording: str = "short"  # prompt wording; `instruct` for ready-made language models
+    wording: str = "short"  # instruct: for ready-made language models; maira2: MAIRA-2's, all of it
     section: str = "findings"  # what is learned to be written: findings, impression, both
     indication: bool = True  # in the prompt; known before the image is read
     prior: bool = True  # the prior's findings: without them "unchanged" can only be made up

@@ -96,7 +96,7 @@ class Texts:
     def __init__(self, studies: list, style, tokenizer, max_length: int):
         from vlm.prompts import answer_for, prompt_for
 
-        texts = [prompt_for(s, style, image=False) + answer_for(s) for s in studies]
+        texts = [prompt_for(s, style, image=False) + answer_for(s, style) for s in studies]
         eos = tokenizer.eos_token_id
         self.ids = [[*tokenizer(text)["input_ids"][: max_length - 1], eos] for text in texts]
         self.lengths = [len(ids) for ids in self.ids]
@@ -127,14 +127,17 @@ def run(config: LanguageModel) -> int:
     from train.processes import process_state, settled_precision, use_cores
     from train.trainer import Loop, arguments, collate, file_sha256, load_listing, open_run, quiet
     from vlm.model import attention_name
-    from vlm.prompts import PromptStyle, answer_for, prompt_for
+    from vlm.prompts import answer_for, prompt_for, style_of
 
     quiet()
     state = process_state()
     use_cores(config.threads, state.num_processes)
     out = Path(config.out)
     config.precision = settled_precision(config.precision, recorded(out, "precision"), "fp32")
-    style = PromptStyle(wording=config.wording, demographics=config.demographics)
+    try:
+        style = style_of(wording=config.wording, demographics=config.demographics)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     digests = {"sha256 of studies": [file_sha256(Path(p)) for p in config.studies]}
     studies = [s for path in config.studies for s in load_listing(path, state) if answer_for(s)]
     studies = {
@@ -146,7 +149,7 @@ def run(config: LanguageModel) -> int:
     with state.main_process_first():
         checkpoint = open_run(out, config, MAY_DIFFER, digests)
         if not (out / "tokenizer.json").exists():
-            texts = [prompt_for(s, style, image=False) + answer_for(s) for s in studies["train"]]
+            texts = [prompt_for(s, style, image=False) + answer_for(s, style) for s in studies["train"]]
             train_tokenizer(texts, config.vocabulary).save_pretrained(out)
     if (out / "model.safetensors").exists():
         state.print(f"{out} is finished; choose another --out to train anew")

@@ -84,20 +84,8 @@ def build(
         **own,
     )
     llava = assemble(config, vision, language, implementation, seed)
-    llava.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    processor = LlavaProcessor(
-        image_processor=_image_processor(preprocessing),
-        tokenizer=tokenizer,
-        patch_size=_patch_size(preprocessing.size, side),
-        vision_feature_select_strategy=select,
-        num_additional_image_tokens=int(select == "default"),  # the CLS token, which "default" drops
-        image_token=IMAGE_TOKEN,
-    )
+    llava.generation_config = greedy(tokenizer)
+    processor = processor_of(tokenizer, preprocessing, side, select)
     meta = models.Meta(
         prompt=prompt or PromptStyle(),
         features=describe_features(layers, norm, side**2 if reduction != "none" else None),
@@ -105,6 +93,27 @@ def build(
         preprocess_sha256=preprocessing.sha256,
     )
     return models.FindingsModel(llava.eval(), processor, preprocessing, meta)
+
+
+def greedy(tokenizer) -> GenerationConfig:
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def processor_of(tokenizer, preprocessing, side: int, select: str = "full") -> LlavaProcessor:
+    """The processor of a model that sees `side` x `side` tokens of an image."""
+    return LlavaProcessor(
+        image_processor=_image_processor(preprocessing),
+        tokenizer=tokenizer,
+        patch_size=_patch_size(preprocessing.size, side),
+        vision_feature_select_strategy=select,
+        num_additional_image_tokens=int(select == "default"),  # the CLS token, which "default" drops
+        image_token=IMAGE_TOKEN,
+    )
 
 
 def load_language_model(folder: Path, attention: str, dtype: torch.dtype):

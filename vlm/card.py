@@ -53,7 +53,7 @@ def write_card(
         "- It knows the hospitals, devices and patients of its training data; others may fare worse, without a sign.",
         "- Frontal chest films alone, unless the prompt above shows laterals; never other body parts or modalities.",
         "", "## Licences", "",
-        *([f"- {line}" for line in licences] or [
+        *([f"- {line}" for line in (meta.licence, *licences) if line] or [
             "Not stated. The licences of the encoder, of the language model and of the training data bind this model."
         ]), "",
     ]  # fmt: skip

@@ -182,7 +182,7 @@ def _encoder(name: str, size: int | None):
     path = Path(name)
     if not path.is_file():
         path = models.resolve(name)
-        if (path / models.META).is_file():
+        if models.is_findings_model(path):
             model = models.load(path)
             about = {"encoder": model.meta.name, "encoder_sha256": model.meta.encoder_sha256}
             return from_dinov2(models.vision_tower(model.llava)), model.preprocessing, about

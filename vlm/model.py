@@ -3,6 +3,7 @@ it; else a `cxr_llava` (vlm/llava.py). Parts come together in vlm/build.py, LoRA
 
     build(encoder, llm)  ->  save(merged directory)                                      load(directory)
                         ->  add_lora -> train -> save_adapter(adapter directory)        load(adapter directory)
+    MAIRA-2's own checkpoint (vlm/maira2.py)                                            load(its directory)
 
 Stock Llava reads the tower's `hidden_states[-1]`, which for DINOv2 is **before** the final LayerNorm, and drops the CLS
 token. `cxr.json` beside the weights says so, and what else belongs to the model but has no place in a transformers
@@ -43,6 +44,7 @@ class Meta:
 
     name: str = "findings"  # what predictions call the model
     notice: str = "For research, not for diagnosis."  # shown to the user with every run
+    licence: str = ""  # of somebody else's weights, where it must be passed on with what is made of them
     prompt: PromptStyle = field(
         default_factory=PromptStyle
     )  # a model answers only the prompt it was trained with
@@ -174,24 +176,44 @@ def load(
     device: str | torch.device | None = None,
     trainable: bool = False,
 ) -> FindingsModel:
-    """A merged directory, an adapter directory (with its base), a hub id, or "mini"; fp32 unless `dtype` is given.
+    """A merged directory, an adapter directory (with its base), a hub id, or "mini"; fp32 unless `dtype` is given. Also
+    a checkpoint in the format of microsoft/maira-2, which is read into a model of ours.
 
     Raises ModelError if an adapter's base or preprocessing is not the one it was trained with, if tensors are missing
     or left over, or if the directory holds no findings model.
     """
     folder = resolve(name)
-    meta = Meta.load(folder)
-    if not (folder / "adapter_config.json").is_file():
-        model = _load_merged(folder, meta, attention, dtype)
+    if (folder / "adapter_config.json").is_file():
+        model = _load_adapter(folder, Meta.load(folder), base, attention, dtype, trainable)
     else:
-        model = _load_adapter(folder, meta, base, attention, dtype, trainable)
+        model = _load_whole(folder, attention, dtype)
     if device is not None:
         model.llava.to(device)
     model.llava.train(trainable)
     return model
 
 
-def _load_merged(folder: Path, meta: Meta, attention: str, dtype: torch.dtype | None) -> FindingsModel:
+def is_maira2(folder: Path) -> bool:
+    """Whether config.json says that a directory is in MAIRA-2's format."""
+    path = folder / "config.json"
+    try:
+        row = json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise ModelError(f"{path} is no JSON: {error}") from None
+    return isinstance(row, dict) and row.get("model_type") == "maira2"
+
+
+def is_findings_model(folder: Path) -> bool:
+    """Whether `load` takes a directory for one of its own kinds."""
+    return (folder / META).is_file() or is_maira2(folder)
+
+
+def _load_whole(folder: Path, attention: str, dtype: torch.dtype | None) -> FindingsModel:
+    if is_maira2(folder):
+        from vlm import maira2
+
+        return maira2.load(folder, attention=attention, dtype=dtype)
+    meta = Meta.load(folder)
     preprocessing = Preprocessing.from_pretrained(folder)
     if preprocessing.sha256 != meta.preprocess_sha256:
         raise ModelError(
@@ -225,7 +247,7 @@ def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> Find
             f"{folder} was trained on {meta.base} with weights {meta.base_sha256[:12]}, but {given} holds weights "
             f"{digest[:12]}"
         )
-    model = _load_merged(base_dir, Meta.load(base_dir), attention, dtype)
+    model = _load_whole(base_dir, attention, dtype)
     if model.preprocessing.sha256 != meta.preprocess_sha256:
         raise ModelError(
             f"{folder} was trained with preprocessing {meta.preprocess_sha256[:12]}, but {given} has "
@@ -266,10 +288,15 @@ def resolve(name: str | Path, what: str = "model") -> Path:
             f"no {what} {str(name)!r}: it is neither a directory, nor 'mini', nor a hub id (owner/name)"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{name} is given only to those who accept its terms: do that at https://huggingface.co/{name}, then log "
+            "in here (hf auth login)"
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"{name} is no directory here, and the hub did not give it: {type(error).__name__}"

@@ -9,6 +9,11 @@
 `short` is for small language models trained by us, for which every token is time; `instruct` for ready-made large ones.
 What a study does not say is left out. A comparison is asked for only where there is something to compare with. With a
 lateral or a prior image beside the frontal one, each has its name before it ("Frontal: <image>").
+
+`maira2` is the prompt that MAIRA-2 was trained with (Bannur, Bouzid et al., arXiv:2406.04449), for its findings
+without boxes. Nothing is left out of it: what a study does not say is "N/A", and the comparison is asked for even
+without a prior, whose findings are told beside its image only. Its words, and the two spaces between its turns, are
+those of the checkpoint's processor and chat template; vlm/maira2.py says how far they are certain.
 """
 
 from __future__ import annotations
@@ -23,10 +28,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 IMAGE_TOKEN = "<image>"
-WORDINGS = ("short", "instruct")
+WORDINGS = ("short", "instruct", "maira2")
 SECTIONS = ("findings", "impression", "both")
-# What tokenizers take for an image or the end of a text, which no report may say (Llama's, ChatML's, and the like).
-CONTROL = re.compile(r"</?(?:image|s|pad|unk|bos|eos|mask)>|<\|[^<>|\s]*\|>", re.I)
+# What tokenizers take for an image, a place in it or the end of a text, which no report may say (Llama's, ChatML's,
+# MAIRA-2's, and the like).
+CONTROL = re.compile(
+    r"</?(?:image|s|pad|unk|bos|eos|mask|obj|box|[xy]\d+|lat_im\w*|prev_im\w*)>|<\|[^<>|\s]*\|>", re.I
+)
+MISSING = "N/A"  # what MAIRA-2 is told of a section that a study lacks
 REMOVED_WORD = re.compile(r"\bX{3,}\b")  # Open-i's de-identification; a model would learn to write it
 
 
@@ -49,9 +58,24 @@ class PromptStyle:
             raise ValueError(f"prompt wording {self.wording!r} is unknown; there are {', '.join(WORDINGS)}")
         if self.section not in SECTIONS:
             raise ValueError(f"section {self.section!r} is unknown; there are {', '.join(SECTIONS)}")
+        if self.wording == "maira2" and (self.section != "findings" or self.demographics):
+            raise ValueError(
+                "wording maira2 asks for the findings alone, and has no place for view, sex and age: use another "
+                "wording, or section findings without demographics"
+            )
 
     def to_json(self) -> dict:
         return asdict(self)
+
+
+MAIRA2 = PromptStyle("maira2", technique=True, comparison=True, lateral=True, prior_image=True)
+
+
+def style_of(**options) -> PromptStyle:
+    """The style of options given by hand: `maira2` alone means all that its prompt has a place for. Raises
+    ValueError."""
+    style = PromptStyle(**options)
+    return MAIRA2 if style == PromptStyle("maira2") else style
 
 
 class Shown(NamedTuple):
@@ -90,10 +114,14 @@ def shown_images(study: Study, style: PromptStyle | None = None) -> list[Shown]:
 
 
 def prompt_for(study: Study, style: PromptStyle | None = None, *, image: bool = True) -> str:
-    """The words before the answer, ending in "Findings:" (or "Impression:"), with an image token for each of
-    `shown_images`, or one where the study has none; `image=False` leaves them out (text-only training)."""
+    """The words before the answer, ending in "Findings:" (or "Impression:", or "ASSISTANT: " of `maira2`), with an
+    image token for each of `shown_images`, or one where the study has none; `image=False` leaves them out (text-only
+    training)."""
     style = style or PromptStyle()
     shown = shown_images(study, style)
+    if style.wording == "maira2":
+        text = _maira2(study, style, {role for role, _ in shown})
+        return text if image else text.replace(IMAGE_TOKEN, "")
     images = [IMAGE_TOKEN] if len(shown) < 2 else [f"{role}: {IMAGE_TOKEN}" for role, _ in shown]
     context = _short(study, style) if style.wording == "short" else _instruct(study, style)
     last = "Impression:" if style.section == "impression" else "Findings:"
@@ -102,8 +130,11 @@ def prompt_for(study: Study, style: PromptStyle | None = None, *, image: bool = 
 
 def answer_for(study: Study, style: PromptStyle | None = None) -> str:
     """What the model is to write after the prompt; "" if the study lacks a section that is asked for."""
-    section = (style or PromptStyle()).section
+    style = style or PromptStyle()
+    section = style.section
     findings, impression = clean(study.findings), clean(study.impression)
+    if style.wording == "maira2":
+        return findings  # its prompt ends in a space
     if section == "both":
         return f" {findings}\nImpression: {impression}" if findings and impression else ""
     text = findings if section == "findings" else impression
@@ -199,6 +230,27 @@ def _instruct(study: Study, style: PromptStyle) -> list[str]:
     parts += _context(study, style)
     context = " ".join(part for part in parts if part)
     return [line for line in (task, context, _field("Prior findings", before)) if line]
+
+
+def _maira2(study: Study, style: PromptStyle, roles: set[str]) -> str:
+    """Each image after its name, then the words of the study, each after its own; no full stops are added."""
+    if not roles & {"Lateral", "Prior"}:
+        told = f"Given the current frontal image only{IMAGE_TOKEN}"
+    else:
+        told = f"Given the current frontal image{IMAGE_TOKEN}"
+        if "Lateral" in roles:
+            told += f"{'' if 'Prior' in roles else ' and'} the current lateral image{IMAGE_TOKEN}"
+        if "Prior" in roles:
+            before = _prior_findings(study, style) or MISSING
+            told += f" and the prior frontal image{IMAGE_TOKEN} PRIOR_REPORT: {before}"
+    told += " Provide a description of the findings in the radiology study in comparison to the prior frontal image."
+    for name in ("indication", "technique", "comparison"):
+        words = clean(getattr(study, name)) if getattr(style, name) else ""
+        told += f" {name.upper()}: {words or MISSING}"
+    return (
+        "You are an expert radiology assistant tasked with interpreting a chest X-ray study.  "
+        f"USER:  {told}  ASSISTANT: "
+    )
 
 
 def _context(study: Study, style: PromptStyle) -> list[str]:

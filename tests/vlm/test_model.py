@@ -263,6 +263,18 @@ def test_a_model_that_is_nowhere(name, says):
         models.resolve(name)
 
 
+def test_a_gated_model_says_where_its_terms_are(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(name, **options):
+        raise GatedRepoError.__new__(GatedRepoError)  # whose own making needs an answer of the hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(models.ModelError, match=r"terms: do that at https://huggingface\.co/some/model"):
+        models.resolve("some/model")
+
+
 def test_directories_that_hold_something_else(encoder_dir, llm_dir, tmp_path):
     with pytest.raises(models.ModelError, match=r"cxr\.json"):
         models.load(llm_dir)

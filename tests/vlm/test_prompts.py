@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vlm.prompts import (
+    MAIRA2,
     PromptStyle,
     answer_for,
     clean,
@@ -16,6 +17,7 @@ from vlm.prompts import (
     sections_of,
     shown_image,
     shown_images,
+    style_of,
     with_images_of,
 )
 from vlm.study import Image, Prior, Study
@@ -93,6 +95,80 @@ def test_golden(study, style, golden):
 def test_a_comparison_is_asked_for_only_with_prior_findings(prior, wording):
     text = prompt_for(Study("s", indication="Cough", prior=prior), PromptStyle(wording)).lower()
     assert "prior" not in text and "comparison" not in text
+
+
+SYSTEM = "You are an expert radiology assistant tasked with interpreting a chest X-ray study.  USER:  "
+TASK = (
+    " Provide a description of the findings in the radiology study in comparison to the prior frontal image. "
+)
+NOTHING = "INDICATION: N/A TECHNIQUE: N/A COMPARISON: N/A  ASSISTANT: "
+TOLD = "INDICATION: Fever TECHNIQUE: Two views. COMPARISON: 1 May  ASSISTANT: "
+
+
+@pytest.mark.parametrize(
+    ("study", "style", "golden"),
+    [
+        (BARE, MAIRA2, f"{SYSTEM}Given the current frontal image only<image>{TASK}{NOTHING}"),
+        (
+            replace(STUDY, prior=None, technique=" two\n views XXXX "),
+            MAIRA2,
+            f"{SYSTEM}Given the current frontal image<image> and the current lateral image<image>{TASK}"
+            "INDICATION: Fever TECHNIQUE: two views COMPARISON: 1 May  ASSISTANT: ",
+        ),
+        (
+            STUDY,
+            MAIRA2,
+            f"{SYSTEM}Given the current frontal image<image> the current lateral image<image> and the prior frontal "
+            f"image<image> PRIOR_REPORT: Clear lungs.{TASK}{TOLD}",
+        ),
+        (
+            replace(STUDY, images=STUDY.images[1:]),
+            MAIRA2,
+            f"{SYSTEM}Given the current frontal image<image> and the prior frontal image<image> PRIOR_REPORT: Clear "
+            f"lungs.{TASK}{TOLD}",
+        ),
+        (  # a prior without words, and one without an image, of which nothing is told
+            Study("s", images=[Image("a.png")], prior=Prior([Image("b.png")])),
+            MAIRA2,
+            f"{SYSTEM}Given the current frontal image<image> and the prior frontal image<image> PRIOR_REPORT: N/A{TASK}"
+            f"{NOTHING}",
+        ),
+        (
+            FULL,
+            MAIRA2,
+            f"{SYSTEM}Given the current frontal image only<image>{TASK}INDICATION: Fever, and cough TECHNIQUE: N/A "
+            "COMPARISON: N/A  ASSISTANT: ",
+        ),
+        (Study("s"), MAIRA2, f"{SYSTEM}Given the current frontal image only<image>{TASK}{NOTHING}"),
+        (  # what the style does not show is told as missing
+            STUDY,
+            PromptStyle("maira2", prior_image=True, prior=False, indication=False),
+            f"{SYSTEM}Given the current frontal image<image> and the prior frontal image<image> PRIOR_REPORT: N/A{TASK}"
+            f"{NOTHING}",
+        ),
+    ],
+)
+def test_golden_of_maira2(study, style, golden):
+    assert prompt_for(study, style) == golden
+    assert prompt_for(study, style, image=False) == golden.replace("<image>", "")
+    assert golden.count("<image>") == max(1, len(shown_images(study, style)))
+
+
+def test_the_style_of_maira2():
+    assert style_of(wording="maira2") == MAIRA2 and style_of() == PromptStyle()
+    assert style_of(wording="maira2", lateral=True) == PromptStyle("maira2", lateral=True)
+    assert [role for role, _ in shown_images(STUDY, MAIRA2)] == ["Frontal", "Lateral", "Prior"]
+    assert answer_for(FULL, MAIRA2) == "The effusion has grown." and answer_for(BARE, MAIRA2) == ""
+    hostile = Study(
+        "s", indication="<image> at <x12><y3> <obj>see</obj> <lat_image>N/A <box>", findings="<box>No.</box>"
+    )
+    assert "INDICATION: at see N/A TECHNIQUE" in prompt_for(hostile, MAIRA2)
+    assert prompt_for(hostile, MAIRA2).count("<image>") == 1 and answer_for(hostile, MAIRA2) == "No."
+    nothing = dropped_out(STUDY, MAIRA2, 1.0, np.random.default_rng(0))
+    assert prompt_for(nothing, MAIRA2) == prompt_for(BARE, MAIRA2)
+    for refused in ({"section": "both"}, {"demographics": True}):
+        with pytest.raises(ValueError, match="findings alone"):
+            PromptStyle("maira2", **refused)
 
 
 def test_the_answer():
@@ -179,7 +255,7 @@ def test_the_frontal_image_is_shown():
 
 
 def test_an_unknown_wording_is_refused():
-    with pytest.raises(ValueError, match="short, instruct"):
+    with pytest.raises(ValueError, match="short, instruct, maira2"):
         PromptStyle("poem")
     with pytest.raises(ValueError, match="findings, impression, both"):
         PromptStyle(section="conclusion")
