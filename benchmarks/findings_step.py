@@ -33,8 +33,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Dinov2Config, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from train.batches import answer_loss, collate, grouped_order
 from train.processes import multiplies_bf16, use_cores
-from train.trainer import answer_loss, collate, grouped_order
 from vlm import adapters
 from vlm import projector as projectors
 from vlm.decoding import Decoding, generate_ids

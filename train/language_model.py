@@ -122,10 +122,11 @@ def run(config: LanguageModel) -> int:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+    from train.batches import collate
     from train.checkpoints import recorded
     from train.launcher import INTERRUPTED
     from train.processes import process_state, settled_precision, use_cores
-    from train.trainer import Loop, arguments, collate, file_sha256, load_listing, open_run, quiet
+    from train.trainer import Loop, arguments, file_sha256, load_listing, open_run, quiet
     from vlm.model import attention_name
     from vlm.prompts import answer_for, prompt_for, style_of
 

@@ -88,9 +88,11 @@ def one_at_a_time(
 
 def process_state():
     """accelerate's PartialState, which by itself finds the other processes only on GPUs."""
+    import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return PartialState(cpu=asked or not torch.accelerator.is_available())
 
 
 def cores() -> int:

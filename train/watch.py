@@ -15,9 +15,10 @@ import torch
 from accelerate.utils import gather_object
 
 from eval.scores.labels import label_report
+from train.batches import answer_loss
 from train.checkpoints import replace_folder, write_json
 from train.processes import inside, split_again, whole
-from train.trainer import WEIGHTS, Loop, answer_loss, load_trained, trained_weights
+from train.trainer import WEIGHTS, Loop, load_trained, trained_weights
 from vlm.decoding import Decoding, generate_ids
 from vlm.generate import derangement
 from vlm.prompts import answer_for

@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 
 from encoder.radiograph import read
 from tests.tiny import make_encoder, make_studies, metrics
+from train.batches import answer_loss, collate, grouped_order
 from train.config import ConfigError
 from train.examples import Examples
 from train.features import Cached
 from train.finetune import main
 from train.launcher import INTERRUPTED
-from train.trainer import Loop, answer_loss, collate, grouped_order
+from train.trainer import Loop
 from train.watch import macro_f1
 from vlm import Findings, adapters
 from vlm import model as models
