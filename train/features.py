@@ -26,11 +26,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from encoder.radiograph import InputError, read
+from encoder.towers import shape_of
 from train.config import ConfigError
 from train.processes import one_at_a_time
 from vlm.model import FindingsModel
 from vlm.projector import layers_of, tower_features
-from vlm.towers import shape_of
 
 TURN, SHIFT, SCALE = (
     5.0,

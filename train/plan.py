@@ -127,7 +127,7 @@ def activations(
     layers = config.vision_feature_layer
     count = 1 if isinstance(layers, int) else len(layers)
     patches = getattr(config, "grid", 0) ** 2 or config.image_seq_length
-    from vlm.towers import shape_of
+    from encoder.towers import shape_of
 
     channels = shape_of(config.vision_config).width * count
     features = torch.empty(batch * images, patches, channels, device=device, dtype=dtype)
@@ -206,8 +206,8 @@ def dry_model(encoder: str | Path, llm: str | Path, config) -> nn.Module:
     it, the tower frozen."""
     from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
+    from encoder import towers
     from encoder.transforms import Preprocessing
-    from vlm import towers
     from vlm.llava import CxrLlavaConfig, CxrLlavaForConditionalGeneration, is_stock, token_grid
     from vlm.model import attention_name, resolve
 

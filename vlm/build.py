@@ -17,8 +17,8 @@ from transformers import (
     LlavaProcessor,
 )
 
+from encoder import towers
 from vlm import model as models
-from vlm import towers
 from vlm.errors import ModelError
 from vlm.llava import REDUCTIONS, CxrLlavaConfig, CxrLlavaForConditionalGeneration, is_stock, token_grid
 from vlm.projector import LAYERS, describe_features

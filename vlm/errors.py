@@ -1,5 +1,5 @@
-"""What goes wrong with findings models."""
+"""What goes wrong with findings models: the same error as of encoders."""
 
+from encoder.errors import ModelError
 
-class ModelError(ValueError):
-    """Parts that do not belong together, or a directory that holds no findings model; the message names both sides."""
+__all__ = ["ModelError"]

@@ -24,8 +24,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel
 
+from encoder import towers
 from encoder.attention import attention
-from vlm import towers
 
 REDUCTIONS = ("none", "pixel_shuffle", "pool", "resampler")
 

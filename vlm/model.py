@@ -12,10 +12,8 @@ configuration: the prompt's style, the digests of encoder and preprocessing, an 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -27,13 +25,13 @@ from transformers import (
     LlavaProcessor,
 )
 
+from encoder.hub import fetched, sha256_of, weights_sha256
 from encoder.transforms import Preprocessing
 from vlm.adapters import TOWERS, base_of, check_adapters, quiet_peft
 from vlm.errors import ModelError
 from vlm.prompts import PromptStyle
 
 META = "cxr.json"
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # nothing pickled, no code
 MINI = Path(__file__).parent / "mini"
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # of saved weights; None: as they are
 
@@ -283,41 +281,7 @@ def resolve(name: str | Path, what: str = "model") -> Path:
                 f"the shipped model is missing: {MINI} does not exist; reinstall, or run `make mini`"
             )
         return MINI
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("."):
-        raise ModelError(
-            f"no {what} {str(name)!r}: it is neither a directory, nor 'mini', nor a hub id (owner/name)"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{name} is given only to those who accept its terms: do that at https://huggingface.co/{name}, then log "
-            "in here (hf auth login)"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"{name} is no directory here, and the hub did not give it: {type(error).__name__}"
-        ) from error
-
-
-def weights_sha256(folder: str | Path) -> str:
-    """Digest of a directory's safetensors files. Raises ModelError if there are none."""
-    files = sorted(Path(folder).glob("model*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder} holds no model.safetensors (pickled weights are not read)")
-    return sha256_of(files)
-
-
-def sha256_of(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+    return fetched(name, what, "nor 'mini', ")
 
 
 def _save_companions(model: FindingsModel, folder: Path) -> None:

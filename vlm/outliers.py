@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlm.towers import hidden_states, shape_of
+from encoder.towers import hidden_states, shape_of
 
 GRID = 4  # cells a side; finer ones react to where exactly the patient stands
 LEAST = 40  # images of a part; fewer say nothing of its covariance

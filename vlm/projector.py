@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from vlm.towers import hidden_states
+from encoder.towers import hidden_states
 
 LAYERS = (-1,)  # the last block's output; stock Llava takes it before the final LayerNorm
 

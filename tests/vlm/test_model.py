@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from encoder.towers import load_tower
 from tests.tiny import SIZE, make_encoder
 from vlm import adapters
 from vlm import model as models
@@ -16,7 +17,6 @@ from vlm import projector as projectors
 from vlm.build import build
 from vlm.prompts import prompt_for
 from vlm.study import Study
-from vlm.towers import load_tower
 
 PIXELS = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 

@@ -12,9 +12,10 @@ import torch
 from PIL import Image as Picture
 from safetensors.torch import load_file, save_file
 
+from encoder import towers
 from encoder.transforms import Preprocessing
 from tests.tiny import make_encoder, make_llm
-from vlm import adapters, towers
+from vlm import adapters
 from vlm import model as models
 from vlm import projector as projectors
 from vlm.build import build

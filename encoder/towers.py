@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from encoder.errors import ModelError
 from encoder.transforms import Preprocessing
-from vlm.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -1,0 +1,180 @@
+"""Any image encoder, frozen, with one face: X-rays in, CLS and patch tokens out.
+
+    encoder_of("runs/encoder/encoder")          ours, RAD-DINO, DINOv2 with or without registers, CLIP, SigLIP, timm's
+    encoder_of("microsoft/rad-dino")            ViTs: a transformers directory, or a hub id
+    encoder_of("dinov2_vitb14.pth")             a file of the DINOv2 repository or of timm
+    encoder_of("random:microsoft/rad-dino@1")   the same architecture with random weights (seed 1): a floor
+    encoder_of("pixels")                        no encoder: grey levels, which probes reduce by PCA: another floor
+
+Shape letters: B images, P patches (grid x grid, row by row), C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from encoder import towers
+from encoder.errors import ModelError
+from encoder.hub import fetched, sha256_of, weights_sha256
+from encoder.transforms import Preprocessing
+from encoder.vit import CropViT
+
+PIXELS, SIDE, PATCH = "pixels", 64, 14  # side of the whole image and of a patch, as `pixels` shows them
+FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+class Tokens(NamedTuple):
+    cls_BC: Tensor  # what the encoder itself takes for the image: CLS, or what its head pools (SigLIP, timm)
+    patches_BPC: Tensor  # after the final LayerNorm; of several layers side by side
+
+
+class Encoder(nn.Module, ABC):
+    """`name` as it was asked for, `sha256` of its weights (of what they were drawn from, if random), `width` C of CLS,
+    `grid` patches a side, `preprocessing` from grey levels (H, W) to what `forward` takes."""
+
+    def __init__(self, name: str, sha256: str, width: int, grid: int, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.name, self.sha256, self.width, self.grid = name, sha256, width, grid
+        self.preprocessing = preprocessing
+
+    @torch.inference_mode()
+    def forward(self, pixels_B3HW: Tensor, layers: int = 1) -> Tokens:
+        """Tokens of the last block, or with the patches of the last `layers` blocks side by side (B, P, C layers)."""
+        return self.tokens(pixels_B3HW, layers)
+
+    @abstractmethod
+    def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens: ...
+
+
+class Tower(Encoder):
+    """A vision model of transformers (encoder/towers.py)."""
+
+    def __init__(self, name: str, sha256: str, tower: nn.Module, preprocessing: Preprocessing) -> None:
+        shape = towers.shape_of(tower.config)
+        super().__init__(name, sha256, shape.width, preprocessing.size // shape.patch, preprocessing)
+        self.tower, self.shape = tower, shape
+
+    def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
+        wanted = range(-layers, 0)
+        towers.check_layers(wanted, self.shape, hasattr(self.tower, "timm_model"))
+        if hasattr(self.tower, "timm_model"):
+            states = towers.hidden_states(self.tower, pixels_B3HW, wanted, norm=True)
+            timm = self.tower.timm_model
+            cls_BC = timm.forward_head(timm.forward_features(pixels_B3HW), pre_logits=True)
+            return Tokens(cls_BC, torch.cat(states, -1))
+        out = self.tower(pixels_B3HW, output_hidden_states=True, return_dict=True)
+        norm = towers.final_norm(self.tower)
+        states = [norm(out.hidden_states[i]) for i in wanted]
+        cls_BC = states[-1][:, 0] if self.shape.extra else out.pooler_output
+        return Tokens(cls_BC, torch.cat([x[:, self.shape.extra :] for x in states], -1))
+
+
+class Backbone(Encoder):
+    """Our own ViT, from a file."""
+
+    def __init__(self, name: str, sha256: str, backbone: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__(
+            name, sha256, backbone.embed_dim, preprocessing.size // backbone.patch, preprocessing
+        )
+        self.backbone = backbone
+
+    def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
+        depth = len(self.backbone.blocks)
+        if layers > depth:
+            raise ModelError(f"{self.name} has {depth} layers, not {layers}")
+        found = self.backbone.forward_intermediates(
+            pixels_B3HW, indices=layers, return_prefix_tokens=True, norm=True, output_fmt="NLC",
+            intermediates_only=True,
+        )  # fmt: skip
+        return Tokens(found[-1][1][:, 0], torch.cat([patches for patches, _ in found], -1))
+
+
+class Pixels(Encoder):
+    """CLS is the image, 64 x 64 grey levels; a patch token is the patch."""
+
+    def __init__(self, size: int = 224) -> None:
+        preprocessing = Preprocessing(size=size, mean=0.5, std=0.25)
+        super().__init__(PIXELS, PIXELS, SIDE**2, size // PATCH, preprocessing)
+
+    def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
+        x_B1HW = pixels_B3HW[:, :1]
+        small_BC = F.adaptive_avg_pool2d(x_B1HW, SIDE).flatten(1)
+        side = self.grid * PATCH
+        return Tokens(small_BC, F.unfold(x_B1HW[..., :side, :side], PATCH, stride=PATCH).transpose(1, 2))
+
+
+def encoder_of(name: str | Path, size: int | None = None, attention: str = "cxr") -> Encoder:
+    """The encoder of that name (see above), in float32, on the CPU, in evaluation mode.
+
+    `size`: pixels a side instead of what it was made for (DINOv2s resample their position embeddings; others cannot).
+    `attention`: cxr (our kernel), sdpa or reference. Raises ModelError for what is no encoder or cannot be read, and
+    for pickled weights that are more than tensors.
+    """
+    name = str(name)
+    if name == PIXELS:
+        return Pixels(size or 224)
+    if name.startswith("random:"):
+        return _random(name, size, attention)
+    if name.endswith(FILES):
+        return _from_file(name, size)
+    from encoder.attention.wiring import TRANSFORMERS
+
+    if attention not in TRANSFORMERS:
+        raise ModelError(f"attention {attention!r} is unknown; there are {', '.join(TRANSFORMERS)}")
+    folder = fetched(name, "encoder", "nor 'pixels', nor 'random:ENCODER', nor a weights file, ")
+    tower, preprocessing = towers.load_tower(folder, TRANSFORMERS[attention])
+    preprocessing = _resized(tower.config.model_type, preprocessing, size, name)
+    return Tower(name, weights_sha256(folder), tower, preprocessing).eval()
+
+
+def _from_file(name: str, size: int | None) -> Encoder:
+    from encoder.convert import load_backbone
+    from encoder.state_dicts import ConversionError
+
+    try:
+        loaded = load_backbone(name, size)
+    except (ConversionError, FileNotFoundError) as error:
+        raise ModelError(str(error)) from None
+    preprocessing = loaded.preprocessing or Preprocessing(size=loaded.backbone.size)
+    return Backbone(name, sha256_of([Path(name)]), loaded.backbone, preprocessing).eval()
+
+
+def _random(name: str, size: int | None, attention: str) -> Encoder:
+    """As the library that has the architecture initialises it."""
+    origin, _, seed = name.removeprefix("random:").partition("@")
+    if not seed.isdecimal() and seed:
+        raise ModelError(f"{name}: the seed after @ is a number")
+    encoder = encoder_of(origin, size, attention)
+    if isinstance(encoder, Pixels):
+        raise ModelError("pixels have no weights to be random")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed or 0))
+        if isinstance(encoder, Backbone):
+            b = encoder.backbone
+            encoder.backbone = CropViT(
+                b.size, b.patch, b.embed_dim, b.depth, b.heads, b.layerscale, mlp_ratio=b.mlp_ratio
+            ).eval()
+        else:
+            fresh = type(encoder.tower)._from_config(
+                encoder.tower.config, attn_implementation=encoder.tower.config._attn_implementation
+            )
+            encoder.tower.load_state_dict(fresh.state_dict())
+    encoder.name = name
+    encoder.sha256 = hashlib.sha256(f"random {seed or 0} {encoder.sha256}".encode()).hexdigest()
+    return encoder
+
+
+def _resized(kind: str, preprocessing: Preprocessing, size: int | None, name: str) -> Preprocessing:
+    if size is None or size == preprocessing.size:
+        return preprocessing
+    if not kind.startswith("dinov2"):
+        raise ModelError(f"{name}: a {kind} takes images of {preprocessing.size} px alone")
+    return replace(preprocessing, size=size)
