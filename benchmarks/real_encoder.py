@@ -41,7 +41,8 @@ from encoder.convert import load_backbone
 from encoder.radiograph import read
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
-from eval.probes.linear import auroc, knn_scores, logistic_scores, replicate_weights, weighted_auroc
+from eval.probes.linear import knn_scores, logistic_scores
+from eval.probes.measures import auroc, replicate_weights, weighted_auroc
 from eval.probes.segmentation import PCA_COMPONENTS, RIDGES, LinearHead, dice
 from eval.resampling import percentile_interval
 from train.datasets.labelled import labelled_images

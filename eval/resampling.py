@@ -130,6 +130,16 @@ def paired_permutation(
     return _scalar(np.where(np.isnan(observed), np.nan, (extreme + 1) / (n_permutations + 1)))
 
 
+def bootstrap_p(differences_B: np.ndarray) -> float:
+    """Two-sided p of a difference from its bootstrap replicates (B,): twice the share of them on the rarer side of 0.
+
+    (c + 1) / (B + 1), so never 0. Replicates of exactly 0, and those in which it is not defined, count on both sides.
+    """
+    differences_B = np.asarray(differences_B)
+    fewer = min((~(differences_B > 0)).sum(), (~(differences_B < 0)).sum())
+    return min(1.0, 2 * (int(fewer) + 1) / (len(differences_B) + 1))
+
+
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down adjustment over a family of tests (Holm 1979); keys keep their order."""
     adjusted: dict[str, float] = {}

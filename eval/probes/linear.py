@@ -1,21 +1,50 @@
-"""What frozen features know of labels: k nearest neighbours, logistic regression, AUROC with intervals over patients.
+"""What frozen features know of labels: k nearest neighbours, and logistic regressions whose penalty validation chooses.
 
-Shape letters: N images to learn from, M to judge, C features, L labels, B replicates. Labels are 1, 0, or NaN where it
-is not known.
+Shape letters: N images to learn from, M to judge, C features, K features after PCA, L labels. Labels are 1, 0, or NaN
+where it is not known.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from eval.probes.measures import auprc, auroc
+
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C; the best on validation is kept
+COMPONENTS = (16, 32, 64, 128)  # of PCA, for features that are no encoder's
+CHOICES = {"auprc": auprc, "auroc": auroc}  # what validation goes by
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of DINO's weighted k-NN (arXiv 2104.14294)
+WHICH = ("cls", "mean", "both")
+
+Rows = tuple[np.ndarray, np.ndarray]  # features (N, C), labels (N, L)
+
+
+def vectors(cls_NC: np.ndarray, patches_mean_NC: np.ndarray | None, which: str) -> np.ndarray:
+    """One vector an image, float32: CLS, the mean of the patch tokens, or both side by side.
+
+    Side by side each keeps its length, so that the longer one rules a cosine; heads standardise every feature.
+    Raises ValueError for another word, for a mean that is not there, or for means of other images.
+    """
+    if which not in WHICH:
+        raise ValueError(f"features {which!r} are unknown; there are {', '.join(WHICH)}")
+    if which == "cls":
+        return np.asarray(cls_NC, np.float32)
+    if patches_mean_NC is None:
+        raise ValueError(f"features {which!r} need the mean of the patch tokens; extract with patches=True")
+    if which == "mean":
+        return np.asarray(patches_mean_NC, np.float32)
+    if len(cls_NC) != len(patches_mean_NC):
+        raise ValueError(f"CLS of {len(cls_NC)} images but means of {len(patches_mean_NC)}")
+    return np.concatenate([cls_NC, patches_mean_NC], axis=1, dtype=np.float32)
 
 
 def knn_scores(
@@ -29,7 +58,7 @@ def knn_scores(
 
     Images whose label is not known have no vote on it; NaN where none of the k has one.
     """
-    train_NC, test_MC = (_unit(x) for x in (train_NC, test_MC))
+    train_NC, test_MC = (unit(x) for x in (train_NC, test_MC))
     k = min(k, len(train_NC))
     scores_ML = np.empty((len(test_MC), labels_NL.shape[1]))
     for start in range(0, len(test_MC), 1024):
@@ -46,60 +75,144 @@ def knn_scores(
     return scores_ML
 
 
-def logistic_scores(
-    train: tuple[np.ndarray, np.ndarray], validate: tuple[np.ndarray, np.ndarray], test_MC: np.ndarray
-) -> np.ndarray:
-    """(M, L) logits of one logistic regression a label on standardised features; the penalty with the best AUROC on
-    `validate` is kept. NaN for labels without both kinds in `train`."""
-    scale = StandardScaler().fit(train[0])
-    x_train, x_validate, x_test = (scale.transform(x) for x in (train[0], validate[0], test_MC))
-    scores_ML = np.full((len(test_MC), train[1].shape[1]), np.nan)
-    for label in range(train[1].shape[1]):
-        y, y_validate = train[1][:, label], validate[1][:, label]
-        known, known_validate = ~np.isnan(y), ~np.isnan(y_validate)
-        if len(np.unique(y[known])) < 2:
+@dataclass(frozen=True)
+class Heads:
+    """One linear head a label, on the features as the encoder gives them: the standardisation and the PCA that it was
+    fitted behind are folded into its weights. NaN for labels that could not be learnt."""
+
+    weights_LC: np.ndarray
+    bias_L: np.ndarray
+    chosen: list[
+        dict[str, Any]
+    ]  # of each label: penalty, components, value on validation, or the reason why not
+
+    def scores(self, x_MC: np.ndarray) -> np.ndarray:
+        """(M, L): logits, or values of a regression."""
+        return np.asarray(x_MC, np.float64) @ self.weights_LC.T + self.bias_L
+
+
+def fit_heads(
+    train: Rows,
+    validate: Rows,
+    *,
+    choose: str = "auroc",
+    penalties: Sequence[float] = PENALTIES,
+    components: Sequence[int] | None = None,
+) -> Heads:
+    """A logistic regression a label on standardised features. The penalty, and with `components` also how many of the
+    principal components of the training images it sees, are those with the best `choose` (auprc or auroc) of this
+    label on `validate`; of equals the strongest penalty.
+
+    Where validation cannot choose, for want of images of both kinds, the middle one is taken; a label without both
+    kinds in `train` has no head; `chosen` gives the reasons. Raises ValueError for another `choose`.
+    """
+    if choose not in CHOICES:
+        raise ValueError(f"validation cannot go by {choose!r}; there are {', '.join(CHOICES)}")
+    (x_NC, y_NL), (_, y_validate_NL) = train, validate
+    heads = Heads(np.full((y_NL.shape[1], x_NC.shape[1]), np.nan), np.full(y_NL.shape[1], np.nan), [])
+    spaces = spaces_of(x_NC, components) if len(x_NC) > 1 else []  # one image has no two kinds
+    seen = [[space.of(x).astype(np.float32) for x in (x_NC, validate[0])] for space in spaces]
+    for label in range(y_NL.shape[1]):
+        y, y_validate = y_NL[:, label], y_validate_NL[:, label]
+        known, judges = ~np.isnan(y), ~np.isnan(y_validate)
+        lacking = one_kind(y[known])
+        if lacking:
+            heads.chosen.append({"reason": f"{lacking} among the {known.sum()} images to learn from"})
             continue
-        best = -1.0
-        for C in PENALTIES:
-            model = LogisticRegression(C=C, max_iter=2000)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                model.fit(x_train[known], y[known])
-            found = auroc(y_validate[known_validate], model.decision_function(x_validate[known_validate]))
-            if best < 0 or found > best:
-                best = found
-                scores_ML[:, label] = model.decision_function(x_test)
-    return scores_ML
+        lacking = one_kind(y_validate[judges])
+        chosen: dict[str, Any] = {}
+        for space, (z, z_validate) in candidates(list(zip(spaces, seen, strict=True)), lacking):
+            model = LogisticRegression(max_iter=1000, warm_start=True)
+            z, z_validate = z if known.all() else z[known], z_validate[judges]
+            for C in candidates(sorted(penalties), lacking):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ConvergenceWarning)
+                    model.set_params(C=C).fit(z, y[known])
+                found = (
+                    float("nan")
+                    if lacking
+                    else CHOICES[choose](y_validate[judges], z_validate @ model.coef_[0])
+                )
+                if not chosen or found > chosen["validation"]:
+                    chosen = {"C": C, "validation": found}
+                    if space.basis_CK is not None:
+                        chosen["components"] = len(space.scale_K)
+                    w_K, b = model.coef_[0].astype(np.float64), float(model.intercept_[0])
+                    heads.weights_LC[label], heads.bias_L[label] = space.folded(w_K, b)
+        heads.chosen.append(explained(chosen, lacking))
+    return heads
 
 
-def auroc(labels_M: np.ndarray, scores_M: np.ndarray) -> float:
-    """Area under the ROC curve, ties counting a half; NaN without both kinds."""
-    return float(weighted_auroc(labels_M, scores_M, np.ones((1, len(labels_M))))[0])
+def logistic_scores(
+    train: Rows,
+    validate: Rows,
+    test_MC: np.ndarray,
+    choose: str = "auroc",
+    components: Sequence[int] | None = None,
+) -> np.ndarray:
+    """(M, L) logits of `fit_heads`. NaN for labels without both kinds in `train`."""
+    return fit_heads(train, validate, choose=choose, components=components).scores(test_MC)
 
 
-def weighted_auroc(labels_M: np.ndarray, scores_M: np.ndarray, weights_BM: np.ndarray) -> np.ndarray:
-    """AUROC for several weightings of the same images (B,), such as how often a replicate drew each: the share of
-    weighted (positive, negative) pairs in the right order."""
-    labels_M, weights_BM = np.asarray(labels_M, bool), np.asarray(weights_BM, np.float64)
-    if not len(labels_M):
-        return np.full(len(weights_BM), np.nan)
-    order = np.argsort(scores_M, kind="stable")
-    first = np.flatnonzero(np.r_[True, np.diff(np.asarray(scores_M)[order]) != 0])
-    positive = np.add.reduceat((weights_BM * labels_M)[:, order], first, axis=1)
-    negative = np.add.reduceat((weights_BM * ~labels_M)[:, order], first, axis=1)
-    below = negative.cumsum(1) - negative / 2
-    pairs = positive.sum(1) * negative.sum(1)
-    return np.divide((positive * below).sum(1), pairs, out=np.full(len(weights_BM), np.nan), where=pairs > 0)
+# What heads of labels and of numbers (eval/probes/metadata.py) have in common.
 
 
-def replicate_weights(groups: Sequence[Hashable], n_boot: int = 1000, seed: int = 0) -> np.ndarray:
-    """How often each image is in each bootstrap replicate of the patients, (n_boot, M)."""
-    _, patient_M = np.unique(np.array([str(g) for g in groups]), return_inverse=True)
-    patients = patient_M.max() + 1
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(patients, np.full(patients, 1 / patients), size=n_boot)[:, patient_M]
+class Space(NamedTuple):
+    """Where a head is fitted: centred features, perhaps projected, each of unit spread on the training images."""
+
+    mean_C: np.ndarray
+    basis_CK: np.ndarray | None
+    scale_K: np.ndarray
+
+    def of(self, x_NC: np.ndarray) -> np.ndarray:
+        x_NC = np.asarray(x_NC, np.float64) - self.mean_C
+        return (x_NC if self.basis_CK is None else x_NC @ self.basis_CK) / self.scale_K
+
+    def folded(self, w_K: np.ndarray, b: float) -> tuple[np.ndarray, float]:
+        """The same head, of features as they are."""
+        w_C = w_K / self.scale_K if self.basis_CK is None else self.basis_CK @ (w_K / self.scale_K)
+        return w_C, b - float(self.mean_C @ w_C)
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
+def spaces_of(train_NC: np.ndarray, components: Sequence[int] | None = None) -> list[Space]:
+    """The standardised features, or as many principal components of them, one space for each of `components`; more
+    than the training images have are not tried. Nothing but the training images is looked at."""
+    if components is None:
+        scale = StandardScaler().fit(np.asarray(train_NC, np.float64))
+        return [Space(scale.mean_, None, scale.scale_)]
+    most = min(max(components), len(train_NC) - 1, train_NC.shape[1])
+    if most < 1:
+        raise ValueError(f"{len(train_NC)} images to learn from are too few for principal components")
+    pca = PCA(most, random_state=0).fit(np.asarray(train_NC, np.float64))
+    deviation = np.sqrt(pca.explained_variance_)
+    scale_K = np.where(
+        deviation > 1e-6 * deviation[0], deviation, 1.0
+    )  # what is left after the last is rounding
+    basis_CK = pca.components_.T
+    return [
+        Space(pca.mean_, basis_CK[:, :k], scale_K[:k]) for k in sorted({min(k, most) for k in components})
+    ]
+
+
+def one_kind(y_N: np.ndarray) -> str:
+    """What is missing among known labels: "" if there are both kinds."""
+    if not len(y_N):
+        return "no known label"
+    return "" if y_N.min() < y_N.max() else f"no {'negative' if y_N[0] else 'positive'}"
+
+
+def candidates(all_of_them: Sequence, lacking: str) -> Sequence:
+    """Those to try: all, or the middle one where validation lacks what it would take to choose."""
+    return [all_of_them[len(all_of_them) // 2]] if lacking else all_of_them
+
+
+def explained(chosen: dict[str, Any], lacking: str) -> dict[str, Any]:
+    if not lacking:
+        return chosen
+    return {**chosen, "validation": None, "reason": f"{lacking} to validate on: the penalty was not chosen"}
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """float32 rows of length 1."""
     x = np.asarray(x, np.float32)
     return x / np.linalg.norm(x, axis=1, keepdims=True).clip(min=1e-12)

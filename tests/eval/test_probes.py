@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from eval.probes.linear import auroc, knn_scores, logistic_scores, replicate_weights, weighted_auroc
+from eval.probes.linear import knn_scores, logistic_scores
+from eval.probes.measures import auroc, replicate_weights, weighted_auroc
 from eval.probes.segmentation import LinearHead, dice
 
 
