@@ -413,6 +413,28 @@ def test_shenzhen(tmp_path, masks):
     assert np.array_equal(found.mask(1)[0], np.eye(8, dtype=bool))
 
 
+def test_releases_with_reports(tmp_path):
+    from tests.train.test_mimic_cxr import write_table
+
+    ids = ["02aa804e-bde0afdd-112c0b34-7bc16630-4e384014", "174413ec-4ec4c1f7-34ea26b7-c5f994f8-79ef1962"]
+    studies = [[ids[0], "50414267", "10000032", "train"], [ids[1], "53189527", "10000033", "test"]]
+    write_table(
+        tmp_path / "mimic-cxr-2.0.0-split.csv.gz", ["dicom_id", "study_id", "subject_id", "split"], studies
+    )
+    columns = ["dicom_id", "study_id", "ViewPosition", "StudyDate", "StudyTime"]
+    rows = [[dicom, study, "PA", "21800506", "213014.531"] for dicom, study, *_ in studies]
+    write_table(tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz", columns, rows)
+    write_table(tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz", ["subject_id", "study_id", "Edema", "Fracture"],
+                [["10000032", "50414267", "-1.0", "1.0"]])  # fmt: skip
+    report = tmp_path / "files/p10/p10000032/s50414267.txt"
+    report.parent.mkdir(parents=True)
+    report.write_text(" FINDINGS:  Clear.\n")
+    found = load("mimic-cxr", tmp_path)
+    assert found.kind == "mimic-cxr" and list(found.splits) == ["train", "test"]
+    assert [path.stem for path in found.paths] == ids and list(found.patients) == ["10000032", "10000033"]
+    assert found.names == ["Fracture"] and np.array_equal(found.labels_NL, [[1], [np.nan]], equal_nan=True)
+
+
 def test_what_is_missing_is_named(tmp_path):
     for kind, name in (
         ("vindr-cxr", "image_labels_train.csv"),
