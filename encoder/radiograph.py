@@ -97,7 +97,7 @@ def read(path: str | Path, limits: Limits | None = None) -> Radiograph:
     """Read one radiograph. Raises InputError, and nothing else, for whatever the path may hold."""
     path, limits = Path(path), limits or Limits()
     try:
-        with _quiet():
+        with quiet():
             data = _read_file(path, limits)
             if data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff":
                 return _read_picture(data, limits)
@@ -257,7 +257,7 @@ _quiet_lock, _quiet_depth, _quiet_undo = threading.Lock(), 0, lambda: None
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No word of pydicom's, in warnings or logs, while any thread reads; Pillow's bomb warning becomes an error."""
     global _quiet_depth, _quiet_undo
     with _quiet_lock:

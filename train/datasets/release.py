@@ -1,4 +1,5 @@
-"""Files of a data set's release: finding its tables, packed or not, and reading some of their columns.
+"""Files of a data set's release: finding its tables, packed or not, reading some of their columns, finding its images,
+and splits where it has none.
 
 (`train/datasets/table.py` reads a user's own table, whose columns are to be guessed.)
 """
@@ -7,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import math
+import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 
@@ -38,8 +41,14 @@ def rows_of(path: Path) -> Iterator[list[str]]:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             header = next(reader, [])
+            while (
+                header and not header[-1]
+            ):  # a comma at the end of the line, in the header only or everywhere
+                header.pop()
             yield header
             for row in reader:
+                while len(row) > len(header) and not row[-1]:
+                    row.pop()
                 if len(row) == len(header):
                     yield row
                 elif row:
@@ -72,3 +81,53 @@ def as_number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+SUFFIXES = (
+    ".dicom",
+    ".dcm",
+    ".png",
+    ".jpg",
+    ".jpeg",
+)  # of images; the earlier one is taken where there are several
+
+
+def images_below(*folders: Path) -> dict[str, Path]:
+    """name without ending -> image, of all below the folders that exist. What ends in none of SUFFIXES counts with its
+    whole name, unless it is a table, a text or hidden: some releases name DICOM files by a UID only."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for root, below, files in os.walk(folder):
+            below.sort()
+            for name in sorted(files):
+                stem, suffix = os.path.splitext(name)
+                if suffix.lower() not in SUFFIXES:
+                    if name.startswith(".") or suffix.lower() in (
+                        ".csv",
+                        ".txt",
+                        ".gz",
+                        ".zip",
+                        ".json",
+                        ".pdf",
+                    ):
+                        continue
+                    stem, suffix = name, ""
+                known = found.get(stem)
+                if known is None or _rank(suffix) < _rank(known.suffix):
+                    found[stem] = Path(root, name)
+    return found
+
+
+def _rank(suffix: str) -> int:
+    suffix = suffix.lower()
+    return SUFFIXES.index(suffix) if suffix in SUFFIXES else 0
+
+
+def hashed_split(patient: str, shares: Mapping[str, float]) -> str:
+    """The split of a patient, whatever other patients there are, from a hash of the id. `shares` add up to 1."""
+    u = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64
+    for split, share in shares.items():
+        if u < share:
+            return split
+        u -= share
+    return next(reversed(shares))

@@ -1,0 +1,58 @@
+"""What the header of a DICOM file says of the patient, without its pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from encoder.radiograph import parse_age, quiet
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+TAGS = ["PatientAge", "PatientSex", "PatientWeight", "PatientSize", "Rows", "Columns"]
+PLAUSIBLE = {"weight": (0.3, 400), "height": (0.3, 2.5)}  # kg, m; typing errors and other units lie outside
+
+
+@dataclass(frozen=True)
+class PatientHeader:
+    """None where the file says nothing, or nothing plausible."""
+
+    age: float | None = None  # years
+    sex: str | None = None  # F or M
+    weight: float | None = None  # kg
+    height: float | None = None  # m
+    rows: int = 0
+    columns: int = 0
+
+
+def dicom_header(path: Path) -> PatientHeader:
+    """Of a file that may be anything: what is no DICOM file, is broken or deflated as a whole says nothing."""
+    from pydicom import dcmread
+    from pydicom.filereader import read_file_meta_info
+
+    with quiet():
+        try:
+            # inflating takes place before a tag is read, whatever size that may come to
+            if read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
+                return PatientHeader()
+            found = dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+            sex = str(found.get("PatientSex") or "").strip().upper()
+            return PatientHeader(
+                parse_age(str(found.get("PatientAge") or "")),
+                sex if sex in ("F", "M") else None,
+                plausible("weight", found.get("PatientWeight")),
+                plausible("height", found.get("PatientSize")),
+                int(found.get("Rows") or 0),
+                int(found.get("Columns") or 0),
+            )
+        except Exception:  # pydicom raises anything on hostile input
+            return PatientHeader()
+
+
+def plausible(what: str, value) -> float | None:
+    """A weight in kg or a height in m; None for anything that no patient has."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    low, high = PLAUSIBLE[what]
+    return number if low <= number <= high else None
