@@ -61,6 +61,12 @@ class Frame:
         x_Ww, inside_W = _bilinear(maps_Khw.shape[2], *columns, W)
         return y_Hh @ maps_Khw.float().cpu() @ x_Ww.T, inside_H[:, None] & inside_W
 
+    def masks(self, logits_Khw: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
+        """Logits over the square -> masks of the image, bool (K, H, W), empty outside the square; and the pixels in it,
+        bool (H, W)."""
+        logits_KHW, inside_HW = self.enlarge(logits_Khw, H, W)
+        return (logits_KHW > 0) & inside_HW, inside_HW
+
     def shares(self, masks_KHW: np.ndarray, side: int) -> Tensor:
         """Share of each of side x side cells of the square that a structure covers, (K, side, side)."""
         rows, columns = self.spans(*masks_KHW.shape[1:])
@@ -160,11 +166,11 @@ def counts(task: Task, rows: np.ndarray, predict: Predictor) -> np.ndarray:
     for part in batches(rows):
         # the maps end first, so that no mask is taken in vain
         for maps_Khw, (_, mask_KHW) in zip(predict(part), masks, strict=False):
-            logits_KHW, inside_HW = task.frame.enlarge(maps_Khw, *mask_KHW.shape[1:])
+            found_KHW, inside_HW = task.frame.masks(maps_Khw, *mask_KHW.shape[1:])
             truth_KHW = torch.from_numpy(mask_KHW)
             if task.outside == "left-out":
                 truth_KHW = truth_KHW & inside_HW
-            found.append(overlap((logits_KHW > 0) & inside_HW, truth_KHW))
+            found.append(overlap(found_KHW, truth_KHW))
     return torch.stack(found).numpy()
 
 
