@@ -77,7 +77,7 @@ class Frame:
 
 def _bilinear(cells: int, low: float, high: float, pixels: int) -> tuple[Tensor, Tensor]:
     """Weights (pixels, cells) of cells that lie evenly from `low` to `high`, and which pixels lie there."""
-    at = (torch.arange(pixels, dtype=torch.float64) + 0.5 - low) / (high - low) * cells - 0.5
+    at = (torch.arange(pixels, dtype=torch.float64) + 0.5 - low) * cells / (high - low) - 0.5
     inside = (at >= -0.5) & (at <= cells - 0.5)
     at = at.clamp(0, cells - 1)
     return (1 - (at[:, None] - torch.arange(cells)).abs()).clamp(min=0).float(), inside
