@@ -60,23 +60,26 @@ class Preprocessing:
             raise ValueError(f"expected float pixels (H, W) in [0, 1], got {x_HW.dtype} {tuple(x_HW.shape)}")
         x_HW = x_HW.to(torch.float32)
         H, W = x_HW.shape
+        h, w, top, left = self.place(H, W)
+        # black where the square reaches beyond the image; negative padding cuts
+        x_HW = F.pad(
+            _resize(x_HW, h, w, self.resample), (-left, left + self.size - w, -top, top + self.size - h)
+        )
+        mean_C11, std_C11 = (torch.tensor(_channels(x))[:, None, None] for x in (self.mean, self.std))
+        return (x_HW - mean_C11) / std_C11
+
+    def place(self, H: int, W: int) -> tuple[int, int, int, int]:
+        """(h, w, top, left) of an image of H x W pixels: it is resized to h x w, and the square's corner lies at row
+        `top` and column `left` of that (negative: outside, in the padding)."""
+        if self.mode == "stretch":
+            return self.size, self.size, 0, 0
         if self.mode == "crop":
             short = min(H, W)
             h, w = (int(self.size * edge / short) for edge in (H, W))
-            x_HW = _resize(x_HW, h, w, self.resample)
-            top, left = (h - self.size) // 2, (w - self.size) // 2
-            x_HW = x_HW[top : top + self.size, left : left + self.size]
-        elif self.mode == "stretch":
-            x_HW = _resize(x_HW, self.size, self.size, self.resample)
-        else:
-            long = max(H, W)
-            h, w = (max(1, round(self.size * edge / long)) for edge in (H, W))
-            top, left = (self.size - h) // 2, (self.size - w) // 2
-            x_HW = F.pad(
-                _resize(x_HW, h, w, self.resample), (left, self.size - w - left, top, self.size - h - top)
-            )
-        mean_C11, std_C11 = (torch.tensor(_channels(x))[:, None, None] for x in (self.mean, self.std))
-        return (x_HW - mean_C11) / std_C11
+            return h, w, (h - self.size) // 2, (w - self.size) // 2
+        long = max(H, W)
+        h, w = (max(1, round(self.size * edge / long)) for edge in (H, W))
+        return h, w, -((self.size - h) // 2), -((self.size - w) // 2)
 
     @property
     def sha256(self) -> str:
