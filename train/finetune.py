@@ -259,7 +259,8 @@ def first_stage(model, statistics, data: dict, config: Finetune, state) -> bool:
 
 def make_loop(model, data: dict, config: Finetune, out: Path, state):
     """The Trainer."""
-    from train.trainer import arguments, checkpointing, collate
+    from train.batches import collate
+    from train.trainer import arguments, checkpointing
     from train.watch import WatchedLoop
 
     evaluate = bool(config.eval_steps and len(data["validate"]))
