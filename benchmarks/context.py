@@ -40,7 +40,14 @@ from train.phantom.report import LABEL_OF
 
 TRAIN_SEED, TRAIN_STUDIES = 401, 4000
 TEST_SEED, TEST_STUDIES = 402, 800
-POPULATION = {"prevalence": 2.0, "followups": 1.0, "laterals": 1.0, "hidden": 0.4, "size": 256, "format": "png"}
+POPULATION = {
+    "prevalence": 2.0,
+    "followups": 1.0,
+    "laterals": 1.0,
+    "hidden": 0.4,
+    "size": 256,
+    "format": "png",
+}
 NOTHING = {"indication": False, "prior": False, "lateral": False, "prior_image": False}
 MODELS = {  # what each is given beside the frontal image
     "frontal": {},
@@ -187,11 +194,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/context"), help="folder of all steps")
-    parser.add_argument("--only", choices=tuple(MODELS), help="only train and run this model, without a table")
+    parser.add_argument(
+        "--only", choices=tuple(MODELS), help="only train and run this model, without a table"
+    )
     parser.add_argument("--steps", type=int, default=800, help="of each model (default 800)")
     parser.add_argument("--train-studies", type=int, default=TRAIN_STUDIES)
     parser.add_argument("--test-studies", type=int, default=TEST_STUDIES)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="all cores by default")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="all cores by default"
+    )
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/context.json")
     args = parser.parse_args()
     result: dict = {}
