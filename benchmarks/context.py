@@ -4,9 +4,10 @@ writes better what each of them decides than the same model trained without it.
     python benchmarks/context.py [--out runs/context] [--save]
 
 Phantoms decide the truth: reports call a consolidation pneumonia where the indication has a fever, compare with the
-prior where there is one, and tell of what the lateral film alone shows. Five models are fine-tuned from mini on the same
-patients, with the same steps and seed; each of four differs from the fifth in one thing. All write findings for other
-patients. The same command goes on where it was interrupted; `--only NAME` trains one model, beside another process.
+prior where there is one, and tell of what the lateral film alone shows. Five models are fine-tuned from mini on the
+same patients, with the same steps and seed; each of four differs from the fifth in one thing. All write findings for
+other patients. The same command goes on where it was interrupted; `--only NAME` trains one model, beside another
+process.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
-
 from eval.scores.comparison import differences
 from eval.scores.inputs import align, patients
 from eval.scores.label_f1 import binarize, columns, confusion, micro_f1
@@ -34,7 +33,7 @@ from eval.scores.labels import LABELLER, label_matrix
 from eval.scores.safety import add_safety, prior_given
 from eval.scores.sheet import Sheet
 from eval.signature import signature
-from train.launcher import StepFailed, call, launch, run_steps
+from train.launcher import call, launch, run_steps
 from train.phantom.patient import HIDDEN
 from train.phantom.report import LABEL_OF
 

@@ -31,8 +31,8 @@ def pairs():
 
 
 def test_patients_of_earlier_populations_are_the_same_to_the_last_bit():
-    """mini was trained on them. The digest was taken of the code before there were options. It is of findings, words and
-    the seeds of shapes and films, not of pixels, whose last digits differ from platform to platform."""
+    """mini was trained on them. The digest was taken of the code before there were options. It is of findings, words
+    and the seeds of shapes and films, not of pixels, whose last digits differ from platform to platform."""
     digest = hashlib.sha256()
     for number in range(200):
         patient = draw_patient(100, number)

@@ -182,11 +182,7 @@ def main(argv: list[str] | None = None) -> int:
         "--prevalence", type=float, default=1.0, help="times as many findings, none above 30 %% (default 1)"
     )
     for name, default, what in (
-        (
-            "followups",
-            SECOND_STUDY,
-            "share of patients with a second study, which has the first as its prior",
-        ),
+        ("followups", SECOND_STUDY, "share of patients with a second study, its prior the first"),
         ("laterals", LATERAL_OF_PA, "share of PA films with a lateral film beside them"),
         ("hidden", 0.0, "share of patients with each finding that a lateral film alone shows"),
     ):
