@@ -6,7 +6,8 @@ writes better what each of them decides than the same model trained without it.
 Phantoms decide the truth: reports call a consolidation pneumonia where the indication has a fever, compare with the
 prior where there is one, and tell of what the lateral film alone shows. Five models are fine-tuned from mini on the
 same patients, with the same steps and seed; each of four differs from the fifth in one thing. All write findings for
-other patients. The same command goes on where it was interrupted; `--only NAME` trains one model, beside another
+other patients, and once more with another patient's indication, prior or lateral, which shows how much of a gain was
+for what it says. The same command goes on where it was interrupted; `--only NAME` makes one model, beside another
 process.
 """
 
@@ -102,6 +103,25 @@ def chosen(studies: Sequence[Mapping], among: str) -> list[bool]:
     return [prior_given(s) == (among == "with prior") for s in studies]
 
 
+def exchanged(studies: Sequence[Mapping], given: str) -> list[dict]:
+    """The studies that have what is given, with that of another patient: the next one but one, since a patient has two
+    studies at most, one after the other."""
+    key = "prior" if given.startswith("prior") else given
+    if given == "lateral":
+        films = [next((i for i in s["images"] if i["view"] == "lateral"), None) for s in studies]
+    else:
+        films = [s.get(key) for s in studies]
+    having = [n for n, film in enumerate(films) if film]
+    rows = []
+    for n, other in zip(having, having[2:] + having[:2], strict=True):
+        if given == "lateral":
+            images = [i for i in studies[n]["images"] if i["view"] != "lateral"]
+            rows.append({**studies[n], "images": [*images, films[other]]})
+        else:
+            rows.append({**studies[n], key: films[other]})
+    return rows
+
+
 def sheet_of(references: Sequence[str], predictions: Sequence[str], studies: Sequence[Mapping]) -> Sheet:
     """The scores of CLAIMS."""
     sheet = Sheet(len(references))
@@ -122,37 +142,58 @@ def compare(
 ) -> list[dict]:
     """A row for each claim, from studies and the predictions of every model of MODELS: the score with and without,
     their difference with its 95 % interval, both systems on the same drawn patients, and whether the claim holds: the
-    interval lies on its side of 0."""
+    interval lies on its side of 0. Predictions under "<model>/exchanged", for the studies of `exchanged`, add what
+    becomes of the score."""
+
+    def difference(name: str, other: str, claim: Claim, about: list[Mapping]):
+        both = [align(predictions[n], about) for n in (name, other)]
+        sheets = [sheet_of(pairs.references, pairs.predictions, pairs.studies) for pairs in both]
+        people = patients(both[0], None)
+        (found,) = differences(*sheets, [claim.key], people, n_boot=n_boot, n_permutations=1000)
+        return found, len(set(people)), sheets[0].measures[claim.key].signature
+
     rows = []
     for claim in CLAIMS:
         about = [s for s, yes in zip(studies, chosen(studies, claim.among), strict=True) if yes]
-        sheets = []
-        for name in (claim.given, "frontal"):
-            pairs = align(predictions[name], about)
-            sheets.append(sheet_of(pairs.references, pairs.predictions, pairs.studies))
-        people = patients(pairs, None)
-        (found,) = differences(*sheets, [claim.key], people, n_boot=n_boot, n_permutations=1000)
+        found, people, described = difference(claim.given, "frontal", claim, about)
         rows.append({
             "given": claim.given, "score": claim.key, "title": claim.title, "should": "rise" if claim.rises else "fall",
-            "among": claim.among, "studies": len(about), "patients": len(set(people)),
+            "among": claim.among, "studies": len(about), "patients": people,
             "with": round(found.value, 4), "without": round(found.other, 4),
             "difference": round(found.difference, 4), "interval": [round(found.low, 4), round(found.high, 4)],
             "holds": found.low > 0 if claim.rises else found.high < 0,
-            "signature": sheets[0].measures[claim.key].signature,
+            "signature": described,
         })  # fmt: skip
+        other = f"{claim.given}/exchanged"
+        if other in predictions and claim.among != "without prior":
+            made = {p["study_id"] for p in predictions[other]}
+            same, people, _ = difference(
+                claim.given, other, claim, [s for s in about if s["study_id"] in made]
+            )
+            rows[-1]["exchanged"] = {
+                "patients": people,
+                "with": round(same.value, 4),
+                "exchanged": round(same.other, 4),
+                "difference": round(same.difference, 4),
+                "interval": [round(same.low, 4), round(same.high, 4)],
+            }
     return rows
 
 
 def table(rows: Sequence[Mapping]) -> str:
     """The rows of `compare` as Markdown."""
-    lines = ["| given beside the frontal image | score | studies | without | with | difference | holds |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = [
+        "| given beside the frontal image | score | studies | without | with | difference | holds | another's |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|")
     for row in rows:
         low, high = row["interval"]
         difference = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        holds = "yes" if row["holds"] else "no"
+        others = f"{row['exchanged']['exchanged']:.3f}" if "exchanged" in row else ""
         lines.append(
             f"| {GIVEN[row['given']]} | {row['title']}, should {row['should']} | {row['studies']} {row['among']} "
-            f"| {row['without']:.3f} | {row['with']:.3f} | {difference} | {'yes' if row['holds'] else 'no'} |"
+            f"| {row['without']:.3f} | {row['with']:.3f} | {difference} | {holds} | {others} |"
         )
     return "\n".join(lines)
 
@@ -167,10 +208,8 @@ def phantoms(folder: Path, split: str, seed: int, studies: int, workers: int) ->
     return listing
 
 
-def findings_of(name: str, out: Path, train: Path, test: Path, steps: int, threads: int) -> Path:
-    """Train a model and let it write; returns its predictions."""
-    from vlm.cli import main as cxr
-
+def findings_of(name: str, out: Path, train: Path, test: Path, steps: int, threads: int) -> dict[str, Path]:
+    """Train a model and let it write; returns its predictions, by their names in `compare`."""
     folder = out / name
     if not (folder / "finished").exists():
         given = {k: str(v).lower() for k, v in {**NOTHING, **MODELS[name], **TRAINING}.items()}
@@ -178,10 +217,20 @@ def findings_of(name: str, out: Path, train: Path, test: Path, steps: int, threa
             "train.finetune", init="mini", studies=train, out=folder, features_dir=out / "features",
             name=f"context-{name}", max_steps=steps, threads=threads, **given,
         )  # fmt: skip
-    predictions = folder / "predictions.jsonl"
-    if not predictions.exists():
-        call(cxr, "generate", test, model=folder / "merged", out=predictions, batch_size=32)
-    return predictions
+    made = {name: write(folder, test, "predictions.jsonl")}
+    if name != "frontal":
+        listing = test.with_name(f"exchanged-{name}.jsonl")
+        listing.write_text("".join(f"{json.dumps(row)}\n" for row in exchanged(rows_of(test), name)))
+        made[f"{name}/exchanged"] = write(folder, listing, "exchanged.jsonl")
+    return made
+
+
+def write(folder: Path, listing: Path, name: str) -> Path:
+    from vlm.cli import main as cxr
+
+    if not (folder / name).exists():
+        call(cxr, "generate", listing, model=folder / "merged", out=folder / name, batch_size=32)
+    return folder / name
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -215,7 +264,7 @@ def main() -> int:
         made = {}
         for name in [args.only] if args.only else MODELS:
             started = time.perf_counter()
-            made[name] = findings_of(name, args.out, train, test, args.steps, args.threads)
+            made |= findings_of(name, args.out, train, test, args.steps, args.threads)
             print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
         if args.only:
             return

@@ -44,6 +44,7 @@ def test_the_table_tells_what_rose_and_what_did_not(studies):
         "indication": predictions(studies, lambda s: s["findings"]),
         "prior": predictions(studies, lambda s: s["findings"]),
         "prior_image": predictions(studies, lambda s: CLEAR),
+        "prior/exchanged": predictions([s for s in studies if "prior" in s][:20], lambda s: CLEAR),
         "lateral": predictions(studies, lambda s: "Consolidation."),
     }
     rows = {(r["given"], r["score"]): r for r in context.compare(studies, made, n_boot=200)}
@@ -55,6 +56,11 @@ def test_the_table_tells_what_rose_and_what_did_not(studies):
 
     row = rows["prior", "temporal-f1"]
     assert (row["without"], row["with"], row["studies"]) == (0, 1, 30) and row["holds"]
+    assert (row["exchanged"]["with"], row["exchanged"]["exchanged"], row["exchanged"]["patients"]) == (
+        1,
+        0,
+        20,
+    )
     row = rows["prior", "hallucinated-prior"]
     assert (row["without"], row["with"], row["difference"]) == (0.5, 0, -0.5)
     assert -0.75 < row["interval"][0] < -0.5 < row["interval"][1] < -0.25 and row["holds"]
@@ -68,8 +74,26 @@ def test_the_table_tells_what_rose_and_what_did_not(studies):
 
     lines = context.table(list(rows.values())).splitlines()
     assert len(lines) == 2 + len(context.CLAIMS)
-    assert "| 0.000 | 1.000 | +1.000 [+1.000, +1.000] | yes |" in lines[2]
-    assert lines[5].endswith("| no |")
+    assert lines[2].endswith("| 0.000 | 1.000 | +1.000 [+1.000, +1.000] | yes |  |")
+    assert lines[3].endswith("| yes | 0.000 |") and lines[5].endswith("| no |  |")
+
+
+def test_what_is_exchanged_is_another_patients_and_nothing_else_changes(studies):
+    studies = [{**s, "indication": f"I{s['study_id']}"} for s in studies[:4] + studies[5:]]
+    studies = [{**s, "prior": {"findings": s["patient_id"]}} if "prior" in s else s for s in studies]
+    own = {s["study_id"]: s for s in studies}
+    for given, count in (("indication", len(studies)), ("prior", 30), ("prior_image", 30), ("lateral", 29)):
+        rows = context.exchanged(studies, given)
+        assert len(rows) == count
+        for row in rows:
+            before = own[row["study_id"]]
+            if given == "lateral":
+                assert row["images"][0] == before["images"][0] and row["images"][1] not in before["images"]
+            elif given == "indication":
+                assert row["indication"][1:].split("-")[0] != row["patient_id"]
+            else:
+                assert row["prior"]["findings"] != row["patient_id"]
+            assert row.keys() == before.keys() and row["findings"] == before["findings"]
 
 
 def test_models_differ_in_exactly_one_thing():
