@@ -20,6 +20,13 @@ if not torch.cuda.is_available():
     )  # before triton is imported: its own functions are decorated, too
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A training that a test runs takes the machine's cores; the tests after it, and beside it, get theirs back."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def cxr_data() -> Path:
     """The folder of real radiographs."""

@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: Finetune) -> int:
     import torch
 
+    from train import deepspeed
     from train.checkpoints import recorded
     from train.finish import finish
     from train.launcher import INTERRUPTED
@@ -97,7 +98,9 @@ def run(config: Finetune) -> int:
     if not loop.run(checkpoint):
         state.print(f"stopped at step {loop.state.global_step}; the same command goes on from there")
         return INTERRUPTED
-    if loop.is_fsdp_enabled and state.is_main_process:  # the one that was trained is in parts
+    if loop.split and state.is_main_process:  # the one that was trained is in parts
+        if loop.is_deepspeed_enabled:
+            deepspeed.end()
         model = replace(model, llava=parts_of(config, state).llava)
         tower = prepare(model, statistics, config)
     loop.load_best(model.llava)
@@ -238,6 +241,10 @@ def first_stage(model, statistics, data: dict, config: Finetune, state) -> bool:
             eval_steps=0, train_encoder=False,
         )  # fmt: skip
         loop = make_loop(model, data, stage, out, state)
+        if loop.split:
+            raise ConfigError(
+                "projector_steps runs on DistributedDataParallel alone: give train/launch/ddp.yaml"
+            )
         if not loop.run(last_checkpoint(out)):
             state.print(
                 f"stopped in the first stage, at step {loop.state.global_step}; the same command goes on"
@@ -259,7 +266,8 @@ def first_stage(model, statistics, data: dict, config: Finetune, state) -> bool:
 
 def make_loop(model, data: dict, config: Finetune, out: Path, state):
     """The Trainer."""
-    from train.trainer import arguments, checkpointing, collate
+    from train.batches import collate
+    from train.trainer import arguments, checkpointing
     from train.watch import WatchedLoop
 
     evaluate = bool(config.eval_steps and len(data["validate"]))
@@ -270,14 +278,18 @@ def make_loop(model, data: dict, config: Finetune, out: Path, state):
         **(checkpointing() if config.gradient_checkpointing else {}),
         dataloader_num_workers=config.workers if config.features == "online" else 0,
     )  # fmt: skip
-    return WatchedLoop(
+    loop = WatchedLoop(
         model,
         config,
+        precision=config.precision,
         args=args,
         train_dataset=data["train"],
         eval_dataset=data["validate"] if len(data["validate"]) else None,
         data_collator=partial(collate, pad=model.tokenizer.pad_token_id, pack=config.packing),
     )
+    if loop.split and config.llm_dtype == "nf4":
+        raise ConfigError("weights in 4 bits are not split among processes: give train/launch/ddp.yaml")
+    return loop
 
 
 if __name__ == "__main__":

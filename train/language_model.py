@@ -188,6 +188,7 @@ def run(config: LanguageModel) -> int:
 
     loop = Writer(
         model=model,
+        precision=config.precision,
         args=arguments(
             out,
             config,

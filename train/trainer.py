@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -25,6 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from train import deepspeed
 from train.batches import GroupedSampler, answer_loss
 from train.checkpoints import (
     claim,
@@ -92,13 +94,17 @@ class Loop(Trainer):
     by block; what is saved is whole, and the same as of one process.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, precision: str = "fp32", **kwargs):
+        self.half = precision == "bf16"
         super().__init__(*args, compute_loss_func=answer_loss, **kwargs)
         if self.is_fsdp_enabled:
             check_fsdp2(self.accelerator)
             plugin = self.accelerator.state.fsdp_plugin
             plugin.mixed_precision_policy = None  # autocast sees to it, as in every other run
             plugin.transformer_cls_names_to_wrap = [block_class(self.model)]
+        self.split = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_deepspeed_enabled:
+            deepspeed.begin(self.accelerator, self.half)
         self.remove_callback(PrinterCallback)
         self.stop = StopSignal(self)
         self.add_callback(self.stop)
@@ -120,12 +126,16 @@ class Loop(Trainer):
         return trained_weights(self.accelerator.unwrap_model(self.model))
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
-        """accelerate does this to the forward pass, but not under FSDP2."""
-        return self.accelerator.autocast()
+        """accelerate does this to the forward pass, but not under FSDP2 and DeepSpeed."""
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.half)
+
+    def whole(self) -> dict[str, Tensor]:
+        """The trained weights, put together where processes have parts of them; all must ask."""
+        return deepspeed.whole(self.trained()) if self.is_deepspeed_enabled else whole(self.trained())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """All processes put their parts together, the first writes."""
-        self._write(whole(self.trained()), Path(output_dir or self.args.output_dir) / WEIGHTS)
+        self._write(self.whole(), Path(output_dir or self.args.output_dir) / WEIGHTS)
 
     def _write(self, tensors: dict[str, Tensor], file: Path) -> None:
         if self.args.should_save:
@@ -139,7 +149,10 @@ class Loop(Trainer):
         return {p: name for name, p in self.trained().items()}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        tensors = whole(optimizer_tensors(self.optimizer.optimizer, self._names()))
+        if self.is_deepspeed_enabled:
+            tensors = deepspeed.optimizer_tensors(self.model_wrapped, self._names())
+        else:
+            tensors = whole(optimizer_tensors(self.optimizer.optimizer, self._names()))
         self._write(tensors, Path(output_dir) / OPTIMIZER)
         if self.args.should_save:
             write_json(Path(output_dir) / SCHEDULE, self.lr_scheduler.state_dict())
@@ -147,10 +160,13 @@ class Loop(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        inner = self.optimizer.optimizer
-        load_optimizer_tensors(inner, self._names(), load_file(Path(checkpoint) / OPTIMIZER))
+        inner, tensors = self.optimizer.optimizer, load_file(Path(checkpoint) / OPTIMIZER)
+        if self.is_deepspeed_enabled:
+            deepspeed.load_optimizer_tensors(self.model_wrapped, self._names(), tensors)
+        else:
+            load_optimizer_tensors(inner, self._names(), tensors)
         self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULE).read_text()))
-        for group, rate in zip(inner.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate  # which the scheduler sets after a step only
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -173,6 +189,8 @@ class Loop(Trainer):
             load_trained(self.model, checkpoint / WEIGHTS)
             self.state.global_step = step
             return True
+        if checkpoint and self.is_deepspeed_enabled:  # before they are split
+            load_trained(self.model, checkpoint / WEIGHTS)
         with self.stop:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return self.state.global_step >= self.state.max_steps
@@ -280,7 +298,7 @@ def arguments(out: Path, config: Any, processes: int, **more) -> TrainingArgumen
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.clip,
-        bf16=config.precision == "bf16",
+        bf16=config.precision == "bf16" and not deepspeed_asked(),  # which would make the weights bf16
         use_cpu=PartialState().device.type == "cpu",
         logging_steps=config.log_steps,
         save_steps=config.save_steps,
@@ -298,6 +316,11 @@ def arguments(out: Path, config: Any, processes: int, **more) -> TrainingArgumen
     )
     made._n_gpu = min(made.n_gpu, 1)  # one process takes one GPU: DataParallel cannot divide a batch of ours
     return made
+
+
+def deepspeed_asked() -> bool:
+    """Whether accelerate was launched with it."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
 
 
 def checkpointing() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from eval.scores.labels import label_report
 from train.batches import answer_loss
 from train.checkpoints import replace_folder, write_json
-from train.processes import inside, split_again, whole
+from train.processes import inside, split_again
 from train.trainer import WEIGHTS, Loop, load_trained, trained_weights
 from vlm.decoding import Decoding, generate_ids
 from vlm.generate import derangement
@@ -40,7 +40,7 @@ class WatchedLoop(Loop):
         self.flush_losses()
         val, accelerator, config = self.eval_dataset, self.accelerator, self.config
         llava = accelerator.unwrap_model(self.model).eval()
-        world, split = accelerator.num_processes, self.is_fsdp_enabled
+        world, split = accelerator.num_processes, self.split
         mine = list(range(len(val)))[accelerator.process_index :: world]
         mine.sort(key=lambda i: len(val.prompts[i]))  # equal prompts together: little padding
         other = derangement(len(val), config.seed)
@@ -93,7 +93,7 @@ class WatchedLoop(Loop):
 
     def keep_best(self, line: dict) -> None:
         best = Path(self.args.output_dir) / "best"
-        weights = whole(self.trained())  # by all processes
+        weights = self.whole()  # by all processes
         if not self.args.should_save:
             return
         if best.is_dir():

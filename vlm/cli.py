@@ -138,6 +138,12 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, default=1.0, help="of sampling (default 1)")
     p.add_argument("--top-p", type=float, default=1.0, help="of sampling (default 1: all tokens)")
     p.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="of the weights: half the memory and more speed on a GPU, where a few words may change (default fp32)",
+    )
+    p.add_argument(
         "--static-cache",
         action="store_true",
         help="on a GPU: keys and values in memory of one size, the step compiled; pays off for many studies",

@@ -203,6 +203,8 @@ class Findings:
         said = decoding.to_json()
         if images != "true":
             said |= {"images": images} | ({"seed": seed} if images == "shuffled" else {})
+        if self._dtype != torch.float32:
+            said["dtype"] = str(self._dtype).removeprefix("torch.")
         meta = self.model.meta
         return {
             "model": meta.name, "revision": self.model.revision, "adapter_sha256": self.model.adapter_sha256,

@@ -88,10 +88,13 @@ def _generate(args, studies, targets, bank, decoding, nearest_by_features) -> in
     from transformers.utils.logging import disable_progress_bar
 
     from vlm.generate import Findings
+    from vlm.model import DTYPES
 
     disable_progress_bar()  # of loading weights: it is over before it is read
     console = Console(soft_wrap=True)
-    model = Findings.from_pretrained(args.model, base=args.base, device=args.device, attention=args.attention)
+    model = Findings.from_pretrained(
+        args.model, base=args.base, device=args.device, attention=args.attention, dtype=DTYPES[args.dtype]
+    )
     if args.max_new_tokens is None:
         decoding = replace(decoding, max_new_tokens=model.model.meta.max_new_tokens)
     alone = args.share is None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,13 @@ ROOT = Path(__file__).parents[2]
 def launch(encoder_dir, llm_dir, studies_file, tmp_path):
     """Run a module through accelerate; -> its exit status."""
 
-    def run(out: str, processes: int, module: str = "train.finetune", *more: str, **env: str) -> int:
+    def run(out: str, processes: int, module: str, *more: str, file: Path | None = None, **env: str) -> int:
+        command = accelerate_command(module, processes=processes)
+        if file:
+            command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+            command += ["--num_processes", str(processes), "-m", module]
         command = [
-            *accelerate_command(module, processes=processes),
+            *command,
             *SMALL,
             *more,
             "--studies",
@@ -83,3 +89,21 @@ def test_weights_that_two_processes_share_learn_what_one_learns(train, launch, t
             assert x.dtype == reference[key].dtype
             torch.testing.assert_close(x, reference[key], rtol=2e-2, atol=2e-2 if half else 2e-4, msg=key)
     assert models.load(tmp_path / "two" / ("adapter" if half else "merged"))
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_learns_what_one_process_learns(train, launch, tmp_path, stage):
+    """What one process began two go on with, under ZeRO, by the launch file; the adapter is that of one process."""
+    more = ("--eval_studies", "9", "--eval_batch", "4")
+    assert train("one", *more) == 0
+    assert launch("two", 1, "tests.train.finetune_killed", *more, CXR_KILLED_AT="6") == -signal.SIGKILL
+    env = {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
+    file = ROOT / "train" / "launch" / f"deepspeed_zero{stage}.yaml"
+    assert launch("two", 2, "tests.train.finetune_deepspeed_on_cpus", *more, file=file, **env) == 0
+    same_curve(tmp_path / "two", tmp_path / "one")
+    name = "adapter/adapter_model.safetensors"
+    ours, reference = (load_file(tmp_path / run / name) for run in ("two", "one"))
+    assert ours.keys() == reference.keys()
+    for key, x in ours.items():
+        torch.testing.assert_close(x, reference[key], rtol=1e-2, atol=2e-4, msg=key)

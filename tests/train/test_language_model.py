@@ -17,7 +17,7 @@ from train.trainer import Loop
 SMALL = [
     "--vocabulary", "320", "--width", "32", "--layers", "2", "--heads", "2", "--intermediate", "64",
     "--batch_size", "8", "--warmup_steps", "2", "--eval_steps", "6", "--save_steps", "4", "--log_steps", "3",
-    "--precision", "fp32",
+    "--precision", "fp32", "--threads", "1",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image as Picture
 
-from vlm import Findings
+from vlm import Findings, adapters
 from vlm import model as models
 from vlm.generate import OUTLIERS, derangement
 from vlm.outliers import Outliers, embedding
@@ -166,3 +166,20 @@ def test_a_study_is_read_when_its_turn_comes(findings, studies_file):
 
     stream = findings.generate(endless(), root=studies_file.parent, batch_size=2, max_new_tokens=1)
     assert [next(stream).study_id for _ in range(3)] == ["s"] * 3
+
+
+@pytest.mark.parametrize("what", ["merged", "adapter"])
+def test_weights_of_half_the_size(findings_model, studies, studies_file, tmp_path, what):
+    """bfloat16, as a model for a smaller GPU: what was likeliest in float32 is among the likeliest still."""
+    models.save(findings_model, tmp_path / "base")
+    if what == "adapter":
+        findings_model.llava = adapters.add_lora(findings_model.llava, 4)
+        models.save_adapter(findings_model, tmp_path / "adapter", tmp_path / "base")
+    folder = tmp_path / ("base" if what == "merged" else what)
+    half = Findings.from_pretrained(folder, device="cpu", dtype=torch.bfloat16)
+    made = run(half, studies, studies_file.parent, sentences="confidence")
+    assert all(p.error is None and p.decoding["dtype"] == "bfloat16" for p in made)
+    whole = Findings.from_pretrained(folder, device="cpu")
+    for p, q in zip(made, run(whole, studies, studies_file.parent, sentences="confidence"), strict=True):
+        assert "dtype" not in q.decoding
+        assert p.sentences[0]["confidence"] == pytest.approx(q.sentences[0]["confidence"], rel=0.1)

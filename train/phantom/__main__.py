@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from train.phantom.film import Film
-from train.phantom.patient import Patient, Study, draw_patient
+from train.phantom.patient import LATERAL_OF_PA, SECOND_STUDY, Patient, Study, draw_patient
 from train.phantom.render import render_frontal, render_lateral
 from train.phantom.report import write_report
 
@@ -45,9 +45,10 @@ def write_patient(
     masks: bool,
     wording: str,
     split: str | None,
+    **shares: float,
 ) -> list[dict]:
-    """Render one patient's studies; returns their lines of studies.jsonl."""
-    patient = draw_patient(seed, number, prevalence)
+    """Render one patient's studies; returns their lines of studies.jsonl. `shares` are draw_patient's."""
+    patient = draw_patient(seed, number, prevalence, **shares)
     lines: list[dict] = []
     suffix = {"dicom": "dcm", "png": "png"}[kind]
     for study in patient.studies:
@@ -71,13 +72,15 @@ def write_patient(
         frontal = render_frontal(study, patient.sex, size)
         line["images"].append({"path": f"images/{name}.{suffix}", "view": study.view})
         write_film(out / line["images"][0]["path"], frontal, patient, study, study.view, kind)
+        found = dict(frontal.masks)
         if study.lateral:
             line["images"].append({"path": f"images/{name}-lateral.{suffix}", "view": "lateral"})
             film = render_lateral(study, patient.sex, size)
             write_film(out / line["images"][1]["path"], film, patient, study, "lateral", kind)
+            found |= {f"lateral-{mask}": pixels for mask, pixels in film.masks.items() if mask != "lungs"}
         if masks:
             line["masks"] = {}
-            for mask, pixels in frontal.masks.items():
+            for mask, pixels in found.items():
                 path = f"masks/{name}-{mask}.png"
                 Image.fromarray(pixels).save(out / path, compress_level=1)
                 line["masks"][mask] = path
@@ -178,6 +181,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--prevalence", type=float, default=1.0, help="times as many findings, none above 30 %% (default 1)"
     )
+    for name, default, what in (
+        ("followups", SECOND_STUDY, "share of patients with a second study, its prior the first"),
+        ("laterals", LATERAL_OF_PA, "share of PA films with a lateral film beside them"),
+        ("hidden", 0.0, "share of patients with each finding that a lateral film alone shows"),
+    ):
+        parser.add_argument(f"--{name}", type=float, default=default, help=f"{what} (default {default:.2g})")
     parser.add_argument("--size", type=int, default=512, help="shorter side in pixels (default 512)")
     parser.add_argument("--format", choices=("dicom", "png"), default="dicom", dest="kind")
     parser.add_argument("--no-masks", action="store_false", dest="masks", help="leave out the masks")
@@ -194,6 +203,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.studies < 1 or args.size < 64 or args.prevalence < 1:
         print("--studies and --prevalence must be at least 1, --size at least 64", file=sys.stderr)
         return 2
+    shares = {name: getattr(args, name) for name in ("followups", "laterals", "hidden")}
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            print(f"--{name} is a share, from 0 to 1, not {share:g}", file=sys.stderr)
+            return 2
     (args.out / "images").mkdir(parents=True, exist_ok=True)
     if args.masks:
         (args.out / "masks").mkdir(exist_ok=True)
@@ -214,6 +228,7 @@ def main(argv: list[str] | None = None) -> int:
             masks=args.masks,
             wording=args.wording,
             split=args.split,
+            **shares,
         ):
             for line in lines:
                 file.write(json.dumps(line) + "\n")

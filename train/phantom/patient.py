@@ -31,6 +31,10 @@ EQUIVOCAL = 0.10
 NODULE_MM = (6.0, 30.0)  # diameters, uniform
 SECOND_STUDY = 0.15  # patients examined twice; the second study has the first as its prior
 LATERAL = 0.20  # studies with a lateral film as well
+LATERAL_OF_PA = LATERAL / 0.6  # a lateral is taken of those who can stand, and they have a PA film
+# What a lateral shows and a frontal does not, by kind: fluid too little to reach the lateral angle, a patch behind the
+# heart, a nodule behind the sternum.
+HIDDEN = {"effusion": "posterior", "consolidation": "retrocardiac", "nodule": "retrosternal"}
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,17 @@ class Finding:
     zone: str = ""  # upper | mid | lower
     severity: float = 0.5  # 0..1, of what this kind can be
     size_mm: float = 0.0  # nodule: diameter
-    detail: str = ""  # device: which; fracture: rib | clavicle
+    detail: str = ""  # device: which; fracture: rib | clavicle; of a hidden finding where, see HIDDEN
     seed: int = 0  # shape of this finding, kept from one study of a patient to the next
 
     @property
     def certain(self) -> bool:
         return self.severity >= EQUIVOCAL
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the frontal film shows nothing of it."""
+        return HIDDEN.get(self.kind) == self.detail
 
 
 @dataclass(frozen=True)
@@ -107,10 +116,21 @@ class Patient:
     studies: tuple[Study, ...] = field(default=())
 
 
-def draw_patient(seed: int, number: int, prevalence: float = 1.0) -> Patient:
+def draw_patient(
+    seed: int,
+    number: int,
+    prevalence: float = 1.0,
+    *,
+    followups: float = SECOND_STUDY,
+    laterals: float = LATERAL_OF_PA,
+    hidden: float = 0.0,
+) -> Patient:
     """Patient `number` of the population `seed`: always the same patient, on any machine and in any order.
 
     `prevalence` multiplies PREVALENCE, up to COMMON: a reader learns rare findings from fewer such patients.
+    `followups` is the share of patients examined twice, `laterals` that of PA films with a lateral beside them. Each
+    finding of HIDDEN is in a share `hidden` of the patients, and told of in studies with a lateral film, unless there
+    is one of its kind that the frontal film shows; it draws from numbers of its own, so that all else stays the same.
     """
     rng = np.random.default_rng([seed, number, 0xC4])
     sex = "F" if rng.random() < 0.48 else "M"
@@ -118,12 +138,39 @@ def draw_patient(seed: int, number: int, prevalence: float = 1.0) -> Patient:
     sick = rng.random() < 0.35  # lies in bed: portable AP film, more tubes
     anatomy = _anatomy(rng, age, sex)
     findings = _findings(rng, sick, prevalence)
-    first = _study(rng, 0, anatomy, findings, sick)
+    first = _study(rng, 0, anatomy, findings, sick, laterals)
     studies = [first]
-    if rng.random() < SECOND_STUDY:
+    if rng.random() < followups:
         later = _progress(rng, findings, prevalence)
-        studies.append(_study(rng, 1, anatomy, later, sick))
+        studies.append(_study(rng, 1, anatomy, later, sick, laterals))
+    if hidden:
+        behind = _hidden(np.random.default_rng([seed, number, 0x1D]), hidden)
+        studies = [_with_hidden(study, behind) if study.lateral else study for study in studies]
     return Patient(number, age, sex, tuple(studies))
+
+
+def _hidden(rng: np.random.Generator, share: float) -> list[Finding]:
+    """Findings that only a lateral film shows, all plain to see there; a patient keeps them from study to study."""
+    found = []
+    for kind, where in HIDDEN.items():
+        seed, chance = int(rng.integers(2**31)), rng.random()
+        if kind == "effusion":  # always small; whose side it is, a lateral film does not tell
+            f = Finding(kind, zone="lower", severity=float(rng.uniform(0.22, 0.41)))
+        elif kind == "consolidation":
+            f = Finding(kind, "left", "lower", severity=float(rng.uniform(0.22, 1.0)))
+        else:
+            size = float(rng.uniform(NODULE_MM[1] / 2, NODULE_MM[1]))
+            f = Finding(kind, zone="upper", severity=float(rng.uniform(0.22, 1.0)), size_mm=size)
+        if chance < share:
+            found.append(replace(f, detail=where, seed=seed))
+    return found
+
+
+def _with_hidden(study: Study, behind: list[Finding]) -> Study:
+    seen = {f.kind for f in study.findings}
+    return replace(
+        study, findings=tuple(_settle([*study.findings, *(f for f in behind if f.kind not in seen)]))
+    )
 
 
 def _anatomy(rng: np.random.Generator, age: int, sex: str) -> Anatomy:
@@ -238,7 +285,12 @@ def _progress(
 
 
 def _study(
-    rng: np.random.Generator, index: int, anatomy: Anatomy, findings: tuple[Finding, ...], sick: bool
+    rng: np.random.Generator,
+    index: int,
+    anatomy: Anatomy,
+    findings: tuple[Finding, ...],
+    sick: bool,
+    laterals: float,
 ) -> Study:
     portable = sick or any(f.detail == "endotracheal_tube" for f in findings)
     view = "AP" if portable or rng.random() < 0.08 else "PA"
@@ -247,7 +299,7 @@ def _study(
     return Study(
         index=index,
         view=view,
-        lateral=view == "PA" and bool(rng.random() < LATERAL / 0.6),
+        lateral=view == "PA" and bool(rng.random() < laterals),
         findings=findings,
         anatomy=anatomy,
         style=_style(rng, anatomy, view),

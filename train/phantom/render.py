@@ -68,7 +68,8 @@ def render_frontal(study: Study, sex: str, size: int = 512) -> Film:
     c = Canvas(size, style)
     by_kind: dict[str, list[Finding]] = {}
     for f in study.findings:
-        by_kind.setdefault(f.kind, []).append(f)
+        if not f.hidden:
+            by_kind.setdefault(f.kind, []).append(f)
 
     ratio = a.ctr
     for f in by_kind.get("cardiomegaly", []):
@@ -453,7 +454,8 @@ def _device(c: Canvas, chest: Chest, f: Finding) -> np.ndarray:
 
 def render_lateral(study: Study, sex: str, size: int = 512) -> Film:
     """The lateral film: sternum on the left, spine on the right. A simpler body than the frontal one; of the
-    findings it shows what a lateral adds: heart size, fluid behind, patches and nodules by depth."""
+    findings it shows what a lateral adds: heart size, fluid behind, patches and nodules by depth; and those that the
+    frontal film hides, which alone have masks here."""
     a, style = study.anatomy, study.style
     c = Canvas(size, style)
     rng = np.random.default_rng([a.shape_seed, 11])
@@ -479,7 +481,11 @@ def render_lateral(study: Study, sex: str, size: int = 512) -> Film:
     film += 0.16 * soft(y - domes, 3) * trunk
     masks = {"lungs": lung > 0.5}
     for f in study.findings:
-        if f.kind == "effusion" and f.certain:
+        if f.hidden:
+            shape = _behind(c, a, depth, f) * lung
+            film += {"effusion": 0.7, "consolidation": 0.5, "nodule": 0.45}[f.kind] * shape
+            masks[f.kind] = shape > 0.4
+        elif f.kind == "effusion" and f.certain:
             level = a.height - 16 - (18 + 80 * f.severity) * np.clip((x / depth + 0.3) / 1.0, 0, 1) ** 1.5
             film += 0.7 * lung * soft(y - level, 4)
         elif f.kind in ("consolidation", "opacity", "nodule"):
@@ -490,3 +496,20 @@ def render_lateral(study: Study, sex: str, size: int = 512) -> Film:
             gain = {"consolidation": 0.5, "opacity": 0.2, "nodule": 0.3}[f.kind]
             film += gain * soft(radius - np.hypot(x - cx, y - cy), 2 if f.kind == "nodule" else 8) * lung
     return expose(c, film, study, masks, rng)
+
+
+def _behind(c: Canvas, a: Anatomy, depth: float, f: Finding) -> np.ndarray:
+    """A hidden finding on the lateral film: fluid in the posterior angle, a patch over the lower spine, a nodule in the
+    retrosternal space; `depth` is half that of the chest, mm."""
+    x, y = c.x, c.y
+    rng = np.random.default_rng([f.seed, 13])
+    if f.kind == "effusion":
+        rise = np.clip((x / depth + 0.1) / 0.9, 0, 1) ** 1.5
+        return soft(y - (a.height - 14 - (18 + 80 * f.severity) * rise), 4)
+    if f.kind == "consolidation":
+        cx, cy = rng.uniform(0.40, 0.62) * depth, rng.uniform(0.60, 0.72) * a.height
+        radius = 20 + 16 * f.severity
+        ragged = 0.12 * radius * c.texture(rng, 24)
+        return soft(radius - np.hypot(x - cx, y - cy) + ragged, 4.5)
+    cx, cy = rng.uniform(-0.74, -0.60) * depth, rng.uniform(0.24, 0.38) * a.height
+    return soft(f.size_mm / 2 - np.hypot(x - cx, y - cy), 2)

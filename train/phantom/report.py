@@ -274,6 +274,10 @@ def _heart(w: Writer, by_kind: dict[str, list[Finding]]) -> None:
 
 
 def _lobe(w: Writer, f: Finding) -> str:
+    if f.hidden and f.kind == "consolidation":
+        return w.pick("the retrocardiac left lower lung", "the left lower lung behind the heart")
+    if f.hidden:
+        return w.pick("the retrosternal space", "the retrosternal lung")
     if f.side == "bilateral":
         return w.pick(
             f"both {f.zone} lungs", f"the {f.zone} lung zones bilaterally", f"the bilateral {f.zone} lungs"
@@ -447,7 +451,17 @@ def _pleura(w: Writer, by_kind: dict[str, list[Finding]], before: dict[str, Find
     if fluid is not None:
         side = _side(w, fluid)
         plural = "s" if fluid.side == "bilateral" else ""
-        if not fluid.certain:
+        if fluid.hidden:
+            w.say(
+                w.pick(
+                    "small posterior pleural effusion on the lateral view",
+                    "the lateral view shows a small pleural effusion in the posterior costophrenic angle",
+                    "small pleural effusion blunts the posterior costophrenic angle",
+                )
+                + _change(w, fluid, before),
+                effusion=1,
+            )
+        elif not fluid.certain:
             w.say(
                 w.pick(
                     f"possible trace {side} pleural effusion{plural}",
