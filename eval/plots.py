@@ -75,6 +75,21 @@ def dots(scores: Scores, name: str) -> str:
     return _svg(720, bottom + 24, "F1 by condition with 95 % intervals", "".join(marks))
 
 
+def whiskers(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
+    """(name, value, low, high) of each row, values between 0 and 1, below one another."""
+    left, right, step = 300, 690, 24
+    bottom = 8 + step * len(rows)
+    marks = [_grid(left, right, 4, bottom)]
+    for i, (name, *values) in enumerate(rows):
+        y = 8 + step * i + 12
+        marks.append(f"<text x='{left - 10}' y='{y + 4}' text-anchor='end'>{escape(_cut(name, 40))}</text>")
+        if all(math.isfinite(v) for v in values):
+            x, low, high = (_scale(v, left, right) for v in values)
+            marks.append(f"<line class='whisker' x1='{low:.1f}' x2='{high:.1f}' y1='{y}' y2='{y}'/>")
+            marks.append(f"<circle class='main' cx='{x:.1f}' cy='{y}' r='4.5'/>")
+    return _svg(720, bottom + 24, label, "".join(marks), label)
+
+
 def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
     """One named curve in a panel of its own: the values, and a running mean where there are many."""
     finite = [(float(x), float(y)) for x, y in points if math.isfinite(float(x)) and math.isfinite(float(y))]

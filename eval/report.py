@@ -80,10 +80,15 @@ def write_page(
         body.append(f"<section><h2>Studies</h2>{_LEGEND}{''.join(cards)}</section>")
     if scores is not None:
         body += [_worst(scores, images or {}, worst), *_small_print(scores)]
+    write_body(path, title, body)
+    return path
+
+
+def write_body(path: Path, title: str, body: Sequence[str]) -> None:
+    """A page of ours around parts of its body, which are HTML."""
     page = _PAGE.format(generator=GENERATOR, title=escape(title), style=_STYLE, body="\n".join(body))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
 
 
 def is_page(path: Path) -> bool:
@@ -106,13 +111,13 @@ def _score_sections(scores: Scores) -> list[str]:
         f"Brackets: {escape(scores.settings['interval'])}, "
         f"{scores.settings['n_boot']} replicates. A floor is a report that did not look at the image.</p>"
         + bars(keys[0], rows)
-        + _table(
+        + table_of(
             ["", *map(short_name, keys)],
             [[_named(name, how), *(_value(found.get(k)) for k in keys)] for name, how, found in rows],
             numeric_from=1,
         )
         + (
-            _table(
+            table_of(
                 ["clinical scores", *(name for name, _, _ in rows)],
                 [[escape(short_name(k)), *(_value(found.get(k)) for _, _, found in rows)] for k in clinical],
                 numeric_from=1,
@@ -140,14 +145,14 @@ def _score_sections(scores: Scores) -> list[str]:
     ]
     sections.append(
         "<section><h2>Text overlap by profile</h2>"
-        + _table(["", *profiles], overlap, numeric_from=1)
+        + table_of(["", *profiles], overlap, numeric_from=1)
         + "</section>"
     )
     shown = [
         [escape(name), _value(scores[key]), _value(scores.scores.get(reference))]
         for key, (name, reference) in SAFETY.items()
     ]
-    table = _table(["", "predictions", "references"], shown, numeric_from=1)
+    table = table_of(["", "predictions", "references"], shown, numeric_from=1)
     sections.append(f"<section><h2>Change, sides, length, repetition</h2>{table}</section>")
     if scores.subgroups:
         keys = subgroup_keys(scores.scores, least)
@@ -155,7 +160,7 @@ def _score_sections(scores: Scores) -> list[str]:
             [escape(f"{g.attribute} {g.value}"), str(g.n), *(_value(g.scores.get(k)) for k in keys)]
             for g in scores.subgroups
         ]
-        table = _table(["", "studies", *map(short_name, keys)], found, numeric_from=1)
+        table = table_of(["", "studies", *map(short_name, keys)], found, numeric_from=1)
         sections.append(f"<section><h2>By sex, age and view</h2>{table}</section>")
     return sections
 
@@ -172,7 +177,7 @@ def _averages(scores: Scores, name: str) -> str:
         if f"{name}/14/{a}/neg" in scores.scores
     ]
     head = ("14, uncertain absent", "14, uncertain present", "5, uncertain absent", "5, uncertain present")
-    return _table(["average", *head], rows, numeric_from=1)
+    return table_of(["average", *head], rows, numeric_from=1)
 
 
 def _comparison(scores: Scores) -> str:
@@ -192,7 +197,7 @@ def _comparison(scores: Scores) -> str:
     return (
         f"<section><h2>Against {escape(compared.other)}</h2><p class='quiet'>Paired bootstrap, and "
         f"{compared.n_permutations} permutations of the two within patients.</p>"
-        + _table(
+        + table_of(
             head, [[c.replace("+nan", "–").replace("nan", "–") for c in row] for row in rows], numeric_from=1
         )
         + "</section>"
@@ -224,7 +229,7 @@ def _small_print(scores: Scores) -> list[str]:
     missing = [
         [escape(m.name), escape(m.reason), f"<code>{escape(m.command)}</code>"] for m in scores.not_computed
     ]
-    parts = ["<section><h2>Not computed</h2>" + _table(["score", "why", "command"], missing) + "</section>"]
+    parts = ["<section><h2>Not computed</h2>" + table_of(["score", "why", "command"], missing) + "</section>"]
     odd = {"Odd input": scores.problems}
     if scores.comparison:
         odd[f"Odd input of {scores.comparison.other}"] = scores.comparison.problems
@@ -242,7 +247,7 @@ def _small_print(scores: Scores) -> list[str]:
         ]
         parts.append(
             f"<section><h2>{escape(title)}</h2>"
-            + _table(["kind", "count", "treatment", "studies"], rows)
+            + table_of(["kind", "count", "treatment", "studies"], rows)
             + "</section>"
         )
     signatures = "\n".join(escape(s.signature) for s in scores.scores.values())
@@ -260,7 +265,7 @@ def _value(s: Score | None) -> str:
     return f"{s.value:.3f} <span class='quiet'>[{s.low:.3f}, {s.high:.3f}]</span>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric_from: int = 99) -> str:
+def table_of(head: Sequence[str], rows: Sequence[Sequence[str]], numeric_from: int = 99) -> str:
     """Cells are HTML already; headings are text."""
     kind = ["" if i < numeric_from else " class='num'" for i in range(len(head))]
     first = "".join(f"<th scope='col'{k}>{escape(h)}</th>" for k, h in zip(kind, head, strict=True))
@@ -282,7 +287,7 @@ def _case(case: Mapping[str, Any]) -> str:
     extra += [warned] if isinstance(warned, str) else [str(w) for w in warned]
     about = "".join(f"<p class='quiet'>{escape(text)}</p>" for text in extra)
     image = case.get("image")
-    picture = f"<img alt='X-ray of study {head}' src='{_data_uri(image)}'>" if image is not None else ""
+    picture = f"<img alt='X-ray of study {head}' src='{data_uri(image)}'>" if image is not None else ""
     left, right = mark_differences(reference, generated)
     if case.get("error") and not generated:
         error = case["error"]
@@ -303,8 +308,8 @@ def _chips(reference: str, generated: str) -> str:
     return f"<ul class='chips'>{''.join(chips)}</ul>" if chips else ""
 
 
-def _data_uri(image: bytes | np.ndarray) -> str:
-    """An image as a data URI. Raises ValueError for bytes that are neither PNG nor JPEG, arrays that are not grey."""
+def data_uri(image: bytes | np.ndarray) -> str:
+    """An image as a data URI. Raises ValueError for bytes that are neither PNG nor JPEG, arrays that are neither grey nor coloured."""
     if isinstance(image, bytes | bytearray):
         kind = "png" if image[:4] == b"\x89PNG" else "jpeg" if image[:3] == b"\xff\xd8\xff" else None
         if kind is None:
@@ -318,8 +323,11 @@ def _data_uri(image: bytes | np.ndarray) -> str:
 def _png(image_HW: np.ndarray) -> bytes:
     from PIL import Image
 
-    if image_HW.ndim != 2 or not image_HW.size:
-        raise ValueError(f"an image array must be grey, (H, W); found shape {image_HW.shape}")
+    colour = image_HW.ndim == 3 and image_HW.shape[2] == 3
+    if not (image_HW.ndim == 2 or colour) or not image_HW.size:
+        raise ValueError(
+            f"an image array must be grey (H, W) or coloured (H, W, 3); found shape {image_HW.shape}"
+        )
     if image_HW.dtype != np.uint8:
         image_HW = (np.clip(np.nan_to_num(image_HW.astype(np.float64)), 0, 1) * 255 + 0.5).astype(np.uint8)
     picture = Image.fromarray(image_HW)

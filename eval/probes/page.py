@@ -1,0 +1,141 @@
+"""The report of a probe as one HTML page that needs nothing else: encoders side by side, differences, films with masks,
+patches coloured by their principal components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.plots import whiskers
+from eval.report import data_uri, is_page, table_of, write_body
+
+SHOWN = {  # metrics that are drawn: those between 0 and 1
+    "auprc": "AUPRC", "auroc": "AUROC", "r2": "R2", "dice": "Dice", "precision": "precision",
+}  # fmt: skip
+NAMES = {
+    **SHOWN,
+    "mae": "mean absolute error",
+    "iou": "IoU",
+    "dice_pooled": "Dice, pooled",
+    "iou_pooled": "IoU, pooled",
+}
+
+
+def write_page(path: Path, report: Mapping[str, Any], pictures: Mapping[str, Sequence] | None = None) -> None:
+    """`report` as train/probe.py makes it; `pictures`: encoder -> (film with outlines, coloured patches), ....
+
+    Raises FileExistsError for a file that is no page of ours.
+    """
+    if path.exists() and not is_page(path):
+        raise FileExistsError(f"{path} exists and is not a page of ours; choose another folder")
+    counts = ", ".join(f"{n} {split}" for split, n in report["images"].items())
+    body = [
+        f"<header><h1>Encoders on {escape(report['data'])}</h1></header>",
+        f"<p>{counts} images. Brackets are 95 % intervals over patients. Chosen on validation, judged on test.</p>",
+        *(f"<p class='banner'>{escape(line)}</p>" for line in report["notes"]),
+    ]
+    for task, found in report["tasks"].items():
+        body.append(f"<section><h2>{escape(task)}</h2>{_drawn(found['scores'])}{_scores(found['scores'])}")
+        gaps = next((rows for key, rows in found.items() if key != "scores"), [])
+        if gaps:
+            body.append(_gaps(report["encoders"][0], gaps))
+        body.append("</section>")
+    if pictures:
+        body.append(_pictures(pictures))
+    body.append(f"<details><summary>Versions</summary><pre>{escape(str(report['versions']))}</pre></details>")
+    write_body(path, f"Encoders on {report['data']}", body)
+
+
+def _what(row: Mapping[str, Any]) -> str:
+    return row.get("structure") or row.get("name", "").partition("/")[2]
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> list:
+    """The rows that stand for a task: the mean where there is one, else all."""
+    of = [r for r in rows if _what(r) in ("macro", "mean")]
+    return of or list(rows)
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for metric, name in SHOWN.items():
+        mine = [r for r in _means([r for r in rows if r["metric"] == metric]) if r["value"] is not None]
+        if mine:
+            lines = [
+                (_line(r), r["value"], *(float("nan") if x is None else x for x in r["interval"]))
+                for r in mine
+            ]
+            parts.append(whiskers(lines, name))
+    return "".join(parts)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    of = "" if _what(row) in ("macro", "mean") else f", {_what(row)}"
+    return f"{row['encoder']}, {row['head']}{of}"
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return "–"
+    low, high = ("–" if x is None else f"{x:.3f}" for x in row["interval"])
+    return f"{row['value']:.3f} <span class='quiet'>[{low}, {high}]</span>"
+
+
+def _scores(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line a finding or structure and metric, a column an encoder and head."""
+    columns = list(dict.fromkeys((r["encoder"], r["head"]) for r in rows))
+    by_place = {(r["metric"], _what(r), r["encoder"], r["head"]): r for r in rows}
+    places = list(dict.fromkeys((r["metric"], _what(r)) for r in rows))
+    lines = []
+    for metric, what in places:
+        cells = [by_place.get((metric, what, *column)) for column in columns]
+        known = next(c for c in cells if c)
+        n = f"{known['n']}" + (f", {known['positives']} with" if known.get("positives") is not None else "")
+        lines.append(
+            [
+                escape(f"{NAMES.get(metric, metric)}, {what}"),
+                n,
+                *("" if c is None else _value(c) for c in cells),
+            ]
+        )
+    heads = ["", "n", *(f"{encoder}: {head}" for encoder, head in columns)]
+    return table_of(heads, lines, numeric_from=1)
+
+
+def _gaps(first: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for r in rows:
+        if r["metric"] not in ("auprc", "auroc", "dice", "r2", "mae", "precision"):
+            continue
+        value = r.get("difference", r["value"])
+        low, high = r["interval"]
+        p = r.get("p_holm") if r.get("p_holm") is not None else r.get("p")
+        shown = (
+            "–"
+            if value is None or low is None
+            else f"{value:+.3f} <span class='quiet'>[{low:+.3f}, {high:+.3f}]</span>"
+        )
+        lines.append([
+            escape(f"{NAMES.get(r['metric'], r['metric'])}, {_what(r)}"), escape(f"{r['encoder']}: {r['head']}"), shown,
+            "–" if p is None else f"{p:.4f}",
+        ])  # fmt: skip
+    table = table_of(["", f"{first} less", "difference", "p"], lines, numeric_from=2)
+    return f"<details><summary>{escape(first)} less each of the others</summary>{table}</details>"
+
+
+def _pictures(pictures: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]) -> str:
+    cards = []
+    for name, pairs in pictures.items():
+        images = "".join(
+            f"<img alt='test image {i}, {what}' src='{data_uri(picture)}' style='width:45%;margin:.2rem'>"
+            for i, pair in enumerate(pairs)
+            for what, picture in zip(
+                ("annotated structures", "patches by principal components"), pair, strict=True
+            )
+        )
+        cards.append(f"<article><h3>{escape(name)}</h3>{images}</article>")
+    return f"<section><h2>Test images</h2>{''.join(cards)}</section>"
