@@ -29,9 +29,10 @@ from encoder.hub import fetched, sha256_of, weights_sha256
 from encoder.transforms import Preprocessing
 from vlm.adapters import TOWERS, base_of, check_adapters, quiet_peft
 from vlm.errors import ModelError
-from vlm.prompts import PromptStyle
+from vlm.prompts import PromptStyle, chat_template
 
 META = "cxr.json"
+INDEX = "model.safetensors.index.json"
 MINI = Path(__file__).parent / "mini"
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # of saved weights; None: as they are
 
@@ -137,6 +138,7 @@ def save(model: FindingsModel, folder: str | Path, dtype: torch.dtype | None = N
         part._name_or_path = ""  # where the parts once lay is nobody else's business
     config.use_cache = config.text_config.use_cache = True  # a training switches it off
     model.llava.save_pretrained(folder, state_dict=state)
+    _name_weights(folder)
     _save_companions(model, folder)
     model.meta.save(folder)
 
@@ -287,6 +289,21 @@ def resolve(name: str | Path, what: str = "model") -> Path:
 def _save_companions(model: FindingsModel, folder: Path) -> None:
     model.processor.save_pretrained(folder)
     model.preprocessing.save_pretrained(folder)
+    # in the place of a language model's own, whose prompts this model has never seen
+    (folder / "chat_template.jinja").write_text(chat_template(model.tokenizer))
+
+
+def _name_weights(folder: Path) -> None:
+    """Write the index of the weights, which save_pretrained does for several files only. Where there is none, vLLM
+    takes every *.safetensors for weights, and `ood.safetensors` beside them holds something else."""
+    if (folder / INDEX).is_file():
+        return
+    with (folder / "model.safetensors").open("rb") as file:
+        tensors = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    tensors.pop("__metadata__", None)
+    size = sum(end - start for start, end in (t["data_offsets"] for t in tensors.values()))
+    index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(tensors, "model.safetensors")}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _fresh(folder: Path) -> None:

