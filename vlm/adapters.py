@@ -20,21 +20,29 @@ LORA_TARGETS = (
 TOWERS = ("vision_tower", "multi_modal_projector", "language_model")
 
 
-def add_lora(llava: nn.Module, rank: int = 16, alpha: int = 32, dropout: float = 0.0) -> nn.Module:
-    """LoRA on the linears of the language model, the projector trained whole. Raises ModelError if an adapter lands
-    elsewhere or nowhere."""
-    from peft import LoraConfig, get_peft_model
+def lora_config(rank: int = 16, alpha: int = 32, dropout: float = 0.0, projector: bool = True):
+    """peft's LoraConfig: the linears of the language model, and with `projector` that one, trained whole."""
+    from peft import LoraConfig
 
-    config = LoraConfig(
+    return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=LORA_TARGETS,
-        modules_to_save=["multi_modal_projector"],
+        modules_to_save=["multi_modal_projector"] if projector else None,
         task_type="CAUSAL_LM",
     )
+
+
+def add_lora(
+    llava: nn.Module, rank: int = 16, alpha: int = 32, dropout: float = 0.0, projector: bool = True
+) -> nn.Module:
+    """LoRA on the linears of the language model; the projector is trained whole, or frozen. Raises ModelError if an
+    adapter lands elsewhere or nowhere."""
+    from peft import get_peft_model
+
     with quiet_peft():
-        model = get_peft_model(llava, config)
+        model = get_peft_model(llava, lora_config(rank, alpha, dropout, projector))
     check_adapters(model)
     return model
 

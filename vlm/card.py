@@ -16,7 +16,7 @@ from vlm.model import FindingsModel, Meta, parameter_table
 # Fields of a training's run.json that say how it was done, without saying where anything lies.
 RECIPE = (
     "max_steps", "batch_size", "learning_rate", "projector_rate", "lora", "lora_rank", "lora_alpha", "align_steps",
-    "context_dropout", "precision", "seed",
+    "context_dropout", "reward", "reward_weights", "group", "temperature", "beta", "precision", "seed",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ TRAININGS = {
     "pretrain": ("train.pretrain", "the encoder learns from images alone"),
     "language-model": ("train.language_model", "a small language model learns to write reports"),
     "finetune": ("train.finetune", "projector and LoRA learn to say what the encoder sees"),
+    "grpo": ("train.grpo", "a findings model learns from scores as rewards"),
     "probe": ("train.probe", "what frozen encoders know of labelled images, side by side"),
 }
 OURS = {

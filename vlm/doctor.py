@@ -23,6 +23,7 @@ PACKAGES = {
     "scikit-learn": "1.7",
     "triton": None,
     "pylibjpeg-libjpeg": None,
+    "trl": None,
 }
 
 
