@@ -384,7 +384,7 @@ def summary(config: Probe, found, results: dict, said: list[str]) -> dict:
         for encoder, outcomes in by_encoder.items():
             for name, judged in outcomes.items():
                 if task in ON_PATCHES:
-                    for structure, scores in judged.scores(config.replicates, config.seed).items():
+                    for structure, scores in structures(judged.scores(config.replicates, config.seed)):
                         rows += [
                             {
                                 "encoder": encoder,
@@ -398,9 +398,8 @@ def summary(config: Probe, found, results: dict, said: list[str]) -> dict:
                     ours = by_encoder.get(first, {})
                     if encoder != first and ours:
                         mine = ours.get(name) or next(iter(ours.values()))
-                        for structure, found_ in compare(mine, judged, seed=config.seed)[
-                            "structures"
-                        ].items():
+                        less = compare(mine, judged, seed=config.seed)["structures"]
+                        for structure, found_ in structures(less):
                             gaps += [
                                 {
                                     "encoder": encoder,
@@ -425,6 +424,11 @@ def summary(config: Probe, found, results: dict, said: list[str]) -> dict:
                         ]
         report["tasks"][task] = {"scores": rows, f"{first} less": gaps}
     return report
+
+
+def structures(found: dict) -> list[tuple[str, Any]]:
+    """Without the mean of one."""
+    return [(name, scores) for name, scores in found.items() if name != "mean" or len(found) > 2]
 
 
 def versions() -> dict[str, str]:
