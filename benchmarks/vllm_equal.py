@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import sys
 from datetime import date
 from pathlib import Path
@@ -115,6 +116,13 @@ def compare(rows: list[tuple], mine: list[tuple], other: list[tuple]) -> list[di
     return parted
 
 
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.machine()
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", help='"mini" or a merged directory')
@@ -167,15 +175,15 @@ def main(argv: list[str] | None = None) -> int:
         "parted": parted,
         "model": args.model if args.model == "mini" else "a merged directory",
         "revision": revision,
-        "dtype": args.dtype,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
         "versions": {m.__name__: m.__version__ for m in (vllm, torch, transformers)},
         "date": date.today().isoformat(),
     }
     print(json.dumps(result, indent=2))
     if args.save:
         target = Path(__file__).parent / "results" / "vllm_equal.json"
-        target.write_text(json.dumps(result, indent=2) + "\n")
+        before = json.loads(target.read_text()) if target.is_file() else {}
+        target.write_text(json.dumps(before | {args.dtype: result}, indent=2) + "\n")
     return 1 if parted and args.dtype == "float32" else 0
 
 
