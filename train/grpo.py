@@ -143,9 +143,8 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
 
     constants.HF_HUB_DISABLE_TELEMETRY = True  # trl tells its makers of every run
     logging.disable_progress_bar()
-    warnings.filterwarnings(
-        "ignore", message="`(is_)?gradient_checkpointing\\w*` is deprecated"
-    )  # trl's business
+    # names that trl, not we, will have to change
+    warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing\w*` is deprecated")
     state = process_state()
     use_cores(config.threads, state.num_processes)
     out = Path(config.out)
@@ -156,6 +155,9 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
     rewards = [Reward(key, config.score_weights, config.score_device) for key in config.reward]
     rewards += map(Reward, functions)
     weights = [*(config.reward_weights or [1.0] * len(config.reward)), *[1.0] * len(functions)]
+    names = [reward.__name__ for reward in rewards]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"rewards must be there, and have names of their own, not {names}")
     with state.main_process_first():
         checkpoint = open_run(out, config, start)
     if (out / "finished").exists():

@@ -56,7 +56,8 @@ def unreadable(paths: Sequence[str]) -> list[str]:
 
 
 class Seen(nn.Module):
-    """Stands in for the frozen vision tower: the "pixels" it is given are features that the tower made before."""
+    """Stands in for the frozen vision tower: the "pixels" it is given are features that the tower made before, and it
+    leaves them as they are (vlm.projector.FeatureTower standardises, in float32)."""
 
     def __init__(self, layers: Sequence[int]):
         super().__init__()

@@ -205,6 +205,8 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
     ):
         with pytest.raises(ConfigError, match=words):
             check(replace(config, **wrong))
+    with pytest.raises(ConfigError, match="names of their own"):
+        run(replace(config, init="mini", reward=["rouge-l/coco"] * 2, threads=1))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="without FSDP"):
         check(config)
