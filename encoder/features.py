@@ -85,10 +85,10 @@ def extract(
     `look` changes the grey levels (H, W) before the preprocessing; `looked` is its name, for the key. `state` spreads
     the work over the processes of accelerate; all of them get all features. Unreadable images are among `errors`.
     """
-    state = state or PartialState()
+    state, layers = state or PartialState(), layers if patches else 1
     about = {
         "encoder": encoder.name, "encoder_sha256": encoder.sha256, "look": looked,
-        "preprocess_sha256": encoder.preprocessing.sha256, "patches": patches, "layers": layers if patches else 1,
+        "preprocess_sha256": encoder.preprocessing.sha256, "patches": patches, "layers": layers,
     }  # fmt: skip
     key = hashlib.sha256(json.dumps({**about, "encoder": ""}).encode()).hexdigest()[:16]
     store = folder / key

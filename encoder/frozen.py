@@ -38,11 +38,13 @@ class Tokens(NamedTuple):
 
 class Encoder(nn.Module, ABC):
     """`name` as it was asked for, `sha256` of its weights (of what they were drawn from, if random), `width` C of CLS,
-    `grid` patches a side, `preprocessing` from grey levels (H, W) to what `forward` takes."""
+    `grid` patches a side, `depth` blocks, `preprocessing` from grey levels (H, W) to what `forward` takes."""
 
-    def __init__(self, name: str, sha256: str, width: int, grid: int, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, name: str, sha256: str, width: int, grid: int, depth: int, preprocessing: Preprocessing
+    ) -> None:
         super().__init__()
-        self.name, self.sha256, self.width, self.grid = name, sha256, width, grid
+        self.name, self.sha256, self.width, self.grid, self.depth = name, sha256, width, grid, depth
         self.preprocessing = preprocessing
 
     @torch.inference_mode()
@@ -59,7 +61,9 @@ class Tower(Encoder):
 
     def __init__(self, name: str, sha256: str, tower: nn.Module, preprocessing: Preprocessing) -> None:
         shape = towers.shape_of(tower.config)
-        super().__init__(name, sha256, shape.width, preprocessing.size // shape.patch, preprocessing)
+        super().__init__(
+            name, sha256, shape.width, preprocessing.size // shape.patch, shape.depth, preprocessing
+        )
         self.tower, self.shape = tower, shape
 
     def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
@@ -81,9 +85,8 @@ class Backbone(Encoder):
     """Our own ViT, from a file."""
 
     def __init__(self, name: str, sha256: str, backbone: nn.Module, preprocessing: Preprocessing) -> None:
-        super().__init__(
-            name, sha256, backbone.embed_dim, preprocessing.size // backbone.patch, preprocessing
-        )
+        grid = preprocessing.size // backbone.patch
+        super().__init__(name, sha256, backbone.embed_dim, grid, backbone.depth, preprocessing)
         self.backbone = backbone
 
     def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
@@ -102,7 +105,7 @@ class Pixels(Encoder):
 
     def __init__(self, size: int = 224) -> None:
         preprocessing = Preprocessing(size=size, mean=0.5, std=0.25)
-        super().__init__(PIXELS, PIXELS, SIDE**2, size // PATCH, preprocessing)
+        super().__init__(PIXELS, PIXELS, SIDE**2, size // PATCH, 1, preprocessing)
 
     def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
         x_B1HW = pixels_B3HW[:, :1]

@@ -90,6 +90,51 @@ def whiskers(rows: Sequence[tuple[str, float, float, float]], label: str) -> str
     return _svg(720, bottom + 24, label, "".join(marks), label)
 
 
+LINES = ("var(--main)", "var(--miss)", "var(--ok)", "var(--new)", "var(--quiet)")  # of the page's style
+
+
+def growth(curves: Mapping[str, Sequence[tuple[float, float, float, float]]], label: str) -> str:
+    """name -> (x, value, low, high), several points an x allowed: points with intervals over a logarithmic x, a line
+    through the means of each name."""
+    every = np.array([point for points in curves.values() for point in points], float)
+    left, right, top, bottom = 60, 690, 20 + 18 * len(curves), 300 + 18 * len(curves)
+    x0, x1 = np.log(every[:, 0].min()), np.log(every[:, 0].max())
+    low, high = np.nanmin(every[:, 1:]), np.nanmax(every[:, 1:])
+    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (np.log(x) - x0) / (x1 - x0) if x1 > x0 else 0.5
+        return left + 20 + (right - left - 40) * across, bottom - (bottom - top) * (y - low) / (high - low)
+
+    marks = []
+    for tick in np.linspace(low, high, 5):
+        y = at(every[0, 0], tick)[1]
+        marks.append(f"<line class='grid' x1='{left}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}'/>")
+        marks.append(f"<text class='tick' x='{left - 6}' y='{y + 4:.1f}' text-anchor='end'>{tick:.3f}</text>")
+    for x in sorted(set(every[:, 0])):
+        marks.append(
+            f"<text class='tick' x='{at(x, low)[0]:.1f}' y='{bottom + 16}' text-anchor='middle'>{x:g}</text>"
+        )
+    for i, (name, points) in enumerate(curves.items()):
+        colour, shift = LINES[i % len(LINES)], 4 * (i - (len(curves) - 1) / 2)
+        marks.append(f"<text x='{left}' y='{14 + 18 * i}' style='fill:{colour}'>{escape(name)}</text>")
+        means = {
+            x: float(np.mean([p[1] for p in points if p[0] == x])) for x in sorted({p[0] for p in points})
+        }
+        line = " ".join(f"{a + shift:.1f},{b:.1f}" for a, b in (at(x, y) for x, y in means.items()))
+        marks.append(f"<polyline points='{line}' style='stroke:{colour}'/>")
+        for x, value, lower, upper in points:
+            a, b = at(x, value)
+            if lower is not None and upper is not None:
+                ends = at(x, lower)[1], at(x, upper)[1]
+                marks.append(
+                    f"<line x1='{a + shift:.1f}' x2='{a + shift:.1f}' y1='{ends[0]:.1f}' y2='{ends[1]:.1f}' "
+                    f"style='stroke:{colour};opacity:.5'/>"
+                )
+            marks.append(f"<circle cx='{a + shift:.1f}' cy='{b:.1f}' r='3.5' style='fill:{colour}'/>")
+    return _svg(720, bottom + 24, label, "".join(marks), label)
+
+
 def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
     """One named curve in a panel of its own: the values, and a running mean where there are many."""
     finite = [(float(x), float(y)) for x, y in points if math.isfinite(float(x)) and math.isfinite(float(y))]

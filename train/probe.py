@@ -138,7 +138,7 @@ class Judge:
 
         self.config, self.found, self.encoder, self.out, self.state = config, found, encoder, out, state
         self.floor = encoder.name == "pixels"
-        self.layers = 1 if self.floor else config.layers
+        self.layers = min(config.layers, encoder.depth)
         patches = config.vectors != "cls" or bool(set(config.tasks or TASKS) & set(ON_PATCHES))
         self.features = extract(
             encoder, found.paths, Path(config.features_dir or out / "features"), patches=patches,

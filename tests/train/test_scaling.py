@@ -1,0 +1,97 @@
+"""The scaling study: nested data, reused points, curves; an interruption changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image as Picture
+
+from train import pretrain
+from train.config import ConfigError
+from train.launcher import INTERRUPTED
+from train.scaling import draw, main, points_of, read_study
+
+FIELDS = {
+    "short_side": 36, "size": 28, "patch": 7, "width": 16, "depth": 1, "heads": 1, "drop_path": 0.0, "local_size": 14,
+    "local_crops": 2, "prototypes": 16, "head_hidden": 16, "head_bottleneck": 8, "batch": 4, "steps": 3, "warmup": 1,
+    "teacher_temp_warmup": 2, "freeze_last_layer": 0, "log_every": 3, "save_every": 2, "workers": 0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    (tmp_path / "images").mkdir()
+    for i in range(30):
+        left = i % 2 == 0
+        pixels = rng.integers(0, 60, (40, 40))
+        pixels[10:30, 2 : 18 if left else 2] += 150
+        pixels[10:30, 22 : 38 if not left else 22] += 150
+        name = f"images/{i}.png"
+        Picture.fromarray(pixels.astype(np.uint8)).save(tmp_path / name)
+        split = ("train", "train", "validate", "test", "test")[i // 2 % 5]
+        rows.append(
+            {"image": name, "labels": "Left" if left else "Right", "split": split, "patient_id": f"p{i}"}
+        )
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    made = {
+        "data": [str(tmp_path / "images")], "fields": FIELDS, "amounts": [12, 6], "seeds": [0, 1],
+        "variants": {"all": {}, "without iBOT": {"ibot_weight": 0.0}},
+        "probe": {
+            "data": str(tmp_path / "labels.csv"), "tasks": ["knn"], "workers": 0, "replicates": 50, "vectors": "cls",
+        },
+    }  # fmt: skip
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(made))
+    return tmp_path / "study.yaml"
+
+
+def test_a_study_is_drawn_and_an_interruption_changes_nothing(study, tmp_path, monkeypatch):
+    assert main([str(study), "--out", str(tmp_path / "whole"), "--threads", "1"]) == 0
+    found = json.loads((tmp_path / "whole" / "scaling.json").read_text())["points"]
+    auroc = [r for r in found if r["metric"] == "auroc" and r["of"] == "macro"]
+    assert len(auroc) == 8 and {(r["variant"], r["amount"], r["seed"]) for r in auroc} == {
+        (v, a, s) for v in ("all", "without iBOT") for a in (6, 12) for s in (0, 1)
+    }
+    assert all(r["interval"][0] is None or r["interval"][0] <= r["value"] <= r["interval"][1] for r in auroc)
+    page = (tmp_path / "whole" / "scaling.html").read_text()
+    assert "without iBOT" in page and page.count("<circle") >= 8 and "<polyline" in page
+
+    train, count = pretrain.main, 0
+
+    def stopping(argv):
+        nonlocal count
+        count += 1
+        if count == 3:
+            return INTERRUPTED
+        return train(argv)
+
+    monkeypatch.setattr(pretrain, "main", stopping)
+    command = [str(study), "--out", str(tmp_path / "parts"), "--threads", "1"]
+    assert main(command) == INTERRUPTED
+    assert main(command) == 0 and count == 3 + 6  # two were finished
+    parts = json.loads((tmp_path / "parts" / "scaling.json").read_text())["points"]
+    assert [(r["value"], r["interval"]) for r in parts] == [(r["value"], r["interval"]) for r in found]
+
+
+def test_amounts_are_nested_and_wrong_studies_are_refused(study, tmp_path):
+    points = {p.name: p for p in points_of(read_study(study))}
+    listed = {}
+    for name in ("all-6-0", "all-12-0", "all-6-1"):
+        draw(points[name], tmp_path / f"{name}.csv")
+        listed[name] = set((tmp_path / f"{name}.csv").read_text().split())
+    assert listed["all-6-0"] < listed["all-12-0"] and listed["all-6-0"] != listed["all-6-1"]
+    content = yaml.safe_load(study.read_text())
+    for wrong, message in (
+        ({"amount": [3]}, "not amount"), ({"amounts": []}, "at least 1"), ({"fields": {"stepz": 3}}, "stepz"),
+        ({"amounts": [100]}, "there are 30"), ({"probe": {}}, "probe needs data"),
+    ):  # fmt: skip
+        study.write_text(yaml.safe_dump({**content, **wrong}))
+        with pytest.raises(ConfigError, match=message):
+            draw(points_of(read_study(study))[0], tmp_path / "x.csv")
