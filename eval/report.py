@@ -309,8 +309,7 @@ def _chips(reference: str, generated: str) -> str:
 
 
 def data_uri(image: bytes | np.ndarray) -> str:
-    """An image as a data URI. Raises ValueError for bytes that are neither PNG nor JPEG, and for arrays that are
-    neither grey nor coloured."""
+    """An image as a data URI. Raises ValueError for bytes that are neither PNG nor JPEG, arrays that are not grey."""
     if isinstance(image, bytes | bytearray):
         kind = "png" if image[:4] == b"\x89PNG" else "jpeg" if image[:3] == b"\xff\xd8\xff" else None
         if kind is None:

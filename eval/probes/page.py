@@ -3,12 +3,14 @@ patches coloured by their principal components."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from eval.plots import whiskers
 from eval.report import data_uri, is_page, table_of, write_body
@@ -127,11 +129,17 @@ def _gaps(first: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"<details><summary>{escape(first)} less each of the others</summary>{table}</details>"
 
 
+def _png(picture_HW3: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture_HW3).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
 def _pictures(pictures: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]) -> str:
     cards = []
     for name, pairs in pictures.items():
         images = "".join(
-            f"<img alt='test image {i}, {what}' src='{data_uri(picture)}' style='width:45%;margin:.2rem'>"
+            f"<img alt='test image {i}, {what}' src='{data_uri(_png(picture))}' style='width:45%;margin:.2rem'>"
             for i, pair in enumerate(pairs)
             for what, picture in zip(
                 ("annotated structures", "patches by principal components"), pair, strict=True
