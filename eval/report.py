@@ -323,11 +323,8 @@ def data_uri(image: bytes | np.ndarray) -> str:
 def _png(image_HW: np.ndarray) -> bytes:
     from PIL import Image
 
-    colour = image_HW.ndim == 3 and image_HW.shape[2] == 3
-    if not (image_HW.ndim == 2 or colour) or not image_HW.size:
-        raise ValueError(
-            f"an image array must be grey (H, W) or coloured (H, W, 3); found shape {image_HW.shape}"
-        )
+    if image_HW.ndim != 2 or not image_HW.size:
+        raise ValueError(f"an image array must be grey, (H, W); found shape {image_HW.shape}")
     if image_HW.dtype != np.uint8:
         image_HW = (np.clip(np.nan_to_num(image_HW.astype(np.float64)), 0, 1) * 255 + 0.5).astype(np.uint8)
     picture = Image.fromarray(image_HW)

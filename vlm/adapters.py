@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ LORA_TARGETS = (
     r".*language_model.*\."
     r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|qkv_proj|gate_up_proj|dense|fc1|fc2)"
 )
+logging.getLogger("bitsandbytes").setLevel(
+    logging.ERROR
+)  # peft imports it, and it tells of kernels we do not use
 TOWERS = ("vision_tower", "multi_modal_projector", "language_model")
 
 
