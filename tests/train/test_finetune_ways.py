@@ -124,7 +124,7 @@ def test_the_projector_first(train, tmp_path, monkeypatch, capsys):
 
 def test_four_bits(train, tmp_path):
     """The adapter of a language model in nf4 belongs to the base that was not quantised, and merges with it."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (the extra qlora)")
     few = ("--max_steps", "6", "--eval_steps", "3", "--merge")
     assert train("four", *few, "--llm_dtype", "nf4", "--precision", "bf16") == 0
     assert train("sixteen", *few, "--llm_dtype", "bf16", "--precision", "bf16") == 0
