@@ -15,6 +15,7 @@ from encoder.radiograph import read
 from train.datasets.labelled import labelled_images, load
 from train.datasets.masks import MaskError, Runs, decode_runs, image_size, mask_of, read_mask
 from train.phantom.__main__ import main as phantom
+from vlm.study import load_studies
 
 
 def write(path, *rows):
@@ -165,6 +166,10 @@ def test_phantoms(tmp_path, kind):
     assert empty  # what is not there is known not to be there
     assert set(found.sex) <= {"F", "M"} and not np.isnan(found.numbers["age"]).any()
     assert len(found.names) >= 10
+    said = {-1: np.nan}  # a possible finding is not known, one that is not named is not there
+    for labels_L, study in zip(found.labels_NL, load_studies(tmp_path / "p" / "studies.jsonl"), strict=True):
+        wanted = [said.get(value := study.labels.get(name, 0), value) for name in found.names]
+        np.testing.assert_array_equal(labels_L, wanted)
     assert len(load("phantom", tmp_path / "p").part("train")) > 0
 
 

@@ -258,17 +258,21 @@ def _release(kind: str, root: Path, options: dict) -> Labelled:
 
 
 def _phantoms(root: Path) -> Labelled:
-    """What `python -m train.phantom` writes; a finding without a mask is not there."""
+    """What `python -m train.phantom` writes, where all is known: a finding that the report does not name is not there,
+    nor is one without a mask; one that it calls possible is not known."""
     file = root / "studies.jsonl"
     if not file.is_file():
         raise StudyError(f"{file} is missing; python -m train.phantom {root} writes one")
-    found = _own(file, strict=False)
+    found = _own(file, strict=False, unsaid=0.0)
     found.kind = "phantom"
     found.masks = [dict.fromkeys(found.structures, ()) | masks if masks else {} for masks in found.masks]
     return found
 
 
-def _own(source: Path, columns: Mapping[str, str] | None = None, strict: bool = True) -> Labelled:
+def _own(
+    source: Path, columns: Mapping[str, str] | None = None, strict: bool = True, unsaid: float | None = None
+) -> Labelled:
+    """`unsaid`: what a label is that a study's `labels` do not name; None: not known."""
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; give a CSV, a studies file or a folder")
     if source.is_dir() and (source / "studies.jsonl").is_file():
@@ -281,7 +285,7 @@ def _own(source: Path, columns: Mapping[str, str] | None = None, strict: bool = 
     elif is_table:
         rows = _from_csv(source, columns or {}, strict)
     else:
-        rows = list(_study_rows(load_studies(source), source.parent, strict))
+        rows = list(_study_rows(load_studies(source), source.parent, strict, unsaid))
     what = "labelled image" if strict else "image"
     if not rows:
         raise ValueError(f"{source} has no {what} with a split")
@@ -366,12 +370,16 @@ def _sex(text: str | None) -> str:
     return SEXES.get(text.strip().lower(), "") if text else ""
 
 
-def _study_rows(studies: Iterable[Study], root: Path, strict: bool) -> Iterator[Row]:
+def _study_rows(
+    studies: Iterable[Study], root: Path, strict: bool, unsaid: float | None = None
+) -> Iterator[Row]:
     """The frontal images of studies."""
     for study in studies:
         if not study.split or (strict and not study.labels):
             continue
         labels = {name: float(value) for name, value in (study.labels or {}).items() if value in (0, 1)}
+        if unsaid is not None:
+            labels = {"": unsaid, **dict.fromkeys(study.labels or {}, float("nan")), **labels}
         numbers = {name: study.extra.get(name) for name in NUMBERS} | {"age": study.age}
         numbers = {name: float(n) for name, n in numbers.items() if isinstance(n, int | float)}
         for number, image in enumerate(study.images):
