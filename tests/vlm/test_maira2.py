@@ -240,7 +240,8 @@ def test_it_says_what_the_original_says(checkpoint, loaded, studies, which):
     assert expected.std() > 0.1  # they differ enough for the comparison to mean something
     written = generate_ids(loaded.llava, loaded, [ids], pixels_ICHW, Decoding(12))
     assert written == [original.greedy(ids, image, pixels_ICHW, 12)]
-    assert len(set(written[0])) > 2
+    # random weights may repeat a token for ever, and which do depends on PyTorch's version; but not at every position
+    assert len(set(expected.argmax(-1).tolist())) > 2
 
 
 def test_scaled_positions_and_the_last_norm_matter_here(checkpoint, loaded, studies):
