@@ -1,25 +1,12 @@
-"""train.finetune with FSDP2 on CPUs, for the tests: accelerate itself gives FSDP to accelerators alone."""
+"""train.finetune with FSDP2 on CPUs, for the tests; which blocks are split, the training says itself."""
 
 import sys
 
 import transformers.trainer
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+from tests.train.fsdp2_on_cpus import Split
 from train.finetune import main
 from train.trainer import entry
-
-
-class Split(Accelerator):
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["Whatever"],
-            reshard_after_forward=True,
-        )  # fmt: skip
-        AcceleratorState._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
-
 
 if __name__ == "__main__":
     transformers.trainer.Accelerator = Split
