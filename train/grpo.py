@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.config import ConfigError, load_config
@@ -208,22 +208,12 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
 
 def open_run(out: Path, config: Grpo, start: Path) -> Path | None:
     """Make the run folder or find it again; returns the last complete checkpoint, if there is one."""
-    from train.checkpoints import claim
-    from train.grpo_trainer import COMPLETE
+    from train import trainer
     from vlm import model as models
 
-    for path in config.studies:
-        if not Path(path).is_file():
-            raise ConfigError(f"{path} does not exist")
-    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
-    defaults |= {f.name: f.default_factory() for f in fields(config) if f.default_factory is not MISSING}
-    digests = {
-        "sha256 of init": models.weights_sha256(start),
-        "sha256 of studies": [models.sha256_of([Path(path)]) for path in config.studies],
-    }
-    claim(out, asdict(config) | digests, MAY_DIFFER, defaults)
-    checkpoints = [p.parent for p in out.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(checkpoints, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    studies = [trainer.file_sha256(Path(path)) for path in config.studies]
+    digests = {"sha256 of init": models.weights_sha256(start), "sha256 of studies": studies}
+    return trainer.open_run(out, config, MAY_DIFFER, digests)
 
 
 def data_of(config: Grpo, model, state) -> tuple[dict[str, list], dict[str, list[dict]]]:

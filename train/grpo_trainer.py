@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -20,14 +19,12 @@ from trl import GRPOConfig, GRPOTrainer
 from train.checkpoints import truncate_metrics
 from train.config import ConfigError
 from train.rollouts import Groups, Reward, StudyProcessor
+from train.trainer import COMPLETE, WEIGHTS, load_trained, trained_weights
 from vlm.adapters import check_adapters, lora_config, quiet_peft
 from vlm.model import FindingsModel
 
 if TYPE_CHECKING:
     from train.grpo import Grpo
-
-COMPLETE = "complete"  # an empty file in a checkpoint that was written to its end
-WEIGHTS = "trained.safetensors"
 
 
 class Loop(GRPOTrainer):
@@ -74,8 +71,7 @@ class Loop(GRPOTrainer):
         )
 
     def trained(self) -> dict[str, Tensor]:
-        named = self.accelerator.unwrap_model(self.model).named_parameters()
-        return {name: p for name, p in named if p.requires_grad}
+        return trained_weights(self.accelerator.unwrap_model(self.model))
 
     def create_model_card(self, *args, **kwargs) -> None:
         """None for a checkpoint, which is no model."""
@@ -88,16 +84,7 @@ class Loop(GRPOTrainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        path = Path(resume_from_checkpoint) / WEIGHTS
-        weights, saved = self.trained(), load_file(path)
-        if weights.keys() != saved.keys():
-            odd = sorted(weights.keys() ^ saved.keys())
-            raise ConfigError(
-                f"{path} does not fit this model: {len(odd)} tensors without a partner, first {odd[0]}"
-            )
-        with torch.no_grad():
-            for name, p in weights.items():
-                p.copy_(saved[name])
+        load_trained(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / WEIGHTS)
 
     def _save_checkpoint(self, model, trial) -> None:
         super()._save_checkpoint(model, trial)
