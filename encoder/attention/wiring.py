@@ -117,7 +117,30 @@ def transformers_attention(
             f"{NAME} takes padding masks (batch, keys), got {tuple(attention_mask.shape)}; "
             "load the model with attn_implementation='sdpa' for masks of another form"
         )
+    if attention == "cxr" and _is_decoding(attention_mask, query.shape[2], causal):
+        return _decoded(query, key, value, attention_mask, scaling), None
     return _unpadded(q_BNHD, k_BNHD, v_BNHD, attention_mask, cxr.CHOICES[attention], causal, scaling), None
+
+
+def _is_decoding(mask_BM: Tensor, n_q: int, causal: bool) -> bool:
+    """Whether every row asks with its last token alone, as at every step of generation after the first."""
+    if n_q > 1 or not causal:
+        return False
+    found = _paddings.setdefault(mask_BM, {})
+    if "decoding" not in found:
+        found["decoding"] = bool(mask_BM[:, -1].all())
+    return found["decoding"]
+
+
+def _decoded(q_BH1D: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, mask_BM: Tensor, scale: float | None) -> Tensor:
+    """One query a row over keys that lie where the cache has them: to pack them would copy the whole cache at every
+    layer of every step. The query heads of a key head go in as its queries, so that no key is repeated either."""
+    batch, heads, _, width = q_BH1D.shape
+    q_BHGD = q_BH1D.reshape(batch, k_BHMD.shape[1], -1, width)
+    out_BHGD = nn.functional.scaled_dot_product_attention(
+        q_BHGD, k_BHMD, v_BHMD, attn_mask=mask_BM.bool()[:, None, None], scale=scale
+    )
+    return out_BHGD.reshape(batch, 1, heads, width)
 
 
 def _pack(query: Tensor, attention_mask: Tensor | None, kwargs: dict) -> dict | None:

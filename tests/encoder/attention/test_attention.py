@@ -7,6 +7,7 @@ import torch
 from timm.layers import Attention
 from torch import nn
 from transformers import (
+    AttentionInterface,
     BartConfig,
     BartModel,
     Dinov2Config,
@@ -291,6 +292,26 @@ def test_llama_cached_decoding_with_unequal_lengths(calls):
         alone = model(torch.tensor([[*sequence, *following[row].tolist(), 30]])).logits[0]
         torch.testing.assert_close(step.logits[row], alone[-3:-1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(last.logits[row], alone[-1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+def test_a_decoding_step_leaves_the_keys_where_they_are(heads, calls):
+    """One query a row: equal to the explicit formula of the unpadded rows, without a pack; a row whose last token is
+    padding goes through the pack and comes out as zeros."""
+    _, mask = padded(SEQUENCES, "left")
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    q, k, v = (
+        torch.randn(3, h, n, 8) for h, n in zip((heads[0], heads[1], heads[1]), (1, 7, 7), strict=True)
+    )
+    functions = [AttentionInterface()[name] for name in (NAME, REFERENCE)]
+    ours, formula = (f(module, q, k, v, mask.bool(), scaling=0.3, is_causal=True)[0] for f in functions)
+    assert ours.shape == (3, 1, heads[0], 8) and not calls
+    torch.testing.assert_close(ours, formula, rtol=1e-5, atol=1e-6)
+    mask[1, -1] = 0
+    ours, formula = (f(module, q, k, v, mask.bool(), scaling=0.3, is_causal=True)[0] for f in functions)
+    assert len(calls) == 1 and not ours[1].any()
+    torch.testing.assert_close(ours, formula, rtol=1e-5, atol=1e-6)
 
 
 def test_llama_generates_as_with_sdpa():
