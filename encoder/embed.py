@@ -19,9 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from encoder.frozen import Encoder
 from encoder.radiograph import InputError, Limits, read
-from encoder.transforms import Preprocessing
-from encoder.vit import CropViT
 
 ABOUT, INDEX = "embed.json", "index.jsonl"
 PER_FILE = 1024  # images; a sixteenth of it with patches: 400 MB of a ViT-B at 518 px
@@ -47,8 +46,7 @@ def done(out: Path) -> dict[str, dict]:
 @torch.inference_mode()
 def embed(
     paths: Sequence[str],
-    backbone: CropViT,
-    preprocessing: Preprocessing,
+    encoder: Encoder,
     out: Path,
     *,
     about: dict,
@@ -65,16 +63,14 @@ def embed(
     """
     per_file = per_file or (PER_FILE // 16 if patches else PER_FILE)
     out.mkdir(parents=True, exist_ok=True)
-    about = {**about, "preprocess_sha256": preprocessing.sha256, "patches": patches, "dtype": dtype}
+    about = {**about, "preprocess_sha256": encoder.preprocessing.sha256, "patches": patches, "dtype": dtype}
     _agree(out / ABOUT, about)
     known = done(out)
     number = 1 + max((int(row["file"][9:14]) for row in known.values() if "file" in row), default=-1)
     remaining = (path for path in dict.fromkeys(paths) if path not in known)
     while several := list(islice(remaining, per_file)):
         file = f"features-{number:05d}.safetensors"
-        rows, tensors = _features(
-            several, backbone, preprocessing, patches, DTYPES[dtype], batch_size, limits
-        )
+        rows, tensors = _features(several, encoder, patches, DTYPES[dtype], batch_size, limits)
         if tensors["cls"].shape[0]:
             part = out / f"{file}.part"
             save_file(tensors, part)
@@ -98,28 +94,28 @@ def _agree(path: Path, about: dict) -> None:
 
 
 def _features(
-    paths: Sequence[str], backbone, preprocessing, patches: bool, dtype, batch_size: int, limits
+    paths: Sequence[str], encoder: Encoder, patches: bool, dtype, batch_size: int, limits
 ) -> tuple[list[dict], dict[str, Tensor]]:
     """-> lines of the index, in the order of paths, and the features of those that could be read."""
-    parameter = next(backbone.parameters())
+    parameter = next(encoder.parameters(), torch.empty(0))
     rows: list[dict] = []
-    cls, grids = [torch.empty(0, backbone.embed_dim, dtype=dtype)], []
+    cls, grids = [torch.empty(0, encoder.width, dtype=dtype)], []
     remaining = iter(paths)
     count = 0
     while several := list(islice(remaining, batch_size)):
         images = []
         for path in several:
             try:
-                images.append(preprocessing(read(path, limits).pixels))
+                images.append(encoder.preprocessing(read(path, limits).pixels))
                 rows.append({"path": path, "row": count})
                 count += 1
             except InputError as error:
                 rows.append({"path": path, "error": {"code": error.code, "message": str(error)}})
         if images:
             x_BCHW = torch.stack(images).to(parameter.device, parameter.dtype)
-            tokens_BNC = backbone.forward_features(x_BCHW).to("cpu", dtype)
-            cls.append(tokens_BNC[:, 0])
-            grids += [tokens_BNC[:, 1:]] if patches else []
+            tokens = encoder(x_BCHW)
+            cls.append(tokens.cls_BC.to("cpu", dtype))
+            grids += [tokens.patches_BPC.to("cpu", dtype)] if patches else []
     tensors = {"cls": torch.cat(cls)}
     if grids:
         tensors["patches"] = torch.cat(grids)

@@ -2,6 +2,7 @@
 
     encoder_of("runs/encoder/encoder")          ours, RAD-DINO, DINOv2 with or without registers, CLIP, SigLIP, timm's
     encoder_of("microsoft/rad-dino")            ViTs: a transformers directory, or a hub id
+    encoder_of("vlm/mini")                      the tower of a findings model, merged
     encoder_of("dinov2_vitb14.pth")             a file of the DINOv2 repository or of timm
     encoder_of("random:microsoft/rad-dino@1")   the same architecture with random weights (seed 1): a floor
     encoder_of("pixels")                        no encoder: grey levels, which probes reduce by PCA: another floor
@@ -134,8 +135,15 @@ def encoder_of(name: str | Path, size: int | None = None, attention: str = "cxr"
         raise ModelError(f"attention {attention!r} is unknown; there are {', '.join(TRANSFORMERS)}")
     folder = fetched(name, "encoder", "nor 'pixels', nor 'random:ENCODER', nor a weights file, ")
     tower, preprocessing = towers.load_tower(folder, TRANSFORMERS[attention])
+    return encoder_of_tower(name, weights_sha256(folder), tower, preprocessing, size)
+
+
+def encoder_of_tower(
+    name: str, sha256: str, tower: nn.Module, preprocessing: Preprocessing, size: int | None = None
+) -> Encoder:
+    """The encoder that a loaded vision model is. Raises ModelError where it cannot take images of that `size`."""
     preprocessing = _resized(tower.config.model_type, preprocessing, size, name)
-    return Tower(name, weights_sha256(folder), tower, preprocessing).eval()
+    return Tower(name, sha256, tower, preprocessing).eval()
 
 
 def _from_file(name: str, size: int | None) -> Encoder:

@@ -65,7 +65,8 @@ def load_tower(
     folder: str | Path, attention: str, size: int | None = None
 ) -> tuple[nn.Module, Preprocessing]:
     """An encoder directory -> (tower in fp32 and evaluation mode, its preprocessing). `attention` is transformers' name
-    of it; timm's towers have their own. CLIP's and SigLIP's text towers are left out. Raises ModelError."""
+    of it; timm's towers have their own. The text towers of CLIP and SigLIP are left out, and of a Llava (a findings
+    model, merged) all but its tower. Raises ModelError."""
     import transformers
 
     folder = Path(folder)
@@ -74,7 +75,9 @@ def load_tower(
             f"{folder / 'config.json'} does not exist; is {folder} an encoder checkpoint directory?"
         )
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = whole = transformers.AutoConfig.from_pretrained(folder)
+        if config.model_type == "llava":
+            config = config.vision_config
         kind = CONTAINED.get(config.model_type, config.model_type)
         if kind not in CLASSES:
             raise ValueError(f"a {kind} model; vision towers are {', '.join(CLASSES)}")
@@ -83,14 +86,22 @@ def load_tower(
         raise ModelError(f"{folder}: {error}") from None
     if not list(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder} holds no model.safetensors (pickled weights are not read)")
-    model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
-        folder,
-        dtype=torch.float32,
-        use_safetensors=True,
-        output_loading_info=True,
-        **({} if kind == "timm_wrapper" else {"attn_implementation": attention}),
-    )
-    contained = kind != config.model_type
+    part_of = {} if config is whole else {"config": config, "key_mapping": {r"^(model\.)?vision_tower\.": ""}}
+    logging = transformers.utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is left out is known, and what is missing is said below
+    try:
+        model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **part_of,
+            **({} if kind == "timm_wrapper" else {"attn_implementation": attention}),
+        )
+    finally:
+        logging.set_verbosity(level)
+    contained = kind != whole.model_type
     left = (
         [] if contained or kind == "timm_wrapper" else list(report["unexpected_keys"])
     )  # text tower; classifier

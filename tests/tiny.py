@@ -42,6 +42,49 @@ def make_encoder(folder: Path, seed: int = 0, size: int = SIZE) -> Path:
     return folder
 
 
+def make_tower(kind: str, folder: Path) -> Path:
+    """A vision tower: dinov2, registers, clip (with its text tower, as released), siglip, timm."""
+    import transformers as tr
+
+    from encoder.transforms import Preprocessing
+
+    common = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": PATCH,
+        "image_size": SIZE,
+    }
+
+    torch.manual_seed(1)
+    if kind == "dinov2":
+        return make_encoder(folder)
+    if kind == "registers":
+        config = tr.Dinov2WithRegistersConfig(
+            **common, mlp_ratio=2, num_register_tokens=3, layerscale_value=0.5
+        )
+        tr.Dinov2WithRegistersModel(config).save_pretrained(folder)
+    elif kind == "clip":
+        text = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "vocab_size": 99,
+        }
+        vision = {**common, "intermediate_size": 64}
+        tr.CLIPModel(tr.CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    elif kind == "siglip":
+        tr.SiglipVisionModel(tr.SiglipVisionConfig(**common, intermediate_size=64)).save_pretrained(folder)
+    else:
+        arguments = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        config = tr.TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=arguments)
+        tr.TimmWrapperModel(config).save_pretrained(folder)
+    mean = (0.481, 0.458, 0.408) if kind == "clip" else 0.5
+    Preprocessing(SIZE, "stretch" if kind == "siglip" else "crop", mean, 0.25).save_pretrained(folder)
+    return folder
+
+
 def make_llm(folder: Path, seed: int = 0) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -86,6 +129,12 @@ def make_studies(folder: Path, n: int, seed: int = 0) -> Path:
 
 def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def tower_dirs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("towers")
+    return {k: make_tower(k, root / k) for k in ("dinov2", "registers", "clip", "siglip", "timm")}
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,9 @@ from typing import Any
 
 from train.config import ConfigError
 
-TASKS = (
-    "classification", "knn", "few-shot", "metadata", "retrieval", "segmentation", "upernet", "vitdet", "unsupervised",
-)  # fmt: skip
-ON_PATCHES = ("segmentation", "upernet", "vitdet", "unsupervised")
+SEGMENTED = ("segmentation", "upernet", "vitdet", "unsupervised")  # what masks are needed for
+TASKS = ("classification", "attentive", "knn", "few-shot", "metadata", "retrieval", *SEGMENTED)
+ASKED_FOR = ("permuted",)  # the protocol on labels dealt out anew: twenty times the time of classification
 
 
 @dataclass
@@ -26,7 +25,8 @@ class Probe:
         metadata={"help": "directories, hub ids, weights files, random:ENCODER, pixels"}
     )
     out: str = field(metadata={"help": "folder of the results"})
-    tasks: list[str] = field(default_factory=list)  # none: all that the data has labels, masks or numbers for
+    # none: all that the data has labels, masks or numbers for, but permuted
+    tasks: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)  # none: all
     vectors: str = "both"  # cls, mean (of the patch tokens), both side by side; what labels are read from
     choose: str = "auprc"  # or auroc: by what validation chooses the penalty
@@ -59,7 +59,7 @@ class Judge:
         self.config, self.found, self.encoder, self.out, self.state = config, found, encoder, out, state
         self.floor = encoder.name == "pixels"
         self.layers = min(config.layers, encoder.depth)
-        patches = config.vectors != "cls" or bool(set(config.tasks or TASKS) & set(ON_PATCHES))
+        patches = config.vectors != "cls" or bool(set(config.tasks or TASKS) & {*SEGMENTED, "attentive"})
         self.features = extract(
             encoder, found.paths, Path(config.features_dir or out / "features"), patches=patches,
             layers=self.layers, batch=config.batch, workers=config.workers, state=state,
@@ -94,7 +94,7 @@ class Judge:
             part.rename(file)
             print(f"{self.encoder.name}: {task}, {time.perf_counter() - started:.0f} s", flush=True)
         self.state.wait_for_everyone()
-        kind = Segmentation if task in ON_PATCHES else Judged
+        kind = Segmentation if task in SEGMENTED else Judged
         return {name: kind.from_json(row) for name, row in json.loads(file.read_text()).items()}
 
     # --- one vector an image ------------------------------------------------------------------------------------------
@@ -116,8 +116,9 @@ class Judge:
             self._vectors = vectors(self.features.cls_NC, mean, which).astype(np.float32)
         return self._vectors
 
-    def parts(self, y_NL):
-        """Train, validate, test, of the images that could be read and for which something is known."""
+    def parts(self, y_NL, x_NC=None):
+        """Train, validate, test, of the images that could be read and for which something is known, with vectors or
+        what else is given for each."""
         import numpy as np
 
         from eval.probes.judged import Part
@@ -127,7 +128,9 @@ class Judge:
         for split in ("train", "validate", "test"):
             at = np.flatnonzero((self.found.splits[self.features.rows] == split) & known[self.features.rows])
             rows = self.features.rows[at]
-            made.append(Part(self.vectors[at], y_NL[rows], self.found.patients[rows]))
+            made.append(
+                Part((self.vectors if x_NC is None else x_NC)[at], y_NL[rows], self.found.patients[rows])
+            )
         return made
 
     @property
@@ -154,6 +157,26 @@ class Judge:
 
         names, y_NL = self.labels
         return {"linear": linear_probe(*self.parts(y_NL), names, choose=self.config.choose, **self.reduced)}
+
+    def attentive(self) -> dict:
+        import numpy as np
+
+        from eval.probes.attentive import Training, attentive_probe
+
+        names, y_NL = self.labels
+        parts = self.parts(y_NL, np.arange(len(self.features))[:, None])
+        options = Training(seed=self.config.seed)
+        judged = attentive_probe(
+            self.features.patches, *parts, names, choose=self.config.choose, options=options,
+            device=self.state.device, say=lambda line: print(line, flush=True),
+        )  # fmt: skip
+        return {"attentive": judged}
+
+    def permuted(self) -> dict:
+        from eval.probes.findings import permuted
+
+        names, y_NL = self.labels
+        return {"permuted": permuted(*self.parts(y_NL), names, seed=self.config.seed, **self.reduced)}
 
     def knn(self) -> dict:
         from eval.probes.findings import knn_probe

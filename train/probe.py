@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from train.config import ConfigError, load_config
-from train.judge import ON_PATCHES, TASKS, Judge, Probe
+from train.judge import ASKED_FOR, SEGMENTED, TASKS, Judge, Probe
 
 
 def main(argv: list[str] | None = None) -> int:
     config = load_config(Probe, "probe", argv)
-    unknown = sorted(set(config.tasks) - set(TASKS))
+    every = (*TASKS, *ASKED_FOR)
+    unknown = sorted(set(config.tasks) - set(every))
     if unknown:
-        raise ConfigError(f"no task is called {', '.join(unknown)}; there are {', '.join(TASKS)}")
+        raise ConfigError(f"no task is called {', '.join(unknown)}; there are {', '.join(every)}")
     if len(set(config.encoders)) < len(config.encoders):
         raise ConfigError("an encoder is named twice")
     from train.checkpoints import alone
@@ -60,7 +61,7 @@ def run(config: Probe) -> int:
             if name == "pixels" and task in ("upernet", "vitdet"):
                 continue
             results[task][name] = judge(task)
-        if state.is_main_process and set(tasks) & set(ON_PATCHES):
+        if state.is_main_process and set(tasks) & set(SEGMENTED):
             pictures[name] = judge.pictures(results)
     if state.is_main_process:
         report = summary(config, found, results, said)
@@ -83,7 +84,7 @@ def possible(task: str, found, asked: bool) -> bool:
         raise ConfigError(f"no image is of split {' or '.join(lacks)}: a probe learns, chooses and is judged")
     has = {
         "metadata": bool(found.numbers) or bool(np.isin(found.sex, ("F", "M")).any()),
-        **dict.fromkeys(ON_PATCHES, all(len(np.intersect1d(masked, rows)) for rows in parts)),
+        **dict.fromkeys(SEGMENTED, all(len(np.intersect1d(masked, rows)) for rows in parts)),
     }.get(task, bool(found.names))
     if asked and not has:
         raise ConfigError(f"task {task}: the data has nothing that it could be learnt from in every split")
@@ -108,8 +109,8 @@ def leaks(config: Probe, found) -> list[str]:
 
 
 METRICS = {  # task -> what is measured of its answers
-    "classification": ("auprc", "auroc"), "knn": ("auprc", "auroc"), "few-shot": ("auprc", "auroc"),
-    "retrieval": ("precision",),
+    **dict.fromkeys(("classification", "attentive", "knn", "few-shot"), ("auprc", "auroc")),
+    "permuted": ("auroc",), "retrieval": ("precision",),
 }  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def summary(config: Probe, found, results: dict, said: list[str]) -> dict:
         rows, gaps = [], []
         for encoder, outcomes in by_encoder.items():
             for name, judged in outcomes.items():
-                if task in ON_PATCHES:
+                if task in SEGMENTED:
                     for structure, scores in structures(judged.scores(config.replicates, config.seed)):
                         rows += [
                             {
@@ -189,7 +190,7 @@ def tables(report: dict) -> str:
         lines.append(f"\n{task}")
         for row in found["scores"]:
             what = row.get("structure") or row.get("name", "").partition("/")[2]
-            if task in ON_PATCHES and row["metric"] not in ("dice", "iou"):
+            if task in SEGMENTED and row["metric"] not in ("dice", "iou"):
                 continue
             low, high = row["interval"]
             value = " -" if row["value"] is None else f"{row['value']:.3f} [{_three(low)}, {_three(high)}]"

@@ -150,12 +150,12 @@ def embed(args) -> int:
         )
     if not paths:
         raise UsageError(f"no image found in {', '.join(map(str, args.inputs))}")
-    backbone, preprocessing, about = _encoder(args.model, args.size)
+    encoder, about = _encoder(args.model, args.size)
     there = len(set(paths) & done(args.out).keys())
     if there:
         print(f"{there} of {len(paths)} images are in {args.out} already")
     made = embed(
-        paths, backbone.to(device), preprocessing, args.out, about=about, patches=args.patches, dtype=args.dtype,
+        paths, encoder.to(device), args.out, about=about, patches=args.patches, dtype=args.dtype,
         batch_size=args.batch_size,
     )  # fmt: skip
     refused = 0
@@ -171,23 +171,18 @@ def embed(args) -> int:
 
 
 def _encoder(name: str, size: int | None):
-    """-> (backbone, preprocessing, what to say of it): of a findings model, an encoder directory or a weights file."""
-    from dataclasses import replace
-
-    from encoder.convert import load_backbone
-    from encoder.state_dicts import from_dinov2
-    from encoder.transforms import Preprocessing
+    """-> (encoder, what to say of it): one that `encoder_of` knows, or of a findings model its tower."""
+    from encoder.frozen import encoder_of, encoder_of_tower
     from vlm import model as models
 
     path = Path(name)
-    if not path.is_file():
+    if not path.is_file() and not name.startswith("random:") and name != "pixels":
         path = models.resolve(name)
         if models.is_findings_model(path):
             model = models.load(path)
-            about = {"encoder": model.meta.name, "encoder_sha256": model.meta.encoder_sha256}
-            return from_dinov2(models.vision_tower(model.llava)), model.preprocessing, about
-    loaded = load_backbone(path, size=size)
-    preprocessing = loaded.preprocessing or Preprocessing()
-    sha256 = models.weights_sha256(path) if path.is_dir() else models.sha256_of([path])
-    about = {"encoder": path.name, "encoder_sha256": sha256}
-    return loaded.backbone, replace(preprocessing, size=loaded.backbone.size), about
+            tower, meta = models.vision_tower(model.llava), model.meta
+            encoder = encoder_of_tower(meta.name, meta.encoder_sha256, tower, model.preprocessing, size)
+            return encoder, {"encoder": meta.name, "encoder_sha256": meta.encoder_sha256}
+        name = str(path)
+    encoder = encoder_of(name, size)
+    return encoder, {"encoder": path.name if path.exists() else name, "encoder_sha256": encoder.sha256}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eval.probes.overlap import Segmentation, Task, batches, dice_of, overlap
-from eval.probes.segmentation import Tokens, judged
+from eval.probes.segmentation import Tokens, judged, statistics
 
 SCALES = (4, 2, 1, 0.5)  # of the patch grid; strides of a quarter to twice the patch
 HEADS = ("upernet", "vitdet")
@@ -208,7 +208,9 @@ def train(
     """The best head in evaluation mode, its Dice of each structure on validation, and the step it is of."""
     if len(task.train) < 2:
         raise ValueError("a decoder needs at least two training images, for the statistics of a batch")
-    mean_C, std_C, P = _statistics(task, tokens)
+    mean_C, std_C, P = statistics(tokens, task.train)
+    if round(P**0.5) ** 2 != P:
+        raise ValueError(f"{P} patches of an image make no square")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = Decoder(len(mean_C), len(task.structures), options)
@@ -257,20 +259,6 @@ def train(
             break
     model.load_state_dict(kept)
     return model.eval(), *of
-
-
-def _statistics(task: Task, tokens: Tokens) -> tuple[Tensor, Tensor, int]:
-    """Mean and standard deviation (C,) of the training tokens, and how many an image has."""
-    count, total, squares, P = 0, 0.0, 0.0, 0
-    for part in batches(task.train):
-        x_MC = tokens(part).flatten(0, 1).double().cpu()
-        P = len(x_MC) // len(part)
-        count, total, squares = count + len(x_MC), total + x_MC.sum(0), squares + x_MC.square().sum(0)
-    if round(P**0.5) ** 2 != P:
-        raise ValueError(f"{P} patches of an image make no square")
-    mean_C = total / count
-    std_C = (squares / count - mean_C.square()).clamp(min=0).sqrt()
-    return mean_C.float(), std_C.float().clamp(min=1e-6), P
 
 
 def _schedule(step: int, warmup: int, steps: int) -> float:

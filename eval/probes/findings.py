@@ -47,7 +47,7 @@ def knn_probe(
     """Shares of positives among the k nearest training images; where none of them has a known label, the share among
     all training images. Raises ValueError where a patient is in both parts."""
     check_parts(names, train=train, test=test)
-    prior_1L = _share_of_positives(train)
+    prior_1L = share_of_positives(train)
     scores_ML = knn_scores(train.x_NC, train.y_NL, test.x_NC, k)
     scores_ML = np.where(np.isnan(scores_ML), prior_1L, scores_ML)
     choices = {"features": features, "head": "knn", "neighbours": str(k), "temperature": str(TEMPERATURE)}
@@ -56,7 +56,7 @@ def knn_probe(
         list(names),
         test.y_NL,
         scores_ML[None],
-        _floor(prior_1L),
+        constant_floor(prior_1L),
         test.patients,
         _names(test),
         choices,
@@ -176,7 +176,7 @@ def _judged(
 ) -> Judged:
     scores_DML = np.stack([h.scores(test.x_NC) for h in heads]).astype(np.float32)
     chosen: list[list[dict[str, Any]]] = [h.chosen for h in heads]
-    floor_1L = _floor(_share_of_positives(learnt[0]))
+    floor_1L = constant_floor(share_of_positives(learnt[0]))
     return Judged(list(names), test.y_NL, scores_DML, floor_1L, test.patients, _names(test), choices, chosen)
 
 
@@ -190,14 +190,15 @@ def _choices(
     return choices
 
 
-def _share_of_positives(part: Part) -> np.ndarray:
+def share_of_positives(part: Part) -> np.ndarray:
     """(1, L), NaN where no label is known."""
     known = (~np.isnan(part.y_NL)).sum(0)
     positives = np.nansum(part.y_NL, 0)
     return np.divide(positives, known, out=np.full(len(known), np.nan), where=known > 0)[None]
 
 
-def _floor(share_1L: np.ndarray) -> np.ndarray:
+def constant_floor(share_1L: np.ndarray) -> np.ndarray:
+    """What is said without looking."""
     return np.where(np.isnan(share_1L), 0.5, share_1L)  # any constant: AUPRC and AUROC know only the order
 
 

@@ -31,6 +31,18 @@ def dice(predicted_NHW: np.ndarray, truth_NHW: np.ndarray) -> np.ndarray:
     return np.divide(2 * (A & B).sum(1), total, out=np.full(len(A), np.nan), where=total > 0)
 
 
+def statistics(tokens: Tokens, rows: np.ndarray) -> tuple[Tensor, Tensor, int]:
+    """Mean and standard deviation (C,) over the patches of those images, and how many an image has."""
+    count, total, squares, P = 0, 0.0, 0.0, 0
+    for part in batches(rows):
+        x_MC = tokens(part).flatten(0, 1).double().cpu()
+        P = len(x_MC) // len(part)
+        count, total, squares = count + len(x_MC), total + x_MC.sum(0), squares + x_MC.square().sum(0)
+    mean_C = total / count
+    std_C = (squares / count - mean_C.square()).clamp(min=0).sqrt()
+    return mean_C.float(), std_C.float().clamp(min=1e-6), P
+
+
 @dataclass
 class Patches:
     """Patches to learn from, standardised, and what they were standardised by: `y_MK` the shares that structures

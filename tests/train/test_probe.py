@@ -75,12 +75,15 @@ def test_encoders_side_by_side(data, encoder_dir, tmp_path, capsys):
         str(tmp_path / "out"),
         *SMALL,
     ]
-    tasks = ["classification", "knn", "few-shot", "metadata", "retrieval", "segmentation", "unsupervised"]
+    tasks = ["classification", "attentive", "knn", "few-shot", "permuted", "metadata", "retrieval", "segmentation",
+             "unsupervised"]  # fmt: skip
     assert main([*command, "--tasks", *tasks]) == 0
     report = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert list(report["tasks"]) == tasks
     auroc = values(report, "classification", "auroc", "Left")
     assert set(auroc) == {(e, "linear") for e in (ours, random, "pixels")} and min(auroc.values()) > 0.9
+    assert min(values(report, "attentive", "auroc", "Left").values()) > 0.9
+    assert all(abs(v - 0.5) < 0.3 for v in values(report, "permuted", "auroc", "Left").values())
     r2 = values(report, "metadata", "r2")
     assert r2["pixels", "age"] > 0.5 and "r2" not in {
         r["metric"] for r in report["tasks"]["metadata"]["scores"] if r["head"] == "sex"

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from encoder import embed as embedding
 from encoder.convert import save_backbone
 from encoder.embed import done, read_features
+from encoder.frozen import encoder_of
 from encoder.radiograph import read
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
@@ -104,3 +105,19 @@ def test_other_choices_need_another_folder(encoder_file, films, tmp_path, capsys
 def test_the_shipped_model(films, tmp_path, capsys):
     assert main(["embed", str(films), "--out", str(tmp_path / "out")]) == 0
     assert next(iter(read_features(tmp_path / "out")))[1]["cls"].shape == (192,)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "timm", "pixels"])
+def test_any_encoder(kind, tower_dirs, films, tmp_path, capsys):
+    model, out = str(tower_dirs[kind]) if kind != "pixels" else kind, tmp_path / "out"
+    assert main(["embed", str(films), "--model", model, "--out", str(out), "--patches"]) == 0
+    encoder = encoder_of(model)
+    for path, features in read_features(out):
+        tokens = encoder(encoder.preprocessing(read(path).pixels)[None])
+        torch.testing.assert_close(features["cls"], tokens.cls_BC[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(features["patches"], tokens.patches_BPC[0], rtol=1e-4, atol=1e-5)
+    if kind != "pixels":
+        capsys.readouterr()
+        more = ["--size", "56", "--out", str(tmp_path / "other")]
+        assert main(["embed", str(films), "--model", model, *more]) == 2
+        assert "images of 28 px alone" in capsys.readouterr().err

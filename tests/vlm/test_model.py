@@ -247,7 +247,16 @@ def test_the_encoder_comes_out_as_it_went_in(findings_model, encoder_dir, tmp_pa
     models.save_encoder(findings_model, tmp_path / "e")
     there, here = (load_file(d / "model.safetensors") for d in (encoder_dir, tmp_path / "e"))
     assert there.keys() == here.keys() and all(torch.equal(there[k], here[k]) for k in there)
-    assert load_tower(tmp_path / "e", "sdpa")[1] == findings_model.preprocessing
+    alone, preprocessing = load_tower(tmp_path / "e", "sdpa")
+    assert preprocessing == findings_model.preprocessing
+
+    models.save(
+        findings_model, tmp_path / "m"
+    )  # and a findings model is its tower to whoever asks for an encoder
+    tower, preprocessing = load_tower(tmp_path / "m", "sdpa")
+    assert preprocessing == findings_model.preprocessing
+    weights = tower.state_dict()
+    assert all(torch.equal(v, weights.pop(k)) for k, v in alone.state_dict().items()) and not weights
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from PIL import Image as Picture
 from safetensors.torch import load_file, save_file
 
 from encoder import towers
-from encoder.transforms import Preprocessing
-from tests.tiny import make_encoder, make_llm
+from tests.tiny import SIZE, make_llm, make_tower
 from vlm import adapters
 from vlm import model as models
 from vlm import projector as projectors
@@ -22,54 +21,6 @@ from vlm.build import build
 from vlm.llava import token_grid
 from vlm.prompts import prompt_for
 from vlm.study import Study
-
-SIZE, PATCH = 28, 7
-COMMON = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "patch_size": PATCH,
-    "image_size": SIZE,
-}
-
-
-def make_tower(kind: str, folder):
-    import transformers as tr
-
-    torch.manual_seed(1)
-    if kind == "dinov2":
-        return make_encoder(folder)
-    if kind == "registers":
-        config = tr.Dinov2WithRegistersConfig(
-            **COMMON, mlp_ratio=2, num_register_tokens=3, layerscale_value=0.5
-        )
-        tr.Dinov2WithRegistersModel(config).save_pretrained(folder)
-    elif kind == "clip":  # with its text tower, as released
-        text = {
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 16,
-            "vocab_size": 99,
-        }
-        vision = {**COMMON, "intermediate_size": 64}
-        tr.CLIPModel(tr.CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
-    elif kind == "siglip":
-        tr.SiglipVisionModel(tr.SiglipVisionConfig(**COMMON, intermediate_size=64)).save_pretrained(folder)
-    else:
-        arguments = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 2}
-        config = tr.TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=arguments)
-        tr.TimmWrapperModel(config).save_pretrained(folder)
-    mean = (0.481, 0.458, 0.408) if kind == "clip" else 0.5
-    Preprocessing(SIZE, "stretch" if kind == "siglip" else "crop", mean, 0.25).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tower_dirs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("towers")
-    return {k: make_tower(k, root / k) for k in ("dinov2", "registers", "clip", "siglip", "timm")}
-
 
 CHOICES = {
     "stock": ("dinov2", {}),
