@@ -281,18 +281,31 @@ class Judge:
             for method in unsupervised.METHODS
         }
 
-    def pictures(self, results: dict, most: int = 4) -> list:
-        """Some test images with true and found outlines, and coloured by the patches' principal components."""
+    def pictures(self, results: dict) -> list[dict]:
+        """Some test images: name of a picture -> outlines that were annotated, outlines that each head found, patches
+        coloured by their principal components."""
         from encoder.radiograph import read
+        from eval.probes.overlap import EXAMPLES
         from eval.probes.pictures import PatchColours, outlines
 
         task, tokens = self.task, self.features.patches
-        rows = task.test[:most]
         colours = PatchColours.of(tokens, task.test[:64])
+        every = [found for name in SEGMENTED for found in results.get(name, {}).items()]
+        heads = {head: found.examples for head, found in every if found.examples}
         made = []
-        for i in rows:
+        for n, i in enumerate(task.test[:EXAMPLES]):
             row = int(self.features.rows[i])
             pixels = read(self.found.paths[row]).pixels
-            truth = self.found.mask(row)
-            made.append((outlines(pixels, truth), colours.paint(tokens([i])[0], 256)))
+            pictures = {"annotated": outlines(pixels, self.found.mask(row))}
+            for head, examples in heads.items():
+                pictures[head] = outlines(pixels, enlarged(examples[n], pixels.shape))
+            made.append({**pictures, "patches": colours.paint(tokens([i])[0], 256)})
         return made
+
+
+def enlarged(masks_Khw, shape: tuple[int, int]):
+    """Masks at the size of their image, (K, H, W)."""
+    import torch
+
+    masks = torch.from_numpy(masks_Khw).float()[None]
+    return torch.nn.functional.interpolate(masks, size=shape, mode="bilinear")[0].numpy() > 0.5

@@ -53,7 +53,7 @@ def run(config: Probe) -> int:
         state.print(line)
     tasks = [t for t in (config.tasks or TASKS) if possible(t, found, asked=bool(config.tasks))]
     results: dict[str, dict[str, Any]] = {task: {} for task in tasks}
-    pictures: dict[str, list] = {}
+    pictures: dict[str, list[dict]] = {}
     for name in config.encoders:
         encoder = encoder_of(name, config.size or None, config.attention)
         judge = Judge(config, found, encoder, out, state)
@@ -62,7 +62,9 @@ def run(config: Probe) -> int:
                 continue
             results[task][name] = judge(task)
         if state.is_main_process and set(tasks) & set(SEGMENTED):
-            pictures[name] = judge.pictures(results)
+            pictures[name] = judge.pictures(
+                {task: found[name] for task, found in results.items() if name in found}
+            )
     if state.is_main_process:
         report = summary(config, found, results, said)
         write_json(out / "probe.json", report)

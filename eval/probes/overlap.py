@@ -7,6 +7,8 @@ an encoder sees.
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +31,7 @@ from eval.signature import Score, number, signature
 OUTSIDE = ("background", "left-out")
 CELLS = 128  # a side of the square, on which candidates are compared on validation
 BATCH = 8  # images whose tokens are in memory at once
+EXAMPLES, EXAMPLE = 4, 512  # test images whose masks are kept to be shown, and pixels of their longer side
 Predictor = Callable[
     [np.ndarray], Tensor
 ]  # rows -> logits (n, K, h, w) over the square; positive: the structure
@@ -174,6 +177,32 @@ def counts(task: Task, rows: np.ndarray, predict: Predictor) -> np.ndarray:
     return torch.stack(found).numpy()
 
 
+def found_masks(task: Task, rows: np.ndarray, predict: Predictor) -> list[np.ndarray]:
+    """What is found in each image, bool (K, h, w), its longer side `EXAMPLE` pixels at most."""
+    found = []
+    for (_, mask_KHW), maps_Khw in zip(task.each(rows), predict(rows), strict=True):
+        H, W = mask_KHW.shape[1:]
+        scale = min(1.0, EXAMPLE / max(H, W))
+        # the frame goes by the image's shape alone
+        found.append(
+            task.frame.masks(maps_Khw, max(1, round(H * scale)), max(1, round(W * scale)))[0].numpy()
+        )
+    return found
+
+
+def packed(masks_KHW: np.ndarray) -> dict[str, Any]:
+    """Masks as JSON: a bit a pixel, deflated."""
+    bits = zlib.compress(np.packbits(masks_KHW).tobytes(), 9)
+    return {"shape": list(masks_KHW.shape), "bits": base64.b64encode(bits).decode()}
+
+
+def unpacked(masks: dict[str, Any]) -> np.ndarray:
+    """The inverse of `packed`."""
+    shape = tuple(masks["shape"])
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(masks["bits"])), np.uint8)
+    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
+
+
 def dice_of(counts_NK3: np.ndarray) -> np.ndarray:
     """2 |A and B| / (|A| + |B|); NaN where there is nothing true."""
     both, predicted, true = np.moveaxis(np.asarray(counts_NK3, np.float64), -1, 0)
@@ -239,6 +268,9 @@ class Segmentation:
     chosen: dict[str, Any] = field(default_factory=dict)  # structure -> what was chosen on validation
     validation: dict[str, float] = field(default_factory=dict)  # structure -> Dice there
     predict: Predictor | None = field(default=None, repr=False, compare=False)
+    examples: list[np.ndarray] = field(
+        default_factory=list, repr=False, compare=False
+    )  # `found_masks` of the first
 
     @property
     def dice_NK(self) -> np.ndarray:
@@ -294,6 +326,7 @@ class Segmentation:
                 "iou": [[number(x) for x in row] for row in self.iou_NK],
                 "counts": self.counts_NK3.tolist(),
             },
+            "examples": [packed(masks_KHW) for masks_KHW in self.examples],
         }
 
     @classmethod
@@ -307,6 +340,7 @@ class Segmentation:
             found["choices"],
             found["chosen"],
             {k: float("nan") if v is None else v for k, v in found["validation"].items()},
+            examples=[unpacked(masks) for masks in found.get("examples", [])],
         )
 
     def _images(self) -> dict[str, list[int]]:

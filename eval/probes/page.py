@@ -28,7 +28,7 @@ NAMES = {
 
 
 def write_page(path: Path, report: Mapping[str, Any], pictures: Mapping[str, Sequence] | None = None) -> None:
-    """`report` as train/probe.py makes it; `pictures`: encoder -> (film with outlines, coloured patches), ....
+    """`report` as train/probe.py makes it; `pictures`: encoder -> of some images, what a picture shows -> the picture.
 
     Raises FileExistsError for a file that is no page of ours.
     """
@@ -135,15 +135,18 @@ def _png(picture_HW3: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _pictures(pictures: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]) -> str:
-    cards = []
-    for name, pairs in pictures.items():
-        images = "".join(
-            f"<img alt='test image {i}, {what}' src='{data_uri(_png(picture))}' style='width:45%;margin:.2rem'>"
-            for i, pair in enumerate(pairs)
-            for what, picture in zip(
-                ("annotated structures", "patches by principal components"), pair, strict=True
-            )
+def _pictures(pictures: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> str:
+    """A table an encoder: an image a row, a picture of it a column."""
+    tables = []
+    for name, images in pictures.items():
+        lines = [
+            [
+                f"<img alt='test image {i}, {escape(what)}' src='{data_uri(_png(picture))}' style='width:100%'>"
+                for what, picture in image.items()
+            ]
+            for i, image in enumerate(images)
+        ]
+        tables.append(
+            f"<h3>{escape(name)}</h3>{table_of(list(images[0]), lines, numeric_from=99)}" if images else ""
         )
-        cards.append(f"<article><h3>{escape(name)}</h3>{images}</article>")
-    return f"<section><h2>Test images</h2>{''.join(cards)}</section>"
+    return f"<section><h2>Test images</h2>{''.join(tables)}</section>"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.probes.overlap import Segmentation, Task, batches, choose, counts
+from eval.probes.overlap import EXAMPLES, Segmentation, Task, batches, choose, counts, found_masks
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # penalties tried; the best on validation is kept
 PCA_COMPONENTS = (16, 32, 64, 128)
@@ -265,6 +265,7 @@ def judged(task: Task, predict, chosen=None, validation=None, **choices: object)
         chosen or {},
         validation or {},
         predict,
+        found_masks(task, task.test[:EXAMPLES], predict),
     )
 
 

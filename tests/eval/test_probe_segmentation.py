@@ -286,3 +286,22 @@ def test_floors_know_where_things_usually_are():
     assert (
         dice["PCA of the whole image"] > 0.85 > 0.8 > max(dice["mean mask"], dice["raw patches + position"])
     )
+
+
+def test_masks_to_be_shown_are_those_that_are_counted():
+    """Kept with the answers, through JSON; larger images are shown smaller."""
+    masks = blobs(24)
+    task = task_of(masks, Frame(Preprocessing(size=32)))
+    found = linear(task, lambda rows: planted(task)[rows])
+    assert len(found.examples) == min(overlap.EXAMPLES, len(task.test)) > 0
+    for example, row, counts in zip(found.examples, task.test, found.counts_NK3, strict=False):
+        assert example.shape == masks[row].shape
+        assert counts[:, 1].tolist() == example.sum((1, 2)).tolist()
+        assert counts[:, 0].tolist() == (example & masks[row]).sum((1, 2)).tolist()
+    again = Segmentation.from_json(json.loads(json.dumps(found.to_json(n_boot=10))))
+    for a, b in zip(found.examples, again.examples, strict=True):
+        np.testing.assert_array_equal(a, b)
+    large = task_of([np.kron(m, np.ones((1, 12, 12), bool)) for m in masks], Frame(Preprocessing(size=32)))
+    (small,) = overlap.found_masks(large, large.test[:1], lambda rows: found.predict(rows))
+    assert max(small.shape[1:]) == overlap.EXAMPLE
+    assert small.mean((1, 2)) == pytest.approx(found.examples[0].mean((1, 2)), abs=0.01)
