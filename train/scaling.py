@@ -40,6 +40,7 @@ from train.config import ConfigError
 KEYS = {"recipe", "data", "fields", "amounts", "seeds", "variants", "probe"}
 METRICS = {
     "classification": "auprc",
+    "attentive": "auprc",
     "knn": "auroc",
     "segmentation": "dice",
     "upernet": "dice",
