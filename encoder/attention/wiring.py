@@ -199,12 +199,15 @@ def _unpadded(
     q_BNHD, k_BNHD, v_BNHD, mask_BM: Tensor, attention, causal: bool, scale: float | None
 ) -> Tensor:
     """Padded batch -> pack -> padded batch; padding positions come out as zeros."""
-    out_BNHD = torch.zeros_like(q_BNHD, memory_format=torch.contiguous_format)
     padding = _padding(mask_BM, q_BNHD.shape[1], causal)
     if padding is None:
-        return out_BNHD
+        return torch.zeros_like(q_BNHD, memory_format=torch.contiguous_format)
     q_THD, k_THD, v_THD = q_BNHD[padding.q], k_BNHD[padding.k], v_BNHD[padding.k]
-    out_BNHD[padding.q] = attention(q_THD, k_THD, v_THD, causal=causal, scale=scale, **padding.lengths)
+    out_THD = attention(q_THD, k_THD, v_THD, causal=causal, scale=scale, **padding.lengths)
+    out_BNHD = out_THD.new_zeros(
+        q_BNHD.shape
+    )  # under autocast of a lower precision than q (caches keep float32)
+    out_BNHD[padding.q] = out_THD
     return out_BNHD
 
 

@@ -12,6 +12,7 @@ from transformers import (
     BartModel,
     Dinov2Config,
     Dinov2Model,
+    DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -312,6 +313,23 @@ def test_a_decoding_step_leaves_the_keys_where_they_are(heads, calls):
     ours, formula = (f(module, q, k, v, mask.bool(), scaling=0.3, is_causal=True)[0] for f in functions)
     assert len(calls) == 1 and not ours[1].any()
     torch.testing.assert_close(ours, formula, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_llama_with_a_cache_under_autocast(side):
+    """The cache keeps values in the float32 that rotary embeddings leave keys in; attention answers in bfloat16."""
+    ids, mask = padded(SEQUENCES, side)
+    found = {}
+    for name in (NAME, "sdpa", REFERENCE):
+        model, cache = tiny_llama(name), DynamicCache()
+        with torch.autocast("cpu", torch.bfloat16):
+            first = model(ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+            more = torch.cat([mask, torch.ones(3, 1, dtype=mask.dtype)], 1)
+            step = model(ids[:, :1], attention_mask=more, past_key_values=cache, use_cache=True).logits
+        found[name] = torch.cat([first.float()[mask.bool()], step.float()[:, 0]])
+    for name in (NAME, REFERENCE):
+        torch.testing.assert_close(found[name], found["sdpa"], rtol=0.05, atol=0.05)
 
 
 def test_llama_generates_as_with_sdpa():
