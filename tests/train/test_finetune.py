@@ -95,6 +95,12 @@ def test_studies_of_several_images_whose_context_is_dropped_at_random(
     assert all(p.error is None for p in found)
 
 
+def test_float32_weights_in_bfloat16_arithmetic(train, tmp_path):
+    """As on every GPU: learned, and in the same run read aloud for the scores."""
+    assert train("run", "--precision", "bf16", "--max_steps", "3", "--eval_steps", "3") == 0
+    assert any("eval_f1_shuffled" in row for row in metrics(tmp_path / "run"))
+
+
 def test_a_frozen_language_model_in_bfloat16(train, tmp_path, capsys):
     assert (
         train("run", "--llm_dtype", "bf16", "--precision", "bf16", "--max_steps", "3", "--eval_steps", "3")
