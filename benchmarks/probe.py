@@ -32,7 +32,7 @@ from transformers import AutoModel, Dinov2Config, Dinov2Model
 
 from encoder.frozen import encoder_of
 from encoder.transforms import Preprocessing
-from train.judge import ASKED_FOR, TASKS
+from train.judge import ALSO
 from train.launcher import call, run_steps
 from train.processes import use_cores
 
@@ -70,7 +70,7 @@ def probes(out: Path, images: int, threads: int) -> dict:
     shutil.rmtree(result, ignore_errors=True)  # what is there already would cost no time
     command = [
         sys.executable, "-u", "-m", "train.probe", "--data", f"phantom:{population}", "--out", str(result),
-        "--encoders", str(MINI), f"random:{MINI}", "pixels", "--threads", str(threads), "--tasks", *TASKS, *ASKED_FOR,
+        "--encoders", str(MINI), f"random:{MINI}", "pixels", "--threads", str(threads), "--also", *ALSO,
     ]  # fmt: skip
     started, seconds = time.perf_counter(), {}
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:

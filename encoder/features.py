@@ -1,12 +1,13 @@
 """Features of frozen encoders on disk, each computed once: kept by encoder, preprocessing and what an image contains.
 
-    FOLDER/contents.jsonl           path, size and time of a file, and the digest of what it contains
+    FOLDER/contents-0.jsonl         path, size and time of a file, and the digest of what it contains
     FOLDER/KEY/about.json           which encoder, which preprocessing, which layers
     FOLDER/KEY/index-0.jsonl        an image a line, by digest: in which file and row it is, or why it cannot be read
-    FOLDER/KEY/0-00000.safetensors  cls (N, C) float32, patches (N, P, C) float16
+    FOLDER/KEY/0-00000.safetensors  cls and mean (N, C) float32, patches (N, P, C layers) float16
 
 A file that is moved, copied or renamed is the same image. Each process of accelerate computes its share and writes
-files of its own, under another name until they are whole, so an interrupted extraction goes on where it stopped.
+files of its own, under another name until they are whole, so an interrupted extraction goes on where it stopped. Two
+runs that need features of the same encoder wait for each other.
 
 Shape letters: N images, P patches, C channels.
 """
@@ -15,14 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,8 +35,9 @@ from encoder.errors import ModelError
 from encoder.frozen import Encoder
 from encoder.radiograph import InputError, read
 
-CONTENTS, ABOUT = "contents.jsonl", "about.json"
-PER_FILE = 256  # MB of a file of features, about
+CONTENTS, INDEX, ABOUT, LOCK = "contents", "index", "about.json", ".lock"
+PER_FILE, MOST, PATIENCE = 256 << 20, 4096, 60.0  # a file is written at so many bytes, images or seconds
+TOLD = 1 << 30  # bytes of features that are announced before
 
 
 @dataclass
@@ -41,15 +46,17 @@ class Features:
 
     rows: np.ndarray  # (N,)
     cls_NC: np.ndarray  # float32
+    mean_NC: np.ndarray  # of the patch tokens of the last layer, float32
+    digests: list[str]  # of what each contains
     errors: dict[int, str]  # place of an image that cannot be read -> code of the reason
+    layers: int  # side by side in `patches`
     _where: list[tuple[Path, int]]  # file and row of each
-    grid: int
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def patches(self, which: Sequence[int]) -> Tensor:
-        """Patch tokens (len(which), P, C) float32 of some of the N. Raises ModelError if they were not kept."""
+        """Patch tokens (len(which), P, C layers) float32 of some of the N. Raises ModelError if they were not kept."""
         found: list[Tensor | None] = [None] * len(which)
         by_file: dict[Path, list[tuple[int, int]]] = {}
         for place, i in enumerate(which):
@@ -63,6 +70,10 @@ class Features:
                 for place, row in wanted:
                     found[place] = patches[row].float()
         return torch.stack(found) if found else torch.empty(0)
+
+    def last(self, which: Sequence[int]) -> Tensor:
+        """The same of the last layer alone, (len(which), P, C)."""
+        return self.patches(which).chunk(self.layers, -1)[-1]
 
 
 def extract(
@@ -83,29 +94,35 @@ def extract(
     `layers` layers.
 
     `look` changes the grey levels (H, W) before the preprocessing; `looked` is its name, for the key. `state` spreads
-    the work over the processes of accelerate; all of them get all features. Unreadable images are among `errors`.
+    the work over the processes of accelerate; all of them get all features. Unreadable images are among `errors`, and
+    are tried again each time. Raises ModelError where the disk is too small for what is missing.
     """
     state, layers = state or PartialState(), layers if patches else 1
     about = {
-        "encoder": encoder.name, "encoder_sha256": encoder.sha256, "look": looked,
+        "encoder": encoder.name, "encoder_sha256": encoder.sha256, "look": looked, "layout": 2,
         "preprocess_sha256": encoder.preprocessing.sha256, "patches": patches, "layers": layers,
     }  # fmt: skip
     key = hashlib.sha256(json.dumps({**about, "encoder": ""}).encode()).hexdigest()[:16]
     store = folder / key
     if state.is_main_process:
         store.mkdir(parents=True, exist_ok=True)
-        (store / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-        contents = digests(paths, folder)
     state.wait_for_everyone()
-    if not state.is_main_process:
-        contents = digests(paths, folder)
-    known = _index(store)
-    missing = [(d, p) for d, p in {contents[p]: p for p in paths if p in contents}.items() if d not in known]
-    mine = missing[state.process_index :: state.num_processes]
-    if mine:
-        _extract(encoder, mine, store, patches, layers, batch, workers, state, look, say)
-    state.wait_for_everyone()
-    known = _index(store)
+    with _locked(store, state, say):
+        if state.is_main_process:
+            (store / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+        contents = digests(paths, folder, state)
+        state.wait_for_everyone()
+        known = _index(store)
+        wanted = {contents[p]: p for p in paths if p in contents}
+        missing = [(d, p) for d, p in wanted.items() if "file" not in known.get(d, {})]
+        size = 8 * encoder.width + (2 * encoder.grid**2 * encoder.width * layers if patches else 0)
+        if state.is_main_process:
+            _room(folder, size * len(missing), encoder.name, len(missing), say)
+        mine = missing[state.process_index :: state.num_processes]
+        if mine:
+            _extract(encoder, mine, known, store, patches, layers, size, batch, workers, state, look, say)
+        state.wait_for_everyone()
+        known = _index(store)
     rows, where, errors = [], [], {}
     for place, path in enumerate(paths):
         line = known.get(contents.get(path, ""), {"error": "unreadable"})
@@ -114,36 +131,80 @@ def extract(
         else:
             rows.append(place)
             where.append((store / line["file"], line["row"]))
-    return Features(np.array(rows, dtype=np.int64), _cls(where, encoder.width), errors, where, encoder.grid)
+    vectors = _vectors(where)
+    return Features(
+        np.array(rows, dtype=np.int64), vectors["cls"], vectors["mean"], [contents[paths[i]] for i in rows], errors,
+        layers, where,
+    )  # fmt: skip
 
 
-def digests(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
+def digests(paths: Sequence[Path], folder: Path, state: PartialState | None = None) -> dict[Path, str]:
     """Digest of what each file contains; files that are as they were (size, time) are not read again. Those that
-    cannot be opened are left out."""
-    file = folder / CONTENTS
-    known = {}
-    if file.is_file():
-        for line in _lines(file):
-            known[line["path"], line["size"], line["mtime_ns"]] = line["sha256"]
-    found, new = {}, []
+    cannot be opened are left out. Each process reads its share."""
+    state = state or PartialState()
+    stamps: dict[Path, tuple] = {}
     for path in dict.fromkeys(paths):
         try:
             about = path.stat()
-            stamp = (str(path.absolute()), about.st_size, about.st_mtime_ns)
-            if stamp not in known:
-                with path.open("rb") as content:
-                    known[stamp] = hashlib.file_digest(content, "sha256").hexdigest()
-                new.append(
-                    dict(zip(("path", "size", "mtime_ns", "sha256"), (*stamp, known[stamp]), strict=True))
-                )
-            found[path] = known[stamp]
         except OSError:
             continue
-    if new:
-        folder.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as out:
-            out.write("".join(json.dumps(line) + "\n" for line in new))
-    return found
+        stamps[path] = (str(path.absolute()), about.st_size, about.st_mtime_ns)
+    known = _contents(folder)
+    state.wait_for_everyone()  # nobody writes while another still reads
+    missing = [path for path, stamp in stamps.items() if stamp not in known]
+    mine, lines = missing[state.process_index :: state.num_processes], []
+    file = folder / f"{CONTENTS}-{state.process_index}.jsonl"
+    for number, path in enumerate(mine, 1):
+        try:
+            with path.open("rb") as content:
+                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError:
+            continue
+        lines.append(dict(zip(("path", "size", "mtime_ns", "sha256"), (*stamps[path], sha256), strict=True)))
+        if len(lines) == 500 or number == len(mine):
+            _append(file, lines)
+            lines = []
+    _append(file, lines)
+    state.wait_for_everyone()
+    known = _contents(folder)
+    return {path: known[stamp] for path, stamp in stamps.items() if stamp in known}
+
+
+def _contents(folder: Path) -> dict[tuple, str]:
+    files = sorted(folder.glob(f"{CONTENTS}-*.jsonl"))
+    lines = [line for file in files for line in _lines(file)]
+    return {(line["path"], line["size"], line["mtime_ns"]): line["sha256"] for line in lines}
+
+
+@contextmanager
+def _locked(store: Path, state: PartialState, say: Callable[[str], None]) -> Iterator[None]:
+    """The first process keeps other runs out of the store; those of its own run wait for it."""
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        yield
+        return
+    lock = FileLock(store / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another run computes features in {store}; waiting")
+        lock.acquire()
+    try:
+        state.wait_for_everyone()
+        yield
+    finally:
+        lock.release()
+
+
+def _room(folder: Path, size: int, name: str, images: int, say: Callable[[str], None]) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ModelError(
+            f"{name}: features of {images} images take {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left; "
+            "choose another features folder, a smaller size, fewer layers, or tasks that need no patch tokens"
+        )
+    if size > TOLD:
+        say(f"{name}: features of {images} images will take {size / 1e9:.1f} GB of {folder}")
 
 
 class _Films(torch.utils.data.Dataset):
@@ -165,22 +226,22 @@ class _Films(torch.utils.data.Dataset):
 
 
 def _extract(
-    encoder, mine, store: Path, patches: bool, layers: int, batch, workers, state, look, say
+    encoder, mine, known, store: Path, patches: bool, layers: int, size: int, batch, workers, state, look, say
 ) -> None:
     encoder = encoder.to(state.device)
     loader = torch.utils.data.DataLoader(
         _Films(mine, encoder.preprocessing, look), batch, num_workers=workers, collate_fn=list
     )
-    size = 2 * encoder.grid**2 * encoder.width * layers if patches else 4 * encoder.width
-    full = max(batch, (PER_FILE << 20) // size)
+    full = max(batch, min(MOST, PER_FILE // size))
     rank = state.process_index
     number = 1 + max((int(p.stem.split("-")[1]) for p in store.glob(f"{rank}-*.safetensors")), default=-1)
-    started, said, seen = time.perf_counter(), 0.0, 0
+    started = written = time.perf_counter()
+    said, seen = 0.0, 0
     waiting: list[dict] = []
-    parts: dict[str, list[Tensor]] = {"cls": [], "patches": []}
+    parts: dict[str, list[Tensor]] = {"cls": [], "mean": [], "patches": []}
 
     def write() -> None:
-        nonlocal number
+        nonlocal number, written
         lines, count = [], 0
         for line in waiting:
             if "error" not in line:
@@ -193,8 +254,10 @@ def _extract(
             save_file(tensors, file.with_suffix(".part"))
             file.with_suffix(".part").replace(file)
             number += 1
-        with (store / f"index-{rank}.jsonl").open("a", encoding="utf-8") as index:
-            index.write("".join(json.dumps(line) + "\n" for line in lines))
+        _append(
+            store / f"{INDEX}-{rank}.jsonl", [line for line in lines if known.get(line["sha256"]) != line]
+        )
+        written = time.perf_counter()
         waiting.clear()
         for found in parts.values():
             found.clear()
@@ -206,9 +269,11 @@ def _extract(
             tokens = encoder(torch.stack([x for _, x in good]).to(state.device), layers)
             waiting += [{"sha256": digest} for digest, _ in good]
             parts["cls"].append(tokens.cls_BC.float().cpu())
+            last_BPC = tokens.patches_BPC.chunk(layers, -1)[-1]
+            parts["mean"].append(last_BPC.float().mean(1).cpu())
             if patches:
                 parts["patches"].append(tokens.patches_BPC.to("cpu", torch.float16))
-        if len(waiting) >= full:
+        if len(waiting) >= full or time.perf_counter() - written > PATIENCE:
             write()
         seen += len(items)
         passed = time.perf_counter() - started
@@ -220,11 +285,30 @@ def _extract(
 
 
 def _index(store: Path) -> dict[str, dict]:
-    """Lines by digest; one that was cut off is forgotten, and its image computed again."""
-    return {line["sha256"]: line for file in sorted(store.glob("index-*.jsonl")) for line in _lines(file)}
+    """Lines by digest, where there are several those of images that could be read."""
+    found: dict[str, dict] = {}
+    for file in sorted(store.glob(f"{INDEX}-*.jsonl")):
+        for line in _lines(file):
+            if "file" in line or "file" not in found.get(line["sha256"], {}):
+                found[line["sha256"]] = line
+    return found
+
+
+def _append(file: Path, lines: Sequence[dict]) -> None:
+    """After the last whole line: one that was cut off would take the next with it."""
+    if not lines:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b") as out:
+        if end := out.tell():
+            out.seek(end - 1)
+            if out.read(1) != b"\n":
+                out.write(b"\n")
+        out.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def _lines(file: Path) -> list[dict]:
+    """Those that are whole."""
     found = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
@@ -234,12 +318,18 @@ def _lines(file: Path) -> list[dict]:
     return found
 
 
-def _cls(where: list[tuple[Path, int]], width: int) -> np.ndarray:
-    files: dict[Path, np.ndarray] = {}
-    out = np.empty((len(where), width), np.float32)
+def _vectors(where: list[tuple[Path, int]]) -> dict[str, np.ndarray]:
+    """CLS and mean of each, in that order."""
+    found: dict[str, np.ndarray] = {}
+    by_file: dict[Path, list[tuple[int, int]]] = {}
     for i, (file, row) in enumerate(where):
-        if file not in files:
-            with safe_open(file, "np") as tensors:
-                files[file] = tensors.get_tensor("cls")
-        out[i] = files[file][row]
-    return out
+        by_file.setdefault(file, []).append((i, row))
+    for file, places in by_file.items():
+        at, rows = np.array(places).T
+        with safe_open(file, "np") as tensors:
+            for name in ("cls", "mean"):
+                x_NC = tensors.get_tensor(name)
+                if name not in found:
+                    found[name] = np.empty((len(where), x_NC.shape[1]), np.float32)
+                found[name][at] = x_NC[rows]
+    return found or dict.fromkeys(("cls", "mean"), np.empty((0, 0), np.float32))

@@ -34,19 +34,22 @@ FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 class Tokens(NamedTuple):
     cls_BC: Tensor  # what the encoder itself takes for the image: CLS, or what its head pools (SigLIP, timm)
-    patches_BPC: Tensor  # after the final LayerNorm; of several layers side by side
+    patches_BPC: (
+        Tensor  # after the final LayerNorm, if it has one before pooling; of several layers side by side
+    )
 
 
 class Encoder(nn.Module, ABC):
     """`name` as it was asked for, `sha256` of its weights (of what they were drawn from, if random), `width` C of CLS,
-    `grid` patches a side, `depth` blocks, `preprocessing` from grey levels (H, W) to what `forward` takes."""
+    `patch` pixels a side, `grid` patches a side, `depth` blocks, `preprocessing` from grey levels (H, W) to what
+    `forward` takes."""
 
     def __init__(
-        self, name: str, sha256: str, width: int, grid: int, depth: int, preprocessing: Preprocessing
+        self, name: str, sha256: str, width: int, patch: int, depth: int, preprocessing: Preprocessing
     ) -> None:
         super().__init__()
-        self.name, self.sha256, self.width, self.grid, self.depth = name, sha256, width, grid, depth
-        self.preprocessing = preprocessing
+        self.name, self.sha256, self.width, self.patch, self.depth = name, sha256, width, patch, depth
+        self.preprocessing, self.grid = preprocessing, preprocessing.size // patch
 
     @torch.inference_mode()
     def forward(self, pixels_B3HW: Tensor, layers: int = 1) -> Tokens:
@@ -62,19 +65,18 @@ class Tower(Encoder):
 
     def __init__(self, name: str, sha256: str, tower: nn.Module, preprocessing: Preprocessing) -> None:
         shape = towers.shape_of(tower.config)
-        super().__init__(
-            name, sha256, shape.width, preprocessing.size // shape.patch, shape.depth, preprocessing
-        )
+        super().__init__(name, sha256, shape.width, shape.patch, shape.depth, preprocessing)
         self.tower, self.shape = tower, shape
 
     def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
         wanted = range(-layers, 0)
         towers.check_layers(wanted, self.shape, hasattr(self.tower, "timm_model"))
         if hasattr(self.tower, "timm_model"):
-            states = towers.hidden_states(self.tower, pixels_B3HW, wanted, norm=True)
             timm = self.tower.timm_model
-            cls_BC = timm.forward_head(timm.forward_features(pixels_B3HW), pre_logits=True)
-            return Tokens(cls_BC, torch.cat(states, -1))
+            final_BNC, maps = timm.forward_intermediates(
+                pixels_B3HW, indices=layers, norm=True, output_fmt="NLC"
+            )
+            return Tokens(timm.forward_head(final_BNC, pre_logits=True), torch.cat(maps, -1))
         out = self.tower(pixels_B3HW, output_hidden_states=True, return_dict=True)
         norm = towers.final_norm(self.tower)
         states = [norm(out.hidden_states[i]) for i in wanted]
@@ -86,8 +88,7 @@ class Backbone(Encoder):
     """Our own ViT, from a file."""
 
     def __init__(self, name: str, sha256: str, backbone: nn.Module, preprocessing: Preprocessing) -> None:
-        grid = preprocessing.size // backbone.patch
-        super().__init__(name, sha256, backbone.embed_dim, grid, backbone.depth, preprocessing)
+        super().__init__(name, sha256, backbone.embed_dim, backbone.patch, backbone.depth, preprocessing)
         self.backbone = backbone
 
     def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
@@ -106,7 +107,7 @@ class Pixels(Encoder):
 
     def __init__(self, size: int = 224) -> None:
         preprocessing = Preprocessing(size=size, mean=0.5, std=0.25)
-        super().__init__(PIXELS, PIXELS, SIDE**2, size // PATCH, 1, preprocessing)
+        super().__init__(PIXELS, PIXELS, SIDE**2, PATCH, 1, preprocessing)
 
     def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
         x_B1HW = pixels_B3HW[:, :1]

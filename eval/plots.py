@@ -76,7 +76,8 @@ def dots(scores: Scores, name: str) -> str:
 
 
 def whiskers(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
-    """(name, value, low, high) of each row, values between 0 and 1, below one another."""
+    """(name, value, low, high) of each row, below one another on an axis from 0 to 1; a value below 0 (R2 of what is
+    worse than the mean) is written there."""
     left, right, step = 300, 690, 24
     bottom = 8 + step * len(rows)
     marks = [_grid(left, right, 4, bottom)]
@@ -86,7 +87,10 @@ def whiskers(rows: Sequence[tuple[str, float, float, float]], label: str) -> str
         if all(math.isfinite(v) for v in values):
             x, low, high = (_scale(v, left, right) for v in values)
             marks.append(f"<line class='whisker' x1='{low:.1f}' x2='{high:.1f}' y1='{y}' y2='{y}'/>")
-            marks.append(f"<circle class='main' cx='{x:.1f}' cy='{y}' r='4.5'/>")
+            if values[0] < 0:
+                marks.append(f"<text class='tick' x='{left + 6}' y='{y + 4}'>{values[0]:.2f}, below 0</text>")
+            else:
+                marks.append(f"<circle class='main' cx='{x:.1f}' cy='{y}' r='4.5'/>")
     return _svg(720, bottom + 24, label, "".join(marks), label)
 
 

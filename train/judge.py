@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from train.config import ConfigError
 
+say = partial(print, flush=True)
+
 SEGMENTED = ("segmentation", "upernet", "vitdet", "unsupervised")  # what masks are needed for
-TASKS = ("classification", "attentive", "knn", "few-shot", "metadata", "retrieval", *SEGMENTED)
-ASKED_FOR = ("permuted",)  # the protocol on labels dealt out anew: twenty times the time of classification
+TASKS = ("classification", "knn", "few-shot", "metadata", "retrieval", *SEGMENTED)
+ALSO = ("attentive", "permuted")  # which cost more: every patch token on disk; twenty times classification
+ON_LABELS = ("classification", "knn", "few-shot", "retrieval", *ALSO)
+SEVERAL_LAYERS = ("segmentation", "upernet", "vitdet")  # the others see the last
+SCHEMA = 2  # of OUT/parts; another one where a task has come to mean something else
+SETTINGS = {  # what the outcome of a task depends on, beside the encoder and the data
+    "classification": ("vectors", "choose"),
+    "attentive": ("choose", "seed"),
+    "knn": ("vectors",),
+    "few-shot": ("vectors", "choose", "shares", "draws", "seed"),
+    "permuted": ("vectors", "choose", "seed"),
+    "metadata": ("vectors",),
+    "retrieval": ("vectors",),
+    "segmentation": ("layers", "outside", "seed"),
+    "upernet": ("layers", "outside", "seed"),
+    "vitdet": ("layers", "outside", "seed"),
+    "unsupervised": ("clusters", "outside", "seed"),
+}
 
 
 @dataclass
@@ -25,13 +48,17 @@ class Probe:
         metadata={"help": "directories, hub ids, weights files, random:ENCODER, pixels"}
     )
     out: str = field(metadata={"help": "folder of the results"})
-    # none: all that the data has labels, masks or numbers for, but permuted
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)  # none: all that the data has labels, masks or numbers for
+    also: list[str] = field(
+        default_factory=list
+    )  # beside them: attentive (pools all patch tokens), permuted (labels)
     labels: list[str] = field(default_factory=list)  # none: all
     vectors: str = "both"  # cls, mean (of the patch tokens), both side by side; what labels are read from
     choose: str = "auprc"  # or auroc: by what validation chooses the penalty
     size: int = 0  # pixels a side; 0: each encoder's own
-    layers: int = 4  # the last so many, side by side, for segmentation; DINOv2's linear evaluation has 4
+    layers: int = (
+        4  # the last so many, side by side, for linear, UPerNet and ViTDet; DINOv2's evaluation has 4
+    )
     outside: str = "background"  # pixels that the crop cuts off: background, or left-out of the count
     clusters: int = 8  # an image, of the unsupervised segmentation
     shares: list[float] = field(
@@ -51,86 +78,99 @@ class Probe:
 
 
 class Judge:
-    """One encoder on the data."""
+    """One encoder on the data, for some tasks."""
 
-    def __init__(self, config: Probe, found, encoder, out: Path, state) -> None:
+    def __init__(self, config: Probe, found, encoder, tasks: Sequence[str], out: Path, state) -> None:
         from encoder.features import extract
 
         self.config, self.found, self.encoder, self.out, self.state = config, found, encoder, out, state
         self.floor = encoder.name == "pixels"
-        self.layers = min(config.layers, encoder.depth)
-        patches = config.vectors != "cls" or bool(set(config.tasks or TASKS) & {*SEGMENTED, "attentive"})
+        self.layers = min(config.layers, encoder.depth) if set(tasks) & set(SEVERAL_LAYERS) else 1
         self.features = extract(
-            encoder, found.paths, Path(config.features_dir or out / "features"), patches=patches,
-            layers=self.layers, batch=config.batch, workers=config.workers, state=state,
-            say=lambda line: print(line, flush=True),
+            encoder, found.paths, Path(config.features_dir or out / "features"),
+            patches=bool(set(tasks) & {*SEGMENTED, "attentive"}), layers=self.layers, batch=config.batch,
+            workers=config.workers, state=state, say=say,
         )  # fmt: skip
         if self.features.errors and state.is_main_process:
             print(f"{encoder.name}: {len(self.features.errors)} images cannot be read and are left out")
-        self._vectors = None
 
-    def __call__(self, task: str) -> Any:
-        """The outcome of a task, from OUT/parts where it is there."""
+    def __call__(self, task: str) -> dict[str, Any]:
+        """The outcomes of a task, from OUT/parts where they are there; in the first process alone. Raises ValueError
+        where it cannot be done."""
         from eval.probes.judged import Judged
         from eval.probes.overlap import Segmentation
+        from train.processes import all_cores
 
-        settings = {
-            k: v for k, v in self.config.__dict__.items()
-            if k not in ("encoders", "out", "tasks", "features_dir", "batch", "workers", "threads", "replicates",
-                         "attention", "pretrained_on")
+        if not self.state.is_main_process:
+            return {}
+        kind = Segmentation if task in SEGMENTED else Judged
+        settings = {name: getattr(self.config, name) for name in SETTINGS[task]}
+        about = {
+            "schema": SCHEMA, "task": task, "settings": settings, "encoder_sha256": self.encoder.sha256,
+            "preprocessing_sha256": self.encoder.preprocessing.sha256, "layers": self.layers,
+            "data_sha256": self.data_sha256(task),
         }  # fmt: skip
-        images = [str(p) for p in self.found.paths]
-        key = json.dumps([self.encoder.sha256, self.encoder.preprocessing.sha256, task, settings, images])
-        file = self.out / "parts" / f"{task}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        if not file.is_file() and self.state.is_main_process:
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        name = re.sub(r"\W+", "-", Path(self.encoder.name).name)[:40]
+        file = self.out / "parts" / f"{task}-{name}-{key}.json"
+        if not file.is_file():
             started = time.perf_counter()
-            try:
+            with all_cores(self.config.threads, self.state.num_processes):
                 made = getattr(self, task.replace("-", "_"))()
-            except ValueError as error:
-                raise ConfigError(f"{self.encoder.name}, {task}: {error}") from None
+            content = {
+                **about, "encoder": self.encoder.name, "images": self.images,
+                "outcomes": {name: judged.to_json() for name, judged in made.items()},
+            }  # fmt: skip
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(".part")
-            part.write_text(json.dumps({name: judged.to_json() for name, judged in made.items()}))
-            part.rename(file)
-            print(f"{self.encoder.name}: {task}, {time.perf_counter() - started:.0f} s", flush=True)
-        self.state.wait_for_everyone()
-        kind = Segmentation if task in SEGMENTED else Judged
-        return {name: kind.from_json(row) for name, row in json.loads(file.read_text()).items()}
+            part.write_text(json.dumps(content))
+            part.replace(file)
+            say(f"{self.encoder.name}: {task}, {time.perf_counter() - started:.0f} s")
+        outcomes = json.loads(file.read_text())["outcomes"]
+        return {name: kind.from_json(row) for name, row in outcomes.items()}
+
+    @property
+    def images(self) -> list[str]:
+        """Paths of those that could be read."""
+        return [str(self.found.paths[row]) for row in self.features.rows]
+
+    def data_sha256(self, task: str) -> str:
+        """Digest of all that a task is told: images by what they contain, splits, patients, and the truth."""
+        found, rows = self.found, self.features.rows
+        told: list[Any] = [self.features.digests, found.splits[rows].tolist(), found.patients[rows].tolist()]
+        if task in SEGMENTED:
+            told += [found.structures, [_stamps(found.masks[row]) for row in rows]]
+        elif task == "metadata":
+            told += [
+                found.sex[rows].tolist(),
+                {n: np.nan_to_num(x[rows], nan=-1).tolist() for n, x in found.numbers.items()},
+            ]
+        else:
+            names, y_NL = self.labels
+            told += [names, np.nan_to_num(y_NL[rows], nan=-1).tolist()]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     # --- one vector an image ------------------------------------------------------------------------------------------
 
-    @property
-    def vectors(self):
-        import numpy as np
-        import torch
-
+    @cached_property
+    def vectors(self) -> np.ndarray:
         from eval.probes.linear import vectors
 
-        if self._vectors is None:
-            mean = None
-            if not self.floor and self.config.vectors != "cls":
-                width, rows = self.encoder.width, range(len(self.features))
-                parts = [rows[i : i + 64] for i in range(0, len(rows), 64)]
-                mean = torch.cat([self.features.patches(p)[..., -width:].mean(1) for p in parts]).numpy()
-            which = "cls" if self.floor else self.config.vectors
-            self._vectors = vectors(self.features.cls_NC, mean, which).astype(np.float32)
-        return self._vectors
+        which = "cls" if self.floor else self.config.vectors
+        return vectors(self.features.cls_NC, self.features.mean_NC, which)
 
-    def parts(self, y_NL, x_NC=None):
+    def parts(self, y_NL: np.ndarray, x_NC: np.ndarray | None = None) -> list:
         """Train, validate, test, of the images that could be read and for which something is known, with vectors or
         what else is given for each."""
-        import numpy as np
-
         from eval.probes.judged import Part
 
-        made = []
+        x_NC, images = self.vectors if x_NC is None else x_NC, self.images
         known = ~np.isnan(y_NL).all(1)
+        made = []
         for split in ("train", "validate", "test"):
             at = np.flatnonzero((self.found.splits[self.features.rows] == split) & known[self.features.rows])
             rows = self.features.rows[at]
-            made.append(
-                Part((self.vectors if x_NC is None else x_NC)[at], y_NL[rows], self.found.patients[rows])
-            )
+            made.append(Part(x_NC[at], y_NL[rows], self.found.patients[rows], [images[i] for i in at]))
         return made
 
     @property
@@ -159,16 +199,14 @@ class Judge:
         return {"linear": linear_probe(*self.parts(y_NL), names, choose=self.config.choose, **self.reduced)}
 
     def attentive(self) -> dict:
-        import numpy as np
-
         from eval.probes.attentive import Training, attentive_probe
 
         names, y_NL = self.labels
         parts = self.parts(y_NL, np.arange(len(self.features))[:, None])
         options = Training(seed=self.config.seed)
         judged = attentive_probe(
-            self.features.patches, *parts, names, choose=self.config.choose, options=options,
-            device=self.state.device, say=lambda line: print(line, flush=True),
+            self.features.last, *parts, names, choose=self.config.choose, options=options, device=self.state.device,
+            say=say,
         )  # fmt: skip
         return {"attentive": judged}
 
@@ -176,7 +214,8 @@ class Judge:
         from eval.probes.findings import permuted
 
         names, y_NL = self.labels
-        return {"permuted": permuted(*self.parts(y_NL), names, seed=self.config.seed, **self.reduced)}
+        options = {"choose": self.config.choose, "seed": self.config.seed}
+        return {"permuted": permuted(*self.parts(y_NL), names, **options, **self.reduced)}
 
     def knn(self) -> dict:
         from eval.probes.findings import knn_probe
@@ -196,20 +235,18 @@ class Judge:
         return {f"{share:g}": judged for share, judged in made.items()}
 
     def metadata(self) -> dict:
-        import numpy as np
-
         from eval.probes.metadata import regression_probe, sex_labels, sex_probe
 
+        numbers, sex = told(self.found)
         made = {}
-        for name, values in self.found.numbers.items():
-            made[name] = regression_probe(*self.parts(values[:, None].astype(float)), [name], **self.reduced)
-        if np.isin(self.found.sex, ("F", "M")).any():
+        for name in numbers:
+            values_N1 = self.found.numbers[name][:, None].astype(float)
+            made[name] = regression_probe(*self.parts(values_N1), [name], **self.reduced)
+        if sex:
             made["sex"] = sex_probe(*self.parts(sex_labels(self.found.sex)), **self.reduced)
         return made
 
     def retrieval(self) -> dict:
-        import numpy as np
-
         from eval.probes.retrieval import retrieval_probe
 
         _, y_NL = self.labels
@@ -222,35 +259,30 @@ class Judge:
 
     # --- patch tokens -------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def task(self):
         """Structures by the images that have them all annotated."""
-        import numpy as np
-
         from eval.probes.overlap import Frame, Task
 
-        rows = self.features.rows
-        masked = set(self.found.masked().tolist())
+        rows, masked = self.features.rows, self.found.masked()
         at = {
-            split: np.array(
-                [i for i, row in enumerate(rows) if row in masked and self.found.splits[row] == split], int
-            )
+            split: np.flatnonzero(np.isin(rows, masked) & (self.found.splits[rows] == split))
             for split in ("train", "validate", "test")
         }
-        patch = self.encoder.preprocessing.size // self.encoder.grid
         return Task(
             lambda wanted: [self.found.mask(rows[i]) for i in wanted], self.found.structures,
             at["train"], at["validate"], at["test"], self.found.patients[rows],
-            Frame(self.encoder.preprocessing, patch), self.config.outside,
+            Frame(self.encoder.preprocessing, self.encoder.patch), self.config.outside,
         )  # fmt: skip
 
     def segmentation(self) -> dict:
         from eval.probes.segmentation import linear, mean_mask, raw_patches, whole_image
 
+        options = {"seed": self.config.seed, "device": self.state.device}
         if not self.floor:
-            return {"linear": linear(self.task, self.features.patches, seed=self.config.seed)}
+            return {"linear": linear(self.task, self.features.patches, layers=self.layers, **options)}
         return {
-            "raw patches + position": raw_patches(self.task, self.features.patches, seed=self.config.seed),
+            "raw patches + position": raw_patches(self.task, self.features.patches, **options),
             "PCA of the whole image": whole_image(self.task, self.features.cls_NC),
             "mean mask": mean_mask(self.task),
         }
@@ -267,7 +299,6 @@ class Judge:
         options = Training(
             head, layers=self.layers if self.layers == len(SCALES) else 1, seed=self.config.seed
         )
-        say = lambda line: print(line, flush=True)  # noqa: E731
         return {head: decoder(self.task, self.features.patches, options, device=self.state.device, say=say)}
 
     def unsupervised(self) -> dict:
@@ -275,9 +306,9 @@ class Judge:
 
         settings = {"k": self.config.clusters, "seed": self.config.seed, "say": lambda line: None}
         if self.floor:
-            return unsupervised.floors(self.task, self.features.patches, **settings)
+            return unsupervised.floors(self.task, self.features.last, **settings)
         return {
-            method: unsupervised.segment(self.task, self.features.patches, method=method, **settings)
+            method: unsupervised.segment(self.task, self.features.last, method=method, **settings)
             for method in unsupervised.METHODS
         }
 
@@ -288,7 +319,7 @@ class Judge:
         from eval.probes.overlap import EXAMPLES
         from eval.probes.pictures import PatchColours, outlines
 
-        task, tokens = self.task, self.features.patches
+        task, tokens = self.task, self.features.last
         colours = PatchColours.of(tokens, task.test[:64])
         every = [found for name in SEGMENTED for found in results.get(name, {}).items()]
         heads = {head: found.examples for head, found in every if found.examples}
@@ -301,6 +332,27 @@ class Judge:
                 pictures[head] = outlines(pixels, enlarged(examples[n], pixels.shape))
             made.append({**pictures, "patches": colours.paint(tokens([i])[0], 256)})
         return made
+
+
+def told(found) -> tuple[list[str], bool]:
+    """Which numbers are known of images of every split, and whether the sex is."""
+    splits = [found.splits == split for split in ("train", "validate", "test")]
+    numbers = [n for n, x in found.numbers.items() if all((~np.isnan(x[rows])).any() for rows in splits)]
+    return numbers, all(np.isin(found.sex[rows], ("F", "M")).any() for rows in splits)
+
+
+def _stamps(masks: Mapping[str, Any]) -> dict[str, list]:
+    """What tells whether the masks of an image are still the same."""
+    stamps: dict[str, list] = {}
+    for name, parts in masks.items():
+        stamps[name] = []
+        for part in parts:
+            if isinstance(part, Path):
+                about = part.stat() if part.is_file() else None
+                stamps[name].append([str(part), about and about.st_size, about and about.st_mtime_ns])
+            else:
+                stamps[name].append(repr(part))
+    return stamps
 
 
 def enlarged(masks_Khw, shape: tuple[int, int]):

@@ -13,19 +13,28 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from eval.probes.linear import CHOICES, WHICH
+from eval.probes.overlap import OUTSIDE
 from train.config import ConfigError, load_config
-from train.judge import ASKED_FOR, SEGMENTED, TASKS, Judge, Probe
+from train.judge import ALSO, ON_LABELS, SEGMENTED, TASKS, Judge, Probe, told
+
+PATIENCE = timedelta(days=7)  # heads are learnt by the first process alone
 
 
 def main(argv: list[str] | None = None) -> int:
     config = load_config(Probe, "probe", argv)
-    every = (*TASKS, *ASKED_FOR)
-    unknown = sorted(set(config.tasks) - set(every))
-    if unknown:
-        raise ConfigError(f"no task is called {', '.join(unknown)}; there are {', '.join(every)}")
+    for name, known in (("tasks", (*TASKS, *ALSO)), ("also", ALSO)):
+        if unknown := sorted(set(getattr(config, name)) - set(known)):
+            raise ConfigError(f"{name}: there is no {', '.join(unknown)}; there are {', '.join(known)}")
+    for name, known in (("vectors", WHICH), ("choose", tuple(CHOICES)), ("outside", OUTSIDE)):
+        if getattr(config, name) not in known:
+            raise ConfigError(f"{name} {getattr(config, name)!r} is unknown; there are {', '.join(known)}")
     if len(set(config.encoders)) < len(config.encoders):
         raise ConfigError("an encoder is named twice")
     from train.checkpoints import alone
@@ -36,61 +45,88 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Probe) -> int:
     from encoder.frozen import encoder_of
-    from eval.probes.page import write_page
-    from train.checkpoints import write_json
-    from train.datasets.labelled import load
+    from eval.probes.summary import tables
+    from train.datasets.labelled import load, without_shared_patients
     from train.processes import process_state, use_cores
 
-    state = process_state()
+    state = process_state(PATIENCE)
     use_cores(config.threads, state.num_processes)
     out = Path(config.out)
     try:
         found = load(config.data)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--data {config.data}: {error}") from None
-    said = leaks(config, found)
-    for line in said:
-        state.print(line)
-    tasks = [t for t in (config.tasks or TASKS) if possible(t, found, asked=bool(config.tasks))]
+    notes = leaks(config, found)
+    found, left_out = without_shared_patients(found)
+    if left_out:
+        notes.append(f"{left_out} images are left out, for their patients are also in validate or test")
+    if config.labels and (missing := sorted(set(config.labels) - set(found.names))):
+        raise ConfigError(f"no label is called {', '.join(missing)}; there are {', '.join(found.names)}")
+    tasks = []
+    for task in [*(config.tasks or TASKS), *config.also]:
+        if why := lacking(task, found):
+            if config.tasks:
+                raise ConfigError(f"task {task}: {why}")
+            notes.append(f"{task} is left out: {why}")
+        else:
+            tasks.append(task)
+    for line in notes:
+        state.print(line, flush=True)
+    if not tasks:
+        raise ConfigError("there is nothing that could be learnt of these images")
+    # all of them before the first is put to work: a name that is wrong is not found out after hours
+    encoders = {name: encoder_of(name, config.size or None, config.attention) for name in config.encoders}
     results: dict[str, dict[str, Any]] = {task: {} for task in tasks}
     pictures: dict[str, list[dict]] = {}
     for name in config.encoders:
-        encoder = encoder_of(name, config.size or None, config.attention)
-        judge = Judge(config, found, encoder, out, state)
+        judge = Judge(config, found, encoders.pop(name), tasks, out, state)
         for task in tasks:
             if name == "pixels" and task in ("upernet", "vitdet"):
                 continue
-            results[task][name] = judge(task)
-        if state.is_main_process and set(tasks) & set(SEGMENTED):
-            pictures[name] = judge.pictures(
-                {task: found[name] for task, found in results.items() if name in found}
-            )
+            try:
+                outcome = judge(task)
+            except ValueError as error:
+                notes.append(f"{name}: no {task}: {error}")
+                state.print(notes[-1], flush=True)
+                continue
+            results[task][name] = outcome
+        if state.is_main_process:
+            if set(tasks) & set(SEGMENTED):
+                mine = {task: by_encoder.get(name, {}) for task, by_encoder in results.items()}
+                pictures[name] = judge.pictures(mine)
+            report = write(config, found, results, notes, pictures, out)  # after each, for it may be the last
+        state.wait_for_everyone()
     if state.is_main_process:
-        report = summary(config, found, results, said)
-        write_json(out / "probe.json", report)
-        write_page(out / "probe.html", report, pictures)
-        print(tables(report))
+        print(tables(report["tasks"], config.encoders[0]))
         print(f"wrote {out / 'probe.json'} and {out / 'probe.html'}")
-    state.wait_for_everyone()
     return 0
 
 
-def possible(task: str, found, asked: bool) -> bool:
-    """Whether the data has what the task needs. Raises ConfigError where it was asked for."""
-    import numpy as np
+def write(config: Probe, found, results: dict, notes: list[str], pictures: dict, out: Path) -> dict:
+    from eval.probes.page import write_page
+    from train.checkpoints import write_json
 
-    parts = [found.part(split) for split in ("train", "validate", "test")]
-    lacks = [s for s, rows in zip(("train", "validate", "test"), parts, strict=True) if not len(rows)]
+    report = summary(config, found, results, notes)
+    write_json(out / "probe.json", report)
+    write_page(out / "probe.html", report, pictures)
+    return report
+
+
+def lacking(task: str, found) -> str:
+    """What the data lacks that the task needs, in words; "" if nothing."""
+    splits = {split: found.part(split) for split in ("train", "validate", "test")}
+    if empty := [split for split, rows in splits.items() if not len(rows)]:
+        raise ConfigError(f"no image is of split {' or '.join(empty)}: a probe learns, chooses and is judged")
+    if task in ON_LABELS:
+        known = ~np.isnan(found.labels_NL).all(1) if found.names else np.zeros(len(found.paths), bool)
+        without = [split for split, rows in splits.items() if not known[rows].any()]
+        return f"no image of {' or '.join(without)} has a label" if without else ""
+    if task == "metadata":
+        return "" if any(told(found)) else "neither age, weight, BMI nor sex is known in every split"
     masked = found.masked()
-    if lacks:
-        raise ConfigError(f"no image is of split {' or '.join(lacks)}: a probe learns, chooses and is judged")
-    has = {
-        "metadata": bool(found.numbers) or bool(np.isin(found.sex, ("F", "M")).any()),
-        **dict.fromkeys(SEGMENTED, all(len(np.intersect1d(masked, rows)) for rows in parts)),
-    }.get(task, bool(found.names))
-    if asked and not has:
-        raise ConfigError(f"task {task}: the data has nothing that it could be learnt from in every split")
-    return has
+    without = [split for split, rows in splits.items() if not len(np.intersect1d(masked, rows))]
+    every = f" of all of {', '.join(found.structures)}" if len(found.structures) > 1 else ""
+    return f"no image of {' or '.join(without)} has a mask{every}" if without else ""
 
 
 def leaks(config: Probe, found) -> list[str]:
@@ -100,110 +136,38 @@ def leaks(config: Probe, found) -> list[str]:
     lines = []
     for name in config.encoders:
         known = name.rstrip("/").rpartition("/")[2].lower()
-        if known.startswith("rad-dino"):
+        if known.startswith("rad-dino") and not name.startswith("random:"):
             lines.append(known_leaks("rad-dino", found.kind))
     if config.pretrained_on:
         try:
             lines.append(summary(found, shared_by_name(found, config.pretrained_on)))
         except LeakError as error:
             raise ConfigError(f"--pretrained_on: {error}") from None
-    return lines
+    return list(dict.fromkeys(lines))
 
 
-METRICS = {  # task -> what is measured of its answers
-    **dict.fromkeys(("classification", "attentive", "knn", "few-shot"), ("auprc", "auroc")),
-    "permuted": ("auroc",), "retrieval": ("precision",),
-}  # fmt: skip
+def summary(config: Probe, found, results: dict, notes: list[str]) -> dict:
+    """probe.json."""
+    from eval.probes.summary import scores_and_gaps
 
-
-def summary(config: Probe, found, results: dict, said: list[str]) -> dict:
-    """probe.json: every number with its interval, and the first encoder less each of the others."""
-    from eval.probes.overlap import compare
-    from eval.probes.results import compared, measured
-
-    first = config.encoders[0]
-    report: dict[str, Any] = {
-        "schema": 1, "data": config.data, "kind": found.kind, "notes": said, "encoders": config.encoders,
-        "images": {split: int((found.splits == split).sum()) for split in ("train", "validate", "test")},
-        "date": time.strftime("%Y-%m-%d"), "versions": versions(), "tasks": {},
+    first, tasks, more = config.encoders[0], {}, []
+    for task, outcomes in results.items():
+        rows, gaps, without = scores_and_gaps(
+            task, outcomes, first, replicates=config.replicates, seed=config.seed
+        )
+        tasks[task] = {"scores": rows, f"{first} less": gaps}
+        more += without
+    return {
+        "schema": 1, "data": config.data, "kind": found.kind, "notes": notes + more, "encoders": config.encoders,
+        "images": {split: len(found.part(split)) for split in ("train", "validate", "test")},
+        "date": time.strftime("%Y-%m-%d"), "versions": versions(), "tasks": tasks,
     }  # fmt: skip
-    for task, by_encoder in results.items():
-        rows, gaps = [], []
-        for encoder, outcomes in by_encoder.items():
-            for name, judged in outcomes.items():
-                if task in SEGMENTED:
-                    for structure, scores in structures(judged.scores(config.replicates, config.seed)):
-                        rows += [
-                            {
-                                "encoder": encoder,
-                                "head": name,
-                                "structure": structure,
-                                "metric": metric,
-                                **s.to_json(),
-                            }
-                            for metric, s in scores.items()
-                        ]
-                    ours = by_encoder.get(first, {})
-                    if encoder != first and ours:
-                        mine = ours.get(name) or next(iter(ours.values()))
-                        less = compare(mine, judged, seed=config.seed)["structures"]
-                        for structure, found_ in structures(less):
-                            gaps += [
-                                {
-                                    "encoder": encoder,
-                                    "head": name,
-                                    "structure": structure,
-                                    "metric": metric,
-                                    **gap,
-                                }
-                                for metric, gap in found_.items()
-                            ]
-                    continue
-                metrics = METRICS.get(task) or (("auroc", "auprc") if name == "sex" else ("r2", "mae"))
-                for metric in metrics:
-                    rows += [
-                        {"encoder": encoder, "head": name, "metric": metric, **row.to_json()}
-                        for row in measured(judged, metric, n_boot=config.replicates, seed=config.seed)
-                    ]
-                    if encoder != first and name in by_encoder.get(first, {}):
-                        gaps += [
-                            {"encoder": encoder, "head": name, "metric": metric, **row.to_json()}
-                            for row in compared(by_encoder[first][name], judged, metric, seed=config.seed)
-                        ]
-        report["tasks"][task] = {"scores": rows, f"{first} less": gaps}
-    return report
-
-
-def structures(found: dict) -> list[tuple[str, Any]]:
-    """Without the mean of one."""
-    return [(name, scores) for name, scores in found.items() if name != "mean" or len(found) > 2]
 
 
 def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "transformers", "scikit-learn", "numpy")}
-
-
-def tables(report: dict) -> str:
-    """The report as text: of findings the means, of structures Dice."""
-    lines = []
-    for task, found in report["tasks"].items():
-        lines.append(f"\n{task}")
-        for row in found["scores"]:
-            what = row.get("structure") or row.get("name", "").partition("/")[2]
-            if task in SEGMENTED and row["metric"] not in ("dice", "iou"):
-                continue
-            low, high = row["interval"]
-            value = " -" if row["value"] is None else f"{row['value']:.3f} [{_three(low)}, {_three(high)}]"
-            lines.append(
-                f"  {row['encoder']:40} {row['head']:24} {row['metric']:9} {what:24} {value}  n {row['n']}"
-            )
-    return "\n".join(lines)
-
-
-def _three(x: float | None) -> str:
-    return "-" if x is None else f"{x:.3f}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,13 +87,15 @@ def one_at_a_time(
         lock.release()
 
 
-def process_state():
-    """accelerate's PartialState, which by itself finds the other processes only on GPUs."""
+def process_state(patience: timedelta | None = None):
+    """accelerate's PartialState, which by itself finds the other processes only on GPUs. `patience`: how long they
+    wait for one another, where the first works alone for longer than torch's 10 or 30 minutes."""
     import torch
     from accelerate import PartialState
 
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    return PartialState(cpu=asked or not torch.accelerator.is_available())
+    more = {"timeout": patience} if patience and "MASTER_PORT" in os.environ else {}
+    return PartialState(cpu=asked or not torch.accelerator.is_available(), **more)
 
 
 def cores() -> int:
@@ -114,6 +117,21 @@ def use_cores(threads: int, processes: int) -> None:
             libc = ctypes.CDLL(None)
             libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
             libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
+
+
+@contextmanager
+def all_cores(threads: int, processes: int) -> Iterator[None]:
+    """For what the first process does while the others wait: their cores too, for torch, BLAS and OpenMP, which
+    `accelerate launch` holds at one thread."""
+    from threadpoolctl import threadpool_limits
+
+    wanted = threads * processes or cores()
+    with threadpool_limits(wanted):
+        use_cores(wanted, 1)
+        try:
+            yield
+        finally:
+            use_cores(threads, processes)
 
 
 def multiplies_bf16() -> bool:

@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,20 @@ class Point:
     @property
     def name(self) -> str:
         return f"{self.variant}-{self.amount}-{self.seed}".replace(" ", "_").replace("/", "_")
+
+    def claim(self, out: Path, recipe: str | None) -> None:
+        """Keep what this point is. Raises ConfigError where OUT has it with other settings."""
+        from train.checkpoints import write_json
+
+        file = out / "points" / f"{self.name}.json"
+        about = json.loads(json.dumps({"recipe": recipe, "data": self.data, "changes": self.changes}))
+        if file.is_file() and (before := json.loads(file.read_text())) != about:
+            raise ConfigError(
+                f"{self.variant}: {file} says that it was made with {before}, and the study now says {about}; give the "
+                f"variant another name, or remove {file}, {file.with_suffix('')} and {out / 'data' / self.name}.csv"
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, about)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,6 +116,9 @@ def read_study(path: Path) -> dict[str, Any]:
     for name, changes in [("fields", study["fields"]), *study["variants"].items()]:
         if unknown := sorted(set(changes or {}) - known):
             raise ConfigError(f"{path}: {name}: a pre-training has no {', '.join(unknown)}")
+    names = [name.replace(" ", "_").replace("/", "_") for name in study["variants"]]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{path}: two variants have the same name but for spaces and strokes")
     if not study["amounts"] or min(study["amounts"]) < 1:
         raise ConfigError(f"{path}: amounts are numbers of images, at least 1")
     if "data" not in study["probe"]:
@@ -128,20 +146,21 @@ def run(study: dict[str, Any], out: Path, threads: int) -> int:
     from train.launcher import INTERRUPTED
     from train.processes import process_state
 
-    state = process_state()
+    state = process_state(probe.PATIENCE)
     with state.main_process_first():
-        claim(out, study, free={"amounts", "seeds", "variants"}, defaults=None)
-    points = points_of(study)
+        claim(out, study, free={"amounts", "seeds", "variants", "probe"}, defaults=None)
+    points, judged = points_of(study), judged_by(study["probe"])
     for number, point in enumerate(points, 1):
         state.print(
             f"\n[{number}/{len(points)}] {point.variant}: {point.amount} images, seed {point.seed}",
             flush=True,
         )
-        listing = out / "data" / f"{point.name}.csv"
+        listing, folder = out / "data" / f"{point.name}.csv", out / "points" / point.name
         if state.is_main_process:
-            draw(point, listing)
+            point.claim(out, study["recipe"])
+            if not listing.is_file():
+                draw(point, listing, judged)
         state.wait_for_everyone()
-        folder = out / "points" / point.name
         if not (folder / "encoder" / "config.json").is_file():
             words = ["--recipe", study["recipe"]] if study["recipe"] else []
             words += options(
@@ -151,6 +170,7 @@ def run(study: dict[str, Any], out: Path, threads: int) -> int:
             if status:
                 return status if status == INTERRUPTED else 2
         settings = {"threads": threads, "features_dir": str(out / "features"), **study["probe"]}
+        settings |= {"pretrained_on": [str(listing)]}
         settings |= {"encoders": [str(folder / "encoder")], "out": str(out / "probes" / point.name)}
         if status := probe.main(options(settings)):
             return status
@@ -170,8 +190,19 @@ def options(values: dict[str, Any]) -> list[str]:
     return words
 
 
-def draw(point: Point, listing: Path) -> None:
-    """A CSV of the point's images. Raises ConfigError where there are fewer."""
+def judged_by(probe: dict[str, Any]) -> set[str]:
+    """Images that the probe chooses by or judges: no pre-training of the study sees them. Raises ConfigError."""
+    from train.datasets.labelled import load
+
+    try:
+        found = load(probe["data"])
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"probe: data {probe['data']}: {error}") from None
+    return {str(p.resolve()) for p, split in zip(found.paths, found.splits, strict=True) if split != "train"}
+
+
+def draw(point: Point, listing: Path, judged: Set[str] = frozenset()) -> None:
+    """A CSV of the point's images, of those that the probe does not judge. Raises ConfigError where there are fewer."""
     from train.datasets.folder import NoSplits, image_paths
 
     split, paths = point.changes.get("split", "train"), []
@@ -182,7 +213,7 @@ def draw(point: Point, listing: Path) -> None:
             found = image_paths(source)
         except (OSError, ValueError) as error:
             raise ConfigError(f"data {source}: {error}") from None
-        paths += found
+        paths += [p for p in found if str(p.resolve()) not in judged]
     if len(paths) < point.amount:
         raise ConfigError(f"{point.variant}: {point.amount} images are asked for, and there are {len(paths)}")
     order = np.random.default_rng(point.seed).permutation(len(paths))
@@ -197,8 +228,6 @@ def draw(point: Point, listing: Path) -> None:
 
 def report(points: list[Point], study: dict[str, Any], out: Path) -> None:
     """scaling.json and scaling.html of the points that are finished."""
-    import json
-
     from eval.plots import growth
     from eval.report import write_body
     from train.checkpoints import write_json

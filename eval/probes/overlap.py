@@ -304,26 +304,18 @@ class Segmentation:
             }
         return found
 
-    def to_json(self, n_boot: int = 1000, seed: int = 0) -> dict[str, Any]:
-        """With the counts of each image, for comparisons later. Patients are numbered in order of appearance."""
+    def to_json(self) -> dict[str, Any]:
+        """The counts of each image, from which all quantities follow. Patients are numbered in order of appearance."""
         index: dict[Hashable, int] = {}
         return {
             "signature": self.signature,
             "choices": self.choices,
-            "images": len(self.rows_N),
             "structures": self.structures,
-            "without": (self.counts_NK3[..., 2] == 0).sum(0).tolist(),
             "chosen": self.chosen,
             "validation": {k: number(v) for k, v in self.validation.items()},
-            "scores": {
-                structure: {name: score.to_json() for name, score in found.items()}
-                for structure, found in self.scores(n_boot, seed).items()
-            },
             "each": {
                 "row": self.rows_N.tolist(),
                 "patient": [index.setdefault(p, len(index)) for p in self.patients_N],
-                "dice": [[number(x) for x in row] for row in self.dice_NK],
-                "iou": [[number(x) for x in row] for row in self.iou_NK],
                 "counts": self.counts_NK3.tolist(),
             },
             "examples": [packed(masks_KHW) for masks_KHW in self.examples],

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from eval.plots import whiskers
+from eval.probes.summary import what
 from eval.report import data_uri, is_page, table_of, write_body
 
 SHOWN = {  # metrics that are drawn: those between 0 and 1
@@ -52,13 +53,9 @@ def write_page(path: Path, report: Mapping[str, Any], pictures: Mapping[str, Seq
     write_body(path, f"Encoders on {report['data']}", body)
 
 
-def _what(row: Mapping[str, Any]) -> str:
-    return row.get("structure") or row.get("name", "").partition("/")[2]
-
-
 def _means(rows: Sequence[Mapping[str, Any]]) -> list:
     """The rows that stand for a task: the mean where there is one, else all."""
-    of = [r for r in rows if _what(r) in ("macro", "mean")]
+    of = [r for r in rows if what(r) in ("macro", "mean")]
     return of or list(rows)
 
 
@@ -76,7 +73,7 @@ def _drawn(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    of = "" if _what(row) in ("macro", "mean") else f", {_what(row)}"
+    of = "" if what(row) in ("macro", "mean") else f", {what(row)}"
     return f"{row['encoder']}, {row['head']}{of}"
 
 
@@ -90,16 +87,16 @@ def _value(row: Mapping[str, Any]) -> str:
 def _scores(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line a finding or structure and metric, a column an encoder and head."""
     columns = list(dict.fromkeys((r["encoder"], r["head"]) for r in rows))
-    by_place = {(r["metric"], _what(r), r["encoder"], r["head"]): r for r in rows}
-    places = list(dict.fromkeys((r["metric"], _what(r)) for r in rows))
+    by_place = {(r["metric"], what(r), r["encoder"], r["head"]): r for r in rows}
+    places = list(dict.fromkeys((r["metric"], what(r)) for r in rows))
     lines = []
-    for metric, what in places:
-        cells = [by_place.get((metric, what, *column)) for column in columns]
+    for metric, about in places:
+        cells = [by_place.get((metric, about, *column)) for column in columns]
         known = next(c for c in cells if c)
         n = f"{known['n']}" + (f", {known['positives']} with" if known.get("positives") is not None else "")
         lines.append(
             [
-                escape(f"{NAMES.get(metric, metric)}, {what}"),
+                escape(f"{NAMES.get(metric, metric)}, {about}"),
                 n,
                 *("" if c is None else _value(c) for c in cells),
             ]
@@ -122,7 +119,7 @@ def _gaps(first: str, rows: Sequence[Mapping[str, Any]]) -> str:
             else f"{value:+.3f} <span class='quiet'>[{low:+.3f}, {high:+.3f}]</span>"
         )
         lines.append([
-            escape(f"{NAMES.get(r['metric'], r['metric'])}, {_what(r)}"), escape(f"{r['encoder']}: {r['head']}"), shown,
+            escape(f"{NAMES.get(r['metric'], r['metric'])}, {what(r)}"), escape(f"{r['encoder']}: {r['head']}"), shown,
             "–" if p is None else f"{p:.4f}",
         ])  # fmt: skip
     table = table_of(["", f"{first} less", "difference", "p"], lines, numeric_from=2)

@@ -20,7 +20,7 @@ RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # penalties tried; the best on validati
 PCA_COMPONENTS = (16, 32, 64, 128)
 THRESHOLDS = np.linspace(0.1, 0.9, 17)  # of the mean mask
 COARSE = 56  # cells a side that are predicted from the whole image
-PATCHES = 200_000  # of the training images; with 768 features 0.6 GB
+PATCHES = 200_000  # of the training images; with 768 features of four layers 2.5 GB
 Tokens = Callable[[np.ndarray], Tensor]  # rows -> (n, P, C), as encoder.features.Features.patches
 
 
@@ -196,11 +196,12 @@ def linear(
     seed: int = 0,
     head: str = "linear",
     device: str | torch.device = "cpu",
+    **choices: object,
 ) -> Segmentation:
     """A LinearHead on `tokens`, of each structure the ridge with the best Dice on validation.
 
-    Learnt from at most `patches` patches, as many of each training image, drawn with `seed`. `head`: its name in the
-    signature.
+    Learnt from at most `patches` patches, as many of each training image, drawn with `seed`. `head` (its name) and
+    further `choices` are of the signature.
     """
     learnt = _patches(task, tokens, patches, seed, device)
     curvature_DD = learnt.curvature(position) if precondition else None
@@ -211,7 +212,7 @@ def linear(
     del learnt, curvature_DD
 
     def candidates(rows: np.ndarray) -> Tensor:
-        tokens_NPC = tokens(rows)
+        tokens_NPC = tokens(rows).to(device)
         return torch.stack([h.logits(tokens_NPC).cpu() for h in heads], 1)
 
     return _chosen(
@@ -224,27 +225,31 @@ def linear(
         steps=steps,
         precondition="yes" if precondition else "no",
         patches=patches or "all",
+        **choices,
     )
 
 
 def _patches(task: Task, tokens: Tokens, most: int | None, seed: int, device: str | torch.device) -> Patches:
     """Patches of the training images, at most `most`."""
-    rng = np.random.default_rng(seed)
-    x, y, places, P = [], [], [], 0
+    rng, place = np.random.default_rng(seed), 0
+    x_MC = y_MK = place_M = torch.empty(0)
     for part in batches(task.train):
         tokens_NPC = tokens(part).float().cpu()
-        P = tokens_NPC.shape[1]
+        _, P, C = tokens_NPC.shape
         side = round(P**0.5)
         if side * side != P:
             raise ValueError(f"{P} patches of an image make no square")
         shares_NPK = task.shares(part, side).flatten(2).transpose(1, 2)
         each = P if most is None else min(P, max(1, most // len(task.train)))
+        if not len(x_MC):  # all at once: put together later they would be there twice
+            M = each * len(task.train)
+            x_MC, y_MK = torch.empty(M, C), torch.empty(M, shares_NPK.shape[2])
+            place_M = torch.empty(M, dtype=torch.long)
         for tokens_PC, shares_PK in zip(tokens_NPC, shares_NPK, strict=True):
             which = torch.from_numpy(np.sort(rng.choice(P, each, replace=False)))
-            x.append(tokens_PC[which])
-            y.append(shares_PK[which])
-            places.append(which)
-    x_MC, y_MK, place_M = (torch.cat(found).to(device) for found in (x, y, places))
+            here, place = slice(place, place + each), place + each
+            x_MC[here], y_MK[here], place_M[here] = tokens_PC[which], shares_PK[which], which
+    x_MC, y_MK, place_M = x_MC.to(device), y_MK.to(device), place_M.to(device)
     mean_C, std_C = x_MC.mean(0), x_MC.std(0).clamp(min=1e-6)
     return Patches(x_MC.sub_(mean_C).div_(std_C), y_MK, mean_C, std_C, place_M, P)
 

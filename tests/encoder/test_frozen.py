@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
 
+from encoder import features
 from encoder.convert import load_backbone, save_backbone
 from encoder.errors import ModelError
 from encoder.features import CONTENTS, extract
@@ -131,5 +134,84 @@ def test_features_are_computed_once_whatever_a_file_is_called(folder, tmp_path):
     assert said and len(list(store.glob("*/about.json"))) == 2
     with pytest.raises(ModelError, match="no patches"):
         other.patches([0])
-    lines = (store / CONTENTS).read_text().splitlines()
+    lines = (store / f"{CONTENTS}-0.jsonl").read_text().splitlines()
     assert len(lines) == 8 and set(json.loads(lines[0])) == {"path", "size", "mtime_ns", "sha256"}
+
+
+def films(folder, n, seed=0):
+    rng, paths = np.random.default_rng(seed), []
+    for i in range(n):
+        paths.append(folder / f"{seed}-{i}.png")
+        Picture.fromarray(rng.integers(0, 255, (40, 40)).astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+def test_an_interrupted_extraction_loses_only_what_was_not_written(folder, tmp_path, monkeypatch):
+    """What was cut off (an index line, a digest) takes nothing else with it; what could not be read is tried again."""
+    paths, store = films(tmp_path, 7), tmp_path / "features"
+    bad = paths[6].read_bytes()
+    paths[6].write_bytes(b"still on its way")
+    encoder = encoder_of(folder)
+    monkeypatch.setattr(features, "MOST", 2)
+    calls, real = [], features.read
+
+    def stopping(path):
+        calls.append(path)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(features, "read", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        extract(encoder, paths, store, batch=1)
+    monkeypatch.setattr(features, "read", real)
+    (index,) = store.glob("*/index-0.jsonl")
+    assert len(index.read_text().splitlines()) == 4
+    for file in (index, store / f"{CONTENTS}-0.jsonl"):
+        with file.open("a") as out:
+            out.write('{"sha256": "cut o')
+    said: list[str] = []
+    found = extract(encoder, paths, store, batch=1, say=said.append)
+    assert "3/3" in said[-1] and found.errors == {6: "not_an_image"}
+    paths[6].write_bytes(bad)
+    found = extract(encoder, paths, store, batch=1, say=said.append)
+    assert "1/1" in said[-1] and len(found) == 7 and not found.errors
+    whole = extract(encoder, paths, tmp_path / "whole", batch=7)
+    np.testing.assert_allclose(found.cls_NC, whole.cls_NC, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.mean_NC, whole.mean_NC, rtol=1e-4, atol=1e-5)
+    assert found.digests == whole.digests
+    tokens = encoder(torch.stack([encoder.preprocessing(read(p).pixels) for p in paths]))
+    np.testing.assert_allclose(whole.mean_NC, tokens.patches_BPC.mean(1).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_two_runs_share_a_folder(folder, tmp_path):
+    """Each waits for the other, and neither's features are overwritten."""
+    both, found = [films(tmp_path, 6, seed=0), films(tmp_path, 6, seed=1)], {}
+
+    def run(which):
+        found[which] = extract(
+            encoder_of(folder), both[which], tmp_path / "features", batch=2, say=lambda x: None
+        )
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(2):
+        alone = extract(encoder_of(folder), both[i], tmp_path / f"alone{i}")
+        np.testing.assert_allclose(found[i].cls_NC, alone.cls_NC, rtol=1e-4, atol=1e-5)
+
+
+def test_a_disk_that_is_too_small_is_said_before(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(ModelError, match="GB left"):
+        extract(encoder_of(folder), films(tmp_path, 6), tmp_path / "features", patches=True)
+
+
+def test_layers_are_side_by_side_and_the_last_can_be_had_alone(folder, tmp_path):
+    paths = films(tmp_path, 3)
+    two = extract(encoder_of(folder), paths, tmp_path / "f", patches=True, layers=2)
+    one = extract(encoder_of(folder), paths, tmp_path / "f", patches=True)
+    assert two.patches([0, 2]).shape == (2, 16, 64)
+    torch.testing.assert_close(two.last([0, 2]), one.patches([0, 2]))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as Picture
 
+from encoder.transforms import Preprocessing
 from train.config import ConfigError
+from train.launcher import accelerate_command
 from train.probe import main
 
 SMALL = [
@@ -118,3 +123,115 @@ def test_what_cannot_be_is_said(data, encoder_dir, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             main([*command, *more])
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def written(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_what_the_data_says_now_is_what_is_judged(data, encoder_dir, tmp_path, capsys):
+    """A corrected label, mask or split is judged anew; what did not change is not."""
+    own = tmp_path / "data"
+    shutil.copytree(data.parent, own)
+    command = [
+        "--data",
+        str(own / "data.csv"),
+        "--encoders",
+        str(encoder_dir),
+        "--out",
+        str(tmp_path / "out"),
+        *SMALL,
+    ]
+    command += ["--tasks", "knn", "metadata", "segmentation"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert all(f"{task}, " in first for task in ("knn", "metadata", "segmentation"))
+    part = json.loads(next((tmp_path / "out" / "parts").glob("knn-*.json")).read_text())
+    assert part["encoder"] == str(encoder_dir) and part["outcomes"]["knn"]["images"][0].endswith(".png")
+
+    table = rows_of(own / "data.csv")
+    table[0]["labels"] = "Left" if table[0]["labels"] == "Right" else "Right"
+    written(own / "data.csv", table)
+    assert main(command) == 0
+    again = capsys.readouterr().out
+    assert "knn, " in again and "metadata, " not in again and "segmentation, " not in again
+    mask = own / table[0]["mask"]
+    Picture.fromarray(np.zeros((40, 40), np.uint8)).save(mask)
+    assert main([*command, "--clusters", "3"]) == 0
+    again = capsys.readouterr().out
+    assert "segmentation, " in again and "knn, " not in again and "features of" not in again
+
+
+def test_a_task_that_fails_stops_no_other_and_is_said(data, encoder_dir, tmp_path, capsys):
+    own = tmp_path / "data"
+    shutil.copytree(data.parent, own)
+    table = rows_of(own / "data.csv")
+    for row in table:  # nothing of Left to learn attention from, and no age in the test split
+        row["labels"] = row["labels"] if row["split"] != "train" else "Right"
+        row["age"] = "" if row["split"] == "test" else row["age"]
+        row["sex"] = ""
+    written(own / "data.csv", table)
+    command = ["--data", str(own / "data.csv"), "--encoders", str(encoder_dir), "pixels", *SMALL]
+    command += ["--out", str(tmp_path / "out"), "--also", "attentive"]
+    assert main([*command, "--outside", "left-out"]) == 0
+    shown = capsys.readouterr().out
+    assert "no attentive: no finding can be learnt" in shown and "metadata is left out: neither age" in shown
+    report = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert report["tasks"]["segmentation"]["scores"] and any("attentive" in note for note in report["notes"])
+    with pytest.raises(ConfigError, match="task metadata: neither age"):
+        main([*command, "--tasks", "metadata"])
+
+
+def test_encoders_that_see_other_pixels_are_not_compared(data, encoder_dir, tmp_path):
+    """Left out of the count is what an encoder's crop does not see: another crop, another count."""
+    own = tmp_path / "data"
+    own.mkdir()
+    table = rows_of(data)
+    for row in table:
+        for name in (row["image"], row["mask"]):
+            if (data.parent / name).is_file():
+                Picture.open(data.parent / name).resize((40, 52)).save(own / name)
+    written(own / "data.csv", table)
+    stretched = tmp_path / "stretched"
+    shutil.copytree(encoder_dir, stretched)
+    Preprocessing(size=28, mode="stretch").save_pretrained(stretched)
+    command = ["--data", str(own / "data.csv"), "--encoders", str(encoder_dir), str(stretched), *SMALL]
+    command += ["--out", str(tmp_path / "out"), "--tasks", "segmentation", "--outside", "left-out"]
+    assert main(command) == 0
+    report = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert any("is not compared with" in note for note in report["notes"])
+    assert {row["encoder"] for row in report["tasks"]["segmentation"]["scores"]} == {
+        str(encoder_dir),
+        str(stretched),
+    }
+
+
+def test_two_processes_find_what_one_finds(data, encoder_dir, tmp_path):
+    command = [
+        "--data",
+        str(data),
+        "--encoders",
+        str(encoder_dir),
+        "pixels",
+        *SMALL,
+        "--tasks",
+        "knn",
+        "segmentation",
+    ]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    launched = accelerate_command("train.probe", *command, "--out", str(tmp_path / "two"), processes=2)
+    done = subprocess.run(launched, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((tmp_path / "two" / "features").glob("*/index-1.jsonl"))) == 2
+    one, two = (json.loads((tmp_path / name / "probe.json").read_text())["tasks"] for name in ("one", "two"))
+    for task in one:
+        for a, b in zip(one[task]["scores"], two[task]["scores"], strict=True):
+            assert a["value"] == pytest.approx(b["value"], abs=1e-3, nan_ok=True)

@@ -13,7 +13,7 @@ from PIL import Image as Picture
 from train import pretrain
 from train.config import ConfigError
 from train.launcher import INTERRUPTED
-from train.scaling import draw, main, points_of, read_study
+from train.scaling import draw, judged_by, main, points_of, read_study
 
 FIELDS = {
     "short_side": 36, "size": 28, "patch": 7, "width": 16, "depth": 1, "heads": 1, "drop_path": 0.0, "local_size": 14,
@@ -95,3 +95,31 @@ def test_amounts_are_nested_and_wrong_studies_are_refused(study, tmp_path):
         study.write_text(yaml.safe_dump({**content, **wrong}))
         with pytest.raises(ConfigError, match=message):
             draw(points_of(read_study(study))[0], tmp_path / "x.csv")
+
+
+def test_what_is_judged_is_never_learned_from_and_a_point_is_what_the_study_says(study, tmp_path):
+    content = yaml.safe_load(study.read_text()) | {"amounts": [6], "seeds": [0], "variants": {"all": {}}}
+    study.write_text(yaml.safe_dump(content))
+    command = [str(study), "--out", str(tmp_path / "out"), "--threads", "1"]
+    assert main(command) == 0
+    judged = judged_by(content["probe"])
+    drawn = (tmp_path / "out" / "data" / "all-6-0.csv").read_text().split()[1:]
+    assert len(judged) == 18 and len(drawn) == 6 and not judged & set(drawn)
+    with pytest.raises(ConfigError, match="there are 12"):
+        draw(points_of(read_study(study) | {"amounts": [13]})[0], tmp_path / "x.csv", judged)
+
+    weights = (tmp_path / "out" / "points" / "all-6-0" / "encoder" / "model.safetensors").stat().st_mtime_ns
+    content["probe"]["tasks"] = ["knn", "classification"]  # another question to the same encoders
+    study.write_text(yaml.safe_dump(content))
+    assert main(command) == 0
+    found = json.loads((tmp_path / "out" / "scaling.json").read_text())["points"]
+    assert {row["task"] for row in found} == {"knn", "classification"}
+    assert (
+        tmp_path / "out" / "points" / "all-6-0" / "encoder" / "model.safetensors"
+    ).stat().st_mtime_ns == weights
+    study.write_text(yaml.safe_dump(content | {"variants": {"all": {"koleo_weight": 0.0}}}))
+    with pytest.raises(ConfigError, match="the study now says"):
+        main(command)
+    study.write_text(yaml.safe_dump(content | {"variants": {"a b": {}, "a_b": {}}}))
+    with pytest.raises(ConfigError, match="same name"):
+        main(command)

@@ -8,7 +8,7 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -175,6 +175,20 @@ def patients_across_splits(found: Labelled) -> int:
     """How many patients have images in more than one split."""
     pairs = set(zip(found.patients.tolist(), found.splits.tolist(), strict=True))
     return sum(times > 1 for times in Counter(patient for patient, _ in pairs).values())
+
+
+def without_shared_patients(found: Labelled) -> tuple[Labelled, int]:
+    """Of a patient who is in several splits the images of the last of them alone (train, validate, test): those of the
+    others are in none. And how many these are."""
+    place = {split: i for i, split in enumerate(SPLITS)}
+    last: dict[str, int] = {}
+    for patient, split in zip(found.patients.tolist(), found.splits.tolist(), strict=True):
+        last[patient] = max(last.get(patient, -1), place.get(split, -1))
+    earlier = [
+        split in place and place[split] < last[patient]
+        for patient, split in zip(found.patients.tolist(), found.splits.tolist(), strict=True)
+    ]
+    return replace(found, splits=np.where(earlier, "", found.splits)), sum(earlier)
 
 
 def gather(rows: Iterable[Row], kind: str = "", names: Sequence[str] | None = None,
