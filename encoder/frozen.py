@@ -69,19 +69,22 @@ class Tower(Encoder):
         self.tower, self.shape = tower, shape
 
     def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
-        wanted = range(-layers, 0)
-        towers.check_layers(wanted, self.shape, hasattr(self.tower, "timm_model"))
+        towers.check_layers(range(-layers, 0), self.shape, hasattr(self.tower, "timm_model"))
         if hasattr(self.tower, "timm_model"):
             timm = self.tower.timm_model
             final_BNC, maps = timm.forward_intermediates(
                 pixels_B3HW, indices=layers, norm=True, output_fmt="NLC"
             )
             return Tokens(timm.forward_head(final_BNC, pre_logits=True), torch.cat(maps, -1))
-        out = self.tower(pixels_B3HW, output_hidden_states=True, return_dict=True)
+        several = layers > 1
+        out = self.tower(pixels_B3HW, output_hidden_states=several, return_dict=True)
         norm = towers.final_norm(self.tower)
-        states = [norm(out.hidden_states[i]) for i in wanted]
-        cls_BC = states[-1][:, 0] if self.shape.extra else out.pooler_output
-        return Tokens(cls_BC, torch.cat([x[:, self.shape.extra :] for x in states], -1))
+        # CLIP's alone leaves its last hidden state as it is before the LayerNorm
+        last_BNC = out.last_hidden_state
+        last_BNC = norm(last_BNC) if self.tower.config.model_type == "clip_vision_model" else last_BNC
+        states = [norm(x) for x in out.hidden_states[-layers:-1]] if several else []
+        cls_BC = last_BNC[:, 0] if self.shape.extra else out.pooler_output
+        return Tokens(cls_BC, torch.cat([x[:, self.shape.extra :] for x in [*states, last_BNC]], -1))
 
 
 class Backbone(Encoder):

@@ -69,6 +69,7 @@ class Probe:
     features_dir: str | None = (
         None  # where features lie (OUT/features); probes of the same images can share it
     )
+    precision: str = "fp32"  # of the encoders; bf16 takes half the time where the hardware multiplies it
     batch: int = 16  # images a forward pass
     workers: int = 2  # processes that read images
     replicates: int = 1000  # of the patients, for intervals
@@ -89,7 +90,7 @@ class Judge:
         self.features = extract(
             encoder, found.paths, Path(config.features_dir or out / "features"),
             patches=bool(set(tasks) & {*SEGMENTED, "attentive"}), layers=self.layers, batch=config.batch,
-            workers=config.workers, state=state, say=say,
+            workers=config.workers, state=state, half=config.precision == "bf16", say=say,
         )  # fmt: skip
         if self.features.errors and state.is_main_process:
             print(f"{encoder.name}: {len(self.features.errors)} images cannot be read and are left out")
@@ -108,7 +109,7 @@ class Judge:
         about = {
             "schema": SCHEMA, "task": task, "settings": settings, "encoder_sha256": self.encoder.sha256,
             "preprocessing_sha256": self.encoder.preprocessing.sha256, "layers": self.layers,
-            "data_sha256": self.data_sha256(task),
+            "precision": self.config.precision, "data_sha256": self.data_sha256(task),
         }  # fmt: skip
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         name = re.sub(r"\W+", "-", Path(self.encoder.name).name)[:40]

@@ -32,7 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     for name, known in (("tasks", (*TASKS, *ALSO)), ("also", ALSO)):
         if unknown := sorted(set(getattr(config, name)) - set(known)):
             raise ConfigError(f"{name}: there is no {', '.join(unknown)}; there are {', '.join(known)}")
-    for name, known in (("vectors", WHICH), ("choose", tuple(CHOICES)), ("outside", OUTSIDE)):
+    for name, known in (
+        ("vectors", WHICH),
+        ("choose", tuple(CHOICES)),
+        ("outside", OUTSIDE),
+        ("precision", ("fp32", "bf16")),
+    ):
         if getattr(config, name) not in known:
             raise ConfigError(f"{name} {getattr(config, name)!r} is unknown; there are {', '.join(known)}")
     if len(set(config.encoders)) < len(config.encoders):

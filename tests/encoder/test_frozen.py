@@ -187,10 +187,13 @@ def test_an_interrupted_extraction_loses_only_what_was_not_written(folder, tmp_p
 def test_two_runs_share_a_folder(folder, tmp_path):
     """Each waits for the other, and neither's features are overwritten."""
     both, found = [films(tmp_path, 6, seed=0), films(tmp_path, 6, seed=1)], {}
+    encoders = [
+        encoder_of(folder) for _ in both
+    ]  # not in the threads, of which transformers' loading knows nothing
 
     def run(which):
         found[which] = extract(
-            encoder_of(folder), both[which], tmp_path / "features", batch=2, say=lambda x: None
+            encoders[which], both[which], tmp_path / "features", batch=2, say=lambda x: None
         )
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
@@ -215,3 +218,11 @@ def test_layers_are_side_by_side_and_the_last_can_be_had_alone(folder, tmp_path)
     one = extract(encoder_of(folder), paths, tmp_path / "f", patches=True)
     assert two.patches([0, 2]).shape == (2, 16, 64)
     torch.testing.assert_close(two.last([0, 2]), one.patches([0, 2]))
+
+
+def test_bfloat16_is_near_and_kept_apart(folder, tmp_path):
+    paths = films(tmp_path, 3)
+    whole = extract(encoder_of(folder), paths, tmp_path / "f")
+    half = extract(encoder_of(folder), paths, tmp_path / "f", half=True)
+    assert half.cls_NC.dtype == np.float32 and 0 < np.abs(half.cls_NC - whole.cls_NC).max() < 0.1
+    assert len(list((tmp_path / "f").glob("*/about.json"))) == 2
