@@ -8,15 +8,13 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from train.config import ConfigError
-
-say = partial(print, flush=True)
+from train.processes import say_at_once as say
 
 SEGMENTED = ("segmentation", "upernet", "vitdet", "unsupervised")  # what masks are needed for
 TASKS = ("classification", "knn", "few-shot", "metadata", "retrieval", *SEGMENTED)
@@ -138,18 +136,18 @@ class Judge:
     def data_sha256(self, task: str) -> str:
         """Digest of all that a task is told: images by what they contain, splits, patients, and the truth."""
         found, rows = self.found, self.features.rows
-        told: list[Any] = [self.features.digests, found.splits[rows].tolist(), found.patients[rows].tolist()]
+        truth: list[Any] = [self.features.digests, found.splits[rows].tolist(), found.patients[rows].tolist()]
         if task in SEGMENTED:
-            told += [found.structures, [_stamps(found.masks[row]) for row in rows]]
+            truth += [found.structures, [_stamps(found.masks[row]) for row in rows]]
         elif task == "metadata":
-            told += [
+            truth += [
                 found.sex[rows].tolist(),
                 {n: np.nan_to_num(x[rows], nan=-1).tolist() for n, x in found.numbers.items()},
             ]
         else:
             names, y_NL = self.labels
-            told += [names, np.nan_to_num(y_NL[rows], nan=-1).tolist()]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+            truth += [names, np.nan_to_num(y_NL[rows], nan=-1).tolist()]
+        return hashlib.sha256(json.dumps(truth).encode()).hexdigest()
 
     # --- one vector an image ------------------------------------------------------------------------------------------
 
@@ -177,10 +175,6 @@ class Judge:
     @property
     def labels(self):
         names = self.config.labels or self.found.names
-        if missing := sorted(set(names) - set(self.found.names)):
-            raise ConfigError(
-                f"no label is called {', '.join(missing)}; there are {', '.join(self.found.names)}"
-            )
         return list(names), self.found.labels_NL[:, [self.found.names.index(n) for n in names]]
 
     @property

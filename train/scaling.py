@@ -116,9 +116,6 @@ def read_study(path: Path) -> dict[str, Any]:
     for name, changes in [("fields", study["fields"]), *study["variants"].items()]:
         if unknown := sorted(set(changes or {}) - known):
             raise ConfigError(f"{path}: {name}: a pre-training has no {', '.join(unknown)}")
-    names = [name.replace(" ", "_").replace("/", "_") for name in study["variants"]]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"{path}: two variants have the same name but for spaces and strokes")
     if not study["amounts"] or min(study["amounts"]) < 1:
         raise ConfigError(f"{path}: amounts are numbers of images, at least 1")
     if "data" not in study["probe"]:
@@ -150,6 +147,8 @@ def run(study: dict[str, Any], out: Path, threads: int) -> int:
     with state.main_process_first():
         claim(out, study, free={"amounts", "seeds", "variants", "probe"}, defaults=None)
     points, judged = points_of(study), judged_by(study["probe"])
+    if len({p.name for p in points}) < len({(p.variant, p.amount, p.seed) for p in points}):
+        raise ConfigError("two variants have the same name but for spaces and strokes")
     for number, point in enumerate(points, 1):
         state.print(
             f"\n[{number}/{len(points)}] {point.variant}: {point.amount} images, seed {point.seed}",
