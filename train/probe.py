@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Probe) -> int:
     from encoder.frozen import encoder_of
-    from eval.probes.summary import tables
+    from eval.probes.summary import scores_and_gaps, tables
     from train.datasets.labelled import load, without_shared_patients
     from train.processes import process_state, use_cores
 
@@ -68,7 +68,7 @@ def run(config: Probe) -> int:
     if config.labels and (missing := sorted(set(config.labels) - set(found.names))):
         raise ConfigError(f"no label is called {', '.join(missing)}; there are {', '.join(found.names)}")
     tasks = []
-    for task in [*(config.tasks or TASKS), *config.also]:
+    for task in dict.fromkeys([*(config.tasks or TASKS), *config.also]):
         if why := lacking(task, found):
             if config.tasks:
                 raise ConfigError(f"task {task}: {why}")
@@ -81,40 +81,51 @@ def run(config: Probe) -> int:
         raise ConfigError("there is nothing that could be learnt of these images")
     # all of them before the first is put to work: a name that is wrong is not found out after hours
     encoders = {name: encoder_of(name, config.size or None, config.attention) for name in config.encoders}
-    results: dict[str, dict[str, Any]] = {task: {} for task in tasks}
+    first, less = config.encoders[0], f"{config.encoders[0]} less"
+    rows: dict[str, dict[str, list]] = {task: {"scores": [], less: []} for task in tasks}
+    results_of_first: dict[str, Any] = {}
     pictures: dict[str, list[dict]] = {}
     for name in config.encoders:
-        judge = Judge(config, found, encoders.pop(name), tasks, out, state)
+        judge, results = Judge(config, found, encoders.pop(name), tasks, out, state), {}
         for task in tasks:
             if name == "pixels" and task in ("upernet", "vitdet"):
                 continue
             try:
-                outcome = judge(task)
+                results[task] = judge(task)
             except ValueError as error:
                 notes.append(f"{name}: no {task}: {error}")
                 state.print(notes[-1], flush=True)
-                continue
-            results[task][name] = outcome
+        results_of_first = results if name == first else results_of_first
         if state.is_main_process:
+            for task, heads in results.items():
+                scores, gaps, without = scores_and_gaps(
+                    task, name, heads, first, results_of_first.get(task, {}),
+                    replicates=config.replicates, seed=config.seed,
+                )  # fmt: skip
+                rows[task]["scores"] += scores
+                rows[task][less] += gaps
+                notes += without
             if set(tasks) & set(SEGMENTED):
-                mine = {task: by_encoder.get(name, {}) for task, by_encoder in results.items()}
-                pictures[name] = judge.pictures(mine)
-            report = write(config, found, results, notes, pictures, out)  # after each, for it may be the last
+                pictures[name] = judge.pictures(results)
+            write(config, found, rows, notes, pictures, out)  # after each, for it may be the last
         state.wait_for_everyone()
     if state.is_main_process:
-        print(tables(report["tasks"], config.encoders[0]))
+        print(tables(rows, first))
         print(f"wrote {out / 'probe.json'} and {out / 'probe.html'}")
     return 0
 
 
-def write(config: Probe, found, results: dict, notes: list[str], pictures: dict, out: Path) -> dict:
+def write(config: Probe, found, rows: dict, notes: list[str], pictures: dict, out: Path) -> None:
     from eval.probes.page import write_page
     from train.checkpoints import write_json
 
-    report = summary(config, found, results, notes)
+    report = {
+        "schema": 1, "data": config.data, "kind": found.kind, "notes": notes, "encoders": config.encoders,
+        "images": {split: len(found.part(split)) for split in ("train", "validate", "test")},
+        "date": time.strftime("%Y-%m-%d"), "versions": versions(), "tasks": rows,
+    }  # fmt: skip
     write_json(out / "probe.json", report)
     write_page(out / "probe.html", report, pictures)
-    return report
 
 
 def lacking(task: str, found) -> str:
@@ -149,24 +160,6 @@ def leaks(config: Probe, found) -> list[str]:
         except LeakError as error:
             raise ConfigError(f"--pretrained_on: {error}") from None
     return list(dict.fromkeys(lines))
-
-
-def summary(config: Probe, found, results: dict, notes: list[str]) -> dict:
-    """probe.json."""
-    from eval.probes.summary import scores_and_gaps
-
-    first, tasks, more = config.encoders[0], {}, []
-    for task, outcomes in results.items():
-        rows, gaps, without = scores_and_gaps(
-            task, outcomes, first, replicates=config.replicates, seed=config.seed
-        )
-        tasks[task] = {"scores": rows, f"{first} less": gaps}
-        more += without
-    return {
-        "schema": 1, "data": config.data, "kind": found.kind, "notes": notes + more, "encoders": config.encoders,
-        "images": {split: len(found.part(split)) for split in ("train", "validate", "test")},
-        "date": time.strftime("%Y-%m-%d"), "versions": versions(), "tasks": tasks,
-    }  # fmt: skip
 
 
 def versions() -> dict[str, str]:

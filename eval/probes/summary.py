@@ -10,7 +10,7 @@ from eval.probes.overlap import Segmentation, compare
 from eval.probes.results import compared, measured
 from eval.resampling import holm
 
-Outcomes = Mapping[str, Mapping[str, Judged | Segmentation]]  # encoder -> name of a head -> what it answered
+Heads = Mapping[str, Judged | Segmentation]  # name of a head -> what it answered
 
 METRICS = {  # task -> what is measured of its answers; of numbers r2 and mae, of the sex as of a finding
     **dict.fromkeys(("classification", "attentive", "knn", "few-shot"), ("auprc", "auroc")),
@@ -20,27 +20,23 @@ SHOWN = ("auprc", "auroc", "r2", "mae", "precision", "dice", "iou")  # in tables
 
 
 def scores_and_gaps(
-    task: str, outcomes: Outcomes, first: str, *, replicates: int = 1000, seed: int = 0
+    task: str, encoder: str, heads: Heads, first: str, others: Heads, *, replicates: int = 1000, seed: int = 0
 ) -> tuple[list[dict], list[dict], list[str]]:
-    """Rows of numbers, rows of differences, and in words which differences there cannot be."""
+    """Of one encoder: rows of numbers, rows of what `first`, with its heads `others`, has more, and in words which of
+    these differences there cannot be."""
     rows, gaps, notes = [], [], []
-    for encoder, heads in outcomes.items():
-        for head, judged in heads.items():
-            about = {"encoder": encoder, "head": head}
-            rows += [about | row for row in _scores(task, head, judged, replicates, seed)]
-            others = outcomes.get(first, {})
-            if encoder == first or not others:
-                continue
-            segments = isinstance(judged, Segmentation)
-            ours = others.get(head) or (
-                next(iter(others.values())) if segments else None
-            )  # a floor has its own heads
-            if ours is None:
-                continue
-            try:
-                gaps += [about | row for row in _gaps(task, head, ours, judged, replicates, seed)]
-            except ValueError as error:
-                notes.append(f"{task}: {first} is not compared with {encoder}, {head}: {error}")
+    for head, judged in heads.items():
+        about = {"encoder": encoder, "head": head}
+        rows += [about | row for row in _scores(task, head, judged, replicates, seed)]
+        ours = others.get(head)
+        if ours is None and isinstance(judged, Segmentation):
+            ours = next(iter(others.values()), None)  # a floor has heads of its own
+        if encoder == first or ours is None:
+            continue
+        try:
+            gaps += [about | row for row in _gaps(task, head, ours, judged, replicates, seed)]
+        except ValueError as error:
+            notes.append(f"{task}: {first} is not compared with {encoder}, {head}: {error}")
     return rows, gaps, notes
 
 
