@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from encoder.files import whole_lines
 from encoder.frozen import Encoder
 from encoder.radiograph import InputError, Limits, read
 
@@ -36,11 +37,7 @@ def done(out: Path) -> dict[str, dict]:
     index = out / INDEX
     if not index.is_file():
         return {}
-    data = index.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        index.write_bytes(whole)
-    return {row["path"]: row for row in map(json.loads, whole.decode("utf-8").splitlines())}
+    return {row["path"]: row for row in map(json.loads, whole_lines(index).splitlines())}
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
     FOLDER/contents-0.jsonl         path, size and time of a file, and the digest of what it contains
     FOLDER/KEY/about.json           which encoder, which preprocessing, which layers
     FOLDER/KEY/index-0.jsonl        an image a line, by digest: in which file and row it is, or why it cannot be read
-    FOLDER/KEY/0-00000.safetensors  cls and mean (N, C) float32, patches (N, P, C layers) float16
+    FOLDER/KEY/0-00000.safetensors  cls, mean (N, C) float32; cells (N, cells², C), patches (N, P, C layers) float16
 
 A file that is moved, copied or renamed is the same image. Each process of accelerate computes its share and writes
 files of its own, under another name until they are whole, so an interrupted extraction goes on where it stopped. Two
@@ -25,13 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from encoder.errors import ModelError
+from encoder.files import one_at_a_time
 from encoder.frozen import Encoder
 from encoder.radiograph import InputError, read
 
@@ -47,6 +48,9 @@ class Features:
     rows: np.ndarray  # (N,)
     cls_NC: np.ndarray  # float32
     mean_NC: np.ndarray  # of the patch tokens of the last layer, float32
+    cells_NC: (
+        np.ndarray | None
+    )  # (N, cells² C): of those in each cell, row by row; None if they were not asked for
     digests: list[str]  # of what each contains
     errors: dict[int, str]  # place of an image that cannot be read -> code of the reason
     layers: int  # side by side in `patches`
@@ -83,6 +87,7 @@ def extract(
     *,
     patches: bool = False,
     layers: int = 1,
+    cells: int = 0,
     batch: int = 16,
     workers: int = 0,
     state: PartialState | None = None,
@@ -92,7 +97,7 @@ def extract(
     say: Callable[[str], None] = print,
 ) -> Features:
     """Features of the images, from `folder` where it has them. With `patches` also the patch tokens of the last
-    `layers` layers.
+    `layers` layers, with `cells` the means of those of the last one in `cells` x `cells` parts of the image.
 
     `half`: products in bfloat16, by autocast, and kept apart; half the time where the hardware multiplies it. `look`
     changes the grey levels (H, W) before the preprocessing; `looked` is its name, for the key. `state` spreads the work
@@ -103,7 +108,7 @@ def extract(
     about = {
         "encoder": encoder.name, "encoder_sha256": encoder.sha256, "look": looked, "layout": 2,
         "preprocess_sha256": encoder.preprocessing.sha256, "patches": patches, "layers": layers,
-        **({"precision": "bf16"} if half else {}),
+        **({"precision": "bf16"} if half else {}), **({"cells": cells} if cells else {}),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps({**about, "encoder": ""}).encode()).hexdigest()[:16]
     store = folder / key
@@ -118,13 +123,27 @@ def extract(
         known = _index(store)
         wanted = {contents[p]: p for p in paths if p in contents}
         missing = [(d, p) for d, p in wanted.items() if "file" not in known.get(d, {})]
-        size = 8 * encoder.width + (2 * encoder.grid**2 * encoder.width * layers if patches else 0)
+        tokens = cells**2 + (encoder.grid**2 * layers if patches else 0)
+        size = (8 + 2 * tokens) * encoder.width
         if state.is_main_process:
             _room(folder, size * len(missing), encoder.name, len(missing), say)
         mine = missing[state.process_index :: state.num_processes]
         if mine:
             _extract(
-                encoder, mine, known, store, patches, layers, size, batch, workers, state, half, look, say
+                encoder,
+                mine,
+                known,
+                store,
+                patches,
+                layers,
+                cells,
+                size,
+                batch,
+                workers,
+                state,
+                half,
+                look,
+                say,
             )
         state.wait_for_everyone()
         known = _index(store)
@@ -138,8 +157,8 @@ def extract(
             where.append((store / line["file"], line["row"]))
     vectors = _vectors(where)
     return Features(
-        np.array(rows, dtype=np.int64), vectors["cls"], vectors["mean"], [contents[paths[i]] for i in rows], errors,
-        layers, where,
+        np.array(rows, dtype=np.int64), vectors["cls"], vectors["mean"], vectors.get("cells"),
+        [contents[paths[i]] for i in rows], errors, layers, where,
     )  # fmt: skip
 
 
@@ -188,17 +207,9 @@ def _locked(store: Path, state: PartialState, say: Callable[[str], None]) -> Ite
         state.wait_for_everyone()
         yield
         return
-    lock = FileLock(store / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"another run computes features in {store}; waiting")
-        lock.acquire()
-    try:
+    with one_at_a_time(store / LOCK, f"another run computes features in {store}; waiting", say=say):
         state.wait_for_everyone()
         yield
-    finally:
-        lock.release()
 
 
 def _room(folder: Path, size: int, name: str, images: int, say: Callable[[str], None]) -> None:
@@ -237,6 +248,7 @@ def _extract(
     store: Path,
     patches: bool,
     layers: int,
+    cells: int,
     size: int,
     batch,
     workers,
@@ -255,7 +267,7 @@ def _extract(
     started = written = time.perf_counter()
     said, seen = 0.0, 0
     waiting: list[dict] = []
-    parts: dict[str, list[Tensor]] = {"cls": [], "mean": [], "patches": []}
+    parts: dict[str, list[Tensor]] = {"cls": [], "mean": [], "cells": [], "patches": []}
 
     def write() -> None:
         nonlocal number, written
@@ -289,6 +301,10 @@ def _extract(
             parts["cls"].append(tokens.cls_BC.float().cpu())
             last_BPC = tokens.patches_BPC.chunk(layers, -1)[-1]
             parts["mean"].append(last_BPC.float().mean(1).cpu())
+            if cells:
+                grid_BCHW = last_BPC.float().transpose(1, 2).unflatten(2, (encoder.grid, encoder.grid))
+                cells_BCHW = F.adaptive_avg_pool2d(grid_BCHW, cells)
+                parts["cells"].append(cells_BCHW.flatten(2).transpose(1, 2).to("cpu", torch.float16))
             if patches:
                 parts["patches"].append(tokens.patches_BPC.to("cpu", torch.float16))
         if len(waiting) >= full or time.perf_counter() - written > PATIENCE:
@@ -337,7 +353,7 @@ def _lines(file: Path) -> list[dict]:
 
 
 def _vectors(where: list[tuple[Path, int]]) -> dict[str, np.ndarray]:
-    """CLS and mean of each, in that order."""
+    """CLS, mean and, where they are, cells of each, in that order."""
     found: dict[str, np.ndarray] = {}
     by_file: dict[Path, list[tuple[int, int]]] = {}
     for i, (file, row) in enumerate(where):
@@ -345,8 +361,9 @@ def _vectors(where: list[tuple[Path, int]]) -> dict[str, np.ndarray]:
     for file, places in by_file.items():
         at, rows = np.array(places).T
         with safe_open(file, "np") as tensors:
-            for name in ("cls", "mean"):
+            for name in tensors.keys() - {"patches"}:
                 x_NC = tensors.get_tensor(name)
+                x_NC = x_NC.reshape(len(x_NC), -1)
                 if name not in found:
                     found[name] = np.empty((len(where), x_NC.shape[1]), np.float32)
                 found[name][at] = x_NC[rows]

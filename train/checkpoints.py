@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from encoder.files import one_at_a_time
 from train.config import ConfigError
-from train.processes import is_main, one_at_a_time
+from train.processes import is_main
 
 RUN = "run.json"
 LOCK = ".lock"
@@ -150,10 +151,10 @@ def recorded(run: Path, field: str) -> Any:
     return json.loads(path.read_text()).get(field) if path.is_file() else None
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write a JSON file in one piece: readers see the old content or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.write_text(json.dumps(content, indent=indent) + "\n")
     _sync(temporary)
     temporary.replace(path)
 

@@ -25,10 +25,10 @@ from accelerate import PartialState
 from torch import Tensor
 from torchvision.transforms import v2
 
+from encoder.files import one_at_a_time
 from encoder.radiograph import InputError, read
 from encoder.towers import shape_of
 from train.config import ConfigError
-from train.processes import one_at_a_time
 from vlm.model import FindingsModel
 from vlm.projector import layers_of, tower_features
 

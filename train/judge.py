@@ -51,7 +51,7 @@ class Probe:
         default_factory=list
     )  # beside them: attentive (pools all patch tokens), permuted (labels)
     labels: list[str] = field(default_factory=list)  # none: all
-    vectors: str = "both"  # cls, mean (of the patch tokens), both side by side; what labels are read from
+    vectors: str = "both"  # cls, mean (of the patch tokens), both, grid (CLS and 4 x 4 means): what heads see
     choose: str = "auprc"  # or auroc: by what validation chooses the penalty
     size: int = 0  # pixels a side; 0: each encoder's own
     layers: int = (
@@ -81,13 +81,15 @@ class Judge:
 
     def __init__(self, config: Probe, found, encoder, tasks: Sequence[str], out: Path, state) -> None:
         from encoder.features import extract
+        from eval.probes.linear import CELLS
 
         self.config, self.found, self.encoder, self.out, self.state = config, found, encoder, out, state
         self.floor = encoder.name == "pixels"
         self.layers = min(config.layers, encoder.depth) if set(tasks) & set(SEVERAL_LAYERS) else 1
         self.features = extract(
             encoder, found.paths, Path(config.features_dir or out / "features"),
-            patches=bool(set(tasks) & {*SEGMENTED, "attentive"}), layers=self.layers, batch=config.batch,
+            patches=bool(set(tasks) & {*SEGMENTED, "attentive"}), layers=self.layers,
+            cells=CELLS if config.vectors == "grid" and not self.floor else 0, batch=config.batch,
             workers=config.workers, state=state, half=config.precision == "bf16", say=say,
         )  # fmt: skip
         if self.features.errors and state.is_main_process:
@@ -98,6 +100,7 @@ class Judge:
         where it cannot be done."""
         from eval.probes.judged import Judged
         from eval.probes.overlap import Segmentation
+        from train.checkpoints import write_json
         from train.processes import all_cores
 
         if not self.state.is_main_process:
@@ -121,9 +124,7 @@ class Judge:
                 "outcomes": {name: judged.to_json() for name, judged in made.items()},
             }  # fmt: skip
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(content))
-            part.replace(file)
+            write_json(file, content, indent=None)
             say(f"{self.encoder.name}: {task}, {time.perf_counter() - started:.0f} s")
         outcomes = json.loads(file.read_text())["outcomes"]
         return {name: kind.from_json(row) for name, row in outcomes.items()}
@@ -156,7 +157,7 @@ class Judge:
         from eval.probes.linear import vectors
 
         which = "cls" if self.floor else self.config.vectors
-        return vectors(self.features.cls_NC, self.features.mean_NC, which)
+        return vectors(self.features.cls_NC, self.features.mean_NC, which, self.features.cells_NC)
 
     def parts(self, y_NL: np.ndarray, x_NC: np.ndarray | None = None) -> list:
         """Train, validate, test, of the images that could be read and for which something is known, with vectors or
@@ -223,10 +224,13 @@ class Judge:
         from eval.probes.findings import few_shot
 
         names, y_NL = self.labels
+        fewer = [share for share in self.config.shares if share != 1]
         made = few_shot(
-            *self.parts(y_NL), names, choose=self.config.choose, shares=self.config.shares, draws=self.config.draws,
+            *self.parts(y_NL), names, choose=self.config.choose, shares=fewer, draws=self.config.draws,
             seed=self.config.seed, **self.reduced,
-        )  # fmt: skip
+        ) if fewer else {}  # fmt: skip
+        if len(fewer) < len(self.config.shares):
+            made[1.0] = self("classification")["linear"]  # kept, and the same
         return {f"{share:g}": judged for share, judged in made.items()}
 
     def metadata(self) -> dict:

@@ -16,10 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,24 +64,6 @@ def all_processes():
 
 
 say_at_once = partial(print, flush=True)
-
-
-@contextmanager
-def one_at_a_time(
-    path: Path, waiting: str, patience: float = -1, say: Callable[[str], None] = say_at_once
-) -> Iterator[None]:
-    """Hold the lock file `path` while the block lasts. Where another process has it, says `waiting` and waits, for at
-    most `patience` seconds unless that is negative. Raises filelock.Timeout."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(waiting)
-        lock.acquire(timeout=patience)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def process_state(patience: timedelta | None = None):

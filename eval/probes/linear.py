@@ -23,28 +23,33 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C; the best on valid
 COMPONENTS = (16, 32, 64, 128)  # of PCA, for features that are no encoder's
 CHOICES = {"auprc": auprc, "auroc": auroc}  # what validation goes by
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of DINO's weighted k-NN (arXiv 2104.14294)
-WHICH = ("cls", "mean", "both")
+WHICH = ("cls", "mean", "both", "grid")
+CELLS = 4  # a side, of `grid`
 
 Rows = tuple[np.ndarray, np.ndarray]  # features (N, C), labels (N, L)
 
 
-def vectors(cls_NC: np.ndarray, patches_mean_NC: np.ndarray | None, which: str) -> np.ndarray:
-    """One vector an image, float32: CLS, the mean of the patch tokens, or both side by side.
+def vectors(
+    cls_NC: np.ndarray, mean_NC: np.ndarray | None, which: str, cells_NC: np.ndarray | None = None
+) -> np.ndarray:
+    """One vector an image, float32: CLS, the mean of the patch tokens, both side by side, or `grid`: CLS beside the
+    means of the patch tokens in each of CELLS x CELLS parts of the image, which say where, as a mean of all does not.
 
-    Side by side each keeps its length, so that the longer one rules a cosine; heads standardise every feature.
-    Raises ValueError for another word, for a mean that is not there, or for means of other images.
+    Side by side each keeps its length, so that the longest one rules a cosine; heads standardise every feature.
+    Raises ValueError for another word, for means that are not there, or for means of other images.
     """
     if which not in WHICH:
         raise ValueError(f"features {which!r} are unknown; there are {', '.join(WHICH)}")
+    means_NC = cells_NC if which == "grid" else mean_NC
     if which == "cls":
         return np.asarray(cls_NC, np.float32)
-    if patches_mean_NC is None:
-        raise ValueError(f"features {which!r} need the mean of the patch tokens; extract with patches=True")
+    if means_NC is None:
+        raise ValueError(f"features {which!r} need means of the patch tokens, which are not there")
     if which == "mean":
-        return np.asarray(patches_mean_NC, np.float32)
-    if len(cls_NC) != len(patches_mean_NC):
-        raise ValueError(f"CLS of {len(cls_NC)} images but means of {len(patches_mean_NC)}")
-    return np.concatenate([cls_NC, patches_mean_NC], axis=1, dtype=np.float32)
+        return np.asarray(means_NC, np.float32)
+    if len(cls_NC) != len(means_NC):
+        raise ValueError(f"CLS of {len(cls_NC)} images but means of {len(means_NC)}")
+    return np.concatenate([cls_NC, means_NC], axis=1, dtype=np.float32)
 
 
 def knn_scores(

@@ -184,6 +184,23 @@ def test_an_interrupted_extraction_loses_only_what_was_not_written(folder, tmp_p
     np.testing.assert_allclose(whole.mean_NC, tokens.patches_BPC.mean(1).numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_means_of_cells_say_where(folder, tmp_path):
+    """Also where the patches cannot be divided evenly: then cells share some."""
+    paths, encoder = films(tmp_path, 2), encoder_of(folder)
+    g = encoder.grid
+    tokens = encoder(torch.stack([encoder.preprocessing(read(p).pixels) for p in paths])).patches_BPC
+    maps = tokens.reshape(2, g, g, -1).numpy()
+    for cells in (2, 3):
+        found = extract(encoder, paths, tmp_path / "features", cells=cells).cells_NC.reshape(
+            2, cells, cells, -1
+        )
+        for i, j in np.ndindex(cells, cells):
+            (top, bottom), (left, right) = ((k * g // cells, -(-(k + 1) * g // cells)) for k in (i, j))
+            wanted = maps[:, top:bottom, left:right].mean((1, 2))
+            np.testing.assert_allclose(found[:, i, j], wanted, rtol=2e-3, atol=2e-3)
+    assert extract(encoder, paths, tmp_path / "features").cells_NC is None
+
+
 def test_two_runs_share_a_folder(folder, tmp_path):
     """Each waits for the other, and neither's features are overwritten."""
     both, found = [films(tmp_path, 6, seed=0), films(tmp_path, 6, seed=1)], {}

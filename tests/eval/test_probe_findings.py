@@ -148,8 +148,10 @@ def test_vectors():
     cls, mean = np.ones((2, 3), np.float16), np.zeros((2, 4))
     assert vectors(cls, None, "cls").dtype == np.float32 and vectors(cls, mean, "mean").shape == (2, 4)
     assert vectors(cls, mean, "both").tolist() == [[1, 1, 1, 0, 0, 0, 0]] * 2
+    assert vectors(cls, mean, "grid", np.full((2, 2), 7)).tolist() == [[1, 1, 1, 7, 7]] * 2
     for arguments, what in (
-        ((cls, None, "both"), "patches=True"),
+        ((cls, None, "both"), "'both' need means"),
+        ((cls, mean, "grid"), "'grid' need means"),
         ((cls, mean, "all"), "there are cls, mean, both"),
         ((cls, mean[:1], "both"), "CLS of 2 images"),
     ):

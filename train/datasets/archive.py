@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from encoder.files import whole_lines
 from encoder.radiograph import InputError, Limits, read
 from train.checkpoints import write_json
 from train.datasets.folder import named, shrink
@@ -134,11 +135,7 @@ def index_lines(out: Path) -> list[dict[str, Any]]:
     index = out / INDEX
     if not index.is_file():
         return []
-    data = index.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        index.write_bytes(whole)
-    return [json.loads(line) for line in whole.decode("utf-8", "surrogateescape").splitlines()]
+    return [json.loads(line) for line in whole_lines(index).decode("utf-8", "surrogateescape").splitlines()]
 
 
 def _sync(path: Path) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from encoder.files import one_at_a_time
 from encoder.radiograph import InputError, Limits, read
-from train.processes import one_at_a_time
 from vlm.study import StudyError, load_studies, normalise_split
 
 log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 
+from encoder.files import whole_lines
 from encoder.radiograph import InputError, Limits, read
 from train.datasets.archive import ArchiveError
 from train.datasets.folder import named
@@ -52,13 +53,11 @@ def index_rows(out: Path) -> list[dict[str, str]]:
     """The rows of an index; a last one that was cut off is cut away."""
     if not out.is_file():
         return []
-    data = out.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if not whole.startswith(",".join(COLUMNS).encode()):
+    with out.open("rb") as file:
+        header = file.readline()
+    if not (header.startswith(",".join(COLUMNS).encode()) and header.endswith(b"\n")):
         raise ArchiveError(f"{out} exists and is no index of cxr prepare; choose another name")
-    if len(whole) < len(data):
-        out.write_bytes(whole)
-    return list(csv.DictReader(io.StringIO(whole.decode("utf-8", "surrogateescape"), newline="")))
+    return list(csv.DictReader(io.StringIO(whole_lines(out).decode("utf-8", "surrogateescape"), newline="")))
 
 
 def _row(job: tuple[str, Set[str]]) -> dict[str, str]:
