@@ -361,7 +361,7 @@ def _vectors(where: list[tuple[Path, int]]) -> dict[str, np.ndarray]:
     for file, places in by_file.items():
         at, rows = np.array(places).T
         with safe_open(file, "np") as tensors:
-            for name in tensors.keys() - {"patches"}:
+            for name in set(tensors.keys()) - {"patches"}:
                 x_NC = tensors.get_tensor(name)
                 x_NC = x_NC.reshape(len(x_NC), -1)
                 if name not in found:
