@@ -124,7 +124,7 @@ def extract(
         wanted = {contents[p]: p for p in paths if p in contents}
         missing = [(d, p) for d, p in wanted.items() if "file" not in known.get(d, {})]
         tokens = cells**2 + (encoder.grid**2 * layers if patches else 0)
-        size = (8 + 2 * tokens) * encoder.width
+        size = 4 * encoder.width + (4 + 2 * tokens) * encoder.patch_width
         if state.is_main_process:
             _room(folder, size * len(missing), encoder.name, len(missing), say)
         mine = missing[state.process_index :: state.num_processes]

@@ -41,8 +41,8 @@ class Tokens(NamedTuple):
 
 class Encoder(nn.Module, ABC):
     """`name` as it was asked for, `sha256` of its weights (of what they were drawn from, if random), `width` C of CLS,
-    `patch` pixels a side, `grid` patches a side, `depth` blocks, `preprocessing` from grey levels (H, W) to what
-    `forward` takes."""
+    `patch_width` of patch tokens, `patch` pixels a side, `grid` patches a side, `depth` blocks, `preprocessing` from
+    grey levels (H, W) to what `forward` takes."""
 
     def __init__(
         self, name: str, sha256: str, width: int, patch: int, depth: int, preprocessing: Preprocessing
@@ -50,6 +50,7 @@ class Encoder(nn.Module, ABC):
         super().__init__()
         self.name, self.sha256, self.width, self.patch, self.depth = name, sha256, width, patch, depth
         self.preprocessing, self.grid = preprocessing, preprocessing.size // patch
+        self.patch_width = width
 
     @torch.inference_mode()
     def forward(self, pixels_B3HW: Tensor, layers: int = 1) -> Tokens:
@@ -111,6 +112,7 @@ class Pixels(Encoder):
     def __init__(self, size: int = 224) -> None:
         preprocessing = Preprocessing(size=size, mean=0.5, std=0.25)
         super().__init__(PIXELS, PIXELS, SIDE**2, PATCH, 1, preprocessing)
+        self.patch_width = PATCH**2
 
     def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
         x_B1HW = pixels_B3HW[:, :1]

@@ -88,8 +88,6 @@ def run(config: Probe) -> int:
     for name in config.encoders:
         judge, results = Judge(config, found, encoders.pop(name), tasks, out, state), {}
         for task in tasks:
-            if name == "pixels" and task in ("upernet", "vitdet"):
-                continue
             try:
                 results[task] = judge(task)
             except ValueError as error:
