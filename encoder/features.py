@@ -18,6 +18,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from torch import Tensor
 
 from encoder.errors import ModelError
 from encoder.files import one_at_a_time
-from encoder.frozen import Encoder
+from encoder.frozen import Encoder, Tokens
 from encoder.radiograph import InputError, read
 
 CONTENTS, INDEX, ABOUT, LOCK = "contents", "index", "about.json", ".lock"
@@ -48,9 +49,7 @@ class Features:
     rows: np.ndarray  # (N,)
     cls_NC: np.ndarray  # float32
     mean_NC: np.ndarray  # of the patch tokens of the last layer, float32
-    cells_NC: (
-        np.ndarray | None
-    )  # (N, cells² C): of those in each cell, row by row; None if they were not asked for
+    cells_NC: np.ndarray | None  # (N, cells² C): of those in each cell, row by row, if asked for
     digests: list[str]  # of what each contains
     errors: dict[int, str]  # place of an image that cannot be read -> code of the reason
     layers: int  # side by side in `patches`
@@ -123,28 +122,12 @@ def extract(
         known = _index(store)
         wanted = {contents[p]: p for p in paths if p in contents}
         missing = [(d, p) for d, p in wanted.items() if "file" not in known.get(d, {})]
-        tokens = cells**2 + (encoder.grid**2 * layers if patches else 0)
-        size = 4 * encoder.width + (4 + 2 * tokens) * encoder.patch_width
+        kept = _Kept(patches, layers, cells)
         if state.is_main_process:
-            _room(folder, size * len(missing), encoder.name, len(missing), say)
+            _room(folder, kept.size(encoder) * len(missing), encoder.name, len(missing), say)
         mine = missing[state.process_index :: state.num_processes]
         if mine:
-            _extract(
-                encoder,
-                mine,
-                known,
-                store,
-                patches,
-                layers,
-                cells,
-                size,
-                batch,
-                workers,
-                state,
-                half,
-                look,
-                say,
-            )
+            _extract(encoder, mine, known, store, kept, half, batch, workers, state, look, say)
         state.wait_for_everyone()
         known = _index(store)
     rows, where, errors = [], [], {}
@@ -241,33 +224,45 @@ class _Films(torch.utils.data.Dataset):
         return digest, self.preprocessing(self.look(pixels) if self.look else pixels)
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of each image, beside CLS and mean."""
+
+    patches: bool
+    layers: int
+    cells: int
+
+    def size(self, encoder: Encoder) -> int:
+        """Bytes of an image."""
+        halves = self.cells**2 + (encoder.grid**2 * self.layers if self.patches else 0)
+        return 4 * encoder.width + (4 + 2 * halves) * encoder.patch_width
+
+    def of(self, tokens: Tokens, grid: int) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors (B, ...), on the CPU."""
+        last_BPC = tokens.patches_BPC.chunk(self.layers, -1)[-1].float()
+        yield "cls", tokens.cls_BC.float().cpu()
+        yield "mean", last_BPC.mean(1).cpu()
+        if self.cells:
+            cells_BCHW = F.adaptive_avg_pool2d(last_BPC.mT.unflatten(2, (grid, grid)), self.cells)
+            yield "cells", cells_BCHW.flatten(2).mT.to("cpu", torch.float16)
+        if self.patches:
+            yield "patches", tokens.patches_BPC.to("cpu", torch.float16)
+
+
 def _extract(
-    encoder,
-    mine,
-    known,
-    store: Path,
-    patches: bool,
-    layers: int,
-    cells: int,
-    size: int,
-    batch,
-    workers,
-    state,
-    half,
-    look,
-    say,
+    encoder, mine, known, store: Path, kept: _Kept, half: bool, batch, workers, state, look, say
 ) -> None:
     encoder = encoder.to(state.device)
     loader = torch.utils.data.DataLoader(
         _Films(mine, encoder.preprocessing, look), batch, num_workers=workers, collate_fn=list
     )
-    full = max(batch, min(MOST, PER_FILE // size))
+    full = max(batch, min(MOST, PER_FILE // kept.size(encoder)))
     rank = state.process_index
     number = 1 + max((int(p.stem.split("-")[1]) for p in store.glob(f"{rank}-*.safetensors")), default=-1)
     started = written = time.perf_counter()
     said, seen = 0.0, 0
     waiting: list[dict] = []
-    parts: dict[str, list[Tensor]] = {"cls": [], "mean": [], "cells": [], "patches": []}
+    parts: defaultdict[str, list[Tensor]] = defaultdict(list)
 
     def write() -> None:
         nonlocal number, written
@@ -279,7 +274,7 @@ def _extract(
             lines.append(line)
         if count:
             file = store / f"{rank}-{number:05d}.safetensors"
-            tensors = {name: torch.cat(found) for name, found in parts.items() if found}
+            tensors = {name: torch.cat(found) for name, found in parts.items()}
             save_file(tensors, file.with_suffix(".part"))
             file.with_suffix(".part").replace(file)
             number += 1
@@ -288,25 +283,17 @@ def _extract(
         )
         written = time.perf_counter()
         waiting.clear()
-        for found in parts.values():
-            found.clear()
+        parts.clear()
 
     for items in loader:
         good = [(digest, x) for digest, x in items if not isinstance(x, str)]
         waiting += [{"sha256": digest, "error": x} for digest, x in items if isinstance(x, str)]
         if good:
             with torch.autocast(state.device.type, torch.bfloat16, enabled=half):
-                tokens = encoder(torch.stack([x for _, x in good]).to(state.device), layers)
+                tokens = encoder(torch.stack([x for _, x in good]).to(state.device), kept.layers)
             waiting += [{"sha256": digest} for digest, _ in good]
-            parts["cls"].append(tokens.cls_BC.float().cpu())
-            last_BPC = tokens.patches_BPC.chunk(layers, -1)[-1]
-            parts["mean"].append(last_BPC.float().mean(1).cpu())
-            if cells:
-                grid_BCHW = last_BPC.float().transpose(1, 2).unflatten(2, (encoder.grid, encoder.grid))
-                cells_BCHW = F.adaptive_avg_pool2d(grid_BCHW, cells)
-                parts["cells"].append(cells_BCHW.flatten(2).transpose(1, 2).to("cpu", torch.float16))
-            if patches:
-                parts["patches"].append(tokens.patches_BPC.to("cpu", torch.float16))
+            for name, x in kept.of(tokens, encoder.grid):
+                parts[name].append(x)
         if len(waiting) >= full or time.perf_counter() - written > PATIENCE:
             write()
         seen += len(items)

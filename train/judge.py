@@ -341,14 +341,16 @@ def told(found) -> tuple[list[str], bool]:
 
 
 def _stamps(masks: Mapping[str, Any]) -> dict[str, list]:
-    """What tells whether the masks of an image are still the same, wherever they lie."""
+    """What tells whether the masks of an image are still the same, wherever the folder is named from."""
     stamps: dict[str, list] = {}
     for name, parts in masks.items():
         stamps[name] = []
         for part in parts:
             if isinstance(part, Path):
                 about = part.stat() if part.is_file() else None
-                stamps[name].append([part.name, about and about.st_size, about and about.st_mtime_ns])
+                stamps[name].append(
+                    [str(part.absolute()), about and about.st_size, about and about.st_mtime_ns]
+                )
             else:
                 stamps[name].append(repr(part))
     return stamps
