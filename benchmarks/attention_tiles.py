@@ -3,7 +3,7 @@
     python benchmarks/attention_tiles.py table                what each entry of the table compiles to
     python benchmarks/attention_tiles.py used                 a third of that: bfloat16, causal where it is packed
     python benchmarks/attention_tiles.py candidates [--save]  the same for all candidates: which of them spill registers
-    python benchmarks/attention_tiles.py time [--save]        on a GPU, about six minutes: milliseconds of each
+    python benchmarks/attention_tiles.py time [--save]        on a GPU, about three minutes: milliseconds of each
 
 The first three compile for sm_80 and sm_90 and need no GPU. One JSON object a line; --save writes them to
 results/attention_tiles_<compiled, or the GPU>.json. The best in time goes into the table if it compiles without spills
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -137,43 +139,84 @@ def candidates(name: str) -> list[Tiles]:
 SHAPES = {64: (64, 1370, 12), 128: (8, 2048, 32)}
 
 
-def time_candidates(device: str = "cuda", shapes: dict | None = None, limit: int | None = None) -> list[dict]:
-    """Milliseconds of every candidate, alone, on random bfloat16, and how far it is from the table's own result."""
-    rows = []
-    own = kernel.tiles
-    for (D, (B, N, H)), causal in itertools.product((shapes or SHAPES).items(), (False, True)):
+def to_time() -> list[tuple[str, int, bool, Tiles]]:
+    """Kernel, head width, causal, tiles."""
+    return [
+        (name, D, causal, tile)
+        for D, causal, name in itertools.product(SHAPES, (False, True), KERNELS)
+        for tile in candidates(name)
+    ]
+
+
+class Problem:
+    """Random inputs of one shape, what the table's own tiles make of them, and any kernel run with any tiles."""
+
+    def __init__(self, D: int, causal: bool, shape: tuple[int, int, int], device: str = "cuda"):
+        B, N, H = shape
         dtype = torch.bfloat16 if device == "cuda" else torch.float16
-        q, k, v, grad = (torch.randn(B, N, H, D, device=device, dtype=dtype) for _ in range(4))
-        scale = D**-0.5
-        out, lse = kernel.forward(q, k, v, None, causal, scale)
-        wanted = (out, *kernel.backward(grad, q, k, v, out, lse, None, causal, scale))
-        delta = (out.float() * grad.float()).sum(-1).transpose(1, 2)
-        delta_HT = delta.transpose(0, 1).reshape(H, B * N).contiguous()
-        for name in KERNELS:
-            read = [q, k, v] if name == "forward" else [q, k, v, grad]
-            rows_in = [torch.empty_like(lse)] if name == "forward" else [lse, delta_HT]
-            truth = {"forward": wanted[:1], "backward_kv": wanted[2:], "backward_q": wanted[1:2]}[name]
-            written = [torch.empty_like(x) for x in truth]
-            for tile in candidates(name)[:limit]:
-                row = {"kernel": name, "D": D, "causal": causal, "tiles": list(tile)}
-                kernel.tiles = lambda *_, tile=tile: tile
-                run = partial(
-                    kernel._run, getattr(kernel, f"_{name}"), read, rows_in, written, None, causal, scale
+        self.read = [
+            torch.randn(B, N, H, D, device=device, dtype=dtype) for _ in range(4)
+        ]  # q, k, v, gradient
+        self.causal, self.scale = causal, D**-0.5
+        out, lse = kernel.forward(*self.read[:3], None, causal, self.scale)
+        dq, *dkv = kernel.backward(self.read[3], *self.read[:3], out, lse, None, causal, self.scale)
+        delta_BHN = (out.float() * self.read[3].float()).sum(-1).transpose(1, 2)
+        self.rows = [lse, delta_BHN.transpose(0, 1).reshape(H, B * N).contiguous()]
+        self.truth = {"forward": [out], "backward_kv": dkv, "backward_q": [dq]}
+
+    def launcher(self, name: str, tile: Tiles):
+        """-> (a function that runs it and returns what Triton compiled, what it writes)."""
+        read, rows = (
+            (self.read[:3], [torch.empty_like(self.rows[0])]) if name == "forward" else (self.read, self.rows)
+        )
+        written = [torch.empty_like(x) for x in self.truth[name]]
+
+        def launch():
+            table, kernel.tiles = kernel.tiles, lambda *_: tile
+            try:
+                return kernel._run(
+                    getattr(kernel, f"_{name}"), read, rows, written, None, self.causal, self.scale
                 )
-                try:
-                    compiled = run()
-                    error = max(
-                        (a.float() - b.float()).abs().max().item()
-                        for a, b in zip(written, truth, strict=True)
-                    )
-                    row |= {"spills": getattr(compiled, "n_spills", None), "error": round(error, 4)}
-                    row["ms"] = round(_milliseconds(run, device), 4)
-                except Exception as e:  # more shared memory than there is, or a compiler that gives up
-                    row["failed"] = f"{type(e).__name__}: {str(e)[:100]}"
-                finally:
-                    kernel.tiles = own
-                rows.append(row)
-                print(json.dumps(row), flush=True)
+            finally:
+                kernel.tiles = table
+
+        return launch, written
+
+
+def _fill_cache(job: tuple[str, int, bool, Tiles], device: str) -> None:
+    """In a process of its own: compiles one candidate, into Triton's cache on disk, on a small problem."""
+    name, D, causal, tile = job
+    try:
+        Problem(D, causal, (1, 144, 2), device).launcher(name, tile)[0]()
+    except Exception:  # it is met again where it is timed, and reported there
+        return
+
+
+def time_candidates(
+    jobs: list, device: str = "cuda", workers: int = 2, shapes: dict | None = None
+) -> list[dict]:
+    """Milliseconds of every candidate that does not spill, alone, on random bfloat16, and how far it is from the
+    table's own result."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        list(pool.map(partial(_fill_cache, device=device), jobs, chunksize=4))
+    rows, problem, last = [], None, None
+    for name, D, causal, tile in jobs:
+        if last != (D, causal):
+            problem, last = None, (D, causal)
+            problem = Problem(D, causal, (shapes or SHAPES)[D], device)
+        row = {"kernel": name, "D": D, "causal": causal, "tiles": list(tile)}
+        try:
+            launch, written = problem.launcher(name, tile)
+            spills = getattr(launch(), "n_spills", None)
+            pairs = zip(written, problem.truth[name], strict=True)
+            error = max((a.float() - b.float()).abs().max().item() for a, b in pairs)
+            row |= {"spills": spills, "error": round(error, 4)}
+            if not spills:
+                row["ms"] = round(_milliseconds(launch, device), 4)
+        except Exception as e:  # more shared memory than there is, or a compiler that gives up
+            row["failed"] = f"{type(e).__name__}: {str(e)[:100]}"
+        rows.append(row)
+        print(json.dumps(row), flush=True)
     return rows
 
 
@@ -190,13 +233,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("table", "used", "candidates", "time"))
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile")
     parser.add_argument("--save", action="store_true", help="write the results")
     args = parser.parse_args()
     if args.what == "time":
         if not torch.cuda.is_available():
             parser.error("there is no GPU here to take the time on")
-        rows, gpu = time_candidates(), torch.cuda.get_device_name()
+        rows = time_candidates(to_time(), workers=args.workers)
+        gpu = torch.cuda.get_device_name()
         usable = [row for row in rows if "ms" in row and not row["spills"] and row["error"] < 0.1]
         key = lambda row: (row["kernel"], row["D"], row["causal"])  # noqa: E731
         best = [
