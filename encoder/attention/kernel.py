@@ -4,13 +4,14 @@ Forward: online softmax over tiles of keys (Dao et al., arXiv 2205.14135 and 230
 dK and dV, one for dQ, so that nothing is added up in an order that chance decides: the same inputs give the same bits.
 
 Scores are kept in log2 units (exp2 is what the hardware has), scaled in float32 after the product, never in the inputs'
-precision. `lse` (parts, H, all queries) holds log2 of the sum of a row's exponentials; for float32 in two parts, the
-greatest score and what is to be added: in one number the second would lose its digits where scores are large. A row
-that sees no key has +inf, which makes its probabilities in the backward 0 instead of NaN.
+precision, and in the instruction that subtracts the greatest. `lse` (parts, H, all queries) holds log2 of the sum of a
+row's exponentials; for float32 in two parts, the greatest score and what is to be added: in one number the second would
+lose its digits where scores are large. A row that sees no key has +inf, which makes its probabilities in the backward 0
+instead of NaN.
 
 Tiles that every row sees whole go through a loop without masks, the others through one with them. On Hopper and later
-the loops read half precision through tensor descriptors (TMA), where the tensors are aligned for it. All else is read
-through pointers, also what stays for the whole loop: that way it waits in shared memory instead of registers.
+the loops read half precision through tensor descriptors (TMA), where the tensors are aligned for it; all else is read
+through pointers.
 A pack is cut into tasks, (sequence, tile) pairs listed on the device: short sequences start no idle programs, and
 nothing asks the device for lengths.
 
@@ -42,7 +43,6 @@ LENGTHS = (
     "count",
     "total",
 )  # else Triton compiles for each kind: a length of 1 would be a constant, and those of a pack cannot be
-ROWS = 64  # of a program of _row_products
 TASKS = 256  # sequences that a program of _list_tasks reads at once
 
 
@@ -96,23 +96,24 @@ def _rows(
     MASKED: tl.constexpr, TMA: tl.constexpr, ZEROS: tl.constexpr,
 ):  # fmt: skip
     """The tile (ROWS, WIDTH) of one head at `row`; MASKED where it may reach past `length`, and there zeros. Through a
-    descriptor they are zeros past the end of the tensor; of a pack's next sequence they are made so with ZEROS."""
+    descriptor they are zeros past the end of the tensor; of a pack's next sequence they are made so with ZEROS. What
+    was read through pointers is as it was, but Triton keeps what is computed in registers: see HELD in tiles.py."""
     m = tl.arange(0, ROWS)
     if TMA:
         tile = x.load([batch, first + row, head, 0]).reshape(ROWS, WIDTH)
-        if MASKED and ZEROS:
-            tile = tl.where((row + m)[:, None] < length, tile, 0.0)
-        return tile
     else:
         d = tl.arange(0, WIDTH)
         start = x + batch.to(tl.int64) * sb + (first + row).to(tl.int64) * st + head.to(tl.int64) * sh
         where = start + m[:, None] * st + d[None, :]
         if MASKED:
-            return tl.load(where, mask=((row + m)[:, None] < length) & (d[None, :] < D), other=0.0)
+            tile = tl.load(where, mask=((row + m)[:, None] < length) & (d[None, :] < D), other=0.0)
         elif D == WIDTH:
-            return tl.load(where)
+            tile = tl.load(where)
         else:
-            return tl.load(where, mask=d[None, :] < D, other=0.0)
+            tile = tl.load(where, mask=d[None, :] < D, other=0.0)
+    if MASKED and ZEROS:
+        tile = tl.where((row + m)[:, None] < length, tile, 0.0)
+    return tile
 
 
 @triton.jit
@@ -155,13 +156,13 @@ def _attend(
     """The online softmax over key tiles [start, end)."""
     for n0 in range(start, end, N):
         k_ND = _rows(k, batch, first, head, n0, n_k, kb, kt, kh, N, D, WIDTH, MASKED, TMA, False)
-        s_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee") * scale_log2
+        s_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
         if MASKED:
             s_MN = tl.where(_seen(m0, n0, n_q, n_k, M, N, CAUSAL), s_MN, -float("inf"))
-        new_M = tl.maximum(top_M, tl.max(s_MN, 1))
+        new_M = tl.maximum(top_M, tl.max(s_MN, 1) * scale_log2)
         # A row that has seen nothing yet: subtracting -inf from itself would give NaN.
         base_M = tl.where(new_M == -float("inf"), 0.0, new_M) if MASKED else new_M
-        p_MN = tl.exp2(s_MN - base_M[:, None])
+        p_MN = tl.exp2(s_MN * scale_log2 - base_M[:, None])
         shrink_M = tl.exp2(top_M - base_M)
         sum_M = sum_M * shrink_M + tl.sum(p_MN, 1)
         v_ND = _rows(v, batch, first, head, n0, n_k, vb, vt, vh, N, D, WIDTH, MASKED, TMA, PACKED)
@@ -175,7 +176,7 @@ def _forward(
     q, k, v, lse, out, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
     qb, qt, qh, kb, kt, kh, vb, vt, vh, ob, ot, oh,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     head, scale_log2 = tl.program_id(1), scale * LOG2E
     sequence, tile = _task(tasks, n_q, M, PACKED)
@@ -183,7 +184,7 @@ def _forward(
         batch, first_q, row_q, n_q = _span(cu_q, sequence, n_q, PACKED)
         batch, first_k, _row_k, n_k = _span(cu_k, sequence, n_k, PACKED)
         m0 = tile * M
-        q_MD = _rows(q, batch, first_q, head, m0, n_q, qb, qt, qh, M, D, WIDTH, True, False, False)
+        q_MD = _rows(q, batch, first_q, head, m0, n_q, qb, qt, qh, M, D, WIDTH, True, False, HELD)
         acc_MD = tl.zeros((M, WIDTH), tl.float32)
         sum_M, top_M = tl.zeros((M,), tl.float32), tl.full((M,), -float("inf"), tl.float32)
         whole, end = _keys_seen(m0, n_q, n_k, M, N, CAUSAL)
@@ -209,52 +210,26 @@ def _forward(
 
 
 @triton.jit
-def _of_rows(
-    lse,
-    delta,
-    head,
-    heads,
-    row,
-    m0,
-    length,
-    total,
-    M: tl.constexpr,
-    EXACT: tl.constexpr,
-    MASKED: tl.constexpr,
+def _lse(
+    lse, head, heads, row, m0, length, total, M: tl.constexpr, EXACT: tl.constexpr, MASKED: tl.constexpr
 ):
-    """-> lse, its second part (if EXACT; else it is not looked at), and delta, of some rows of one head."""
+    """-> lse and its second part (if EXACT; else it is not looked at) of some rows of one head."""
     m_M = m0 + tl.arange(0, M)
-    rows = head.to(tl.int64) * total + row + m_M
+    rows = lse + head.to(tl.int64) * total + row + m_M
+    second = rows + heads.to(tl.int64) * total
     if MASKED:
-        top_M = tl.load(lse + rows, mask=m_M < length, other=float("inf"))
-        rest_M = (
-            tl.load(lse + heads.to(tl.int64) * total + rows, mask=m_M < length, other=0.0) if EXACT else top_M
-        )
-        return top_M, rest_M, tl.load(delta + rows, mask=m_M < length, other=0.0)
+        top_M = tl.load(rows, mask=m_M < length, other=float("inf"))
+        return top_M, tl.load(second, mask=m_M < length, other=0.0) if EXACT else top_M
     else:
-        top_M = tl.load(lse + rows)
-        rest_M = tl.load(lse + heads.to(tl.int64) * total + rows) if EXACT else top_M
-        return top_M, rest_M, tl.load(delta + rows)
+        top_M = tl.load(rows)
+        return top_M, tl.load(second) if EXACT else top_M
 
 
 @triton.jit
-def _probabilities(s, top, rest, EXACT: tl.constexpr):
-    """exp2(s - lse)."""
-    return tl.exp2((s - top) - rest if EXACT else s - top)
-
-
-@triton.jit(do_not_specialize=LENGTHS)
-def _row_products(
-    out, grad, delta, n_q, total_q, ob, ot, oh, gb, gt, gh,
-    D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr,
-):  # fmt: skip
-    """delta (H, T): the sum over D of out x grad, in float32."""
-    head, batch, m0 = tl.program_id(1), tl.program_id(2), tl.program_id(0) * M
-    out_MD = _rows(out, batch, 0, head, m0, n_q, ob, ot, oh, M, D, WIDTH, True, False, True).to(tl.float32)
-    grad_MD = _rows(grad, batch, 0, head, m0, n_q, gb, gt, gh, M, D, WIDTH, True, False, True).to(tl.float32)
-    m_M = m0 + tl.arange(0, M)
-    rows = head.to(tl.int64) * total_q + batch.to(tl.int64) * n_q + m_M
-    tl.store(delta + rows, tl.sum(out_MD * grad_MD, 1), mask=m_M < n_q)
+def _probabilities(s, scale_log2, top, rest, EXACT: tl.constexpr):
+    """exp2(scaled s - lse)."""
+    s = s * scale_log2 - top  # one instruction
+    return tl.exp2(s - rest if EXACT else s)
 
 
 @triton.jit
@@ -268,11 +243,14 @@ def _gather_kv(
     for m0 in range(start, end, M):
         q_MD = _rows(q, batch, first, head, m0, n_q, qb, qt, qh, M, D, WIDTH, MASKED, TMA, PACKED)
         grad_MD = _rows(grad, batch, first, head, m0, n_q, gb, gt, gh, M, D, WIDTH, MASKED, TMA, PACKED)
-        top_M, rest_M, delta_M = _of_rows(lse, delta, head, heads, row, m0, n_q, total_q, M, EXACT, MASKED)
-        s_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee") * scale_log2
+        top_M, rest_M = _lse(lse, head, heads, row, m0, n_q, total_q, M, EXACT, MASKED)
+        m_M = m0 + tl.arange(0, M)
+        deltas = delta + head.to(tl.int64) * total_q + row + m_M
+        delta_M = tl.load(deltas, mask=m_M < n_q, other=0.0) if MASKED else tl.load(deltas)
+        s_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee")
         if MASKED:
             s_NM = tl.where(tl.trans(_seen(m0, n0, n_q, n_k, M, N, CAUSAL)), s_NM, -float("inf"))
-        p_NM = _probabilities(s_NM, top_M[None, :], rest_M[None, :], EXACT)
+        p_NM = _probabilities(s_NM, scale_log2, top_M[None, :], rest_M[None, :], EXACT)
         dv_ND += tl.dot(p_NM.to(grad_MD.dtype), grad_MD, input_precision="ieee")
         dp_NM = tl.dot(v_ND, tl.trans(grad_MD), input_precision="ieee")
         ds_NM = p_NM * (dp_NM - delta_M[None, :])
@@ -285,7 +263,7 @@ def _backward_kv(
     q, k, v, grad, lse, delta, dk, dv, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
     qb, qt, qh, kb, kt, kh, vb, vt, vh, gb, gt, gh, dkb, dkt, dkh, dvb, dvt, dvh,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     """What one query head adds to dK and dV of one tile of keys."""
     head, scale_log2 = tl.program_id(1), scale * LOG2E
@@ -294,8 +272,8 @@ def _backward_kv(
         batch, first_q, row_q, n_q = _span(cu_q, sequence, n_q, PACKED)
         batch, first_k, _row_k, n_k = _span(cu_k, sequence, n_k, PACKED)
         n0 = tile * N
-        k_ND = _rows(k, batch, first_k, head // GROUP, n0, n_k, kb, kt, kh, N, D, WIDTH, True, False, False)
-        v_ND = _rows(v, batch, first_k, head // GROUP, n0, n_k, vb, vt, vh, N, D, WIDTH, True, False, False)
+        k_ND = _rows(k, batch, first_k, head // GROUP, n0, n_k, kb, kt, kh, N, D, WIDTH, True, False, HELD)
+        v_ND = _rows(v, batch, first_k, head // GROUP, n0, n_k, vb, vt, vh, N, D, WIDTH, True, False, HELD)
         dk_ND, dv_ND = tl.zeros((N, WIDTH), tl.float32), tl.zeros((N, WIDTH), tl.float32)
         heads = tl.num_programs(1)
         last = n_q // M * M  # the tile in which the queries end, if one does
@@ -333,10 +311,10 @@ def _gather_q(
     for n0 in range(start, end, N):
         k_ND = _rows(k, batch, first, head, n0, n_k, kb, kt, kh, N, D, WIDTH, MASKED, TMA, PACKED)
         v_ND = _rows(v, batch, first, head, n0, n_k, vb, vt, vh, N, D, WIDTH, MASKED, TMA, PACKED)
-        s_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee") * scale_log2
+        s_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
         if MASKED:
             s_MN = tl.where(_seen(m0, n0, n_q, n_k, M, N, CAUSAL), s_MN, -float("inf"))
-        p_MN = _probabilities(s_MN, top_M[:, None], rest_M[:, None], EXACT)
+        p_MN = _probabilities(s_MN, scale_log2, top_M[:, None], rest_M[:, None], EXACT)
         dp_MN = tl.dot(grad_MD, tl.trans(v_ND), input_precision="ieee")
         ds_MN = p_MN * (dp_MN - delta_M[:, None])
         dq_MD += tl.dot(ds_MN.to(k_ND.dtype), k_ND, input_precision="ieee")
@@ -345,23 +323,25 @@ def _gather_q(
 
 @triton.jit(do_not_specialize=LENGTHS)
 def _backward_q(
-    q, k, v, grad, lse, delta, dq, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
-    qb, qt, qh, kb, kt, kh, vb, vt, vh, gb, gt, gh, dqb, dqt, dqh,
+    q, k, v, grad, out, lse, delta, dq, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
+    qb, qt, qh, kb, kt, kh, vb, vt, vh, gb, gt, gh, ob, ot, oh, dqb, dqt, dqh,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
-    """dQ of one tile of queries."""
+    """dQ of one tile of queries; and, for `_backward_kv`, delta (H, T): the sum over D of out x grad, in float32."""
     head, scale_log2 = tl.program_id(1), scale * LOG2E
     sequence, tile = _task(tasks, n_q, M, PACKED)
     if sequence >= 0:
         batch, first_q, row_q, n_q = _span(cu_q, sequence, n_q, PACKED)
         batch, first_k, _row_k, n_k = _span(cu_k, sequence, n_k, PACKED)
         m0 = tile * M
-        q_MD = _rows(q, batch, first_q, head, m0, n_q, qb, qt, qh, M, D, WIDTH, True, False, False)
-        grad_MD = _rows(grad, batch, first_q, head, m0, n_q, gb, gt, gh, M, D, WIDTH, True, False, False)
-        top_M, rest_M, delta_M = _of_rows(
-            lse, delta, head, tl.num_programs(1), row_q, m0, n_q, total_q, M, EXACT, True
-        )
+        q_MD = _rows(q, batch, first_q, head, m0, n_q, qb, qt, qh, M, D, WIDTH, True, False, HELD)
+        grad_MD = _rows(grad, batch, first_q, head, m0, n_q, gb, gt, gh, M, D, WIDTH, True, False, HELD)
+        out_MD = _rows(out, batch, first_q, head, m0, n_q, ob, ot, oh, M, D, WIDTH, True, False, False)
+        delta_M = tl.sum(out_MD.to(tl.float32) * grad_MD.to(tl.float32), 1)
+        m_M = m0 + tl.arange(0, M)
+        tl.store(delta + head.to(tl.int64) * total_q + row_q + m_M, delta_M, mask=m_M < n_q)
+        top_M, rest_M = _lse(lse, head, tl.num_programs(1), row_q, m0, n_q, total_q, M, EXACT, True)
         dq_MD = tl.zeros((M, WIDTH), tl.float32)
         whole, end = _keys_seen(m0, n_q, n_k, M, N, CAUSAL)
         dq_MD = _gather_q(
@@ -390,6 +370,8 @@ def forward(
     With a `pack`, B is 1 and N all tokens; it must cover them. Strides are free, but a head's row must lie in one
     piece: else it is copied.
     """
+    if scale <= 0:
+        return forward(*_turned(q_BNHD, k_BNHD, v_BNHD, pack, causal, scale))
     read = [_rowwise(x) for x in (q_BNHD, k_BNHD, v_BNHD)]
     B, N, H, D = q_BNHD.shape
     out_BNHD = torch.empty((B, N, H, D), dtype=q_BNHD.dtype, device=q_BNHD.device)
@@ -410,35 +392,37 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> dq, dk, dv, contiguous, in the dtypes of q, k and v."""
+    if scale <= 0:
+        q, k, v, *_, positive = _turned(q_BNHD, k_BNHD, v_BNHD, pack, causal, scale)
+        dq, dk, dv = backward(grad_BNHD, q, k, v, out_BNHD, lse_PHT, pack, causal, positive)
+        return dq * _sign(scale), dk, dv
     read = [_rowwise(x) for x in (q_BNHD, k_BNHD, v_BNHD, grad_BNHD)]
-    B, N, H, D = q_BNHD.shape
-    heads_k = k_BNHD.shape[2]
+    (H, D), heads_k = q_BNHD.shape[2:], k_BNHD.shape[2]
     dq = torch.empty(q_BNHD.shape, dtype=q_BNHD.dtype, device=q_BNHD.device)
     # Of every query head apart: a loop over those of a key head spills registers (sm_90, packs).
     dk, dv = (torch.empty((*x.shape[:2], H, D), dtype=x.dtype, device=x.device) for x in read[1:3])
     delta_HT = torch.empty_like(lse_PHT[0])
-    _row_products[(triton.cdiv(N, ROWS), H, B)](
-        out_BNHD,
-        read[3],
-        delta_HT,
-        N,
-        B * N,
-        *_strides(out_BNHD, read[3]),
-        D=D,
-        WIDTH=_width(D),
-        M=ROWS,
-        **OPTIONS,
-    )
+    _run(_backward_q, [*read, out_BNHD], [lse_PHT, delta_HT], [dq], pack, causal, scale)  # also fills delta
     _run(_backward_kv, read, [lse_PHT, delta_HT], [dk, dv], pack, causal, scale)
-    _run(_backward_q, read, [lse_PHT, delta_HT], [dq], pack, causal, scale)
     if heads_k != H:
         dk, dv = (x.unflatten(2, (heads_k, H // heads_k)).sum(3) for x in (dk, dv))
     return dq, dk, dv
 
 
+def _turned(
+    q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, pack: Pack | None, causal: bool, scale: float
+) -> tuple:
+    """The same attention with a positive scale: the kernels take the greatest score before they scale it."""
+    return q_BNHD * _sign(scale), k_BNHD, v_BNHD, pack, causal, abs(scale) or 1.0
+
+
+def _sign(scale: float) -> int:
+    return (scale > 0) - (scale < 0)
+
+
 def _run(kernel, read, rows, written, pack: Pack | None, causal: bool, scale: float):
-    """`read` is q, k, v and perhaps the gradient; `rows` have one number a query; `written` is what comes out. -> what
-    Triton compiled."""
+    """`read` is q, k, v, in the backward the gradient, for dQ also the output; `rows` have one number a query;
+    `written` is what comes out. -> what Triton compiled."""
     (B, n_q, H, D), (n_k, heads_k), dtype = read[0].shape, read[1].shape[1:3], read[0].dtype
     arch = capability(read[0].device)
     t = tiles(kernel.__name__.lstrip("_"), D, dtype, causal, arch)
@@ -461,7 +445,7 @@ def _run(kernel, read, rows, written, pack: Pack | None, causal: bool, scale: fl
         *(given if tma else read),
         *rows, *written, *(pack or (None, None)), tasks, n_q, n_k, B * n_q, scale, *_strides(*read, *written),
         GROUP=H // heads_k, D=D, WIDTH=_width(D), M=t.m, N=t.n, CAUSAL=causal, PACKED=pack is not None, TMA=tma,
-        EXACT=parts(dtype) == 2, num_warps=t.warps, num_stages=t.stages, **OPTIONS,
+        EXACT=parts(dtype) == 2, HELD=t.held, num_warps=t.warps, num_stages=t.stages, **OPTIONS,
     )  # fmt: skip
 
 

@@ -72,8 +72,8 @@ def _kernel():
     return kernel
 
 
-def _pack(cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    return None if cu_seqlens_q is None else (cu_seqlens_q, cu_seqlens_k)
+def _pack(cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None):
+    return None if cu_seqlens_q is None else _kernel().Pack(cu_seqlens_q, cu_seqlens_k)
 
 
 # -------------------------------------------------------------------------------------------- shapes without numbers

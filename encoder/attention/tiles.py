@@ -16,6 +16,9 @@ class Tiles(NamedTuple):
     n: int  # keys
     warps: int
     stages: int
+    # Whether what stays for the whole loop (K and V for their gradients, else Q) lies in registers: a small product
+    # that reads both sides from shared memory waits for it. Else in shared memory, which leaves registers.
+    held: bool = False
 
 
 # For half precision, by (least capability, kernel, greatest head width, causal). No entry spills registers, and tensor

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from encoder.attention import ops
 from encoder.attention.reference import attention_math
 
 triton = pytest.importorskip("triton", reason="Triton is not installed, so there is no kernel to test")
@@ -86,7 +87,7 @@ def explicit(q, k, v, grad, q_lengths, k_lengths, causal=False, scale=None, dtyp
 def float32_step(name, q, k, v, grad, scale, truth):
     """What is left of float32 sums where the explicit formula happens to be exact."""
     q, k, v, grad = (x.double().abs() for x in (q, k, v, grad))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = q.shape[-1] ** -0.5 if scale is None else abs(scale)
     step = 0.0
     if name in ("dq", "dk"):  # differences of sums over D, which with one key cancel altogether
         step += (v.amax((0, 1)) * grad.amax((0, 1))).sum() * (k if name == "dq" else q).max() * scale
@@ -208,6 +209,20 @@ def test_views_are_read_where_they_lie(monkeypatch):
         found = ours(*views, grad, None)
         assert len(copies) == copied and len(described) == by_tma
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_scales_that_are_not_positive(scale):
+    for dtype in DTYPES[:2]:
+        compare([5, 70, 3], [40, 20, 3], 2, 1, 32, dtype, True, scale=scale)
+
+
+def test_the_operator_hands_on_a_pack():
+    """What it is on a GPU; where there is none, the operator on a CPU goes another way."""
+    q, k, v, grad = draw([33, 40], [33, 40], 2, 1, 16, torch.float32)
+    pack = pack_of([33, 40], [33, 40])
+    found = ours(q, k, v, grad, ops._pack(*pack))
+    assert all(torch.equal(a, b) for a, b in zip(found, ours(q, k, v, grad, pack), strict=True))
 
 
 def test_an_expanded_gradient():
