@@ -131,7 +131,8 @@ def milliseconds(step: Callable[[], object], device: torch.device) -> float:
 
     try:
         return do_bench_cudagraph(step, rep=20, return_mode="median")
-    except RuntimeError:  # what cannot be captured is timed as it is
+    except RuntimeError as e:  # what cannot be captured is timed as it is
+        print(f"not in a graph: {str(e).splitlines()[0]}", file=sys.stderr)
         torch.cuda.synchronize()
         return do_bench(step, warmup=10, rep=20, return_mode="median")
 
@@ -145,13 +146,13 @@ def compare(
         try:
             leaves = [x.detach().requires_grad_() for x in inputs]
             out = function(*leaves)
-            found = [out, *torch.autograd.grad(out, leaves, grad)]
+            found = [out.detach(), *torch.autograd.grad(out, leaves, grad)]
             wanted = wanted or [x.float() for x in found]
             error = max((a.float() - b).abs().max().item() for a, b in zip(found, wanted, strict=True))
             if not error < 0.1:
                 raise RuntimeError(f"differs from ours by {error}")
             forward = torch.no_grad()(partial(function, *inputs))
-            steps[name] = (forward, partial(forward_and_backward, function, leaves, grad))
+            steps[name] = (forward, partial(forward_and_backward, function, inputs, grad))
         except Exception as e:  # a backend that a shape or a GPU does not have
             failed[name] = f"{type(e).__name__}: {str(e).splitlines()[0][:150]}"
     times = {name: ([], []) for name in steps}
@@ -163,8 +164,9 @@ def compare(
     return {"ms": medians, "failed": failed}
 
 
-def forward_and_backward(function: Callable, leaves: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-    """Together: autograd runs a backward on the stream of its forward, and a graph takes in one stream."""
+def forward_and_backward(function: Callable, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    """Together and from new leaves: autograd runs each step on the stream where it began, and a graph takes in one."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
     return torch.autograd.grad(function(*leaves), leaves, grad)
 
 
@@ -184,12 +186,16 @@ def summary(result: dict, flops: float) -> dict:
 # -------------------------------------------------------------------------------------------------------------- parts
 
 
+def normal(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """By a generator of its own: the default one takes part in the capture of graphs."""
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+
+
 def dense(case: Case, device: torch.device, rounds: int) -> dict:
     shape = (case.batch, case.tokens, 3, case.heads, case.width)
-    inputs = list(
-        torch.randn(shape, device=device, dtype=torch.bfloat16).unbind(2)
-    )  # as timm's fused qkv lies
-    grad = torch.randn_like(inputs[0].contiguous())
+    inputs = list(normal(shape, device).unbind(2))  # as timm's fused qkv lies
+    grad = normal(inputs[0].shape, device)
     flops = 4 * case.batch * case.heads * case.width * case.tokens**2 * (0.5 if case.causal else 1)
     return summary(compare(rivals(case, device), inputs, grad, device, rounds), flops)
 
@@ -200,8 +206,8 @@ def packed(groups: list[tuple[int, int]], heads: int, device: torch.device, roun
     total = sum(count * n for count, n in groups)
     lengths = torch.tensor([0, *(n for count, n in groups for _ in range(count))])
     cu, longest = lengths.cumsum(0).int().to(device), max(n for _, n in groups)
-    inputs = list(torch.randn(total, 3, heads, 64, device=device, dtype=torch.bfloat16).unbind(1))
-    grad = torch.randn_like(inputs[0].contiguous())
+    inputs = list(normal((total, 3, heads, 64), device).unbind(1))
+    grad = normal(inputs[0].shape, device)
 
     def by_size(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         parts = zip(*(x.split([count * n for count, n in groups]) for x in (q, k, v)), groups, strict=True)
@@ -224,10 +230,7 @@ def memory(device: torch.device) -> list[dict]:
     rows = []
     for n in (685, 1370, 2740, 5480, 10960):
         q = k = v = out = None  # of the length before
-        q, k, v = (
-            torch.randn(4, n, 12, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
-            for _ in range(3)
-        )
+        q, k, v = (normal((4, n, 12, 64), device).requires_grad_() for _ in range(3))
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

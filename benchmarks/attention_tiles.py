@@ -62,7 +62,7 @@ def compile_for(
     tma = like_hopper(arch) if tma is None else tma
     constants = {
         "GROUP": group, "D": D, "WIDTH": kernel._width(D), "M": tile.m, "N": tile.n, "CAUSAL": causal, "PACKED": packed,
-        "TMA": tma, "EXACT": False, "HELD": tile.held,
+        "TMA": tma, "EXACT": False,
     } | ({} if packed else {"cu_q": None, "cu_k": None, "tasks": None})  # fmt: skip
     lengths = {p.name for p in function.params if p.name in kernel.LENGTHS and not p.do_not_specialize}
     constants |= dict.fromkeys(lengths, 1)
@@ -145,16 +145,6 @@ def to_time() -> list[tuple[str, int, bool, Tiles]]:
         (name, D, causal, tile)
         for D, causal, name in itertools.product(SHAPES, (False, True), KERNELS)
         for tile in candidates(name)
-    ]
-
-
-def near_best(rows: list[dict], within: float = 1.3) -> list[tuple[str, int, bool, Tiles]]:
-    """Those close to the fastest of their kind, but with what stays for the whole loop in registers."""
-    fastest = best(rows)
-    return [
-        (*kind(row), Tiles(*row["tiles"])._replace(held=True))
-        for row in rows
-        if "ms" in row and row["ms"] < within * fastest[kind(row)]["ms"]
     ]
 
 
@@ -260,7 +250,6 @@ def main() -> None:
         if not torch.cuda.is_available():
             parser.error("there is no GPU here to take the time on")
         rows = time_candidates(to_time(), workers=args.workers)
-        rows += time_candidates(near_best(rows), workers=args.workers)
         gpu, fastest = torch.cuda.get_device_name(), list(best(rows).values())
         for row in fastest:
             print("best", json.dumps(row))

@@ -56,6 +56,7 @@ SIZES = {  # tower, language model, studies a step
         4,
     ),
 }  # fmt: skip
+MIXTURES = {"1,2,3": "1 to 3 images", "1": "1 image"}
 TRAINING = ("ours", "ours, online", "transformers")
 GENERATION = ("ours", "ours, static cache", "transformers")
 PAD, IMAGE, EOS, FIRST = 0, 1, 2, 10  # token ids; words are FIRST and above
@@ -245,20 +246,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="on a CPU")
     parser.add_argument("--only", choices=("training", "generation"))
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/findings_step_*.json")
-    parser.add_argument("--images", type=lambda x: tuple(map(int, x.split(","))), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--images", choices=MIXTURES, help="of a study, in turns; both, one after the other, by default"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.llm = args.llm or ("7b" if device.type == "cuda" else "small")
     args.studies = args.studies or 8 * (args.batch or SIZES[args.llm][2])
     if args.one:
+        args.images = tuple(map(int, args.images.split(",")))
         return one(args, device)
 
     wanted = [("training", s) for s in TRAINING] + [("generation", s) for s in GENERATION]
     wanted = [(what, system) for what, system in wanted if args.only in (None, what)]
     results: dict[str, dict[str, dict]] = {}
-    for images in ("1,2,3", "1"):
-        name = "1 to 3 images" if images == "1,2,3" else "1 image"
+    for images in [args.images] if args.images else MIXTURES:
+        name = MIXTURES[images]
         best: dict[str, dict] = {}
         for turn in range(args.turns):
             for what, system in wanted:

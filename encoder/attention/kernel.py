@@ -10,8 +10,9 @@ lose its digits where scores are large. A row that sees no key has +inf, which m
 instead of NaN.
 
 Tiles that every row sees whole go through a loop without masks, the others through one with them. On Hopper and later
-the loops read half precision through tensor descriptors (TMA), where the tensors are aligned for it; all else is read
-through pointers.
+the loops read half precision through tensor descriptors (TMA), where the tensors are aligned for it. All else is read
+through pointers, also what stays for the whole loop: that way it waits in shared memory; in registers it was no faster
+(H200, November 2026).
 A pack is cut into tasks, (sequence, tile) pairs listed on the device: short sequences start no idle programs, and
 nothing asks the device for lengths.
 
@@ -96,24 +97,23 @@ def _rows(
     MASKED: tl.constexpr, TMA: tl.constexpr, ZEROS: tl.constexpr,
 ):  # fmt: skip
     """The tile (ROWS, WIDTH) of one head at `row`; MASKED where it may reach past `length`, and there zeros. Through a
-    descriptor they are zeros past the end of the tensor; of a pack's next sequence they are made so with ZEROS. What
-    was read through pointers is as it was, but Triton keeps what is computed in registers: see HELD in tiles.py."""
+    descriptor they are zeros past the end of the tensor; of a pack's next sequence they are made so with ZEROS."""
     m = tl.arange(0, ROWS)
     if TMA:
         tile = x.load([batch, first + row, head, 0]).reshape(ROWS, WIDTH)
+        if MASKED and ZEROS:
+            tile = tl.where((row + m)[:, None] < length, tile, 0.0)
+        return tile
     else:
         d = tl.arange(0, WIDTH)
         start = x + batch.to(tl.int64) * sb + (first + row).to(tl.int64) * st + head.to(tl.int64) * sh
         where = start + m[:, None] * st + d[None, :]
         if MASKED:
-            tile = tl.load(where, mask=((row + m)[:, None] < length) & (d[None, :] < D), other=0.0)
+            return tl.load(where, mask=((row + m)[:, None] < length) & (d[None, :] < D), other=0.0)
         elif D == WIDTH:
-            tile = tl.load(where)
+            return tl.load(where)
         else:
-            tile = tl.load(where, mask=d[None, :] < D, other=0.0)
-    if MASKED and ZEROS:
-        tile = tl.where((row + m)[:, None] < length, tile, 0.0)
-    return tile
+            return tl.load(where, mask=d[None, :] < D, other=0.0)
 
 
 @triton.jit
@@ -176,7 +176,7 @@ def _forward(
     q, k, v, lse, out, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
     qb, qt, qh, kb, kt, kh, vb, vt, vh, ob, ot, oh,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr, HELD: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     head, scale_log2 = tl.program_id(1), scale * LOG2E
     sequence, tile = _task(tasks, n_q, M, PACKED)
@@ -184,7 +184,7 @@ def _forward(
         batch, first_q, row_q, n_q = _span(cu_q, sequence, n_q, PACKED)
         batch, first_k, _row_k, n_k = _span(cu_k, sequence, n_k, PACKED)
         m0 = tile * M
-        q_MD = _rows(q, batch, first_q, head, m0, n_q, qb, qt, qh, M, D, WIDTH, True, False, HELD)
+        q_MD = _rows(q, batch, first_q, head, m0, n_q, qb, qt, qh, M, D, WIDTH, True, False, False)
         acc_MD = tl.zeros((M, WIDTH), tl.float32)
         sum_M, top_M = tl.zeros((M,), tl.float32), tl.full((M,), -float("inf"), tl.float32)
         whole, end = _keys_seen(m0, n_q, n_k, M, N, CAUSAL)
@@ -263,7 +263,7 @@ def _backward_kv(
     q, k, v, grad, lse, delta, dk, dv, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
     qb, qt, qh, kb, kt, kh, vb, vt, vh, gb, gt, gh, dkb, dkt, dkh, dvb, dvt, dvh,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr, HELD: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """What one query head adds to dK and dV of one tile of keys."""
     head, scale_log2 = tl.program_id(1), scale * LOG2E
@@ -272,8 +272,8 @@ def _backward_kv(
         batch, first_q, row_q, n_q = _span(cu_q, sequence, n_q, PACKED)
         batch, first_k, _row_k, n_k = _span(cu_k, sequence, n_k, PACKED)
         n0 = tile * N
-        k_ND = _rows(k, batch, first_k, head // GROUP, n0, n_k, kb, kt, kh, N, D, WIDTH, True, False, HELD)
-        v_ND = _rows(v, batch, first_k, head // GROUP, n0, n_k, vb, vt, vh, N, D, WIDTH, True, False, HELD)
+        k_ND = _rows(k, batch, first_k, head // GROUP, n0, n_k, kb, kt, kh, N, D, WIDTH, True, False, False)
+        v_ND = _rows(v, batch, first_k, head // GROUP, n0, n_k, vb, vt, vh, N, D, WIDTH, True, False, False)
         dk_ND, dv_ND = tl.zeros((N, WIDTH), tl.float32), tl.zeros((N, WIDTH), tl.float32)
         heads = tl.num_programs(1)
         last = n_q // M * M  # the tile in which the queries end, if one does
@@ -326,7 +326,7 @@ def _backward_q(
     q, k, v, grad, out, lse, delta, dq, cu_q, cu_k, tasks, n_q, n_k, total_q, scale,
     qb, qt, qh, kb, kt, kh, vb, vt, vh, gb, gt, gh, ob, ot, oh, dqb, dqt, dqh,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr, HELD: tl.constexpr,
+    CAUSAL: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries; and, for `_backward_kv`, delta (H, T): the sum over D of out x grad, in float32."""
     head, scale_log2 = tl.program_id(1), scale * LOG2E
@@ -335,8 +335,8 @@ def _backward_q(
         batch, first_q, row_q, n_q = _span(cu_q, sequence, n_q, PACKED)
         batch, first_k, _row_k, n_k = _span(cu_k, sequence, n_k, PACKED)
         m0 = tile * M
-        q_MD = _rows(q, batch, first_q, head, m0, n_q, qb, qt, qh, M, D, WIDTH, True, False, HELD)
-        grad_MD = _rows(grad, batch, first_q, head, m0, n_q, gb, gt, gh, M, D, WIDTH, True, False, HELD)
+        q_MD = _rows(q, batch, first_q, head, m0, n_q, qb, qt, qh, M, D, WIDTH, True, False, False)
+        grad_MD = _rows(grad, batch, first_q, head, m0, n_q, gb, gt, gh, M, D, WIDTH, True, False, False)
         out_MD = _rows(out, batch, first_q, head, m0, n_q, ob, ot, oh, M, D, WIDTH, True, False, False)
         delta_M = tl.sum(out_MD.to(tl.float32) * grad_MD.to(tl.float32), 1)
         m_M = m0 + tl.arange(0, M)
@@ -445,7 +445,7 @@ def _run(kernel, read, rows, written, pack: Pack | None, causal: bool, scale: fl
         *(given if tma else read),
         *rows, *written, *(pack or (None, None)), tasks, n_q, n_k, B * n_q, scale, *_strides(*read, *written),
         GROUP=H // heads_k, D=D, WIDTH=_width(D), M=t.m, N=t.n, CAUSAL=causal, PACKED=pack is not None, TMA=tma,
-        EXACT=parts(dtype) == 2, HELD=t.held, num_warps=t.warps, num_stages=t.stages, **OPTIONS,
+        EXACT=parts(dtype) == 2, num_warps=t.warps, num_stages=t.stages, **OPTIONS,
     )  # fmt: skip
 
 

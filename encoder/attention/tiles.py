@@ -16,14 +16,11 @@ class Tiles(NamedTuple):
     n: int  # keys
     warps: int
     stages: int
-    # Whether what stays for the whole loop (K and V for their gradients, else Q) lies in registers: a small product
-    # that reads both sides from shared memory waits for it. Else in shared memory, which leaves registers.
-    held: bool = False
 
 
 # For half precision, by (least capability, kernel, greatest head width, causal). No entry spills registers, and tensor
-# cores do the products (tests/encoder/attention/test_compiled.py, Triton 3.6 and 3.9). Chosen by registers, not yet by
-# time on a GPU.
+# cores do the products (tests/encoder/attention/test_compiled.py, Triton 3.6 and 3.9). For 90 the fastest on an H200
+# (benchmarks/results); for 80 chosen by registers, not yet by time on a GPU.
 TILES = {
     (80, "forward", 64, False): Tiles(128, 64, 8, 3),
     (80, "forward", 64, True): Tiles(128, 64, 8, 3),
@@ -37,18 +34,18 @@ TILES = {
     (80, "backward_q", 64, True): Tiles(128, 64, 8, 3),
     (80, "backward_q", 128, False): Tiles(64, 64, 8, 2),
     (80, "backward_q", 128, True): Tiles(64, 64, 8, 2),
-    (90, "forward", 64, False): Tiles(128, 64, 8, 3),
-    (90, "forward", 64, True): Tiles(128, 64, 8, 3),
-    (90, "forward", 128, False): Tiles(128, 64, 8, 3),
-    (90, "forward", 128, True): Tiles(128, 64, 8, 3),
-    (90, "backward_kv", 64, False): Tiles(64, 128, 8, 2),
-    (90, "backward_kv", 64, True): Tiles(64, 128, 8, 2),
-    (90, "backward_kv", 128, False): Tiles(32, 128, 8, 2),
-    (90, "backward_kv", 128, True): Tiles(32, 128, 8, 2),
-    (90, "backward_q", 64, False): Tiles(128, 64, 8, 3),
-    (90, "backward_q", 64, True): Tiles(128, 64, 8, 3),
-    (90, "backward_q", 128, False): Tiles(128, 32, 8, 3),
-    (90, "backward_q", 128, True): Tiles(128, 32, 8, 3),
+    (90, "forward", 64, False): Tiles(64, 128, 4, 2),
+    (90, "forward", 64, True): Tiles(64, 128, 4, 2),
+    (90, "forward", 128, False): Tiles(64, 64, 4, 3),
+    (90, "forward", 128, True): Tiles(64, 64, 4, 3),
+    (90, "backward_kv", 64, False): Tiles(32, 128, 4, 2),
+    (90, "backward_kv", 64, True): Tiles(32, 64, 4, 2),
+    (90, "backward_kv", 128, False): Tiles(32, 64, 4, 2),
+    (90, "backward_kv", 128, True): Tiles(32, 64, 4, 2),
+    (90, "backward_q", 64, False): Tiles(64, 64, 4, 3),
+    (90, "backward_q", 64, True): Tiles(64, 64, 4, 3),
+    (90, "backward_q", 128, False): Tiles(128, 64, 8, 3),
+    (90, "backward_q", 128, True): Tiles(128, 64, 8, 3),
 }
 FLOAT32 = Tiles(32, 32, 4, 2)  # for exactness, not for speed: IEEE products use no tensor cores
 
