@@ -254,11 +254,13 @@ def main() -> None:
         for row in fastest:
             print("best", json.dumps(row))
         if args.save:
-            result = {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
-            result |= {"date": date.today().isoformat(), "best": fastest, "all": rows}
+            head = {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
+            head["date"] = date.today().isoformat()
+            parts = {"best": fastest, "all": rows}
+            lines = [f'"{k}": [\n' + ",\n".join(map(json.dumps, part)) + "\n]" for k, part in parts.items()]
             name = "".join(c if c.isalnum() else "_" for c in gpu.lower()).strip("_")
             target = Path(__file__).parent / "results" / f"attention_tiles_{name}.json"
-            target.write_text(json.dumps(result, indent=1) + "\n")
+            target.write_text(json.dumps(head)[:-1] + ", " + ", ".join(lines) + "}\n")
         return
     if args.what in ("table", "used"):
         jobs = [(entry, None) for entry in (in_use() if args.what == "used" else in_table())]

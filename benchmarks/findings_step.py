@@ -289,7 +289,7 @@ def main() -> None:
                 )
         results[name] = best
     if args.save:
-        where = torch.cuda.get_device_name().replace(" ", "_") if device.type == "cuda" else "cpu"
+        where = torch.cuda.get_device_name().lower().replace(" ", "_") if device.type == "cuda" else "cpu"
         about = {
             "machine": where if device.type == "cuda" else platform.processor() or platform.machine(),
             "date": date.today().isoformat(), "torch": torch.__version__, "llm": args.llm, "studies": args.studies,

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import psutil
 
-from train.processes import cores
+from train.processes import cores, cpu_wanted
 
 INTERRUPTED = 130  # exit status of what was stopped by SIGINT or SIGTERM and can go on
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -57,13 +57,13 @@ def run_steps(work: Callable[[], None], again: str = "the same command goes on f
 
 
 def accelerate_command(module: str, *arguments: str, processes: int = 1) -> list[str]:
-    """The command line of `accelerate launch` for this machine: on CPU where there is no GPU."""
+    """The command line of `accelerate launch` for this machine: on CPU where there is no GPU, or none is wanted."""
     import torch
 
     # Everything accelerate would otherwise guess is said, so that it has nothing to warn about.
     options = ["--num_processes", str(processes), "--num_machines", "1"]
     options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--quiet"]
-    if not torch.cuda.is_available():
+    if cpu_wanted() or not torch.cuda.is_available():
         threads = max(1, cores() // processes)
         options += ["--cpu", "--num_cpu_threads_per_process", str(threads)]
     return [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", module, *arguments]

@@ -66,15 +66,19 @@ def all_processes():
 say_at_once = partial(print, flush=True)
 
 
+def cpu_wanted() -> bool:
+    """Whether a CPU is to be used although there may be a GPU: what `accelerate launch --cpu` sets."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+
+
 def process_state(patience: timedelta | None = None):
     """accelerate's PartialState, which by itself finds the other processes only on GPUs. `patience`: how long they
     wait for one another, where the first works alone for longer than torch's 10 or 30 minutes."""
     import torch
     from accelerate import PartialState
 
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     more = {"timeout": patience} if patience and "MASTER_PORT" in os.environ else {}
-    return PartialState(cpu=asked or not torch.accelerator.is_available(), **more)
+    return PartialState(cpu=cpu_wanted() or not torch.accelerator.is_available(), **more)
 
 
 def cores() -> int:
@@ -118,7 +122,7 @@ def multiplies_bf16() -> bool:
     ten to sixty times as long as in float32."""
     import torch
 
-    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
+    if torch.cuda.is_available() and not cpu_wanted():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
@@ -146,7 +150,7 @@ def is_main() -> bool:
 
 def _asked_for() -> int:
     """The number of processes on the command line of the `accelerate launch` that started this one; 1 without."""
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true" or "MASTER_PORT" not in os.environ:
+    if not cpu_wanted() or "MASTER_PORT" not in os.environ:
         return 1
     import psutil
     from accelerate.commands.config.config_args import load_config_from_file

@@ -93,17 +93,14 @@ class LinearHead:
     Logits are enlarged bilinearly to the masks' size; positive ones are the structure. Convex, so that the outcome is
     the features' and no schedule's, once it has converged. Tokens are so correlated that L-BFGS by itself is far from
     that after 100 steps (lungs: Dice 0.79, at the minimum 0.82). So it runs where the curvature is about one in all
-    directions, and takes twenty or so; `precondition=False` leaves that out. After `fit`, `slope` is the largest
-    derivative left, `taken` the steps.
+    directions, and takes twenty or so. After `fit`, `slope` is the largest derivative left, `taken` the steps.
 
     `position`: also a weight of its own for each place in the image, as if the place were P more features, 1 or 0,
     standardised as the others are.
     """
 
-    def __init__(
-        self, ridge: float = 1e-4, steps: int = 100, position: bool = False, precondition: bool = True
-    ) -> None:
-        self.ridge, self.steps, self.position, self.precondition = ridge, steps, position, precondition
+    def __init__(self, ridge: float = 1e-4, steps: int = 100, position: bool = False) -> None:
+        self.ridge, self.steps, self.position = ridge, steps, position
 
     def fit(self, tokens_NPC: Tensor, masks: Tensor, start: int | None = None) -> LinearHead:
         """`masks`: (N, H, W), or (N, K, H, W); they may be shares of cells, at least g x g. From weights of zero, or
@@ -125,32 +122,30 @@ class LinearHead:
         p, C = patches, patches.x_MC.shape[1]
         self.mean, self.std = p.mean_C, p.std_C
         D, K = C + p.P * self.position, p.y_MK.shape[1]
-        precise = torch.float64 if self.precondition else torch.float32
-        y_MK, root_DD = p.y_MK.to(precise), None
-        if self.precondition:
-            if curvature_DD is None:
-                curvature_DD = p.curvature(self.position)
-            ridge_DD = self.ridge * torch.eye(D, dtype=precise, device=curvature_DD.device)
-            root_DD = torch.linalg.cholesky(curvature_DD + ridge_DD)
+        y_MK = p.y_MK.double()
+        if curvature_DD is None:
+            curvature_DD = p.curvature(self.position)
+        ridge_DD = self.ridge * torch.eye(D, dtype=torch.float64, device=curvature_DD.device)
+        root_DD = torch.linalg.cholesky(curvature_DD + ridge_DD)
         generator = torch.Generator().manual_seed(start or 0)
         u_DK, b_1K = (
             torch.zeros(n, K) if start is None else torch.randn(n, K, generator=generator) / 10
             for n in (D, 1)
         )
-        parameters = [x.to(p.x_MC.device, precise).requires_grad_() for x in (u_DK, b_1K)]
+        parameters = [x.to(p.x_MC.device, torch.float64).requires_grad_() for x in (u_DK, b_1K)]
         solver = torch.optim.LBFGS(
             parameters, max_iter=self.steps, history_size=20, line_search_fn="strong_wolfe"
         )
 
         def weights(u_DK: Tensor) -> Tensor:
-            return u_DK if root_DD is None else torch.linalg.solve_triangular(root_DD.T, u_DK, upper=True)
+            return torch.linalg.solve_triangular(root_DD.T, u_DK, upper=True)
 
         def objective(w_DK: Tensor, b_1K: Tensor) -> Tensor:
             logits_MK = torch.addmm(b_1K.float(), p.x_MC, w_DK[:C].float())
             if self.position:
                 logits_MK = logits_MK + p.places(w_DK[C:].float())[p.place_M]
             # summed over structures: each has the problem that it would have alone
-            loss_MK = F.binary_cross_entropy_with_logits(logits_MK.to(precise), y_MK, reduction="none")
+            loss_MK = F.binary_cross_entropy_with_logits(logits_MK.double(), y_MK, reduction="none")
             return loss_MK.mean(0).sum() + self.ridge / 2 * w_DK.square().sum()
 
         def closure() -> Tensor:
@@ -191,7 +186,6 @@ def linear(
     ridges: Sequence[float] = RIDGES,
     steps: int = 100,
     position: bool = False,
-    precondition: bool = True,
     patches: int | None = PATCHES,
     seed: int = 0,
     head: str = "linear",
@@ -204,11 +198,8 @@ def linear(
     further `choices` are of the signature.
     """
     learnt = _patches(task, tokens, patches, seed, device)
-    curvature_DD = learnt.curvature(position) if precondition else None
-    heads = [
-        LinearHead(ridge, steps, position, precondition).solve(learnt, curvature_DD=curvature_DD)
-        for ridge in ridges
-    ]
+    curvature_DD = learnt.curvature(position)
+    heads = [LinearHead(ridge, steps, position).solve(learnt, curvature_DD=curvature_DD) for ridge in ridges]
     del learnt, curvature_DD
 
     def candidates(rows: np.ndarray) -> Tensor:
@@ -223,7 +214,6 @@ def linear(
         position="yes" if position else "no",
         ridge=",".join(map(str, ridges)),
         steps=steps,
-        precondition="yes" if precondition else "no",
         patches=patches or "all",
         **choices,
     )

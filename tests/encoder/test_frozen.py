@@ -118,7 +118,7 @@ def test_features_are_computed_once_whatever_a_file_is_called(folder, tmp_path):
     assert found.rows.tolist() == [0, 1, 2, 3, 4, 5] and found.errors == {6: "not_an_image", 7: "unreadable"}
     assert np.array_equal(found.cls_NC[0], found.cls_NC[5]) and "6/6" in said[-1]
     pixels = torch.stack([encoder.preprocessing(read(p).pixels) for p in paths[:5]])
-    tokens = encoder(pixels)
+    tokens = encoder.cpu()(pixels)  # extraction took it to a GPU, where there is one
     np.testing.assert_allclose(found.cls_NC[:5], tokens.cls_BC.numpy(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.patches([4, 1]), tokens.patches_BPC[[4, 1]], rtol=2e-3, atol=2e-3)
 
@@ -180,7 +180,7 @@ def test_an_interrupted_extraction_loses_only_what_was_not_written(folder, tmp_p
     np.testing.assert_allclose(found.cls_NC, whole.cls_NC, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.mean_NC, whole.mean_NC, rtol=1e-4, atol=1e-5)
     assert found.digests == whole.digests
-    tokens = encoder(torch.stack([encoder.preprocessing(read(p).pixels) for p in paths]))
+    tokens = encoder.cpu()(torch.stack([encoder.preprocessing(read(p).pixels) for p in paths]))
     np.testing.assert_allclose(whole.mean_NC, tokens.patches_BPC.mean(1).numpy(), rtol=1e-4, atol=1e-5)
 
 

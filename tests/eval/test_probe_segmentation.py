@@ -243,9 +243,8 @@ def test_correlated_tokens_do_not_stop_it_short(position):
     hidden = torch.randn(16, 36, 12, generator=generator) * torch.logspace(0, -3, 12)
     hidden[..., -1] += 0.003 * masks.flatten(1)
     tokens = hidden @ torch.linalg.qr(torch.randn(12, 12, generator=generator))[0]
-    fit = lambda **how: LinearHead(1e-6, position=position, **how).fit(tokens, masks)  # noqa: E731
-    head, plain = fit(), fit(precondition=False)
-    assert head.slope < plain.slope / 3 and head.taken < 30 < 60 < plain.taken
+    head = LinearHead(1e-6, position=position).fit(tokens, masks)
+    assert head.slope < 1e-4 and head.taken < 30
     assert ((head.logits(tokens) > 0) == masks).float().mean() > 0.9
 
 

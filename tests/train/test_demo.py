@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from tests.calls import Calls
@@ -40,9 +41,11 @@ def test_a_step_of_pretraining(phantoms, tmp_path, attention):
         ])  # fmt: skip
     assert status == 0
     ours = attention == "cxr"
-    # the teacher sees the global crops, the student the global and the local ones, and only the student goes back
-    assert calls.count("attention") == 3 * shape.num_hidden_layers * ours
-    assert calls.count("attention_backward") == 2 * shape.num_hidden_layers * ours
+    # The teacher sees the global crops, the student the global and the local ones (on a GPU in one call), and only the
+    # student goes back.
+    student = 1 if torch.cuda.is_available() else 2
+    assert calls.count("attention") == (1 + student) * shape.num_hidden_layers * ours
+    assert calls.count("attention_backward") == student * shape.num_hidden_layers * ours
 
 
 @pytest.mark.parametrize("attention", ["cxr", "reference"])

@@ -545,9 +545,10 @@ def on_two(module, images, out, *options):
 
 
 @pytest.mark.parametrize("module", ["train.pretrain", "tests.train.fsdp2_on_cpus"])
-def test_two_processes_learn_what_one_learns(images, twenty, tmp_path, module):
+def test_two_processes_learn_what_one_learns(images, twenty, tmp_path, module, monkeypatch):
     """Same seed, same global batch, float32: the same curve to rounding, and the golden one. The run goes on in two
     processes, and ends in one."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # the one, too
     out = tmp_path / "two"
     if module == "train.pretrain":
         assert "on 2 x cpu" in on_two(module, images, out, *twenty, "--stop_at", "4")

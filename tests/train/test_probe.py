@@ -214,7 +214,8 @@ def test_encoders_that_see_other_pixels_are_not_compared(data, encoder_dir, tmp_
     }
 
 
-def test_two_processes_find_what_one_finds(data, encoder_dir, tmp_path):
+def test_two_processes_find_what_one_finds(data, encoder_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # all of them
     command = [
         "--data",
         str(data),

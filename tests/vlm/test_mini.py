@@ -47,12 +47,13 @@ def test_it_says_what_it_is(mini):
 def test_plain_transformers_opens_it(mini):
     from transformers import AutoModelForImageTextToText
 
-    plain = AutoModelForImageTextToText.from_pretrained(MINI, dtype=torch.float32).eval()
     ours = mini.model
-    prompt = torch.tensor([ours.prompt_ids("<image>\nFindings:")])
+    device = ours.llava.device
+    plain = AutoModelForImageTextToText.from_pretrained(MINI, dtype=torch.float32).eval().to(device)
+    prompt = torch.tensor([ours.prompt_ids("<image>\nFindings:")], device=device)
     pixels = torch.randn(
         1, 3, ours.preprocessing.size, ours.preprocessing.size, generator=torch.Generator().manual_seed(0)
-    )
+    ).to(device)
     with torch.inference_mode():
         a = plain(input_ids=prompt, pixel_values=pixels).logits
         b = ours.llava(input_ids=prompt, pixel_values=pixels).logits
