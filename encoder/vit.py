@@ -241,7 +241,8 @@ def sincos_positions(side: int, width: int) -> Tensor:
             f"position embeddings of sines and cosines need a width that is a multiple of 4, not {width}"
         )
     frequency_F = math.pi * side ** -torch.linspace(0, 1, width // 4)  # radians a patch
-    angle_sF = torch.arange(side)[:, None] * frequency_F
+    # Said where, because under torch.device("meta") transformers 5 may leave linspace, and it alone, on the CPU.
+    angle_sF = torch.arange(side, device=frequency_F.device)[:, None] * frequency_F
     wave_sC = torch.cat([angle_sF.sin(), angle_sF.cos()], dim=1)
     rows, columns = wave_sC[:, None].expand(-1, side, -1), wave_sC.expand(side, -1, -1)
     return 0.5 * torch.cat([rows, columns], dim=-1).flatten(0, 1)

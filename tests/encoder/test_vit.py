@@ -232,6 +232,15 @@ def test_position_embeddings_keep_their_grid_and_refuse_others():
         resample_pos_embed(torch.randn(1, 15, 8), (4, 4))
 
 
+def test_sincos_positions_where_linspace_stays_on_the_cpu(monkeypatch):
+    """As transformers 5 leaves it for torch.device("meta"), once it has opened a model in the same process."""
+    linspace = torch.linspace
+    monkeypatch.setattr(torch, "linspace", lambda *args: linspace(*args, device="cpu"))
+    wanted = sincos_positions(4, 16)
+    with torch.device("meta"):
+        assert torch.equal(sincos_positions(4, 16), wanted)
+
+
 def test_sincos_positions_are_waves_of_row_and_column():
     side, width = 6, 24
     pos = sincos_positions(side, width).view(side, side, width)
