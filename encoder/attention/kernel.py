@@ -371,7 +371,8 @@ def forward(
     piece: else it is copied.
     """
     if scale <= 0:
-        return forward(*_turned(q_BNHD, k_BNHD, v_BNHD, pack, causal, scale))
+        q, positive = _turned(q_BNHD, scale)
+        return forward(q, k_BNHD, v_BNHD, pack, causal, positive)
     read = [_rowwise(x) for x in (q_BNHD, k_BNHD, v_BNHD)]
     B, N, H, D = q_BNHD.shape
     out_BNHD = torch.empty((B, N, H, D), dtype=q_BNHD.dtype, device=q_BNHD.device)
@@ -393,8 +394,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> dq, dk, dv, contiguous, in the dtypes of q, k and v."""
     if scale <= 0:
-        q, k, v, *_, positive = _turned(q_BNHD, k_BNHD, v_BNHD, pack, causal, scale)
-        dq, dk, dv = backward(grad_BNHD, q, k, v, out_BNHD, lse_PHT, pack, causal, positive)
+        q, positive = _turned(q_BNHD, scale)
+        dq, dk, dv = backward(grad_BNHD, q, k_BNHD, v_BNHD, out_BNHD, lse_PHT, pack, causal, positive)
         return dq * _sign(scale), dk, dv
     read = [_rowwise(x) for x in (q_BNHD, k_BNHD, v_BNHD, grad_BNHD)]
     (H, D), heads_k = q_BNHD.shape[2:], k_BNHD.shape[2]
@@ -409,11 +410,9 @@ def backward(
     return dq, dk, dv
 
 
-def _turned(
-    q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, pack: Pack | None, causal: bool, scale: float
-) -> tuple:
-    """The same attention with a positive scale: the kernels take the greatest score before they scale it."""
-    return q_BNHD * _sign(scale), k_BNHD, v_BNHD, pack, causal, abs(scale) or 1.0
+def _turned(q_BNHD: Tensor, scale: float) -> tuple[Tensor, float]:
+    """q and a positive scale that give the same scores: the kernels take the greatest before they scale it."""
+    return q_BNHD * _sign(scale), abs(scale) or 1.0
 
 
 def _sign(scale: float) -> int:

@@ -244,7 +244,7 @@ def test_correlated_tokens_do_not_stop_it_short(position):
     hidden[..., -1] += 0.003 * masks.flatten(1)
     tokens = hidden @ torch.linalg.qr(torch.randn(12, 12, generator=generator))[0]
     head = LinearHead(1e-6, position=position).fit(tokens, masks)
-    assert head.slope < 1e-4 and head.taken < 30
+    assert head.slope < 4e-5 and head.taken < 30
     assert ((head.logits(tokens) > 0) == masks).float().mean() > 0.9
 
 
