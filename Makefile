@@ -32,10 +32,10 @@ format: $(STAMP)
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 mini: $(STAMP)  ## train the shipped demonstration model again (about two hours on two cores; resumable)
-	$(BIN)/python -m train.mini --out runs/mini --install
+	$(BIN)/python -m train.pipelines.mini --out runs/mini --install
 
 real: $(STAMP)  ## a model of one's own on the real X-rays that CXR_DATA points to, five-fold by patient
-	$(BIN)/python -m train.real --out runs/real_small
+	$(BIN)/python -m train.pipelines.real --out runs/real_small
 
 lock: $(STAMP)
 	$(BIN)/python -m pip freeze --exclude-editable | sed '1i # Exact versions that resolve together and that the tests ran on. Update all at once: make lock' > constraints.txt

@@ -34,7 +34,7 @@ from eval.scores.labels import LABELLER, label_matrix
 from eval.scores.safety import add_safety, prior_given
 from eval.scores.sheet import Sheet
 from eval.signature import signature
-from train.launcher import call, launch, run_steps
+from train.common.launcher import call, launch, run_steps
 from train.phantom.patient import HIDDEN
 from train.phantom.report import LABEL_OF
 
@@ -226,7 +226,7 @@ def findings_of(name: str, out: Path, train: Path, test: Path, steps: int, threa
 
 
 def write(folder: Path, listing: Path, name: str) -> Path:
-    from vlm.cli import main as cxr
+    from cxr.cli.main import main as cxr
 
     if not (folder / name).exists():
         call(cxr, "generate", listing, model=folder / "merged", out=folder / name, batch_size=32)

@@ -7,7 +7,7 @@ least 1.5 times as many studies a second in training and twice as many in genera
 
 Weights are random, which changes no time. The same studies, drawn once, go through each system: stock transformers as
 its documentation has it (processor-like inputs with an attention mask, the model's own loss, `generate`), and our steps
-as train/finetune.py and vlm/generate.py make them: `ours` with features computed before, `ours, online` with the tower
+as train/finetune/loop.py and vlm/findings.py make them: `ours` with features computed before, `ours, online` with the tower
 in every step; generation also with a static cache (compiled on a GPU). Ratios are printed for mixed studies and for
 studies of one image. Each system runs in a process of its own, in turns; the best of the turns counts.
 """
@@ -33,8 +33,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Dinov2Config, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from train.batches import answer_loss, collate, grouped_order
-from train.processes import multiplies_bf16, use_cores
+from train.common.batches import answer_loss, collate, grouped_order
+from train.common.processes import multiplies_bf16, use_cores
 from vlm import adapters
 from vlm import projector as projectors
 from vlm.decoding import Decoding, generate_ids

@@ -25,7 +25,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; by default half of 
 import torch
 import transformers
 
-from encoder.radiograph import InputError, read
+from encoder.radiograph.read import InputError, read
 from vlm import Findings
 from vlm import model as models
 from vlm.decoding import Decoding, embed, generate_ids

@@ -22,7 +22,8 @@ def killed_run(argv: list[str], where: str, after: int) -> int:
 
 
 def _run(argv: list[str], where: str, after: int) -> None:
-    from train import checkpoints, pretrain
+    from train.common import checkpoints
+    from train.pretrain import loop as pretrain
 
     count = 0
 

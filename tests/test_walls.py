@@ -31,7 +31,7 @@ HEAVY = {
 def allowed(file: str) -> set[str]:
     """The rooms that a file may import."""
     room = file.split("/")[0]
-    if file == "vlm/cli.py":
+    if file == "cxr/cli/main.py":
         return set(ROOMS)
     if file.startswith("eval/probes/"):
         return {"eval", "encoder"}
@@ -102,7 +102,7 @@ def test_recipes_ask_for_no_remote_code():
 
 
 def test_the_command_line_starts_without_the_heavy_libraries():
-    script = f"import sys, vlm.cli; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    script = f"import sys, cxr.cli.main; print(*sorted({HEAVY!r} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == [], "import these inside the sub-commands"
@@ -116,7 +116,7 @@ def test_no_package_is_empty_of_rooms():
     ("file", "source"),
     [
         ("encoder/x.py", "from vlm.study import Study"),
-        ("encoder/attention/x.py", "def f():\n    import train.config"),
+        ("encoder/attention/x.py", "def f():\n    import train.common.config"),
         ("vlm/x.py", "import eval.scores"),
         ("vlm/x.py", "import importlib\nimportlib.import_module('train.finetune')"),
         ("vlm/x.py", "from train import config"),
@@ -132,7 +132,7 @@ def test_the_wall_stops(file, source):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("vlm/cli.py", "def f():\n    import train.pretrain, eval.scores, encoder.vit"),
+        ("cxr/cli/main.py", "def f():\n    import train.pretrain, eval.scores, encoder.vit"),
         ("train/x.py", "import vlm.study, encoder.vit, eval.probes.linear"),
         ("eval/probes/x.py", "from encoder.radiograph import read"),
         ("eval/scores/x.py", "from eval.resampling import bootstrap\nfrom ..signature import sign"),

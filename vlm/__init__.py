@@ -1,4 +1,4 @@
-"""Tokens become findings. `from vlm import Findings`; see `vlm.generate`.
+"""Tokens become findings. `from vlm import Findings`; see `vlm.findings`.
 
 After `import vlm`, transformers' AutoModelForImageTextToText knows `cxr_llava` (vlm/llava.py).
 """
@@ -15,7 +15,7 @@ AUTO = "transformers.models.auto.modeling_auto"
 
 def __getattr__(name: str):
     if name == "Findings":  # imported when asked for, so that `import vlm` does not import torch
-        from vlm.generate import Findings
+        from vlm.findings import Findings
 
         return Findings
     raise AttributeError(f"module 'vlm' has no attribute {name!r}")

@@ -193,7 +193,7 @@ def fit_outliers(
     batch: int = 32,
 ) -> Outliers:
     """Fit to the readable ones of `image_paths` with the encoder of a findings model and write `out`."""
-    from encoder.radiograph import InputError, read
+    from encoder.radiograph.read import InputError, read
     from vlm import model as models
 
     model = models.load(model_dir)

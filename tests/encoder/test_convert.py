@@ -10,7 +10,7 @@ from encoder.convert import Loaded, difference, load_backbone, save_backbone
 from encoder.state_dicts import ConversionError, load_encoder
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
-from vlm.cli import main
+from cxr.cli.main import main
 
 TENSORS = {"transformers": 223, "timm": 174, "dinov2": 175}  # of a ViT-B with 12 layers
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vlm.cli import main
+from cxr.cli.main import main
 
 NORMAL = "The lungs are clear. No pleural effusion or pneumothorax."
 IDS = ("a", "b", "c")

@@ -17,7 +17,7 @@ from eval.scores.radcliq import bleu_2, radcliq
 from eval.scores.radgraph import RadGraph, entity_relation_f1, rewards
 from eval.signature import parse_signature
 from tests.clinical import write_archive, write_chexbert, write_distilroberta, write_extracted
-from vlm.cli import main
+from cxr.cli.main import main
 
 REFERENCES = [
     "No pleural effusion. The heart is mildly enlarged.",

@@ -13,7 +13,7 @@ from eval.scores.inputs import POLICIES, SECTIONS, ScoreError
 from eval.signature import parse_signature
 from tests.eval.test_bad_input import lines
 from vlm import prompts
-from vlm.cli import main
+from cxr.cli.main import main
 
 IMPRESSIONS = {
     "a": "No acute cardiopulmonary process.",

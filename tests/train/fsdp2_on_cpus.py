@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from train import pretrain
+from train.pretrain import loop as pretrain
 
 
 class Split(Accelerator):

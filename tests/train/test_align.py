@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.align import align, mentions, targets
+from train.finetune.align import align, mentions, targets
 
 TEXT = (
     "No cardiomegaly. Moderate layering left effusion. Possible consolidation in the right lower lung. "

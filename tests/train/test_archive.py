@@ -11,12 +11,12 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from encoder.radiograph import read
+from encoder.radiograph.read import read
 from train.datasets import archive
 from train.datasets.archive import Archive, ArchiveError, index_lines, prepare
 from train.datasets.folder import image_paths, shrink
 from train.datasets.index import index as write_index
-from vlm.cli import main
+from cxr.cli.main import main
 
 
 @pytest.fixture
@@ -167,9 +167,9 @@ def test_an_index_is_gone_on_with_and_trained_from(films, tmp_path, capsys):
 
 
 def test_pretraining_keeps_out_what_is_named(films, tmp_path):
-    from train.config import ConfigError
-    from train.pretrain_config import PretrainConfig
-    from train.pretrain_data import load_data
+    from train.common.config import ConfigError
+    from train.pretrain.config import PretrainConfig
+    from train.pretrain.data import load_data
 
     (tmp_path / "names.txt").write_text("\ufeffp1\n4.png\n", encoding="utf-8")
     (films / "p1" / "broken.png").unlink()
@@ -207,8 +207,8 @@ def test_refusals(films, tmp_path, capsys):
 
 def test_pretraining_from_an_archive_is_that_from_the_files(films, tmp_path, capsys):
     """Also beside a folder; and an archive needs the files no more."""
-    from train.pretrain_config import PretrainConfig
-    from train.pretrain_data import load_data
+    from train.pretrain.config import PretrainConfig
+    from train.pretrain.data import load_data
 
     (films / "p1" / "broken.png").unlink()
     list(prepare(sorted(films.rglob("*.png")), tmp_path / "out", short_side=32, workers=1))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from train import checkpoints
-from train.checkpoints import CheckpointError
+from train.common import checkpoints
+from train.common.checkpoints import CheckpointError
 
 
 def save(run, step, keep_last=2, value=0.0):

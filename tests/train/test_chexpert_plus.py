@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from train.datasets import chexpert_plus
+from train.datasets.reports import chexpert_plus
 from vlm.study import Image, Prior, StudyError, load_studies, save_studies
 
 COLUMNS = (

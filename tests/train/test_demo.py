@@ -7,7 +7,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from tests.calls import Calls
-from train import finetune, pretrain
+from train.finetune import loop as finetune
+from train.pretrain import loop as pretrain
 from train.phantom.__main__ import main as write_phantoms
 from vlm import model as models
 

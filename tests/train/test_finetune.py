@@ -17,19 +17,19 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from encoder.radiograph import read
+from encoder.radiograph.read import read
 from tests.tiny import make_encoder, make_studies, metrics
-from train.batches import answer_loss, collate, grouped_order
-from train.config import ConfigError
-from train.examples import Examples
-from train.features import Cached
-from train.finetune import main
-from train.launcher import INTERRUPTED
-from train.trainer import Loop
-from train.watch import macro_f1
+from train.common.batches import answer_loss, collate, grouped_order
+from train.common.config import ConfigError
+from train.finetune.examples import Examples
+from train.finetune.images import Cached
+from train.finetune.loop import main
+from train.common.launcher import INTERRUPTED
+from train.common.trainer import Loop
+from train.finetune.watch import macro_f1
 from vlm import Findings, adapters
 from vlm import model as models
-from vlm.generate import OUTLIERS
+from vlm.findings import OUTLIERS
 from vlm.prompts import PromptStyle
 from vlm.study import Image, absolute, load_studies, save_studies
 
@@ -184,7 +184,7 @@ def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeyp
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.align.align", interrupted)
+    monkeypatch.setattr("train.finetune.align.align", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train("parts", *more)
     monkeypatch.undo()
@@ -232,7 +232,7 @@ def test_a_model_knows_the_images_it_was_trained_on(train, findings_model, tmp_p
     """From enough training images, else from those of the model it starts from; otherwise it says that it does not."""
     assert train("few", "--max_steps", "1", "--merge") == 0
     assert "too few" in capsys.readouterr().out and not (tmp_path / "few" / "merged" / OUTLIERS).exists()
-    monkeypatch.setattr("train.finish.LEAST_KNOWN", 48)
+    monkeypatch.setattr("train.finetune.finish.LEAST_KNOWN", 48)
     assert train("many", "--max_steps", "1", "--merge") == 0
     merged = Findings.from_pretrained(tmp_path / "many" / "merged", device="cpu")
     root = tmp_path / "data"

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import SMALL, metrics
-from train.launcher import accelerate_command
+from train.common.launcher import accelerate_command
 from vlm import model as models
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from tests.tiny import SMALL, metrics
-from train.config import ConfigError
-from train.features import Films, augmented
-from train.finetune import main
-from train.finetune_config import Finetune, check
-from train.launcher import INTERRUPTED
-from train.trainer import Loop
+from train.common.config import ConfigError
+from train.finetune.images import Films, augmented
+from train.finetune.loop import main
+from train.finetune.config import Finetune, check
+from train.common.launcher import INTERRUPTED
+from train.common.trainer import Loop
 from vlm import Findings
 from vlm import model as models
 from vlm.study import load_studies
@@ -177,7 +177,7 @@ def test_what_does_not_go_together_is_refused(fields, message):
 
 
 def test_a_disk_that_is_too_small(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.features.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("train.finetune.images.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(ConfigError, match="--features online"):
         train("run", "--max_steps", "1")
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train.grpo as grpo
+import train.grpo.loop as grpo
 import vlm
-from encoder.radiograph import read
+from encoder.radiograph.read import read
 from eval import metric
 from tests.tiny import FINDINGS
-from train.config import ConfigError, load_config
-from train.grpo import Grpo, check, run
-from train.launcher import INTERRUPTED
-from train.rollouts import REFERENCE, Groups, Reward, StudyProcessor, answers, exchanged, rows_of
+from train.common.config import ConfigError, load_config
+from train.grpo.loop import Grpo, check, run
+from train.common.launcher import INTERRUPTED
+from train.grpo.rollouts import REFERENCE, Groups, Reward, StudyProcessor, answers, exchanged, rows_of
 from vlm import adapters
 from vlm import model as models
 from vlm import projector as projectors
@@ -272,7 +272,7 @@ def test_advantages_and_gradient_against_formulas_written_out(init, studies, tmp
     the gradient is that of A log p; the KL divergence by its gradient, E[log(p/q) d log p]."""
     from accelerate import PartialState
 
-    from train.grpo_trainer import Loop
+    from train.grpo.trainer import Loop
 
     beta, most = 0.3, 20
     config = configured(tmp_path / "run", init, "", loss=loss, beta=beta, projector=True)

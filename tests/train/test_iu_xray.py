@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from train.datasets import iu_xray
+from train.datasets.reports import iu_xray
 from vlm.study import Image, StudyError, load_studies, save_studies
 
 REPORT = """<?xml version="1.0" encoding="utf-8"?>

@@ -9,10 +9,10 @@ import signal
 import pytest
 
 from tests.tiny import FINDINGS
-from train.config import ConfigError
-from train.language_model import main, train_tokenizer
-from train.launcher import INTERRUPTED
-from train.trainer import Loop
+from train.common.config import ConfigError
+from train.finetune.language_model import main, train_tokenizer
+from train.common.launcher import INTERRUPTED
+from train.common.trainer import Loop
 
 SMALL = [
     "--vocabulary", "320", "--width", "32", "--layers", "2", "--heads", "2", "--intermediate", "64",

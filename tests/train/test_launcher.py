@@ -7,15 +7,15 @@ import time
 
 import pytest
 
-from train.checkpoints import CheckpointError, alone
-from train.config import ConfigError
-from train.launcher import StepFailed, as_words, call, launch, run_steps
-from train.processes import settled_precision
+from train.common.checkpoints import CheckpointError, alone
+from train.common.config import ConfigError
+from train.common.launcher import StepFailed, as_words, call, launch, run_steps
+from train.common.processes import settled_precision
 
 
 @pytest.mark.parametrize("has", [True, False])
 def test_precision_is_what_pays_here_or_what_the_run_began_with(monkeypatch, capsys, has):
-    monkeypatch.setattr("train.processes.multiplies_bf16", lambda: has)
+    monkeypatch.setattr("train.common.processes.multiplies_bf16", lambda: has)
     assert settled_precision("auto", None, "fp32") == ("bf16" if has else "fp32")
     assert settled_precision("auto", "fp32", "fp32") == "fp32"
     assert capsys.readouterr().out == ""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from train.datasets import mimic_cxr
-from train.datasets.mimic_sections import MISLEADING, report_fields, section_name, sections
-from train.datasets.priors import link_priors
+from train.datasets.reports import mimic_cxr
+from train.datasets.reports.mimic_sections import MISLEADING, report_fields, section_name, sections
+from train.datasets.reports.priors import link_priors
 from vlm.study import Image, Prior, Study, StudyError
 
 TITLE = " " * 33 + "FINAL REPORT\n"

@@ -7,7 +7,7 @@ import gzip
 
 import pytest
 
-from train.datasets import padchest
+from train.datasets.reports import padchest
 from vlm.study import Image, Prior, StudyError, load_studies, save_studies
 
 NAME = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"

@@ -11,9 +11,9 @@ import torch
 
 from encoder.transforms import Preprocessing
 from tests.tiny import SIZE
-from train.config import load_config
-from train.finetune_config import Finetune
-from train.plan import activations, dry_model, main, plan
+from train.common.config import load_config
+from train.finetune.config import Finetune
+from train.finetune.plan import activations, dry_model, main, plan
 from vlm import adapters
 from vlm.build import build
 from vlm.prompts import PromptStyle

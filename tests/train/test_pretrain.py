@@ -28,12 +28,12 @@ from encoder.state_dicts import load_encoder, save_dinov2
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT, sincos_positions
 from tests.killed import killed_run
-from train import pretrain
-from train.config import ConfigError, load_config, recipe_path
-from train.pretrain import Distilled, main
-from train.pretrain_config import PretrainConfig
-from train.pretrain_data import Samples, collate
-from train.pretrain_watch import effective_rank, flops_per_image
+from train.pretrain import loop as pretrain
+from train.common.config import ConfigError, load_config, recipe_path
+from train.pretrain.loop import Distilled, main
+from train.pretrain.config import PretrainConfig
+from train.pretrain.data import Samples, collate
+from train.pretrain.watch import effective_rank, flops_per_image
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -107,7 +107,7 @@ def test_a_run_leaves_an_encoder_metrics_and_checkpoints(whole):
 
 
 def test_a_run_goes_on_in_the_precision_it_began_with(images, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.processes.multiplies_bf16", lambda: True)
+    monkeypatch.setattr("train.common.processes.multiplies_bf16", lambda: True)
     shutil.copytree(whole, tmp_path / "run")
     assert train(images, tmp_path / "run", "--mixed_precision", "auto") == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["mixed_precision"] == "no"

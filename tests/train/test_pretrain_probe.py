@@ -10,9 +10,9 @@ from PIL import Image
 
 from encoder.vit import CropViT
 from tests.train.test_pretrain import curve, fresh_accelerate, train  # noqa: F401
-from train.config import ConfigError
+from train.common.config import ConfigError
 from train.datasets.labelled import labelled_images
-from train.pretrain_probe import Probe
+from train.pretrain.knn import Probe
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image as Picture
 
 from encoder.transforms import Preprocessing
-from train.config import ConfigError
-from train.launcher import accelerate_command
-from train.probe import main
+from train.common.config import ConfigError
+from train.common.launcher import accelerate_command
+from train.probe.run import main
 
 SMALL = [
     "--threads",

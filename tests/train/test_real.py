@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from train.real import FOLDS, folds
+from train.pipelines.real import FOLDS, folds
 from vlm.study import Image, Study, load_studies, save_studies
 
 

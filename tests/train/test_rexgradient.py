@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from train.datasets import rexgradient
+from train.datasets.reports import rexgradient
 from vlm.study import Image, Prior, StudyError, load_studies, save_studies
 
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from PIL import Image as Picture
 
-from train import pretrain
-from train.config import ConfigError
-from train.launcher import INTERRUPTED
-from train.scaling import draw, judged_by, main, points_of, read_study
+from train.pretrain import loop as pretrain
+from train.common.config import ConfigError
+from train.common.launcher import INTERRUPTED
+from train.probe.scaling import draw, judged_by, main, points_of, read_study
 
 FIELDS = {
     "short_side": 36, "size": 28, "patch": 7, "width": 16, "depth": 1, "heads": 1, "drop_path": 0.0, "local_size": 14,

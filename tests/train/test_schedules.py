@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from train.schedules import cosine, linear, warmup_cosine
+from train.common.schedules import cosine, linear, warmup_cosine
 
 
 def test_linear():

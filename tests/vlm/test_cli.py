@@ -14,8 +14,8 @@ from PIL import Image
 from tests.tiny import make_studies
 from vlm import adapters
 from vlm import model as models
-from vlm.cli import main
-from vlm.generate import OUTLIERS
+from cxr.cli.main import main
+from vlm.findings import OUTLIERS
 from vlm.study import load_studies, save_studies
 
 
@@ -45,7 +45,7 @@ def rows(path):
 def test_help_imports_nothing_heavy():
     """`cxr --help` answers at once because torch and transformers are imported only by sub-commands."""
     code = (
-        "import sys, vlm.cli; vlm.cli.build_parser().format_help(); "
+        "import sys, cxr.cli.main; cxr.cli.main.build_parser().format_help(); "
         "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -139,7 +139,7 @@ def test_several_processes_write_what_one_writes(model_dir, studies_file, tmp_pa
         for n in ("one", "two")
     )
     assert main([*command, *one]) == 0
-    launch = [sys.executable, "-m", "vlm.cli", *command, *two, "--processes", "2"]
+    launch = [sys.executable, "-m", "cxr.cli.main", *command, *two, "--processes", "2"]
     done = subprocess.run(launch, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     for file in ("p.jsonl", "floors/shuffled.jsonl", "floors/blank.jsonl"):
@@ -315,7 +315,7 @@ def test_export_merges_an_adapter(findings_model, tmp_path, capsys):
 
 def test_trainings_get_their_options(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr("train.launcher.launch", lambda *words, **options: calls.append((words, options)))
+    monkeypatch.setattr("train.common.launcher.launch", lambda *words, **options: calls.append((words, options)))
     assert main(["pretrain", "--recipe", "mini", "--processes", "2", "--out", "x"]) == 0
     assert main(["finetune", "--help"]) == 0
     assert calls == [

@@ -13,10 +13,10 @@ from encoder import embed as embedding
 from encoder.convert import save_backbone
 from encoder.embed import done, read_features
 from encoder.frozen import encoder_of
-from encoder.radiograph import read
+from encoder.radiograph.read import read
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
-from vlm.cli import main
+from cxr.cli.main import main
 
 
 @pytest.fixture

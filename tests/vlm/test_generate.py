@@ -11,7 +11,7 @@ from PIL import Image as Picture
 
 from vlm import Findings, adapters
 from vlm import model as models
-from vlm.generate import OUTLIERS, derangement
+from vlm.findings import OUTLIERS, derangement
 from vlm.outliers import Outliers, embedding
 from vlm.study import Image, Study, load_studies
 

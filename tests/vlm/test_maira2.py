@@ -216,7 +216,7 @@ def studies(tmp_path_factory) -> dict[str, Study]:
 
 
 def seen(study: Study, model: models.FindingsModel) -> torch.Tensor:
-    from encoder.radiograph import read
+    from encoder.radiograph.read import read
     from vlm.prompts import shown_images
 
     shown = shown_images(study, model.meta.prompt)
@@ -329,7 +329,7 @@ def test_findings_of_files(checkpoint, loaded, studies, tmp_path):
 
 
 def test_the_commands(checkpoint, studies, tmp_path, capsys):
-    from vlm.cli import main
+    from cxr.cli.main import main
 
     folder = str(checkpoint[0])
     save_studies(studies.values(), tmp_path / "studies.jsonl")
@@ -349,7 +349,7 @@ def test_the_commands(checkpoint, studies, tmp_path, capsys):
 
 
 def test_it_goes_on_learning_under_its_own_prompt(checkpoint, studies, tmp_path, capsys):
-    from train.finetune import main
+    from train.finetune.loop import main
 
     listed = [
         replace(s, findings="The lungs are clear.", study_id=f"{s.study_id}{i}")
@@ -372,8 +372,8 @@ def test_it_goes_on_learning_under_its_own_prompt(checkpoint, studies, tmp_path,
 
 
 def test_a_prompt_that_it_has_no_place_for_is_refused(checkpoint, tmp_path):
-    from train.config import ConfigError
-    from train.finetune import main
+    from train.common.config import ConfigError
+    from train.finetune.loop import main
 
     command = [
         "--init",

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.radiograph import read
+from encoder.radiograph.read import read
 from eval.scores.labels import CONDITIONS, label_report
-from train.watch import macro_f1
+from train.finetune.watch import macro_f1
 from vlm import Findings
 from vlm.model import MINI
 from vlm.study import load_studies

@@ -10,7 +10,7 @@ import pytest
 from vlm import Findings
 from vlm import model as models
 from vlm.prompts import shown_image
-from vlm.rexrank import context_of, main, study_of
+from cxr.cli.rexrank import context_of, main, study_of
 
 
 @pytest.fixture

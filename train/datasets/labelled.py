@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encoder.radiograph import parse_age
+from encoder.radiograph.read import parse_age
 from train.datasets.folder import PATH_COLUMNS, image_paths
 from train.datasets.headers import plausible
 from train.datasets.masks import Parts, image_size, mask_of

@@ -1,0 +1,165 @@
+"""`cxr demo`: the whole system at work in a few minutes on an ordinary computer, ending with one HTML page.
+
+Findings by the shipped mini for X-rays it never saw, scored beside their floors; then a taste of both trainings
+through `accelerate launch`, going on from mini: the encoder on unlabelled films, the findings model on another
+hospital's wording.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from train.common.launcher import call, launch, run_steps
+
+SEED = 2024  # a population that mini's training (train/pipelines/mini.py) has nothing to do with
+TASTE_STUDIES = 160  # of the other hospital
+SHOWN = 12  # cases on the page
+
+
+def run(out: Path, studies: int, *, training: bool = True) -> int:
+    """Write everything under `out`; returns the exit status. An existing `out` is left alone."""
+    if out.exists() and any(out.iterdir()):
+        print(f"{out} exists and is not empty: give another folder with --out, or remove it", file=sys.stderr)
+        return 2
+    if studies < 2:
+        print("--studies must be at least 2, for images are exchanged between studies", file=sys.stderr)
+        return 2
+    from vlm.model import MINI
+
+    if not (MINI / "model.safetensors").is_file():
+        print(f"{MINI} holds no model: make mini trains it", file=sys.stderr)
+        return 2
+    return run_steps(lambda: show(out, studies, training), f"remove {out} before the next try")
+
+
+def show(out: Path, studies: int, training: bool) -> None:
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+
+    say("1/4  Chest X-rays that mini never saw: phantoms, as DICOM files")
+    from train.phantom.__main__ import main as write_phantoms
+
+    call(write_phantoms, out / "phantoms", studies=studies, seed=SEED, split="test", no_masks=True)
+    listing = out / "phantoms" / "studies.jsonl"
+
+    say("2/4  Findings by mini; with shuffled and blank images for comparison")
+    from cxr.cli.main import main as cxr
+
+    predictions, floors = out / "predictions.jsonl", out / "floors"
+    call(cxr, "generate", listing, out=predictions, floors=floors, batch_size=32)
+    references = {row["study_id"]: row for row in _rows(listing)}
+    found = _rows(predictions)
+    for row in found[:2]:
+        print(
+            f"\n  {row['study_id']}\n    reference  {references[row['study_id']]['findings']}"
+            f"\n    mini       {row.get('findings', row.get('error'))}"
+        )
+
+    say("3/4  Scores, with 95 % intervals, beside what a model that does not look would get")
+    import eval as scoring
+
+    scores = scoring.score(predictions, listing, floors=floors)
+    print(scores.table())
+    scores.save(out / "scores.json")
+
+    curves = {}
+    if training:
+        say("4/4  A taste of both trainings, going on from mini")
+        curves = taste(out)
+    page = out / "index.html"
+    write(page, scores, curves, references, found, listing.parent)
+    print(f"\n{time.perf_counter() - started:.0f} s. The page: {page.absolute()}")
+
+
+def say(line: str) -> None:
+    from rich.console import Console
+
+    Console().print(f"\n[bold]{line}[/bold]")
+
+
+def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
+    """Two short trainings; returns their loss curves by name."""
+    from train.phantom.__main__ import main as write_phantoms
+    from vlm import model as models
+    from vlm.study import load_studies
+
+    mini = models.load("mini")
+    encoder = out / "mini_encoder"
+    models.save_encoder(mini, encoder)
+    shape = models.vision_tower(mini.llava).config
+    print("The encoder goes on learning from images alone (fresh heads first, then the backbone):")
+    launch(
+        "train.pretrain",
+        recipe="demo",
+        init=encoder,
+        width=shape.hidden_size,
+        depth=shape.num_hidden_layers,
+        heads=shape.num_attention_heads,
+        data=out / "phantoms" / "images",
+        cache=out / "cache",
+        out=out / "pretrain",
+    )
+    print(
+        "\nThe findings model learns another hospital's wording (LoRA and projector on the frozen encoder):"
+    )
+    other = out / "other_hospital"
+    call(
+        write_phantoms,
+        other,
+        studies=TASTE_STUDIES,
+        seed=SEED + 1,
+        size=256,
+        format="png",
+        wording="telegraphic",
+        no_masks=True,
+    )
+    launch(
+        "train.finetune", recipe="demo", init="mini", studies=other / "studies.jsonl", out=out / "finetune"
+    )
+    from vlm import Findings
+
+    study = next(s for s in load_studies(other / "studies.jsonl") if s.split == "validate")
+    print(f"\n  {study.study_id}, which the training has not seen\n    reference  {study.findings}")
+    for name, model in (("before", "mini"), ("after", out / "finetune" / "adapter")):
+        (found,) = Findings.from_pretrained(model).generate([study], root=other)
+        print(f"    {name:9}  {found.text}")
+    return {
+        "Pre-training on images alone": _curve(out / "pretrain" / "metrics.jsonl"),
+        "Fine-tuning on another hospital's wording": _curve(out / "finetune" / "metrics.jsonl"),
+    }
+
+
+def write(page: Path, scores, curves: dict, references: dict, found: list[dict], root: Path) -> None:
+    from encoder.radiograph.read import read
+    from eval.report import write_page
+
+    cases = []
+    for row in [r for r in found if "findings" in r][:SHOWN]:
+        study = references[row["study_id"]]
+        cases.append(
+            {
+                "study_id": row["study_id"],
+                "image": read(root / study["images"][0]["path"]).pixels,
+                "reference": study["findings"],
+                "generated": row["findings"],
+            }
+        )
+    write_page(
+        page,
+        title="cxr demo: findings by mini",
+        scores=scores,
+        curves=curves,
+        cases=cases,
+        notes=["X-rays and reports are synthetic phantoms; mini is a demonstration, not for diagnosis."],
+    )
+
+
+def _rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
+
+
+def _curve(metrics: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in _rows(metrics) if "loss" in row]

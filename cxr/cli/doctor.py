@@ -1,0 +1,124 @@
+"""`cxr doctor`: what is installed, what it runs on, and what is missing with the command that brings it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+# Distribution -> oldest version we promise to work with; None: optional.
+PACKAGES = {
+    "torch": "2.11",
+    "torchvision": "0.26",
+    "transformers": "5.17",
+    "peft": "0.19",
+    "accelerate": "1.12",
+    "timm": "1.0.22",
+    "safetensors": "0.6",
+    "pydicom": "3.0.2",
+    "python-gdcm": "3.2.6",
+    "nltk": "3.9",
+    "radgraph": "0.1.18",
+    "scikit-learn": "1.7",
+    "triton": None,
+    "pylibjpeg-libjpeg": None,
+    "trl": None,
+}
+
+
+def packages() -> list[tuple[str, str, str]]:
+    """(name, version or 'missing', complaint or '') of every package that matters."""
+    from packaging.version import Version
+
+    rows = []
+    for name, floor in PACKAGES.items():
+        try:
+            have = version(name)
+        except PackageNotFoundError:
+            hint = "" if floor is None else f"pip install '{name}>={floor}'"
+            rows.append((name, "missing", hint))
+            continue
+        old = floor is not None and Version(have.split("+")[0]) < Version(floor)
+        rows.append((name, have, f"older than {floor}: pip install -U '{name}>={floor}'" if old else ""))
+    return rows
+
+
+def devices() -> list[tuple[str, str]]:
+    import torch
+
+    rows = [
+        (
+            "processor",
+            f"{platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
+        )
+    ]
+    for i in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(i)
+        rows.append(
+            (f"cuda:{i}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}")
+        )
+    if torch.cuda.device_count() == 0:
+        rows.append(("cuda", "none"))
+    return rows
+
+
+def attention() -> str:
+    """What our operator runs on the best device here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cxr on this CPU: PyTorch's fused kernel, matrix products where those are faster"
+    try:
+        from encoder.attention.kernel import capability
+    except ImportError:
+        return (
+            "cxr on a GPU needs Triton, which is missing: pip install 'triton>=3.6' (--attention sdpa works)"
+        )
+    arch = capability(torch.device("cuda"))
+    return f"cxr on sm_{arch}: our flash attention in Triton" + (", reading by TMA" if arch >= 90 else "")
+
+
+def weights() -> list[tuple[str, str]]:
+    """(what, where it is or how to get it)."""
+    rows = []
+    mini = Path(__file__).parent / "mini"
+    file = mini / "model.safetensors"
+    if file.is_file():
+        rows.append(("mini (shipped)", f"{file.stat().st_size / 1e6:.1f} MB in {mini}"))
+    else:
+        rows.append(("mini (shipped)", "missing: make mini"))
+    return rows
+
+
+def report() -> tuple[str, bool]:
+    """The whole page as text, and whether everything needed is there."""
+    from encoder.radiograph.read import codecs
+
+    lines, well = (
+        [f"cxr {_own_version()} on Python {platform.python_version()}, {platform.system()}", ""],
+        True,
+    )
+    for name, have, complaint in packages():
+        well &= not complaint
+        lines.append(f"  {name:20} {have:16} {complaint}".rstrip())
+    lines += ["", "Devices"] + [f"  {name:20} {what}" for name, what in devices()]
+    lines += ["", "Attention", f"  {attention()}"]
+    lines += ["", "Weights"] + [f"  {name:20} {where}" for name, where in weights()]
+    lines += ["", "DICOM transfer syntaxes"]
+    for name, state in codecs().items():
+        lines.append(f"  {name:34} {'yes' if state is True else 'no' if state is False else state}")
+    data = os.environ.get("CXR_DATA")
+    lines += [
+        "",
+        f"CXR_DATA is {data}" if data else "CXR_DATA is not set (needed only for tests on real X-rays)",
+    ]
+    lines += ["", "All well." if well else "Something is missing or too old: see above."]
+    return "\n".join(lines), well
+
+
+def _own_version() -> str:
+    try:
+        return version("cxr-vlm")
+    except PackageNotFoundError:
+        return "(not installed: pip install -e .)"

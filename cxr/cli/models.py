@@ -1,0 +1,188 @@
+"""What the sub-commands of `cxr` do that belong to this room: export, studies, convert, embed. `generate` has a file of
+its own, cxr/cli/generate.py."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+# Beside radiographs, folders hold these; whatever else lies there is tried, for DICOM files may have any name.
+NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".html", ".pdf", ".py"}
+
+
+NAMED = 20  # problems of a kind that are told one by one
+
+
+class UsageError(Exception):
+    """Something about the command line; printed without a traceback, exit status 2."""
+
+
+def printable(text: str) -> str:
+    """Without what no terminal can show: the bytes of a file name that is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def files_below(folder: Path):
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and path.suffix.lower() not in NOT_IMAGES:
+            yield path
+
+
+def bar(items, what: str, total: int | None = None):
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task("", total=len(items) if total is None else total)
+        for item in items:
+            bar.advance(task)
+            yield item
+
+
+def images_of(study_ids: Iterable[str], listing: Path) -> dict[str, np.ndarray]:
+    """Pixels of the first image of each study that can be read; a page without a picture is a page still."""
+    from encoder.radiograph.read import InputError, read
+    from vlm.study import load_studies
+
+    wanted = set(study_ids)
+    images = {}
+    for study in load_studies(listing):
+        if study.study_id in wanted and study.images:
+            try:
+                images[study.study_id] = read(study.image_paths(listing.parent)[0]).pixels
+            except (InputError, OSError):
+                continue
+    return images
+
+
+def export(args) -> int:
+    from transformers.utils.logging import disable_progress_bar
+
+    from vlm import model as models
+    from vlm.card import write_card
+    from vlm.findings import OUTLIERS
+
+    if args.scores and not args.scores.is_file():
+        raise UsageError(f"{args.scores} does not exist")
+    if args.run_folder and not (args.run_folder / "run.json").is_file():
+        raise UsageError(f"{args.run_folder} is not the folder of a fine-tuning: it has no run.json")
+    disable_progress_bar()
+    model = models.merge(models.load(args.model, base=args.base))
+    models.save(model, args.out, models.DTYPES[args.dtype])
+    known = models.resolve(args.model) / OUTLIERS  # what the model takes for an ordinary chest
+    if known.is_file():
+        shutil.copy(known, args.out)
+    write_card(model, args.out, run=args.run_folder, scores=args.scores, licences=args.licence or ())
+    if model.llava.config.model_type != "llava":
+        print(
+            f"{args.out} is a {model.llava.config.model_type}: plain transformers opens it after `import vlm`"
+        )
+    print(f"wrote {args.out}: AutoModelForImageTextToText and AutoProcessor of transformers open it")
+    return 0
+
+
+def studies(args) -> int:
+    from vlm.study import counts, load_studies, validate
+
+    found = load_studies(args.studies)
+    for name, value in counts(found).items():
+        print(f"{name:22} {value}")
+    problems = validate(found, args.studies.parent)
+    times: Counter[str] = Counter()
+    for problem in problems:
+        times[problem.code] += 1
+        if args.all or times[problem.code] <= NAMED:
+            print(f"{problem.code:22} {problem.study_id}: {problem.message}")
+    for code, count in times.items():
+        if count > NAMED and not args.all:
+            print(f"{code:22} ... and {count - NAMED} more (--all names them)")
+    said = ", ".join(f"{count} {code}" for code, count in times.most_common())
+    print("no problems" if not problems else f"{len(problems)} problems: {said}")
+    return 1 if problems else 0
+
+
+def convert(args) -> int:
+    """`cxr convert`."""
+    from dataclasses import replace
+
+    from encoder.convert import difference, load_backbone, save_backbone
+
+    if args.out.exists() and not args.overwrite:
+        raise UsageError(f"{args.out} exists; choose another name or give --overwrite")
+    loaded = load_backbone(args.weights, size=args.size, heads=args.heads)
+    vit = loaded.backbone
+    print(
+        f"read {loaded.tensors} tensors ({loaded.dialect}): width {vit.embed_dim}, {vit.depth} layers, "
+        f"{vit.heads} heads, patches of {vit.patch} px, {vit.size} px"
+    )
+    for what, names in (("left out (heads)", loaded.left_out), ("not in the file, zero", loaded.added)):
+        if names:
+            print(f"{what}: {len(names)}: {', '.join(names[:4])}{', ...' if names[4:] else ''}")
+    preprocessing = loaded.preprocessing
+    if preprocessing is not None:
+        preprocessing = replace(preprocessing, size=vit.size)
+    save_backbone(vit, args.out, args.to, preprocessing)
+    off = difference(vit, load_backbone(args.out, heads=vit.heads).backbone)
+    print(f"wrote {args.out} ({args.to}); read again, its tokens differ by {off:.1e} at most")
+    return 0 if off < 1e-5 else 1
+
+
+def embed(args) -> int:
+    """`cxr embed`."""
+    import torch
+
+    from encoder.embed import done, embed
+
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    paths = []
+    for given in args.inputs:
+        if not given.exists():
+            raise UsageError(f"{given} does not exist")
+        paths += (
+            [str(f.absolute()) for f in sorted(files_below(given))]
+            if given.is_dir()
+            else [str(given.absolute())]
+        )
+    if not paths:
+        raise UsageError(f"no image found in {', '.join(map(str, args.inputs))}")
+    encoder, about = _encoder(args.model, args.size)
+    there = len(set(paths) & done(args.out).keys())
+    if there:
+        print(f"{there} of {len(paths)} images are in {args.out} already")
+    made = embed(
+        paths, encoder.to(device), args.out, about=about, patches=args.patches, dtype=args.dtype,
+        batch_size=args.batch_size,
+    )  # fmt: skip
+    refused = 0
+    for row in bar(made, "images", len(paths) - there):
+        if "error" in row:
+            refused += 1
+            print(f"{row['path']}: {row['error']['code']}", file=sys.stderr)
+    print(
+        f"wrote {args.out}: {len(paths) - there - refused} images"
+        + (f", {refused} refused" if refused else "")
+    )
+    return 1 if refused == len(paths) else 0
+
+
+def _encoder(name: str, size: int | None):
+    """-> (encoder, what to say of it): one that `encoder_of` knows, or of a findings model its tower."""
+    from encoder.frozen import encoder_of, encoder_of_tower
+    from vlm import model as models
+
+    path = Path(name)
+    if not path.is_file() and not name.startswith("random:") and name != "pixels":
+        path = models.resolve(name)
+        if models.is_findings_model(path):
+            model = models.load(path)
+            tower, meta = models.vision_tower(model.llava), model.meta
+            encoder = encoder_of_tower(meta.name, meta.encoder_sha256, tower, model.preprocessing, size)
+            return encoder, {"encoder": meta.name, "encoder_sha256": meta.encoder_sha256}
+        name = str(path)
+    encoder = encoder_of(name, size)
+    return encoder, {"encoder": path.name if path.exists() else name, "encoder_sha256": encoder.sha256}

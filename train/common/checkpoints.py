@@ -1,0 +1,258 @@
+"""Run folders, and the checkpoints of our own training loop: safetensors and JSON only, complete or absent, newest
+good one wins.
+
+OUT/run.json                        what the run is; a run of another config is refused, not overwritten
+OUT/checkpoints/step_00001200/      written as .step_00001200.new, then renamed
+    student.safetensors ...         whatever the loop gives
+    state.json                      step, and the size of every file, so that a damaged one is noticed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from encoder.files import one_at_a_time
+from train.common.config import ConfigError
+from train.common.processes import is_main
+
+RUN = "run.json"
+LOCK = ".lock"
+BEFORE = ("features", "cache", LOCK)  # may lie in a run folder before there is a run
+STATE = "state.json"
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+class CheckpointError(ConfigError):
+    """A run directory that cannot be used as asked; the message says which and what to do."""
+
+
+@contextmanager
+def alone(run: Path, patience: float = 120.0) -> Iterator[None]:
+    """Keep other runs out of the folder `run` while the block lasts; the first process does so for all of its run.
+
+    An interrupted run may still be saving when its command is given again (`accelerate launch` leaves earlier than
+    what it launched), so this waits for `patience` seconds. Raises CheckpointError if the folder is still taken then.
+    """
+    if not is_main():
+        yield
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise CheckpointError(f"{run} is a file; choose another --out") from None
+    try:
+        with one_at_a_time(
+            run / LOCK, f"another process is at work in {run}; waiting for it to save and leave", patience
+        ):
+            try:
+                yield
+            finally:
+                if [path.name for path in run.iterdir()] == [LOCK]:  # refused before there was a run
+                    (run / LOCK).unlink()
+                    run.rmdir()
+    except Timeout:
+        raise CheckpointError(
+            f"another process is still at work in {run}; wait for it or stop it, or choose another --out"
+        ) from None
+
+
+def save(
+    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], keep_last: int
+) -> Path:
+    """Write checkpoint `step`: one safetensors file for each entry of `tensors`, `state` as JSON. Returns its folder.
+
+    Older checkpoints beyond the `keep_last` newest are removed afterwards.
+    """
+    root = run / "checkpoints"
+    final = root / f"step_{step:08d}"
+    for left in root.glob(".step_*"):  # of a process that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = root / f".{final.name}.new"
+    temporary.mkdir(parents=True)
+    sizes = {}
+    for name, group in tensors.items():
+        path = temporary / f"{name}.safetensors"
+        save_file({key: x.detach().cpu().contiguous() for key, x in group.items()}, path)
+        sizes[path.name] = path.stat().st_size
+    write_json(temporary / STATE, {**state, "step": step, "files": sizes})
+    for path in temporary.iterdir():
+        _sync(path)
+    replace_folder(temporary, final)
+    for _, old in _all(run)[:-keep_last]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None. Damaged ones are passed over with a line on the screen."""
+    for _, path in reversed(_all(run)):
+        problem = _problem(path)
+        if problem is None:
+            return path
+        print(f"checkpoint {path} is damaged ({problem}); trying the one before", flush=True)
+    return None
+
+
+def load(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `save` was given: ({file: {name: tensor}}, state), on the CPU."""
+    state = json.loads((checkpoint / STATE).read_text())
+    return {Path(name).stem: load_file(checkpoint / name) for name in state["files"]}, state
+
+
+def claim(
+    run: Path, config: dict[str, Any], free: Iterable[str] = (), defaults: Mapping[str, Any] | None = None
+) -> bool:
+    """Make `run` the directory of a run with this config; True if it already is (then it is to be resumed).
+
+    Fields in `free` may differ, for they do not change what is computed. A field that the stored config does not know
+    counts as `defaults` has it. Raises CheckpointError if the directory belongs to a run of another config, naming the
+    fields, or holds anything of unknown origin.
+    """
+    path = run / RUN
+    config = json.loads(json.dumps(config))  # tuples become lists, as in the file
+    if path.is_file():
+        before = {**json.loads(json.dumps(dict(defaults or {}))), **json.loads(path.read_text())}
+        free = set(free)
+        different = [
+            key for key in {**before, **config} if key not in free and before.get(key) != config.get(key)
+        ]
+        if different:
+            changes = ", ".join(
+                f"{key}: {before.get(key)!r} there, {config.get(key)!r} now" for key in different
+            )
+            raise CheckpointError(
+                f"{run} holds a run of another config ({changes}); choose another --out, or go on with the old values"
+            )
+        return True
+    if run.exists() and any(p.name not in BEFORE for p in run.iterdir()):
+        raise CheckpointError(f"{run} exists and is not a run of this training; choose another --out")
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(path, config)
+    return False
+
+
+def recorded(run: Path, field: str) -> Any:
+    """What the run in this directory was begun with; None where there is none yet."""
+    path = run / RUN
+    return json.loads(path.read_text()).get(field) if path.is_file() else None
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write a JSON file in one piece: readers see the old content or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=indent) + "\n")
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Put folder `new` in the place of `final`. Between two renames `final` is briefly absent."""
+    old = None
+    if final.exists():
+        old = final.with_name(f".{final.name}.old.{os.getpid()}")
+        final.rename(old)
+    new.rename(final)
+    _sync(final.parent)
+    if old:
+        shutil.rmtree(old)
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str]
+) -> dict[str, Tensor]:
+    """The state of an optimizer as flat tensors, keyed `parameter name|state name`."""
+    return {
+        f"{names[parameter]}|{key}": torch.as_tensor(value)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str], tensors: Mapping[str, Tensor]
+) -> None:
+    """The other direction. Raises CheckpointError if the parameters are not the same."""
+    by_name = {name: parameter for parameter, name in names.items()}
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, leaf = key.rpartition("|")
+        states.setdefault(name, {})[leaf] = tensor
+    if states.keys() != by_name.keys():
+        odd = sorted(states.keys() ^ by_name.keys())[:5]
+        raise CheckpointError(f"the optimizer's state and the parameters differ in {', '.join(odd)}")
+    on_host = {
+        id(p)
+        for g in optimizer.param_groups
+        for p in g["params"]
+        if not (g.get("fused") or g.get("capturable"))
+    }
+    for name, state in states.items():
+        parameter = by_name[name]
+        optimizer.state[parameter] = {
+            leaf: x.clone() if leaf == "step" and id(parameter) in on_host else _as(parameter, x)
+            for leaf, x in state.items()
+        }
+
+
+def _as(parameter: torch.nn.Parameter, x: Tensor) -> Tensor:
+    """A copy of x where the parameter is, and split among the processes as it is."""
+    x = x.to(parameter.device, copy=True)
+    if isinstance(parameter, DTensor) and x.shape == parameter.shape:
+        return distribute_tensor(x, parameter.device_mesh, parameter.placements)
+    return x
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines of a metrics file after `step`, which the resumed run will write again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except (json.JSONDecodeError, KeyError, TypeError):  # cut off by a kill
+            break
+        kept.append(line + "\n")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+def _all(run: Path) -> list[tuple[int, Path]]:
+    found = [(_NAME.fullmatch(path.name), path) for path in (run / "checkpoints").glob("step_*")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _problem(checkpoint: Path) -> str | None:
+    try:
+        files = json.loads((checkpoint / STATE).read_text())["files"]
+        for name, size in files.items():
+            if (checkpoint / name).stat().st_size != size:
+                return f"{name} has another size than was written"
+            load_file(checkpoint / name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,202 @@
+"""Several processes on a CPU.
+
+`accelerate launch --cpu --num_processes N` hands N to mpirun, and without MPI starts one process and says nothing
+(accelerate 1.15, `simple_launcher`). Here that one process starts the others itself and becomes rank 0.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+@contextmanager
+def all_processes():
+    """Around the `main` of a training script that accelerate launched: inside it, all N processes are there.
+
+    Where accelerate or torchrun has started them already, or one was asked for, nothing happens. The helpers get the
+    same command; when rank 0 leaves they get ten seconds to do so too.
+    """
+    count = 1 if any(name in os.environ for name in LAUNCHED) else _asked_for()
+    if count < 2:
+        yield
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    ours = {rank: {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)}
+    before = dict(os.environ)
+    command = [sys.executable, *sys.orig_argv[1:]]
+    helpers = [subprocess.Popen(command, env={**before, **ours[rank]}) for rank in range(1, count)]
+    os.environ.update(ours[0])
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            try:
+                helper.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                helper.kill()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+say_at_once = partial(print, flush=True)
+
+
+def cpu_wanted() -> bool:
+    """Whether a CPU is to be used although there may be a GPU: what `accelerate launch --cpu` sets."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+
+
+def process_state(patience: timedelta | None = None):
+    """accelerate's PartialState, which by itself finds the other processes only on GPUs. `patience`: how long they
+    wait for one another, where the first works alone for longer than torch's 10 or 30 minutes."""
+    import torch
+    from accelerate import PartialState
+
+    more = {"timeout": patience} if patience and "MASTER_PORT" in os.environ else {}
+    return PartialState(cpu=cpu_wanted() or not torch.accelerator.is_available(), **more)
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_cores(threads: int, processes: int) -> None:
+    """Let torch use `threads` threads on a CPU; 0: all cores, divided among the processes. Without it there would be
+    one, for `accelerate launch` sets OMP_NUM_THREADS=1.
+
+    Also lets glibc keep freed activations instead of giving their pages back each time: a third of a training step.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(threads or max(1, cores() // processes))
+        if platform.libc_ver()[0] == "glibc":
+            libc = ctypes.CDLL(None)
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
+            libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
+
+
+@contextmanager
+def all_cores(threads: int, processes: int) -> Iterator[None]:
+    """For what the first process does while the others wait: their cores too, for torch, BLAS and OpenMP, which
+    `accelerate launch` holds at one thread."""
+    from threadpoolctl import threadpool_limits
+
+    wanted = threads * processes or cores()
+    with threadpool_limits(wanted):
+        use_cores(wanted, 1)
+        try:
+            yield
+        finally:
+            use_cores(threads, processes)
+
+
+def multiplies_bf16() -> bool:
+    """Whether what this process runs on has bfloat16 products of its own. A CPU without them (AVX2 alone, say) takes
+    ten to sixty times as long as in float32."""
+    import torch
+
+    if torch.cuda.is_available() and not cpu_wanted():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def settled_precision(wanted: str, before: str | None, plain: str) -> str:
+    """`wanted` (auto, bf16 or `plain`, the name of float32) -> bf16 or `plain`. `auto` is what the run has had
+    `before`, wherever it goes on; in a new run bf16 where it pays. Raises ConfigError for another word."""
+    from train.common.config import ConfigError
+
+    if wanted not in ("auto", "bf16", plain):
+        raise ConfigError(f"precision {wanted!r} is unknown; there are auto, bf16 and {plain}")
+    if wanted == "auto":
+        wanted = before or ("bf16" if multiplies_bf16() else plain)
+    if wanted == "bf16" and is_main() and not multiplies_bf16():
+        say_at_once(
+            f"note: this machine has no bfloat16 products of its own; {plain} is many times as fast here"
+        )
+    return wanted
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0, before anything is initialised."""
+    return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
+
+
+def _asked_for() -> int:
+    """The number of processes on the command line of the `accelerate launch` that started this one; 1 without."""
+    if not cpu_wanted() or "MASTER_PORT" not in os.environ:
+        return 1
+    import psutil
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent else []
+    # `accelerate launch ...` or `python -m accelerate.commands.launch ...`
+    start = next(
+        (i for i, w in enumerate(words) if w == "launch" or w.endswith(("launch.py", "commands.launch"))),
+        None,
+    )
+    if start is None:
+        return 1
+    options = launch_command_parser().parse_args(words[start + 1 :])
+    if options.num_processes is None and options.config_file:
+        return load_config_from_file(options.config_file).num_processes or 1
+    return options.num_processes or 1
+
+
+def split_again(model: nn.Module) -> None:
+    """FSDP2 leaves whole what was needed for a forward pass until the backward pass, which not every pass has."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def inside(model: nn.Module, work: Callable[[], Any]) -> Any:
+    """`work()` as if it were the forward pass of the model, for which FSDP2 puts together what belongs to no block."""
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+    if not isinstance(model, FSDPModule):
+        return work()
+    model.work_inside = work
+    register_fsdp_forward_method(model, "work_inside")
+    try:
+        return model.work_inside()
+    finally:
+        del model.work_inside
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that FSDP2 has split among the processes, put together on each of them; others as they are. All
+    processes must ask."""
+    from torch.distributed.tensor import DTensor
+
+    return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in tensors.items()}

@@ -1,0 +1,86 @@
+"""The end of a fine-tuning: the trained weights folded back into a model with its tower, and written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from train.finetune.examples import Examples
+from train.finetune.config import Finetune
+from vlm import model as models
+from vlm import projector as projectors
+from vlm.adapters import base_of
+from vlm.findings import OUTLIERS
+from vlm.outliers import Outliers, pooled
+
+LEAST_KNOWN, MOST_KNOWN = 200, 2000  # training images that say what an ordinary one is
+
+
+def finish(
+    model: models.FindingsModel,
+    tower: nn.Module,
+    statistics: tuple[Tensor, Tensor],
+    examples: Examples,
+    config: Finetune,
+    base: Path,
+) -> None:
+    """Write OUT/adapter, OUT/merged and, of a trained encoder, OUT/encoder, as `config` asks for."""
+    out = Path(config.out)
+    for name in ("adapter", "merged", "encoder"):
+        if (out / name).exists():
+            shutil.rmtree(out / name)  # of an end that was cut off
+    projector = base_of(model.llava).model.multi_modal_projector
+    projectors.fold(getattr(projector, "modules_to_save", {"default": projector})["default"], *statistics)
+    base_of(model.llava).model.vision_tower = tower
+    model.llava.eval()
+    if config.train_encoder:
+        models.save_encoder(model, out / "encoder")
+        model.meta.encoder_sha256 = models.weights_sha256(out / "encoder")
+        print(f"wrote {out / 'encoder'}")
+    known = known_images(model, tower, examples, config.init)
+    written = []
+    if config.lora and not config.train_encoder:
+        models.save_adapter(model, out / "adapter", base)
+        written.append(out / "adapter")
+    if config.merge or not config.lora:
+        if config.llm_dtype == "nf4":  # into the weights before they were quantised
+            model = models.load(out / "adapter", attention=config.attention, dtype=torch.bfloat16)
+        models.save(models.merge(model), out / "merged", models.DTYPES[config.merged_dtype])
+        written.append(out / "merged")
+    for folder in written:
+        if known:
+            known.save(folder / OUTLIERS)
+        print(f"wrote {folder}")
+
+
+def known_images(
+    model: models.FindingsModel, tower: nn.Module, examples: Examples, init: str | None
+) -> Outliers | None:
+    """Statistics of the training images, by which generation warns about others; of `init`'s where those are few."""
+    inherited = models.resolve(init) / OUTLIERS if init else None
+    if tower.config.model_type != "dinov2" or getattr(model.llava.config, "feature_norm", False):
+        print(
+            "no warnings about unusual images: they need a DINOv2 tower's features before the final LayerNorm"
+        )
+        return None
+    layers, depth = projectors.layers_of(model.llava), tower.config.num_hidden_layers
+    last = next((i for i, layer in enumerate(layers) if layer in (-1, depth)), None)
+    few = len(examples) < LEAST_KNOWN
+    if few and inherited is not None and inherited.is_file():
+        return Outliers.load(inherited)
+    if few or last is None:
+        why = (
+            f"{len(examples)} training images are too few" if few else "the last layer is not among --layers"
+        )
+        print(f"no warnings about unusual images: {why} (python -m vlm.outliers makes them from more)")
+        return None
+    rows = torch.linspace(0, len(examples) - 1, min(MOST_KNOWN, len(examples))).long()
+    with torch.inference_mode():
+        parts = []
+        for part in rows.unique().split(64):
+            x_BNC = examples.first(part.tolist()).chunk(len(layers), dim=-1)[last]
+            parts.append(pooled(tower.layernorm(x_BNC.to(tower.device))))
+    return Outliers.fit(torch.cat(parts), encoder_sha256=model.meta.encoder_sha256)

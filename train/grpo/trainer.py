@@ -1,0 +1,164 @@
+"""trl's GRPOTrainer around a findings model: its arguments, exact resume, checkpoints of the trained weights alone.
+
+The only module here that imports trl (the extra `rl`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from train.common.checkpoints import truncate_metrics
+from train.common.config import ConfigError
+from train.grpo.rollouts import Groups, Reward, StudyProcessor
+from train.common.trainer import COMPLETE, WEIGHTS, load_trained, trained_weights
+from vlm.adapters import check_adapters, lora_config, quiet_peft
+from vlm.model import FindingsModel
+
+if TYPE_CHECKING:
+    from train.grpo.loop import Grpo
+
+
+class Loop(GRPOTrainer):
+    """`model.llava` gets LoRA and is trained, its tower already replaced by `processor`."""
+
+    def __init__(
+        self,
+        config: Grpo,
+        model: FindingsModel,
+        processor: StudyProcessor,
+        rewards: Sequence[Reward],
+        weights: Sequence[float],
+        rows: list[dict],
+        state,
+    ):
+        self.config = config
+        # Where answers serve several steps, all of a step's are drawn at once; else each accumulated batch draws its
+        # own, in the memory that its studies need.
+        self.at_once = config.gradient_accumulation if config.iterations > 1 else 1
+        with quiet_peft():
+            super().__init__(
+                model=model.llava,
+                reward_funcs=list(rewards),
+                args=arguments(config, weights, model.meta.max_new_tokens, self.at_once, state),
+                train_dataset=Dataset.from_list(rows),
+                processing_class=processor,
+                peft_config=lora_config(config.lora_rank, config.lora_alpha, projector=config.projector),
+            )
+        model.llava = self.model
+        check_adapters(model.llava)
+        processor.tower.to(self.accelerator.device)
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, dataset=None) -> Groups:
+        # trl's own takes a new order an epoch from a generator whose state no checkpoint holds
+        config, parts = self.config, self.config.gradient_accumulation // self.at_once
+        return Groups(
+            len(self.train_dataset),
+            batch=config.batch_size // parts,
+            group=config.group,
+            rounds=config.max_steps // config.iterations * parts,
+            repeats=config.iterations * self.at_once,
+            seed=config.seed,
+        )
+
+    def trained(self) -> dict[str, Tensor]:
+        return trained_weights(self.accelerator.unwrap_model(self.model))
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """None for a checkpoint, which is no model."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}, folder / WEIGHTS
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        load_trained(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+
+    def run(self, checkpoint: Path | None) -> bool:
+        """Train to the end or to a stop signal; True if it came to the end."""
+        out, step = Path(self.args.output_dir), int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        if self.args.should_save:
+            for part in out.glob("checkpoint-*"):
+                if not (part / COMPLETE).exists():
+                    shutil.rmtree(part)
+            truncate_metrics(out / "metrics.jsonl", step)
+        self.accelerator.wait_for_everyone()
+        if step >= self.config.max_steps:  # killed before the model was written
+            self._load_from_checkpoint(str(checkpoint))
+            self.state.global_step = step
+            return True
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return self.state.global_step >= self.config.max_steps
+
+
+def arguments(config: Grpo, weights: Sequence[float], most: int, at_once: int, state) -> GRPOConfig:
+    """What decides what is computed is said here, whatever trl's defaults become. Raises ConfigError where a step's
+    answers cannot be shared."""
+    share = state.num_processes * config.gradient_accumulation
+    if (
+        config.batch_size % (config.gradient_accumulation // at_once)
+        or config.batch_size * config.group % share
+    ):
+        raise ConfigError(
+            f"{config.batch_size} studies x {config.group} answers cannot be shared by {state.num_processes} processes "
+            f"x {config.gradient_accumulation} accumulated batches"
+        )
+    return GRPOConfig(
+        output_dir=config.out,
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.batch_size * config.group // share,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        steps_per_generation=at_once,
+        num_generations=config.group,
+        num_iterations=config.iterations,
+        max_completion_length=most,
+        temperature=config.temperature,
+        top_p=1.0,
+        top_k=0,
+        beta=config.beta,
+        use_bias_correction_kl=True,  # the gradient of the KL divergence itself (DeepSeek-V3.2, arXiv 2512.02556)
+        epsilon=config.epsilon,
+        loss_type=config.loss,
+        scale_rewards=config.scale,
+        importance_sampling_level="token",
+        multi_objective_aggregation="sum_then_normalize",
+        reward_weights=list(weights),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.clip,
+        bf16=config.precision == "bf16",
+        use_cpu=state.device.type == "cpu",
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        logging_steps=1,
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        seed=config.seed,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to=[],
+        logging_nan_inf_filter=False,
+        ddp_find_unused_parameters=False,
+        log_completions=False,  # reports are nothing for a log
+    )

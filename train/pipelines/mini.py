@@ -1,0 +1,247 @@
+"""Make the shipped demonstration model again, from nothing: phantoms, encoder, language model, findings, checks, card.
+
+    python -m train.pipelines.mini --out runs/mini --install
+
+Each step is skipped once it is done and goes on where it was interrupted. `--install` puts the result into the package.
+Beside phantoms, the encoder sees (without labels) the NIH ChestX-ray14 images of CXR_DATA, whose terms allow it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+from datetime import date
+from pathlib import Path
+
+from train.common.launcher import StepFailed, call, launch, run_steps, small_model_processes
+
+SEED, STUDIES = 100, 14_000  # the population that mini learns from; its test split is what mini is judged on
+RICH_SEED, RICH_STUDIES = 101, 30_000  # for fine-tuning alone: of 11,000, a reader learned many by heart
+RICH = 3.0  # times as many findings in these: more to learn from every study
+TEST_STUDIES = 700
+NIH_WEIGHT = 2  # each of the few real images is seen twice as often as a phantom
+LIMIT_MB = 12  # all weights together
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train.pipelines.mini", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of all steps")
+    parser.add_argument("--install", action="store_true", help="replace vlm/mini by the result")
+    args = parser.parse_args(argv)
+    return run_steps(lambda: make(args.out, args.install))
+
+
+def make(out: Path, install_it: bool) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    studies = phantoms(out / "phantoms", studies=STUDIES, seed=SEED)
+    rich = phantoms(
+        out / "rich_phantoms", studies=RICH_STUDIES, seed=RICH_SEED, prevalence=RICH, split="train", size=256
+    )
+    images, weights = [studies], [1]
+    nih = nih_images(out)
+    if nih:
+        images, weights = [*images, nih], [*weights, NIH_WEIGHT]
+    launch(
+        "train.pretrain",
+        recipe="mini",
+        data=images,
+        weights=weights,
+        cache=out / "cache",
+        out=out / "encoder",
+    )
+    processes = small_model_processes()
+    launch(
+        "train.finetune.language_model",
+        processes=processes,
+        recipe="mini",
+        studies=[studies, rich],
+        out=out / "llm",
+    )
+    launch(
+        "train.finetune",
+        processes=processes,
+        recipe="mini",
+        encoder=out / "encoder" / "encoder",
+        llm=out / "llm",
+        studies=[studies, rich],
+        features_dir=out / "features",
+        out=out / "findings",
+        merge=True,
+    )
+    merged = out / "findings" / "merged"
+    reference_statistics(merged, studies, nih, out / "ood.safetensors")
+    scores = judge(merged, studies, out / "test")
+    weight_mb = sum(f.stat().st_size for f in merged.glob("*.safetensors")) / 1e6
+    shape = json.loads((merged / "config.json").read_text())
+    (merged / "README.md").write_text(card(scores, shape, weight_mb, nih is not None))
+    print(f"{merged}: {weight_mb:.1f} MB of weights")
+    if weight_mb > LIMIT_MB:
+        raise StepFailed(f"that is more than the {LIMIT_MB} MB a shipped model may have")
+    if install_it:
+        install(merged)
+
+
+def phantoms(folder: Path, **options) -> Path:
+    from train.phantom.__main__ import main as write_phantoms
+
+    studies = folder / "studies.jsonl"
+    if not studies.exists():
+        call(write_phantoms, folder, no_masks=True, **options)
+    return studies
+
+
+def nih_images(out: Path) -> Path | None:
+    """The NIH images of CXR_DATA as a list of their own: other sources there must not enter shipped weights."""
+    data = os.environ.get("CXR_DATA")
+    table = Path(data) / "images_only" / "images.csv" if data else None
+    if table is None or not table.is_file():
+        print("CXR_DATA has no images_only/images.csv: the encoder will see phantoms alone")
+        return None
+    listing = out / "nih.csv"
+    with table.open(newline="") as file, listing.open("w", newline="") as kept:
+        writer = csv.writer(kept)
+        writer.writerow(["file", "split"])
+        for row in csv.DictReader(file):
+            if row["licence"].startswith("NIH CC"):
+                writer.writerow([table.parent / row["file"], row["split"]])
+    return listing
+
+
+def reference_statistics(merged: Path, studies: Path, nih: Path | None, file: Path) -> None:
+    """What mini takes for an ordinary chest: frontal phantoms and NIH films of the training split."""
+    from vlm.findings import OUTLIERS
+    from vlm.outliers import fit_outliers
+    from vlm.prompts import shown_image
+    from vlm.study import load_studies
+
+    if not file.exists():
+        frontal = [s for s in load_studies(studies) if s.split == "train"][:1500]
+        paths = [studies.parent / shown_image(s).path for s in frontal]
+        if nih:
+            with nih.open(newline="") as table:
+                paths += [Path(row["file"]) for row in csv.DictReader(table) if row["split"] == "train"]
+        fit_outliers(merged, paths, file, quantile=0.99)  # 0.98 warned about 7 % of unseen NIH films
+    shutil.copy(file, merged / OUTLIERS)
+
+
+def judge(merged: Path, studies: Path, folder: Path) -> dict:
+    """Scores on phantoms that no step has seen, beside what shuffled and blank images cost."""
+    from cxr.cli.main import main as cxr
+
+    folder.mkdir(exist_ok=True)
+    predictions, scores = folder / "predictions.jsonl", folder / "scores.json"
+    if not scores.exists():
+        call(
+            cxr,
+            "generate",
+            studies,
+            model=merged,
+            split="test",
+            limit=TEST_STUDIES,
+            out=predictions,
+            floors=folder / "floors",
+            batch_size=64,
+            overwrite=True,
+        )
+        wanted = {json.loads(line)["study_id"] for line in predictions.read_text().strip().split("\n")}
+        reference = folder / "references.jsonl"  # of the studies asked for
+        lines = [
+            line for line in studies.read_text().strip().split("\n") if json.loads(line)["study_id"] in wanted
+        ]
+        reference.write_text("\n".join(lines) + "\n")
+        html = folder / "scores.html"
+        call(cxr, "score", predictions, reference, floors=folder / "floors", out=scores, html=html)
+    return json.loads(scores.read_text())
+
+
+def card(scores: dict, shape: dict, weight_mb: float, with_nih: bool) -> str:
+    """The model card; `shape` is the model's config.json."""
+    import torch
+
+    see, write = shape["vision_config"], shape["text_config"]
+    vit = "{image_size} px, patch {patch_size}, width {hidden_size}, {num_hidden_layers} blocks".format(**see)
+    llama = "width {hidden_size}, {num_hidden_layers} layers".format(**write)
+    rows = "\n".join(f"| {name} | {text} |" for name, text in headline(scores))
+    real = (
+        "and, without labels or reports, on the 787 training images of NIH ChestX-ray14 named in its data listing"
+        if with_nih
+        else "alone"
+    )
+    return f"""---
+license: apache-2.0
+pipeline_tag: image-text-to-text
+tags: [radiology, chest-x-ray, demonstration]
+---
+
+# mini: a demonstration, not for diagnosis
+
+A chest X-ray findings model small enough to ship in a Python package ({weight_mb:.1f} MB). **It learned from synthetic
+X-rays and writes about synthetic X-rays.** On a patient's film its text means nothing. It is there to show the whole
+system at work on an ordinary computer, and to be the fixture of tests that need a model which looks at its image.
+
+- **Encoder**: ViT, {vit}; DINO + iBOT + KoLeo self-distillation from random weights on phantoms
+  {real}.
+- **Language model**: Llama, {llama}; tokenizer and weights trained on phantom reports.
+- **Findings**: stock `LlavaForConditionalGeneration`; projector and LoRA (merged here) trained on the frozen encoder.
+- **Data**: {STUDIES:,} phantom studies (`python -m train.phantom`, seed {SEED}), split by patient 80/10/10, and
+  {RICH_STUDIES:,} with more findings (seed {RICH_SEED}, prevalence {RICH:g}) for fine-tuning alone.
+  NIH ChestX-ray14 images: National Institutes of Health Clinical Center (Wang et al., CVPR 2017).
+- **Made by**: `make mini`, torch {torch.__version__.split("+")[0]}, {date.today():%B %Y}.
+
+Scores on {scores.get("n", TEST_STUDIES)} phantom studies of patients no step has seen, 95 % intervals by patient:
+
+| score | value |
+|---|---|
+{rows}
+
+Licence: Apache-2.0. Intended use: demonstration and software tests. Out of scope: everything else.
+"""
+
+
+HEADLINE = {
+    "label-f1/14/macro-30/neg": "label F1, macro over labels with 30 positives, uncertain as negative",
+    "label-f1/14/micro/neg": "label F1, micro over 14 labels",
+    "bleu-4/coco": "BLEU-4 (coco)",
+    "rouge-l/coco": "ROUGE-L (coco)",
+    "meteor/coco": "METEOR (nltk, no WordNet)",
+}
+
+
+def headline(scores: dict) -> list[tuple[str, str]]:
+    """The rows of the card, from the JSON of `cxr score`: each score, and the first one on the floors."""
+
+    def value(rows: list[dict], name: str) -> str:
+        row = next(row for row in rows if row["name"] == name)
+        low, high = row["interval"]
+        return f"{row['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+    first = next(iter(HEADLINE))
+    return [
+        *((text, value(scores["scores"], name)) for name, text in HEADLINE.items()),
+        *((f"the same F1, {floor['name']}", value(floor["scores"], first)) for floor in scores["floors"]),
+    ]
+
+
+def install(merged: Path) -> None:
+    """Replace the package's mini, at once or not at all."""
+    import vlm
+
+    target = Path(vlm.__file__).parent / "mini"
+    fresh, old = target.with_name("mini.new"), target.with_name("mini.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(merged, fresh)
+    for file in fresh.iterdir():
+        file.chmod(0o644)  # safetensors files are written for their owner alone
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    print(f"installed {target}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,149 @@
+"""The samples of a pre-training: images of all sources in an order, cut into crops, with masks and stochastic depth.
+
+Shape letters: B images, G global and L local crops an image, P patches, M masked patches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+
+from encoder.radiograph.read import InputError
+from encoder.selfdistill.masking import crop_masks
+from encoder.transforms import MultiCrop
+from train.common.config import ConfigError
+from train.pretrain.config import GLOBAL_CROPS, PretrainConfig
+
+
+class Batch(NamedTuple):
+    """Crops are ordered crop by crop, then image by image: index g * B + b."""
+
+    global_GBHW: Tensor  # uint8
+    global_look: Tensor
+    local_LBHW: Tensor  # uint8
+    local_look: Tensor
+    masks_GBP: Tensor  # bool
+    masked_M: Tensor  # int64, indices into the flattened masks
+    weights_M: Tensor  # float32, 1 / masked patches of the same crop
+    residual_LRS: Tensor | None  # stochastic depth, for global then local crops; stays on the CPU
+
+    def to(self, device: torch.device) -> Batch:
+        """What is read on the CPU stays there: the looks (MultiCrop.on_device) and stochastic depth (CropViT)."""
+        moved = {k: x for k, x in self._asdict().items() if not k.endswith(("look", "LRS"))}
+        return self._replace(**{k: x.to(device, non_blocking=True) for k, x in moved.items()})
+
+
+class Samples(Dataset):
+    """Item i is the i-th sample of the run: each epoch is a new order of the images, every draw keyed by (seed, i)."""
+
+    def __init__(self, images, counts: list[int], config: PretrainConfig) -> None:
+        self.images, self.counts, self.config = images, counts, config
+        self.repeats = config.weights or [1.0] * len(counts)
+        self.epoch_length = sum(max(1, round(w * n)) for w, n in zip(self.repeats, counts, strict=True))
+        self.crop = multi_crop(config)
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
+
+    def image_index(self, position: int) -> int:
+        epoch, offset = divmod(position, self.epoch_length)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.config.seed, 1, epoch])
+            parts, first = [], 0
+            for w, n in zip(self.repeats, self.counts, strict=True):
+                length = max(1, round(w * n))
+                rounds = [rng.permutation(n) for _ in range(-(-length // n))]
+                parts.append(first + np.concatenate(rounds)[:length])
+                first += n
+            self._epoch, self._order = epoch, rng.permutation(np.concatenate(parts))
+        return int(self._order[offset])
+
+    def __getitem__(self, position: int):
+        c = self.config
+        rng = np.random.default_rng([c.seed, 2, position])
+        crops = self.crop(self.images[self.image_index(position)], rng)
+        side = c.size // c.patch
+        masks = crop_masks(rng, GLOBAL_CROPS, side, side, c.mask_probability, tuple(c.mask_ratio))
+        residual = None
+        if c.drop_path:
+            kept = rng.random((c.depth, 2, GLOBAL_CROPS + c.local_crops)) >= c.drop_path
+            residual = (kept / (1 - c.drop_path)).astype(np.float32)
+        return crops, masks, residual
+
+
+def collate(samples: list) -> Batch:
+    def crop_major(arrays) -> Tensor:
+        return torch.from_numpy(np.stack(list(arrays), axis=1)).flatten(0, 1)
+
+    masks_SP = crop_major(masks.reshape(len(masks), -1) for _, masks, _ in samples)
+    masked_per_crop_S = masks_SP.sum(1)
+    residual = None
+    if samples[0][2] is not None:
+        residual = torch.from_numpy(np.stack([r for _, _, r in samples], axis=-1)).flatten(-2)
+    return Batch(
+        crop_major(crops.global_GHW for crops, _, _ in samples),
+        crop_major(crops.global_look for crops, _, _ in samples),
+        crop_major(crops.local_LHW for crops, _, _ in samples),
+        crop_major(crops.local_look for crops, _, _ in samples),
+        masks_SP,
+        masks_SP.flatten().nonzero()[:, 0],
+        (1 / masked_per_crop_S.clamp(min=1)).repeat_interleave(masked_per_crop_S),
+        residual,
+    )
+
+
+def multi_crop(c: PretrainConfig) -> MultiCrop:
+    pairs = {name: tuple(getattr(c, name)) for name in ("global_scale", "local_scale", "blur_sigma")}
+    same = ("local_size", "local_crops", "flip_probability", "brightness", "contrast", "blur_probability")
+    single = {name: getattr(c, name) for name in same}
+    return MultiCrop(global_size=c.size, global_crops=GLOBAL_CROPS, **single, **pairs)
+
+
+def positions(steps: range, batch: int, rank: int, world: int, parts: int = 1) -> Iterator[list[int]]:
+    """The samples of this process, `parts` lists a step."""
+    share = batch // (world * parts)
+    for step in steps:
+        for part in range(parts):
+            first = step * batch + (part * world + rank) * share
+            yield list(range(first, first + share))
+
+
+def load_data(c: PretrainConfig) -> tuple[Samples, str]:
+    """The samples, and a fingerprint of the list of images."""
+    from train.datasets.archive import Archive, ArchiveError, is_archive
+    from train.datasets.folder import NoSplits, Radiographs, image_paths, named, read_names
+
+    if not c.data:
+        raise ConfigError(
+            "nothing to train on: give --data with a folder, a CSV, a studies file or a prepared archive"
+        )
+    sources = []
+    excluded: set[str] = set()
+    if c.exclude:
+        try:
+            excluded = read_names(c.exclude)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--exclude {c.exclude}: {error}") from error
+    for source in c.data:
+        try:
+            if is_archive(source):
+                sources.append(Archive(source, excluded))
+                continue
+            try:
+                paths = image_paths(source, c.split)
+            except NoSplits:
+                paths = image_paths(source)  # a source that knows no splits is used whole
+            kept = [path for path in paths if not named(path, excluded)]
+            if not kept:
+                raise ValueError(f"{source}: every image is named in {c.exclude}")
+            sources.append(Radiographs(kept, c.short_side, cache=c.cache))
+        except (ArchiveError, InputError, ValueError) as error:
+            raise ConfigError(str(error)) from error
+    images = ConcatDataset(sources)
+    images.paths = [path for source in sources for path in source.paths]
+    listing = "\n".join(map(str, images.paths))
+    return Samples(images, [len(s) for s in sources], c), hashlib.sha256(listing.encode()).hexdigest()

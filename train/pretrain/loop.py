@@ -1,0 +1,436 @@
+"""Image-only pre-training: DINO + iBOT + KoLeo self-distillation of a ViT on radiographs, with no labels and no text.
+
+    accelerate launch -m train.pretrain --recipe mini --data FOLDER|CSV|JSONL ... --out runs/mini_encoder
+
+The same command goes on where an interrupted run stopped. Left in OUT: `encoder/` (the teacher's backbone, a
+transformers Dinov2 directory), `checkpoints/`, `metrics.jsonl`, `run.json`. Everything random comes from (seed,
+number of the sample in the run), so that neither a resume nor the number of processes changes what is learned.
+
+Shape letters: B images, G global and L local crops an image, P patches, M masked patches, C width, K prototypes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, fsdp2_prepare_model
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from encoder.convert import load_backbone, read_tensors
+from encoder.selfdistill.heads import DINOHead
+from encoder.selfdistill.losses import (
+    Centre,
+    all_reduce,
+    dino_loss,
+    ibot_loss,
+    koleo_loss,
+    sinkhorn_knopp,
+)
+from encoder.selfdistill.teacher import make_teacher, update_teacher
+from encoder.state_dicts import ConversionError, load_strict, save_dinov2
+from encoder.transforms import Preprocessing
+from encoder.vit import CropViT, sincos_positions
+from train.common import checkpoints
+from train.common.config import ConfigError, load_config
+from train.pretrain.config import FREE, GLOBAL_CROPS, PretrainConfig
+from train.pretrain.data import Batch, collate, load_data, multi_crop, positions
+from train.pretrain.knn import Probe
+from train.pretrain.watch import MAX_BAD_STEPS, Flags, Interrupts, dump, flops_per_image, log_line, measurements, peak_flops, tracker
+from train.common.processes import all_processes, is_main, settled_precision, split_again, use_cores, whole
+from train.common.schedules import cosine, linear, warmup_cosine
+
+
+class Distilled(nn.Module):
+    """Backbone and heads; student and teacher are two of these."""
+
+    def __init__(self, c: PretrainConfig) -> None:
+        super().__init__()
+        self.backbone = CropViT(
+            c.size, c.patch, c.width, c.depth, c.heads, c.layerscale, attention=c.attention
+        )
+        if c.position_embedding == "sincos":
+            with torch.no_grad():
+                self.backbone.pos_embed[:, 1:] = sincos_positions(c.size // c.patch, c.width)
+        head = (c.width, c.prototypes, c.head_hidden, c.head_bottleneck)
+        self.dino_head = DINOHead(*head)
+        self.ibot_head = DINOHead(*head) if c.separate_ibot_head else None
+        if c.weight_init == "fan_in":
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
+
+    def forward(self, global_x: Tensor, local_x: Tensor | None, batch: Batch, masked: bool):
+        """CLS features of the global crops, CLS logits of all crops, patch logits of the masked patches.
+
+        `masked` hides those patches (the student); the teacher sees the whole crops.
+        """
+        crops, masks = [global_x], [batch.masks_GBP if masked else None]
+        if local_x is not None and len(local_x):
+            crops, masks = [*crops, local_x], [*masks, None]
+        # the heads see CLS and masked patches only
+        cls_SC, patches_MC = self.backbone.forward_wanted(
+            crops, masks, batch.residual_LRS if masked else None, batch.masked_M
+        )
+        if self.ibot_head is None:
+            logits = self.dino_head(torch.cat([cls_SC, patches_MC]))
+            logits_SK, logits_MK = logits.split([len(cls_SC), len(patches_MC)])
+        else:
+            logits_SK, logits_MK = self.dino_head(cls_SC), self.ibot_head(patches_MC)
+        return cls_SC[: len(global_x)], logits_SK, logits_MK
+
+
+class Targets(nn.Module):
+    """Teacher logits -> targets; keeps the running centres where those are used."""
+
+    def __init__(self, c: PretrainConfig) -> None:
+        super().__init__()
+        self.sinkhorn = c.centring == "sinkhorn_knopp"
+        self.cls, self.patch = (None, None) if self.sinkhorn else (Centre(c.prototypes), Centre(c.prototypes))
+
+    def forward(self, cls_SK: Tensor, patch_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        if self.sinkhorn:
+            return sinkhorn_knopp(cls_SK, temperature), sinkhorn_knopp(patch_MK, temperature)
+        targets = self.cls.targets(cls_SK, temperature), self.patch.targets(patch_MK, temperature)
+        self.cls.update(cls_SK)
+        self.patch.update(patch_MK)
+        return targets
+
+
+def losses(
+    c: PretrainConfig, student: tuple[Tensor, ...], targets: tuple[Tensor, Tensor], batch: Batch
+) -> dict[str, Tensor]:
+    """The parts, and `loss`, their weighted sum; DINO's terms are means over pairs of views."""
+    cls_SC, logits_SK, logits_MK = student
+    B = len(cls_SC) // GLOBAL_CROPS
+    views = logits_SK.split(B)
+    target_views = targets[0].split(B)
+    # a global crop is matched with the other one, a local crop with both
+    dino_global = sum(
+        dino_loss([views[i]], target_views[:i] + target_views[i + 1 :], c.student_temp)
+        for i in range(GLOBAL_CROPS)
+    )
+    pairs_global, pairs_local = GLOBAL_CROPS * (GLOBAL_CROPS - 1), GLOBAL_CROPS * c.local_crops
+    parts = {"dino_global": dino_global / pairs_global}
+    dino = dino_global
+    if c.local_crops:
+        dino_local = dino_loss(views[GLOBAL_CROPS:], target_views, c.student_temp)
+        parts["dino_local"] = dino_local / pairs_local
+        dino = dino + dino_local
+    parts["ibot"] = ibot_loss(logits_MK, targets[1], batch.weights_M, len(cls_SC), c.student_temp)
+    parts["koleo"] = sum(koleo_loss(crop_BC, c.koleo_gather) for crop_BC in cls_SC.split(B))
+    total = c.dino_weight * dino / (pairs_global + pairs_local)
+    parts["loss"] = total + c.ibot_weight * parts["ibot"] + c.koleo_weight * parts["koleo"]
+    return parts
+
+
+def parameter_groups(model: Distilled, c: PretrainConfig) -> list[dict]:
+    """DINOv2's: the learning rate falls by `layer_decay` a block towards the input, the patch embedding learns
+    `patch_embed_lr` times as fast, no weight decay on biases, norms and LayerScale."""
+    groups: dict[tuple, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        lr = 1.0
+        if name.startswith("backbone."):
+            inner = name.removeprefix("backbone.")
+            layer = c.depth + 1  # the final norm
+            if inner.startswith("blocks."):
+                layer = int(inner.split(".")[1]) + 1
+            elif inner.startswith(("patch_embed.", "pos_embed", "cls_token", "mask_token")):
+                layer = 0
+            lr = c.layer_decay ** (c.depth + 1 - layer)
+            lr *= c.patch_embed_lr if inner.startswith("patch_embed.") else 1.0
+        decays = not (name.endswith((".bias", ".gamma", "weight_g")) or ".norm" in name)
+        kind = (lr, decays, name.startswith("backbone."), ".last_layer." in name)
+        groups.setdefault(kind, []).append(parameter)
+    keys = ("lr_scale", "decays", "backbone", "last_layer")
+    return [{"params": members, **dict(zip(keys, kind, strict=True))} for kind, members in groups.items()]
+
+
+def apply_schedules(optimizer: torch.optim.Optimizer, step: int, c: PretrainConfig) -> float:
+    """Set learning rates and weight decays of this step; returns the unscaled learning rate."""
+    lr = warmup_cosine(step, c.lr, c.lr_end, c.warmup, c.steps)
+    decay = cosine(step, c.weight_decay, c.weight_decay_end, c.steps)
+    # A backbone that was frozen while the heads warmed up gets a warm-up of its own.
+    thaw = min(1.0, max(0.0, (step + 1 - c.head_warmup) / (c.warmup + 1))) if c.head_warmup else 1.0
+    for group in optimizer.param_groups:
+        frozen = group["last_layer"] and step < c.freeze_last_layer
+        group["lr"] = 0.0 if frozen else lr * group["lr_scale"] * (thaw if group["backbone"] else 1.0)
+        group["weight_decay"] = decay if group["decays"] else 0.0
+    return lr
+
+
+def initialise(student: Distilled, c: PretrainConfig) -> str:
+    """Weights of an encoder, and of a head if one is given. -> what was loaded, for the log. Raises ConfigError where
+    their shapes are not the recipe's."""
+    loaded = []
+    if c.init:
+        try:
+            found = load_backbone(c.init, size=c.size, heads=c.heads)
+        except ConversionError as error:
+            raise ConfigError(f"--init {c.init}: {error}") from error
+        theirs = found.backbone
+        wanted = {
+            "width": (theirs.embed_dim, c.width),
+            "depth": (theirs.depth, c.depth),
+            "patch": (theirs.patch, c.patch),
+        }
+        different = [f"{k} is {a} there and {b} in the recipe" for k, (a, b) in wanted.items() if a != b]
+        if different:
+            raise ConfigError(f"--init {c.init}: {', '.join(different)}")
+        load_strict(student.backbone, theirs.state_dict())
+        loaded.append(f"{found.tensors} tensors of {c.init} ({found.dialect})")
+    if c.init_head:
+        try:
+            state = read_tensors(Path(c.init_head))
+            state = {name.removeprefix("dino_head."): x for name, x in state.items()}
+            for head in filter(None, (student.dino_head, student.ibot_head)):
+                load_strict(head, state)
+        except ConversionError as error:
+            raise ConfigError(f"--init_head {c.init_head}: {error}") from error
+        loaded.append(f"{len(state)} of {c.init_head}")
+    return "; ".join(loaded)
+
+
+def check_kind(accelerator: Accelerator) -> None:
+    """Raises ConfigError for what accelerate offers and `spread` does not know."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
+        kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    ):
+        raise ConfigError(
+            f"pre-training runs on DistributedDataParallel or FSDP2 (train/launch/*.yaml), not on {kind.value}"
+            + (" of version 1" if kind == DistributedType.FSDP else "")
+        )
+
+
+def spread(accelerator: Accelerator, student: Distilled, teacher: Distilled, compiled: bool) -> nn.Module:
+    """What the student's forward pass goes through in a run of several processes: DistributedDataParallel, or, as the
+    launch file says, FSDP2, which splits the weights of both models among the processes in place."""
+    if compiled:
+        for block in (*student.backbone.blocks, *teacher.backbone.blocks):
+            block.compile()
+    if not accelerator.is_fsdp2:
+        parallel = accelerator.prepare_model(student)
+        # It made a forward pass return float32, which would double the memory of the logits.
+        accelerator.unwrap_model(parallel, keep_fp32_wrapper=False)
+        return parallel
+    accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast sees to it, as in every other run
+    fsdp2_prepare_model(accelerator, teacher)
+    return fsdp2_prepare_model(accelerator, student)
+
+
+def backbone_of(teacher: dict[str, Tensor], c: PretrainConfig) -> CropViT:
+    """The backbone of a whole state dict."""
+    with torch.device("meta"):
+        backbone = Distilled(c).backbone
+    state = {k.removeprefix("backbone."): x for k, x in teacher.items() if k.startswith("backbone.")}
+    backbone.load_state_dict(state, assign=True)
+    return backbone
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run or resume; returns 0, or 130 / 143 after SIGINT / SIGTERM."""
+    with all_processes():
+        try:
+            config = load_config(PretrainConfig, "pretrain", argv)
+            with checkpoints.alone(Path(config.out)):
+                return run(config)
+        except (ConfigError, FileNotFoundError) as error:
+            if is_main():
+                print(f"train.pretrain: {error}", file=sys.stderr)
+            return 2
+
+
+def run(c: PretrainConfig) -> int:
+    before = checkpoints.recorded(Path(c.out), "mixed_precision")
+    c.mixed_precision = settled_precision(c.mixed_precision, before, "no")
+    accelerator = Accelerator(mixed_precision=c.mixed_precision, log_with=tracker(c), project_dir=c.out)
+    check_kind(accelerator)
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    say = accelerator.print
+    if c.batch % (world * c.accumulate):
+        raise ConfigError(
+            f"batch {c.batch} does not divide into {c.accumulate} parts among {world} processes"
+        )
+    use_cores(c.threads, world)
+    out = Path(c.out)
+
+    # Data, model, optimiser. The seed makes all processes start from the same weights.
+    samples, fingerprint = load_data(c)
+    probe = Probe(c.probe, c.size, c.cache) if c.probe and is_main() else None
+    torch.manual_seed(c.seed)
+    student = Distilled(c)
+    if c.init or c.init_head:
+        say(f"started from {initialise(student, c)}")
+    if c.init and not c.init_head and not c.head_warmup:
+        say("note: --init without --head_warmup or --init_head; fresh heads can wreck a trained backbone")
+    teacher, targets = make_teacher(student), Targets(c)
+
+    # Begin or go on.
+    resumed, refused = False, None
+    if accelerator.is_main_process:
+        try:
+            defaults = asdict(PretrainConfig())  # a run begun before an option existed had its default
+            resumed = checkpoints.claim(out, {**asdict(c), "images": fingerprint}, FREE, defaults)
+        except checkpoints.CheckpointError as error:
+            refused = error
+    if all_reduce(torch.tensor(float(refused is not None), device=device)) > 0:  # all leave together
+        raise refused or checkpoints.CheckpointError("refused by the main process")
+    last, step, tensors = checkpoints.latest(out), 0, {}
+    if last is not None:
+        tensors, state = checkpoints.load(last)
+        load_strict(student, tensors["student"])
+        load_strict(teacher, tensors["teacher"])
+        targets.load_state_dict(tensors["targets"])
+        step = state["step"]
+        say(f"going on after step {step} of {c.steps} ({last})")
+    elif resumed:
+        say(f"{out} has no checkpoint yet; starting at step 0")
+    for model in (student, teacher, targets):
+        model.to(device)
+    parallel = spread(accelerator, student, teacher, c.compile)
+    optimizer = torch.optim.AdamW(parameter_groups(student, c), lr=c.lr, betas=(0.9, c.beta2), fused=True)
+    names = {parameter: name for name, parameter in student.named_parameters()}
+    if last is not None:
+        checkpoints.load_optimizer_tensors(optimizer, names, tensors["optimizer"])
+    augment = multi_crop(c).on_device
+    accelerator.init_trackers("tensorboard" if c.tracker == "auto" else "cxr-pretrain")
+    metrics = out / "metrics.jsonl"
+    if accelerator.is_main_process:
+        checkpoints.truncate_metrics(metrics, step)
+
+    parameters = sum(p.numel() for p in student.backbone.parameters())
+    flops, peak = flops_per_image(c), peak_flops(device)
+    say(
+        f"{len(samples.images):,} images · encoder {parameters / 1e6:.1f} M parameters · {c.size} px -> "
+        f"{(c.size // c.patch) ** 2} tokens · batch {c.batch} on {world} x {device.type} · "
+        f"{'fp32' if c.mixed_precision == 'no' else c.mixed_precision} · {flops / 1e9:.1f} GFLOP an image"
+    )
+
+    def save() -> None:
+        groups = {  # by all processes: each may hold a part
+            "student": whole(student.state_dict()),
+            "teacher": whole(teacher.state_dict()),
+            "optimizer": whole(checkpoints.optimizer_tensors(optimizer, names)),
+            "targets": targets.state_dict(),
+        }
+        if accelerator.is_main_process:
+            temporary = out / ".encoder.new"
+            shutil.rmtree(temporary, ignore_errors=True)
+            save_dinov2(backbone_of(groups["teacher"], c), temporary, Preprocessing(size=c.size))
+            checkpoints.replace_folder(temporary, out / "encoder")
+            # The checkpoint comes last: where the run's last one is, its encoder is.
+            checkpoints.save(out, step, groups, {"schema": 1}, c.keep_last)
+        accelerator.wait_for_everyone()
+
+    def probed() -> float | None:
+        """k-NN on labelled images, by the first process while the others wait."""
+        state = whole(teacher.state_dict())
+        found = probe(backbone_of(state, c), device) if probe else None
+        accelerator.wait_for_everyone()
+        return found
+
+    if c.probe and step == 0 and (auroc := probed()) is not None:
+        say(f"k-NN AUROC before training {auroc:.3f} ({', '.join(probe.names)})")
+    end = c.steps if c.stop_at is None else min(c.stop_at, c.steps)
+    loader = iter(
+        DataLoader(
+            samples,
+            batch_sampler=positions(range(step, end), c.batch, rank, world, c.accumulate),
+            num_workers=c.workers,
+            collate_fn=collate,
+            pin_memory=device.type == "cuda",
+        )
+    )
+    interrupts = Interrupts()
+    flags = Flags(rank, world)
+    since, started, stop = step, time.perf_counter(), False
+    try:
+        while step < end:
+            # One step: crops on the device, teacher's targets, student's losses, update, teacher's update.
+            lr = apply_schedules(optimizer, step, c)
+            temperature = linear(step, c.teacher_temp_start, c.teacher_temp, c.teacher_temp_warmup)
+            parts: dict[str, Tensor] = {}
+            for part in range(c.accumulate):
+                batch = next(loader).to(device)
+                global_x = augment(batch.global_GBHW, batch.global_look)
+                local_x = augment(batch.local_LBHW, batch.local_look) if c.local_crops else None
+                with torch.no_grad(), accelerator.autocast():
+                    _, teacher_SK, teacher_MK = teacher(global_x, None, batch, masked=False)
+                split_again(teacher)
+                targets_SK, targets_MK = targets(teacher_SK, teacher_MK, temperature)
+                last = part == c.accumulate - 1
+                with nullcontext() if last else accelerator.no_sync(parallel):
+                    with accelerator.autocast():
+                        student_out = parallel(global_x, local_x, batch, masked=True)
+                    found = losses(c, student_out, (targets_SK, targets_MK), batch)
+                    accelerator.backward(found["loss"] / c.accumulate)
+                for name, x in found.items():
+                    parts[name] = parts.get(name, 0) + x.detach() / c.accumulate
+            grad_norm = nn.utils.clip_grad_norm_(student.parameters(), c.clip)
+            grad_norm = whole({"": grad_norm})[""]
+
+            # A step that is not finite on some process changes no weight on any; three in a row end the run. The
+            # optimizer leaves it out on the device: asking here would let the device wait for the host.
+            optimizer.found_inf = flags.put({**parts, "gradient norm": grad_norm}, interrupts.signal > 0)
+            optimizer.step()
+            update_teacher(teacher, student, cosine(step, c.momentum, 1.0, c.steps))
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            saving = step % c.save_every == 0 or step == end
+            for asked in flags.take(wait=saving):
+                stop = stop or asked
+            if flags.bad_steps == MAX_BAD_STEPS:
+                bad = step - 1 - flags.waiting
+                which = [
+                    i
+                    for part in positions(range(bad, bad + 1), c.batch, rank, world, c.accumulate)
+                    for i in part
+                ]
+                file = dump(out, bad, rank, which, samples)
+                accelerator.wait_for_everyone()
+                say(f"stopped: {MAX_BAD_STEPS} steps in a row were not finite, up to {bad}: {flags.culprits}")
+                say(f"the last batch of each process: {file.parent}; last good: {checkpoints.latest(out)}")
+                say("try a lower --lr, or --mixed_precision no")
+                return 1
+
+            probing = c.probe and (step % c.probe_every == 0 or step == end)
+            if step % c.log_every == 0 or step == end or probing:
+                line = measurements(parts, targets_SK, student_out[0], rank, world)
+                line |= {"grad_norm": float(grad_norm), "lr": lr}
+                speed = (step - since) * c.batch / (time.perf_counter() - started)
+                if probing and (auroc := probed()) is not None:
+                    line["knn_auroc"] = auroc
+                since, started = step, time.perf_counter()
+                if accelerator.is_main_process:
+                    record = {"step": step, **line, "images_per_second": round(speed, 2)}
+                    with metrics.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+                accelerator.log({**line, "images_per_second": speed}, step=step)
+                say(log_line(step, c, line, speed, flops, peak and peak * world))
+            if saving or stop:
+                save()
+            if stop:
+                say(f"stopped after step {step} of {c.steps}, saved in {out}; run the same command to go on")
+                return 128 + (interrupts.signal or signal.SIGINT)
+    finally:
+        interrupts.restore()
+        accelerator.end_training()
+    if step == c.steps:
+        say(f"done: {step} steps; the encoder is in {out / 'encoder'}")
+    else:
+        say(f"stopped at step {step} as --stop_at asks; the encoder so far is in {out / 'encoder'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

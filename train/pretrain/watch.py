@@ -1,0 +1,191 @@
+"""What is seen of a pre-training while it runs: measurements, trackers, speed, steps that are not finite, interrupts.
+
+Shape letters: B images, S crops, C width, K prototypes, R processes, V values.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.tracking import get_available_trackers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from encoder.selfdistill.losses import all_reduce, entropy
+from train.common import checkpoints
+from train.common.config import ConfigError
+from train.pretrain.config import GLOBAL_CROPS, PretrainConfig
+from train.pretrain.data import Samples, collate
+
+MAX_BAD_STEPS = 3  # not finite, in a row
+
+
+def flops_per_image(c: PretrainConfig) -> float:
+    """Floating-point operations of one image's step: student forward and backward, teacher forward. What stochastic
+    depth leaves out is not counted."""
+
+    def blocks(tokens: int, wanted: float) -> float:
+        all_tokens = c.depth * (24 * tokens * c.width**2 + 4 * tokens**2 * c.width)
+        return all_tokens - 16 * (tokens - wanted) * c.width**2  # the last MLP sees what the heads see
+
+    def embedding(tokens: int) -> float:
+        return 6 * c.patch**2 * c.width * tokens
+
+    big, small = (c.size // c.patch) ** 2 + 1, (c.local_size // c.patch) ** 2 + 1
+    widths = (c.width, c.head_hidden, c.head_hidden, c.head_bottleneck, c.prototypes)
+    head = 2 * sum(a * b for a, b in pairwise(widths))
+    wanted = 1 + (big - 1) * c.mask_probability * sum(c.mask_ratio) / 2  # of a global crop
+    teacher = GLOBAL_CROPS * (blocks(big, wanted) + embedding(big) + wanted * head)
+    student = GLOBAL_CROPS * blocks(big, wanted) + c.local_crops * blocks(small, 1)
+    student = (1 - c.drop_path) * student + GLOBAL_CROPS * (embedding(big) + wanted * head)
+    student += c.local_crops * (embedding(small) + head)
+    return 3 * student + teacher
+
+
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bf16 FLOP/s of the datasheets, dense
+
+
+def peak_flops(device: torch.device) -> float | None:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for key, peak in PEAKS.items() if key in name), None)
+
+
+class Interrupts:
+    """SIGINT and SIGTERM ask for a stop at the end of the step; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.before = {n: signal.signal(n, self._remember) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _remember(self, number: int, frame) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Flags:
+    """What the host must know of a step, read one step later: the device is done with it by then, and never waits.
+
+    `bad_steps` counts steps in a row that were not finite, `culprits` names the losses and processes of the last one,
+    as in "ibot, loss (process 1)"; `waiting` is how many steps are not read yet.
+    """
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+        self.bad_steps, self.culprits = 0, ""
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None, list[str]]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._pending)
+
+    def put(self, values: dict[str, Tensor], asked: bool) -> Tensor:
+        """Hand in a step's values and whether this process was asked to stop. -> 1.0 if any value of any process is
+        not finite, else 0.0, on the device."""
+        mine = (~torch.stack([x.detach().float() for x in values.values()]).isfinite()).float()
+        flags_RV = mine.new_zeros(self.world, len(values) + 1)
+        flags_RV[self.rank, :-1] = mine
+        flags_RV[self.rank, -1] = float(asked)
+        all_reduce(flags_RV)
+        if flags_RV.is_cuda:
+            copy = torch.empty(flags_RV.shape, pin_memory=True).copy_(flags_RV, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+        else:
+            copy, done = flags_RV, None
+        self._pending.append((copy, done, list(values)))
+        return flags_RV[:, :-1].amax()
+
+    def take(self, wait: bool) -> Iterator[bool]:
+        """For each step but the last one (with `wait`: for that too) that was not read yet: was a stop asked for?
+        Ends early where the steps in a row have become too many."""
+        while len(self._pending) > (0 if wait else 1):
+            copy, done, names = self._pending.popleft()
+            if done is not None:
+                done.synchronize()
+            *bad, asked = zip(*copy.tolist(), strict=True)
+            self.bad_steps = self.bad_steps + 1 if any(map(any, bad)) else 0
+            found = []
+            for process, row in enumerate(zip(*bad, strict=True)):
+                which = [name for name, flag in zip(names, row, strict=True) if flag]
+                found += [f"{', '.join(which)} (process {process})"] if which else []
+            self.culprits = "; ".join(found)
+            yield any(asked)
+            if self.bad_steps == MAX_BAD_STEPS:
+                return
+
+
+def dump(out: Path, step: int, rank: int, which: list[int], samples: Samples) -> Path:
+    """The batch of a bad step, to be looked at: OUT/bad_step/00000007-process-0.safetensors, and beside it the images.
+    It holds crops of the X-rays, as the cache does."""
+    batch = collate([samples[position] for position in which])
+    folder = out / "bad_step"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{step:08d}-process-{rank}.safetensors"
+    save_file({k: x.contiguous() for k, x in batch._asdict().items() if x is not None}, file)
+    paths = [str(samples.images.paths[samples.image_index(position)]) for position in which]
+    about = {"step": step, "process": rank, "samples": which, "images": paths}
+    checkpoints.write_json(file.with_suffix(".json"), about)
+    return file
+
+
+def tracker(c: PretrainConfig) -> str | None:
+    """Where else than to metrics.jsonl numbers are written. Raises ConfigError for a tracker that is not installed."""
+    there = [str(name) for name in get_available_trackers()]
+    if c.tracker == "auto":
+        return "tensorboard" if "tensorboard" in there else None
+    if c.tracker not in ("none", *there):
+        raise ConfigError(f"tracker {c.tracker} is not installed; there are {', '.join(['none', *there])}")
+    return None if c.tracker == "none" else c.tracker
+
+
+def measurements(
+    parts: dict[str, Tensor], targets_BK: Tensor, cls_SC: Tensor, rank: int, world: int
+) -> dict[str, float]:
+    """The losses of this step, and whether they still mean something.
+
+    `teacher_entropy` is near log K where the teacher cannot tell images apart; `usage_entropy` is near 0 where it gives
+    all of them the same target, and `kl_uniform`, log K minus that, near 0 where it uses all prototypes alike.
+    `feature_rank` is the effective rank of the student's CLS features (Garrido et al. 2023, RankMe, arXiv 2210.02885):
+    1 where all are alike, at most the number of global crops or the width.
+    """
+    line = {name: x.detach() for name, x in parts.items()} | {"teacher_entropy": entropy(targets_BK)}
+    line = dict(zip(line, all_reduce(torch.stack(list(line.values()))) / world, strict=True))
+    every_RSC = torch.zeros(world, *cls_SC.shape, device=cls_SC.device)
+    every_RSC[rank] = cls_SC.detach().float()
+    line["feature_rank"] = effective_rank(all_reduce(every_RSC).flatten(0, 1))
+    line["usage_entropy"] = entropy(all_reduce(targets_BK.float().mean(0, keepdim=True)) / world)
+    line["kl_uniform"] = np.log(targets_BK.shape[1]) - line["usage_entropy"]
+    return {name: float(x) for name, x in line.items()}
+
+
+def effective_rank(x_BC: Tensor) -> Tensor:
+    """exp of the entropy of the singular values of the rows less their mean; 1 if they are all alike."""
+    values = torch.linalg.svdvals(x_BC - x_BC.mean(0))
+    shares = values / values.sum().clamp(min=1e-12)
+    return torch.special.entr(shares).sum().exp()
+
+
+def log_line(step: int, c: PretrainConfig, line: dict, speed: float, flops: float, peak: float | None) -> str:
+    left = (c.steps - step) * c.batch / speed
+    unit, divisor = ("h", 3600) if left >= 3600 else ("min", 60) if left >= 60 else ("s", 1)
+    clock = f"{left / divisor:.1f} {unit}"
+    rate = f"{speed * flops / 1e9:,.0f} GFLOP/s" + (f" (MFU {speed * flops / peak:.1%})" if peak else "")
+    dino = f"{line['dino_global']:.3f}" + (f" / {line['dino_local']:.3f}" if "dino_local" in line else "")
+    knn = f" · k-NN AUROC {line['knn_auroc']:.3f}" if "knn_auroc" in line else ""
+    return (
+        f"step {step}/{c.steps} · loss {line['loss']:.3f} · dino {dino} · ibot {line['ibot']:.3f} · "
+        f"koleo {line['koleo']:.3f} · entropy {line['teacher_entropy']:.2f}, usage {line['usage_entropy']:.2f} of "
+        f"{np.log(c.prototypes):.2f} · rank {line['feature_rank']:.1f} · grad {line['grad_norm']:.2f} · "
+        f"lr {line['lr']:.1e}{knn} · {speed:.1f} images/s · {rate} · {clock} left"
+    )

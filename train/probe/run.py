@@ -1,0 +1,172 @@
+"""What encoders know of X-rays: frozen features, judged on labelled images, several encoders side by side.
+
+    cxr probe --data nih:/data/nih --encoders runs/encoder/encoder microsoft/rad-dino random:microsoft/rad-dino pixels \
+        --out probe/
+    accelerate launch -m train.probe ...                     the same in several processes
+
+The first encoder is compared with each of the others on the same images. Features are computed once and kept
+(encoder/features.py), results too, so that the same command goes on where it stopped, and another encoder costs its own
+time alone. OUT holds probe.json, probe.html and parts/ (answers of every image, for comparisons of one's own).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.probes.linear import CHOICES, WHICH
+from eval.probes.overlap import OUTSIDE
+from train.common.config import ConfigError, load_config
+from train.probe.judge import ALSO, ON_LABELS, SEGMENTED, TASKS, Judge, Probe, told
+
+PATIENCE = timedelta(days=7)  # heads are learnt by the first process alone
+
+
+def main(argv: list[str] | None = None) -> int:
+    config = load_config(Probe, "probe", argv)
+    for name, known in (("tasks", (*TASKS, *ALSO)), ("also", ALSO)):
+        if unknown := sorted(set(getattr(config, name)) - set(known)):
+            raise ConfigError(f"{name}: there is no {', '.join(unknown)}; there are {', '.join(known)}")
+    for name, known in (
+        ("vectors", WHICH),
+        ("choose", tuple(CHOICES)),
+        ("outside", OUTSIDE),
+        ("precision", ("fp32", "bf16")),
+    ):
+        if getattr(config, name) not in known:
+            raise ConfigError(f"{name} {getattr(config, name)!r} is unknown; there are {', '.join(known)}")
+    if len(set(config.encoders)) < len(config.encoders):
+        raise ConfigError("an encoder is named twice")
+    from train.common.checkpoints import alone
+
+    with alone(Path(config.out)):
+        return run(config)
+
+
+def run(config: Probe) -> int:
+    from encoder.frozen import encoder_of
+    from eval.probes.summary import scores_and_gaps, tables
+    from train.datasets.labelled import load, without_shared_patients
+    from train.common.processes import process_state, use_cores
+
+    state = process_state(PATIENCE)
+    use_cores(config.threads, state.num_processes)
+    out = Path(config.out)
+    try:
+        found = load(config.data)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--data {config.data}: {error}") from None
+    notes = leaks(config, found)
+    found, left_out = without_shared_patients(found)
+    if left_out:
+        notes.append(f"{left_out} images are left out, for their patients are also in validate or test")
+    if config.labels and (missing := sorted(set(config.labels) - set(found.names))):
+        raise ConfigError(f"no label is called {', '.join(missing)}; there are {', '.join(found.names)}")
+    tasks = []
+    for task in dict.fromkeys([*(config.tasks or TASKS), *config.also]):
+        if why := lacking(task, found):
+            if config.tasks:
+                raise ConfigError(f"task {task}: {why}")
+            notes.append(f"{task} is left out: {why}")
+        else:
+            tasks.append(task)
+    for line in notes:
+        state.print(line, flush=True)
+    if not tasks:
+        raise ConfigError("there is nothing that could be learnt of these images")
+    # all of them before the first is put to work: a name that is wrong is not found out after hours
+    encoders = {name: encoder_of(name, config.size or None, config.attention) for name in config.encoders}
+    first, less = config.encoders[0], f"{config.encoders[0]} less"
+    rows: dict[str, dict[str, list]] = {task: {"scores": [], less: []} for task in tasks}
+    results_of_first: dict[str, Any] = {}
+    pictures: dict[str, list[dict]] = {}
+    for name in config.encoders:
+        judge, results = Judge(config, found, encoders.pop(name), tasks, out, state), {}
+        for task in tasks:
+            try:
+                results[task] = judge(task)
+            except ValueError as error:
+                notes.append(f"{name}: no {task}: {error}")
+                state.print(notes[-1], flush=True)
+        results_of_first = results if name == first else results_of_first
+        if state.is_main_process:
+            for task, heads in results.items():
+                scores, gaps, without = scores_and_gaps(
+                    task, name, heads, first, results_of_first.get(task, {}),
+                    replicates=config.replicates, seed=config.seed,
+                )  # fmt: skip
+                rows[task]["scores"] += scores
+                rows[task][less] += gaps
+                notes += without
+            if set(tasks) & set(SEGMENTED):
+                pictures[name] = judge.pictures(results)
+            write(config, found, rows, notes, pictures, out)  # after each, for it may be the last
+        state.wait_for_everyone()
+    if state.is_main_process:
+        print(tables(rows, first))
+        print(f"wrote {out / 'probe.json'} and {out / 'probe.html'}")
+    return 0
+
+
+def write(config: Probe, found, rows: dict, notes: list[str], pictures: dict, out: Path) -> None:
+    from eval.probes.page import write_page
+    from train.common.checkpoints import write_json
+
+    report = {
+        "schema": 1, "data": config.data, "kind": found.kind, "notes": notes, "encoders": config.encoders,
+        "images": {split: len(found.part(split)) for split in ("train", "validate", "test")},
+        "date": time.strftime("%Y-%m-%d"), "versions": versions(), "tasks": rows,
+    }  # fmt: skip
+    write_json(out / "probe.json", report)
+    write_page(out / "probe.html", report, pictures)
+
+
+def lacking(task: str, found) -> str:
+    """What the data lacks that the task needs, in words; "" if nothing."""
+    splits = {split: found.part(split) for split in ("train", "validate", "test")}
+    if empty := [split for split, rows in splits.items() if not len(rows)]:
+        raise ConfigError(f"no image is of split {' or '.join(empty)}: a probe learns, chooses and is judged")
+    if task in ON_LABELS:
+        known = ~np.isnan(found.labels_NL).all(1) if found.names else np.zeros(len(found.paths), bool)
+        without = [split for split, rows in splits.items() if not known[rows].any()]
+        return f"no image of {' or '.join(without)} has a label" if without else ""
+    if task == "metadata":
+        return "" if any(told(found)) else "neither age, weight, BMI nor sex is known in every split"
+    masked = found.masked()
+    without = [split for split, rows in splits.items() if not len(np.intersect1d(masked, rows))]
+    every = f" of all of {', '.join(found.structures)}" if len(found.structures) > 1 else ""
+    return f"no image of {' or '.join(without)} has a mask{every}" if without else ""
+
+
+def leaks(config: Probe, found) -> list[str]:
+    """What is known of images that an encoder has seen before, in words."""
+    from train.probe.leaks import LeakError, known_leaks, shared_by_name, summary
+
+    lines = []
+    for name in config.encoders:
+        known = name.rstrip("/").rpartition("/")[2].lower()
+        if known.startswith("rad-dino") and not name.startswith("random:"):
+            lines.append(known_leaks("rad-dino", found.kind))
+    if config.pretrained_on:
+        try:
+            lines.append(summary(found, shared_by_name(found, config.pretrained_on)))
+        except LeakError as error:
+            raise ConfigError(f"--pretrained_on: {error}") from None
+    return list(dict.fromkeys(lines))
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "scikit-learn", "numpy")}
+
+
+if __name__ == "__main__":
+    from train.common.trainer import entry
+
+    sys.exit(entry(main))

@@ -1,0 +1,268 @@
+"""How an encoder grows with its data: pre-trainings that differ in amount, source, resolution, losses or start, each
+probed, drawn as curves.
+
+    accelerate launch -m train.probe.scaling study.yaml --out runs/scaling
+
+The study is one YAML file:
+
+    recipe: mini                         # of pre-training; `fields` and those of a variant come on top
+    data: [archive/, more/images.csv]    # where images are drawn from; a variant may have its own
+    fields: {steps: 1000}
+    amounts: [250, 500, 1000, 2000]      # images, at random; smaller sets lie within larger ones of the same seed
+    seeds: [0, 1]                        # of the images drawn, the initial weights and the order
+    variants:                            # ablations, by name; none: one, called "all"
+      all: {}
+      without iBOT: {ibot_weight: 0.0}
+      without KoLeo: {koleo_weight: 0.0}
+      half the resolution: {size: 112}
+    probe: {data: labelled.csv, tasks: [classification, segmentation]}   # as of cxr probe
+
+Stopped, the same command goes on: finished encoders and probes are kept, an unfinished one goes on where it was. OUT
+holds points/ (a pre-training each), probes/, scaling.json and scaling.html, in which every point has the interval over
+test patients, and a curve is the mean over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from train.common.config import ConfigError
+
+KEYS = {"recipe", "data", "fields", "amounts", "seeds", "variants", "probe"}
+METRICS = {
+    "classification": "auprc",
+    "attentive": "auprc",
+    "knn": "auroc",
+    "segmentation": "dice",
+    "upernet": "dice",
+    "vitdet": "dice",
+}
+
+
+@dataclass
+class Point:
+    """One pre-training of the study."""
+
+    variant: str
+    amount: int
+    seed: int
+    changes: dict[str, Any]  # fields of the pre-training
+    data: list[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-{self.amount}-{self.seed}".replace(" ", "_").replace("/", "_")
+
+    def claim(self, out: Path, recipe: str | None) -> None:
+        """Keep what this point is. Raises ConfigError where OUT has it with other settings."""
+        from train.common.checkpoints import write_json
+
+        file = out / "points" / f"{self.name}.json"
+        about = json.loads(json.dumps({"recipe": recipe, "data": self.data, "changes": self.changes}))
+        if file.is_file() and (before := json.loads(file.read_text())) != about:
+            raise ConfigError(
+                f"{self.variant}: {file} says that it was made with {before}, and the study now says {about}; give the "
+                f"variant another name, or remove {file}, {file.with_suffix('')} and {out / 'data' / self.name}.csv"
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, about)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("study", type=Path, help="YAML file")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of each process on a CPU; 0: all cores, divided"
+    )
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    study = read_study(args.study)
+    from train.common.checkpoints import alone
+
+    with alone(args.out):
+        return run(study, args.out, args.threads)
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """Raises ConfigError for a file that cannot be read, for keys that are missing or unknown, and for fields that a
+    pre-training does not have."""
+    from train.pretrain.config import PretrainConfig
+
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist")
+    try:
+        study = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(study, dict) or study.keys() - KEYS or {"data", "amounts", "probe"} - study.keys():
+        odd = sorted(study.keys() - KEYS) if isinstance(study, dict) else []
+        raise ConfigError(
+            f"{path}: a study has {', '.join(sorted(KEYS))}" + (f", not {', '.join(odd)}" if odd else "")
+        )
+    study = {"recipe": None, "fields": {}, "seeds": [0], "variants": {"all": {}}, **study}
+    known = {f.name for f in fields(PretrainConfig)} - {"out"}
+    for name, changes in [("fields", study["fields"]), *study["variants"].items()]:
+        if unknown := sorted(set(changes or {}) - known):
+            raise ConfigError(f"{path}: {name}: a pre-training has no {', '.join(unknown)}")
+    if not study["amounts"] or min(study["amounts"]) < 1:
+        raise ConfigError(f"{path}: amounts are numbers of images, at least 1")
+    if "data" not in study["probe"]:
+        raise ConfigError(f"{path}: probe needs data, as cxr probe takes it")
+    return study
+
+
+def points_of(study: dict[str, Any]) -> list[Point]:
+    """Small amounts first, so that a curve is there early."""
+    made = []
+    for amount in sorted(study["amounts"]):
+        for seed in study["seeds"]:
+            for variant, own in study["variants"].items():
+                changes = {**study["fields"], **(own or {})}
+                data = changes.pop("data", study["data"])
+                made.append(
+                    Point(variant, amount, seed, changes, [data] if isinstance(data, str) else list(data))
+                )
+    return made
+
+
+def run(study: dict[str, Any], out: Path, threads: int) -> int:
+    from train.pretrain import loop as pretrain
+    from train.probe import run as probe
+    from train.common.checkpoints import claim
+    from train.common.launcher import INTERRUPTED
+    from train.common.processes import process_state
+
+    state = process_state(probe.PATIENCE)
+    with state.main_process_first():
+        claim(out, study, free={"amounts", "seeds", "variants", "probe"}, defaults=None)
+    points, judged = points_of(study), judged_by(study["probe"])
+    if len({p.name for p in points}) < len({(p.variant, p.amount, p.seed) for p in points}):
+        raise ConfigError("two variants have the same name but for spaces and strokes")
+    for number, point in enumerate(points, 1):
+        state.print(
+            f"\n[{number}/{len(points)}] {point.variant}: {point.amount} images, seed {point.seed}",
+            flush=True,
+        )
+        listing, folder = out / "data" / f"{point.name}.csv", out / "points" / point.name
+        if state.is_main_process:
+            point.claim(out, study["recipe"])
+            if not listing.is_file():
+                draw(point, listing, judged)
+        state.wait_for_everyone()
+        if not (folder / "encoder" / "config.json").is_file():
+            words = ["--recipe", study["recipe"]] if study["recipe"] else []
+            words += options(
+                {**point.changes, "seed": point.seed, "threads": threads, "data": [str(listing)]}
+            )
+            status = pretrain.main([*words, "--out", str(folder)])
+            if status:
+                return status if status == INTERRUPTED else 2
+        settings = {"threads": threads, "features_dir": str(out / "features"), **study["probe"]}
+        settings |= {"pretrained_on": [str(listing)]}
+        settings |= {"encoders": [str(folder / "encoder")], "out": str(out / "probes" / point.name)}
+        if status := probe.main(options(settings)):
+            return status
+        if state.is_main_process:
+            report(points[:number], study, out)
+        state.wait_for_everyone()
+    state.print(f"wrote {out / 'scaling.json'} and {out / 'scaling.html'}")
+    return 0
+
+
+def options(values: dict[str, Any]) -> list[str]:
+    """Fields -> the words of a command line."""
+    words = []
+    for name, value in values.items():
+        words.append(f"--{name}")
+        words += map(str, value) if isinstance(value, list | tuple) else [str(value)]
+    return words
+
+
+def judged_by(probe: dict[str, Any]) -> set[str]:
+    """Images that the probe chooses by or judges: no pre-training of the study sees them. Raises ConfigError."""
+    from train.datasets.labelled import load
+
+    try:
+        found = load(probe["data"])
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"probe: data {probe['data']}: {error}") from None
+    return {str(p.resolve()) for p, split in zip(found.paths, found.splits, strict=True) if split != "train"}
+
+
+def draw(point: Point, listing: Path, judged: Set[str] = frozenset()) -> None:
+    """A CSV of the point's images, of those that the probe does not judge. Raises ConfigError where there are fewer."""
+    from train.datasets.folder import NoSplits, image_paths
+
+    split, paths = point.changes.get("split", "train"), []
+    for source in point.data:
+        try:
+            found = image_paths(source, split)
+        except NoSplits:
+            found = image_paths(source)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"data {source}: {error}") from None
+        paths += [p for p in found if str(p.resolve()) not in judged]
+    if len(paths) < point.amount:
+        raise ConfigError(f"{point.variant}: {point.amount} images are asked for, and there are {len(paths)}")
+    order = np.random.default_rng(point.seed).permutation(len(paths))
+    listing.parent.mkdir(parents=True, exist_ok=True)
+    part = listing.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path"])
+        rows.writerows([str(paths[i].absolute())] for i in sorted(order[: point.amount]))
+    part.replace(listing)
+
+
+def report(points: list[Point], study: dict[str, Any], out: Path) -> None:
+    """scaling.json and scaling.html of the points that are finished."""
+    from eval.plots import growth
+    from eval.report import write_body
+    from train.common.checkpoints import write_json
+
+    rows = []
+    for point in points:
+        found = json.loads((out / "probes" / point.name / "probe.json").read_text())
+        for task, outcome in found["tasks"].items():
+            for row in outcome["scores"]:
+                what = row.get("structure") or row["name"].partition("/")[2]
+                rows.append({
+                    "variant": point.variant, "amount": point.amount, "seed": point.seed, "task": task,
+                    "head": row["head"], "metric": row["metric"], "of": what, "value": row["value"],
+                    "interval": row["interval"], "n": row["n"], "signature": row["signature"],
+                })  # fmt: skip
+    write_json(out / "scaling.json", {"schema": 1, "study": study, "points": rows})
+    drawn = []
+    for task, metric in METRICS.items():
+        mine = [r for r in rows if r["task"] == task and r["metric"] == metric and r["value"] is not None]
+        every = list(dict.fromkeys(r["of"] for r in mine))
+        for what in [w for w in every if w in ("macro", "mean")] or every:
+            curves = {
+                variant: [(r["amount"], r["value"], *r["interval"]) for r in mine
+                          if r["variant"] == variant and r["of"] == what]
+                for variant in study["variants"]
+            }  # fmt: skip
+            drawn.append(growth({k: v for k, v in curves.items() if v}, f"{task}: {metric}, {what}"))
+    body = ["<header><h1>What the encoder knows, by the images it learned from</h1></header>"]
+    body.append(
+        "<p>Points: one pre-training each, with the 95 % interval over test patients. Lines: means over seeds.</p>"
+    )
+    write_body(out / "scaling.html", "Scaling", [*body, f"<section>{''.join(drawn)}</section>"])
+
+
+if __name__ == "__main__":
+    from train.common.trainer import entry
+
+    sys.exit(entry(main))
