@@ -6,10 +6,11 @@ least 1.5 times as many studies a second in training and twice as many in genera
     python benchmarks/findings_step.py [--llm 7b | 1b | small] [--save]
 
 Weights are random, which changes no time. The same studies, drawn once, go through each system: stock transformers as
-its documentation has it (processor-like inputs with an attention mask, the model's own loss, `generate`), and our steps
-as train/finetune/loop.py and vlm/findings.py make them: `ours` with features computed before, `ours, online` with the tower
-in every step; generation also with a static cache (compiled on a GPU). Ratios are printed for mixed studies and for
-studies of one image. Each system runs in a process of its own, in turns; the best of the turns counts.
+its documentation has it (processor-like inputs with an attention mask, the model's own loss, `generate`), and our
+steps as train/finetune/loop.py and vlm/findings.py make them: `ours` with features computed before, `ours, online`
+with the tower in every step; generation also with a static cache (compiled on a GPU). Ratios are printed for mixed
+studies and for studies of one image. Each system runs in a process of its own, in turns; the best of the turns
+counts.
 """
 
 from __future__ import annotations

@@ -36,11 +36,11 @@ import torch
 from torch import nn
 
 from encoder.selfdistill.teacher import make_teacher, update_teacher
+from train.common.processes import use_cores
 from train.pretrain import loop as pretrain
 from train.pretrain.config import GLOBAL_CROPS, PretrainConfig
 from train.pretrain.data import Batch, Samples, collate, multi_crop
 from train.pretrain.watch import flops_per_image, peak_flops
-from train.common.processes import use_cores
 
 RECIPES = {  # DINOv2's heads, losses and stochastic depth in both
     "cpu": {"size": 224, "width": 384, "heads": 6, "batch": 8},

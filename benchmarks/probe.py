@@ -32,9 +32,9 @@ from transformers import AutoModel, Dinov2Config, Dinov2Model
 
 from encoder.frozen import encoder_of
 from encoder.transforms import Preprocessing
-from train.probe.judge import ALSO
 from train.common.launcher import call, run_steps
 from train.common.processes import use_cores
+from train.probe.config import ALSO
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "vlm" / "mini"

@@ -37,7 +37,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from encoder.convert import load_backbone
-from encoder.radiograph.read import read
+from encoder.radiograph import read
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
 from eval.probes.linear import knn_scores, logistic_scores
@@ -46,8 +46,8 @@ from eval.probes.overlap import Frame, Segmentation, Task
 from eval.probes.segmentation import floors, linear
 from eval.resampling import percentile_interval
 from train.datasets.labelled import labelled_images
-from train.pretrain.loop import Distilled
 from train.pretrain.config import PretrainConfig
+from train.pretrain.model import Distilled
 
 SIZE = 224  # pixels at which all are judged
 LAYERS = 4  # the last so many, concatenated

@@ -25,10 +25,11 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; by default half of 
 import torch
 import transformers
 
-from encoder.radiograph.read import InputError, read
+from encoder.radiograph import InputError, read
 from vlm import Findings
 from vlm import model as models
 from vlm.decoding import Decoding, embed, generate_ids
+from vlm.hub import resolve
 from vlm.prompts import prompt_for, shown_images
 from vlm.study import absolute, load_studies
 
@@ -143,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     findings = Findings.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-    model, folder = findings.model, models.resolve(args.model)
+    model, folder = findings.model, resolve(args.model)
     if model.llava.config.model_type != "llava" or model.adapter_sha256:
         print(
             f"{folder} is no merged stock checkpoint (cxr export makes one of an adapter); vLLM opens only those",

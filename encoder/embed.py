@@ -21,7 +21,7 @@ from torch import Tensor
 
 from encoder.files import whole_lines
 from encoder.frozen import Encoder
-from encoder.radiograph.read import InputError, Limits, read
+from encoder.radiograph import InputError, Limits, read
 
 ABOUT, INDEX = "embed.json", "index.jsonl"
 PER_FILE = 1024  # images; a sixteenth of it with patches: 400 MB of a ViT-B at 518 px

@@ -35,7 +35,7 @@ from torch import Tensor
 from encoder.errors import ModelError
 from encoder.files import one_at_a_time
 from encoder.frozen import Encoder, Tokens
-from encoder.radiograph.read import InputError, read
+from encoder.radiograph import InputError, read
 
 CONTENTS, INDEX, ABOUT, LOCK = "contents", "index", "about.json", ".lock"
 PER_FILE, MOST, PATIENCE = 256 << 20, 4096, 60.0  # a file is written at so many bytes, images or seconds

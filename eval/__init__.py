@@ -9,6 +9,7 @@ eval.metric("rouge-l/coco").per_sample(references, predictions)
 
 from eval.metric import metric
 from eval.scores.inputs import ScoreError
-from eval.scores.suite import Scores, score
+from eval.scores.result import Scores
+from eval.scores.suite import score
 
 __all__ = ["ScoreError", "Scores", "metric", "score"]

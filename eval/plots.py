@@ -8,8 +8,8 @@ from html import escape
 
 import numpy as np
 
-from eval.scores.suite import Scores
-from eval.scores.tables import short_name
+from eval.scores.keys import short_name
+from eval.scores.result import Scores
 from eval.signature import Score
 
 

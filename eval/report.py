@@ -19,20 +19,18 @@ import numpy as np
 from eval.plots import bars, curve, dots
 from eval.scores.differences import mark_differences
 from eval.scores.inputs import POLICIES, report_text
-from eval.scores.labels import label_report
-from eval.scores.suite import Scores
-from eval.scores.tables import (
+from eval.scores.keys import (
     AVERAGE_NAMES,
     LEXICAL,
     SAFETY,
     clinical_keys,
     headline_keys,
-    lexical_profiles,
-    scored,
     short_name,
-    studies,
     subgroup_keys,
 )
+from eval.scores.labels import label_report
+from eval.scores.result import Scores
+from eval.scores.tables import lexical_profiles, scored, studies
 from eval.signature import Score
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]

@@ -11,7 +11,7 @@ def killed_run(argv: list[str], where: str, after: int) -> int:
     """Run train.pretrain in a process of its own and kill -9 it at the `after`-th `update` of the teacher, or while it
     writes the `after`-th `file` of a checkpoint. -> its exit code: -9, or that of a run that ended before."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.pretrain"])
+    context.set_forkserver_preload(["train.pretrain.loop"])
     process = context.Process(target=_run, args=(argv, where, after))
     process.start()
     process.join(120)

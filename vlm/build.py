@@ -10,17 +10,16 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitImageProcessor,
-    GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
 )
 
 from encoder import towers
 from vlm import model as models
 from vlm.errors import ModelError
+from vlm.hub import resolve
 from vlm.llava import REDUCTIONS, CxrLlavaConfig, CxrLlavaForConditionalGeneration, is_stock, token_grid
+from vlm.processor import greedy, processor_of
 from vlm.projector import LAYERS, describe_features
 from vlm.prompts import IMAGE_TOKEN, PromptStyle
 
@@ -51,7 +50,7 @@ def build(
     Raises ModelError for an encoder of an unknown family, without preprocessing or without those layers, a language
     model that does not fit Llava or has no end-of-sequence token, and a depth or reduction that is none.
     """
-    encoder_dir, llm_dir = models.resolve(encoder, "encoder"), models.resolve(llm, "language model")
+    encoder_dir, llm_dir = resolve(encoder, "encoder"), resolve(llm, "language model")
     implementation = models.attention_name(attention)
     if not 1 <= depth <= 4:
         raise ModelError(f"a projector has 1 to 4 layers, not {depth}")
@@ -93,27 +92,6 @@ def build(
         preprocess_sha256=preprocessing.sha256,
     )
     return models.FindingsModel(llava.eval(), processor, preprocessing, meta)
-
-
-def greedy(tokenizer) -> GenerationConfig:
-    return GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def processor_of(tokenizer, preprocessing, side: int, select: str = "full") -> LlavaProcessor:
-    """The processor of a model that sees `side` x `side` tokens of an image."""
-    return LlavaProcessor(
-        image_processor=_image_processor(preprocessing),
-        tokenizer=tokenizer,
-        patch_size=_patch_size(preprocessing.size, side),
-        vision_feature_select_strategy=select,
-        num_additional_image_tokens=int(select == "default"),  # the CLS token, which "default" drops
-        image_token=IMAGE_TOKEN,
-    )
 
 
 def load_language_model(folder: Path, attention: str, dtype: torch.dtype):
@@ -162,25 +140,3 @@ def assemble(config, vision: nn.Module, language: nn.Module, attention: str, see
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
     return llava
-
-
-def _patch_size(size: int, side: int) -> int:
-    """LlavaProcessor counts an image's tokens as (size // patch size) squared. Raises ModelError for a number of tokens
-    that it has no patch size for."""
-    patch = size // side
-    while patch and size // patch < side:
-        patch -= 1
-    if not patch or size // patch != side:
-        near = sorted({size // p for p in range(1, size + 1)}, key=lambda n: abs(n - side))[:4]
-        raise ModelError(
-            f"{side} tokens a side cannot be told to LlavaProcessor at {size} px; near are {sorted(near)}"
-        )
-    return patch
-
-
-def _image_processor(preprocessing) -> BitImageProcessor:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        preprocessing.save_pretrained(folder)
-        return BitImageProcessor.from_pretrained(folder)

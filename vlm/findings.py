@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoder.radiograph.read import InputError, Limits, read
+from encoder.radiograph import InputError, Limits, read
 from vlm import model as models
 from vlm.decoding import Decoding, answer_logprobs, generate_ids, scored_sentences
+from vlm.hub import resolve
+from vlm.load import load_model
 from vlm.outliers import Outliers, embedding
 from vlm.prompts import prompt_for, sections_of, shown_image, shown_images, with_images_of
 from vlm.study import Image, Study
@@ -110,8 +112,8 @@ class Findings:
         except (RuntimeError, AssertionError) as error:  # unknown, absent, or torch built without it
             why = str(error).partition("\n")[0]
             raise models.ModelError(f"device {str(device)!r} cannot be used here: {why}") from None
-        model = models.load(name, base=base, attention=attention, dtype=dtype, device=device)
-        folder = models.resolve(name)
+        model = load_model(name, base=base, attention=attention, dtype=dtype, device=device)
+        folder = resolve(name)
         outliers = Outliers.load(folder / OUTLIERS) if (folder / OUTLIERS).is_file() else None
         if outliers and outliers.encoder_sha256 != model.meta.encoder_sha256:
             raise models.ModelError(

@@ -38,9 +38,9 @@ from transformers.activations import ACT2FN
 from encoder.transforms import FILE as PREPROCESSOR
 from encoder.transforms import Preprocessing
 from vlm import model as models
-from vlm.build import greedy, processor_of
 from vlm.errors import ModelError
 from vlm.llava import CxrLlavaConfig, CxrLlavaForConditionalGeneration
+from vlm.processor import greedy, processor_of
 from vlm.projector import describe_features
 from vlm.prompts import IMAGE_TOKEN, MAIRA2
 

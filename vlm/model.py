@@ -18,22 +18,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForImageTextToText,
     LlavaProcessor,
 )
 
-from encoder.hub import fetched, sha256_of, weights_sha256
+from encoder.hub import weights_sha256
 from encoder.transforms import Preprocessing
-from vlm.adapters import TOWERS, base_of, check_adapters, quiet_peft
+from vlm.adapters import TOWERS, base_of
 from vlm.errors import ModelError
+from vlm.hub import resolve
 from vlm.prompts import PromptStyle, chat_template
 
 META = "cxr.json"
 INDEX = "model.safetensors.index.json"
-MINI = Path(__file__).parent / "mini"
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # of saved weights; None: as they are
 
 
@@ -165,125 +163,6 @@ def save_adapter(model: FindingsModel, folder: str | Path, base: str | Path) -> 
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
     _save_companions(model, folder)
     replace(model.meta, base=where, base_sha256=weights_sha256(base_dir)).save(folder)
-
-
-def load(
-    name: str | Path,
-    *,
-    base: str | Path | None = None,
-    attention: str = "cxr",
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-    trainable: bool = False,
-) -> FindingsModel:
-    """A merged directory, an adapter directory (with its base), a hub id, or "mini"; fp32 unless `dtype` is given. Also
-    a checkpoint in the format of microsoft/maira-2, which is read into a model of ours.
-
-    Raises ModelError if an adapter's base or preprocessing is not the one it was trained with, if tensors are missing
-    or left over, or if the directory holds no findings model.
-    """
-    folder = resolve(name)
-    if (folder / "adapter_config.json").is_file():
-        model = _load_adapter(folder, Meta.load(folder), base, attention, dtype, trainable)
-    else:
-        model = _load_whole(folder, attention, dtype)
-    if device is not None:
-        model.llava.to(device)
-    model.llava.train(trainable)
-    return model
-
-
-def is_maira2(folder: Path) -> bool:
-    """Whether config.json says that a directory is in MAIRA-2's format."""
-    path = folder / "config.json"
-    try:
-        row = json.loads(path.read_text()) if path.is_file() else None
-    except ValueError as error:
-        raise ModelError(f"{path} is no JSON: {error}") from None
-    return isinstance(row, dict) and row.get("model_type") == "maira2"
-
-
-def is_findings_model(folder: Path) -> bool:
-    """Whether `load` takes a directory for one of its own kinds."""
-    return (folder / META).is_file() or is_maira2(folder)
-
-
-def _load_whole(folder: Path, attention: str, dtype: torch.dtype | None) -> FindingsModel:
-    if is_maira2(folder):
-        from vlm import maira2
-
-        return maira2.load(folder, attention=attention, dtype=dtype)
-    meta = Meta.load(folder)
-    preprocessing = Preprocessing.from_pretrained(folder)
-    if preprocessing.sha256 != meta.preprocess_sha256:
-        raise ModelError(
-            f"{folder}: the preprocessing ({preprocessing.sha256[:12]}) is not the one the model was trained with "
-            f"({meta.preprocess_sha256[:12]})"
-        )
-    import vlm.llava  # noqa: F401  (which makes cxr_llava known)
-
-    llava, report = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        dtype=dtype or torch.float32,
-        use_safetensors=True,
-        attn_implementation=attention_name(attention),
-        output_loading_info=True,
-    )
-    odd = {k: sorted(v) for k, v in report.items() if k in ("missing_keys", "unexpected_keys") and v}
-    if odd:
-        raise ModelError(f"{folder}: the weights do not fit the configuration: {odd}")
-    processor = LlavaProcessor.from_pretrained(folder)
-    return FindingsModel(llava, processor, preprocessing, meta, revision=weights_sha256(folder))
-
-
-def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> FindingsModel:
-    from peft import PeftModel, get_peft_model_state_dict
-
-    given = base if base is not None else _base_of(folder, meta)
-    base_dir = resolve(given)
-    digest = weights_sha256(base_dir)
-    if digest != meta.base_sha256:
-        raise ModelError(
-            f"{folder} was trained on {meta.base} with weights {meta.base_sha256[:12]}, but {given} holds weights "
-            f"{digest[:12]}"
-        )
-    model = _load_whole(base_dir, attention, dtype)
-    if model.preprocessing.sha256 != meta.preprocess_sha256:
-        raise ModelError(
-            f"{folder} was trained with preprocessing {meta.preprocess_sha256[:12]}, but {given} has "
-            f"{model.preprocessing.sha256[:12]}"
-        )
-    with quiet_peft():
-        llava = PeftModel.from_pretrained(model.llava, folder, is_trainable=trainable)
-    check_adapters(llava)
-    file = folder / "adapter_model.safetensors"
-    with safe_open(file, "pt") as tensors:
-        saved = set(tensors.keys())
-    expected = set(get_peft_model_state_dict(llava, save_embedding_layers=False))
-    if saved != expected:
-        odd = sorted(saved ^ expected)
-        raise ModelError(
-            f"{folder} does not fit its base {given}: {len(odd)} tensors without a partner, first {odd[0]}"
-        )
-    return replace(model, llava=llava, meta=meta, adapter_sha256=sha256_of([file]))
-
-
-def _base_of(folder: Path, meta: Meta) -> str | Path:
-    beside = folder / meta.base
-    return beside if beside.is_dir() else meta.base
-
-
-def resolve(name: str | Path, what: str = "model") -> Path:
-    """A directory, the shipped "mini", or a hub id -> a local directory. Raises ModelError if there is none."""
-    if Path(name).is_dir():
-        return Path(name)
-    if str(name) == "mini":
-        if not MINI.is_dir():
-            raise ModelError(
-                f"the shipped model is missing: {MINI} does not exist; reinstall, or run `make mini`"
-            )
-        return MINI
-    return fetched(name, what, "nor 'mini', ")
 
 
 def _save_companions(model: FindingsModel, folder: Path) -> None:

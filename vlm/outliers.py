@@ -193,10 +193,11 @@ def fit_outliers(
     batch: int = 32,
 ) -> Outliers:
     """Fit to the readable ones of `image_paths` with the encoder of a findings model and write `out`."""
-    from encoder.radiograph.read import InputError, read
+    from encoder.radiograph import InputError, read
     from vlm import model as models
+    from vlm.load import load_model
 
-    model = models.load(model_dir)
+    model = load_model(model_dir)
     tower = models.vision_tower(model.llava)
     rows, pixels, unreadable = [], [], 0
     for i, path in enumerate(image_paths):

@@ -43,7 +43,7 @@ def make_studies(args) -> int:
 
         found, root = load_table(args.root), args.root.parent
     else:
-        read = import_module(f"train.datasets.{DATASETS[args.dataset]}").studies
+        read = import_module(f"train.datasets.reports.{DATASETS[args.dataset]}").studies
         asked = {"reports": args.reports, "frontal_only": not args.laterals, "priors": not args.no_priors}
         known = inspect.signature(read).parameters
         if args.reports and "reports" not in known:

@@ -27,7 +27,7 @@ def run(out: Path, studies: int, *, training: bool = True) -> int:
     if studies < 2:
         print("--studies must be at least 2, for images are exchanged between studies", file=sys.stderr)
         return 2
-    from vlm.model import MINI
+    from vlm.hub import MINI
 
     if not (MINI / "model.safetensors").is_file():
         print(f"{MINI} holds no model: make mini trains it", file=sys.stderr)
@@ -84,9 +84,10 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
     """Two short trainings; returns their loss curves by name."""
     from train.phantom.__main__ import main as write_phantoms
     from vlm import model as models
+    from vlm.load import load_model
     from vlm.study import load_studies
 
-    mini = models.load("mini")
+    mini = load_model("mini")
     encoder = out / "mini_encoder"
     models.save_encoder(mini, encoder)
     shape = models.vision_tower(mini.llava).config
@@ -133,7 +134,7 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def write(page: Path, scores, curves: dict, references: dict, found: list[dict], root: Path) -> None:
-    from encoder.radiograph.read import read
+    from encoder.radiograph import read
     from eval.report import write_page
 
     cases = []

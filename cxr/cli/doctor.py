@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 # Distribution -> oldest version we promise to work with; None: optional.
 PACKAGES = {
@@ -82,10 +81,11 @@ def attention() -> str:
 def weights() -> list[tuple[str, str]]:
     """(what, where it is or how to get it)."""
     rows = []
-    mini = Path(__file__).parent / "mini"
-    file = mini / "model.safetensors"
+    from vlm.hub import MINI
+
+    file = MINI / "model.safetensors"
     if file.is_file():
-        rows.append(("mini (shipped)", f"{file.stat().st_size / 1e6:.1f} MB in {mini}"))
+        rows.append(("mini (shipped)", f"{file.stat().st_size / 1e6:.1f} MB in {MINI}"))
     else:
         rows.append(("mini (shipped)", "missing: make mini"))
     return rows
@@ -93,7 +93,7 @@ def weights() -> list[tuple[str, str]]:
 
 def report() -> tuple[str, bool]:
     """The whole page as text, and whether everything needed is there."""
-    from encoder.radiograph.read import codecs
+    from encoder.radiograph import codecs
 
     lines, well = (
         [f"cxr {_own_version()} on Python {platform.python_version()}, {platform.system()}", ""],

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr.cli.models import UsageError, bar, files_below, printable
+from cxr.cli.terminal import UsageError, bar, files_below, printable
 
 SAME = ("revision", "adapter_sha256", "preprocess_sha256", "decoding")  # in all predictions of a file
 
@@ -232,7 +232,8 @@ def _spread(args) -> None:
 
 def _training_bank(args, studies: list) -> list:
     """Training studies with images and what the model writes, none of a patient or a study that it writes for."""
-    from vlm.model import Meta, resolve
+    from vlm.hub import resolve
+    from vlm.model import Meta
     from vlm.prompts import fields_of
     from vlm.study import StudyError, absolute, load_studies, normalise_split
 

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args)
     except OSError as error:
-        from cxr.cli.models import printable
+        from cxr.cli.terminal import printable
 
         print(f"cxr {args.command}: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -300,15 +300,16 @@ def prepare(args) -> int:
 
 
 def generate(args) -> int:
-    from eval.baselines import nearest_by_features
     from cxr.cli.generate import generate
+    from eval.baselines import nearest_by_features
 
     return generate(args, nearest_by_features)
 
 
 def score(args) -> int:
+    from cxr.cli.models import images_of
     from cxr.cli.score import score
-    from cxr.cli.models import UsageError, images_of
+    from cxr.cli.terminal import UsageError
     from vlm.study import load_studies, normalise_split, study_to_json
 
     references = args.studies

@@ -11,42 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-# Beside radiographs, folders hold these; whatever else lies there is tried, for DICOM files may have any name.
-NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".html", ".pdf", ".py"}
-
+from cxr.cli.terminal import UsageError, bar, files_below
 
 NAMED = 20  # problems of a kind that are told one by one
 
 
-class UsageError(Exception):
-    """Something about the command line; printed without a traceback, exit status 2."""
-
-
-def printable(text: str) -> str:
-    """Without what no terminal can show: the bytes of a file name that is not UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def files_below(folder: Path):
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and path.suffix.lower() not in NOT_IMAGES:
-            yield path
-
-
-def bar(items, what: str, total: int | None = None):
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task("", total=len(items) if total is None else total)
-        for item in items:
-            bar.advance(task)
-            yield item
-
-
 def images_of(study_ids: Iterable[str], listing: Path) -> dict[str, np.ndarray]:
     """Pixels of the first image of each study that can be read; a page without a picture is a page still."""
-    from encoder.radiograph.read import InputError, read
+    from encoder.radiograph import InputError, read
     from vlm.study import load_studies
 
     wanted = set(study_ids)
@@ -66,15 +38,17 @@ def export(args) -> int:
     from vlm import model as models
     from vlm.card import write_card
     from vlm.findings import OUTLIERS
+    from vlm.hub import resolve
+    from vlm.load import load_model
 
     if args.scores and not args.scores.is_file():
         raise UsageError(f"{args.scores} does not exist")
     if args.run_folder and not (args.run_folder / "run.json").is_file():
         raise UsageError(f"{args.run_folder} is not the folder of a fine-tuning: it has no run.json")
     disable_progress_bar()
-    model = models.merge(models.load(args.model, base=args.base))
+    model = models.merge(load_model(args.model, base=args.base))
     models.save(model, args.out, models.DTYPES[args.dtype])
-    known = models.resolve(args.model) / OUTLIERS  # what the model takes for an ordinary chest
+    known = resolve(args.model) / OUTLIERS  # what the model takes for an ordinary chest
     if known.is_file():
         shutil.copy(known, args.out)
     write_card(model, args.out, run=args.run_folder, scores=args.scores, licences=args.licence or ())
@@ -174,12 +148,14 @@ def _encoder(name: str, size: int | None):
     """-> (encoder, what to say of it): one that `encoder_of` knows, or of a findings model its tower."""
     from encoder.frozen import encoder_of, encoder_of_tower
     from vlm import model as models
+    from vlm.hub import resolve
+    from vlm.load import is_findings_model, load_model
 
     path = Path(name)
     if not path.is_file() and not name.startswith("random:") and name != "pixels":
-        path = models.resolve(name)
-        if models.is_findings_model(path):
-            model = models.load(path)
+        path = resolve(name)
+        if is_findings_model(path):
+            model = load_model(path)
             tower, meta = models.vision_tower(model.llava), model.meta
             encoder = encoder_of_tower(meta.name, meta.encoder_sha256, tower, model.preprocessing, size)
             return encoder, {"encoder": meta.name, "encoder_sha256": meta.encoder_sha256}

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.models import UsageError
 from cxr.cli.generate import go_on
+from cxr.cli.terminal import UsageError
 from vlm.study import Image, Study
 
 CONTEXT = re.compile(r"(Age|Gender|Indication|Comparison)\s*:", re.I)

@@ -11,7 +11,7 @@ import eval
 from eval.report import is_page, write_page
 from eval.scores import weights as known
 from eval.scores.inputs import ScoreError
-from eval.scores.suite import is_scores
+from eval.scores.result import is_scores
 
 WORST = 20  # studies on the page
 

@@ -1,0 +1,21 @@
+"""A file becomes grey levels. `from encoder.radiograph import read`; see reader.py."""
+
+from encoder.radiograph.reader import codecs, quiet, read
+from encoder.radiograph.types import CODES, Header, InputError, Limits, Radiograph, Warn
+from encoder.radiograph.words import AGE_UNITS, VIEWS, parse_age, parse_view
+
+__all__ = [
+    "AGE_UNITS",
+    "CODES",
+    "VIEWS",
+    "Header",
+    "InputError",
+    "Limits",
+    "Radiograph",
+    "Warn",
+    "codecs",
+    "parse_age",
+    "parse_view",
+    "quiet",
+    "read",
+]

@@ -24,7 +24,9 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from encoder.radiograph.read import Header, InputError, Limits, Radiograph, Warn, check_pixels, levels, look_up, parse_age, parse_view, size_warning
+from encoder.radiograph.grey import check_pixels, levels, look_up, size_warning
+from encoder.radiograph.types import Header, InputError, Limits, Radiograph, Warn
+from encoder.radiograph.words import parse_age, parse_view
 
 # Digital radiographs; OT is what secondary captures of them say, and some archives drop the tag.
 RADIOGRAPHS = {"CR", "DX", "DR", "RG"}

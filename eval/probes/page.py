@@ -29,7 +29,7 @@ NAMES = {
 
 
 def write_page(path: Path, report: Mapping[str, Any], pictures: Mapping[str, Sequence] | None = None) -> None:
-    """`report` as train/probe/run.py makes it; `pictures`: encoder -> of some images, what a picture shows -> the picture.
+    """`report` is what train/probe/run.py makes; `pictures`: encoder -> of some images, what is shown -> the picture.
 
     Raises FileExistsError for a file that is no page of ours.
     """

@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model
 
+from cxr.cli.main import main
 from encoder.convert import Loaded, difference, load_backbone, save_backbone
 from encoder.state_dicts import ConversionError, load_encoder
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
-from cxr.cli.main import main
 
 TENSORS = {"transformers": 223, "timm": 174, "dinov2": 175}  # of a ViT-B with 12 layers
 

@@ -17,7 +17,7 @@ from encoder.convert import load_backbone, save_backbone
 from encoder.errors import ModelError
 from encoder.features import CONTENTS, extract
 from encoder.frozen import encoder_of
-from encoder.radiograph.read import read
+from encoder.radiograph import read
 from encoder.transforms import Preprocessing
 from tests.tiny import make_encoder
 

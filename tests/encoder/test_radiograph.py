@@ -33,8 +33,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from encoder.radiograph import dicom
-from encoder.radiograph.read import CODES, InputError, Limits, codecs, parse_age, parse_view, read
+from encoder.radiograph import CODES, InputError, Limits, codecs, dicom, parse_age, parse_view, read
 
 RNG = np.random.default_rng(0)
 H, W = 40, 48

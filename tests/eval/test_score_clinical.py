@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eval
+from cxr.cli.main import main
 from eval import ScoreError, score
 from eval.report import write_page
 from eval.scores import clinical, weights
@@ -17,7 +18,6 @@ from eval.scores.radcliq import bleu_2, radcliq
 from eval.scores.radgraph import RadGraph, entity_relation_f1, rewards
 from eval.signature import parse_signature
 from tests.clinical import write_archive, write_chexbert, write_distilroberta, write_extracted
-from cxr.cli.main import main
 
 REFERENCES = [
     "No pleural effusion. The heart is mildly enlarged.",

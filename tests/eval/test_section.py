@@ -8,12 +8,12 @@ import json
 import pytest
 
 import eval as eval_room
+from cxr.cli.main import main
 from eval.baselines import as_predictions, nearest_by_features
 from eval.scores.inputs import POLICIES, SECTIONS, ScoreError
 from eval.signature import parse_signature
 from tests.eval.test_bad_input import lines
 from vlm import prompts
-from cxr.cli.main import main
 
 IMPRESSIONS = {
     "a": "No acute cardiopulmonary process.",

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from train.finetune.loop import main
 from train.common.trainer import entry
+from train.finetune.loop import main
 
 
 class Split(Accelerator):

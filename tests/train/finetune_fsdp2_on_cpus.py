@@ -5,8 +5,8 @@ import sys
 import transformers.trainer
 
 from tests.train.fsdp2_on_cpus import Split
-from train.finetune.loop import main
 from train.common.trainer import entry
+from train.finetune.loop import main
 
 if __name__ == "__main__":
     transformers.trainer.Accelerator = Split

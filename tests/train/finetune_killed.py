@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 
-from train.finetune.loop import main
 from train.common.trainer import Loop, entry
+from train.finetune.loop import main
 
 step = Loop.training_step
 

@@ -11,12 +11,12 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from encoder.radiograph.read import read
+from cxr.cli.main import main
+from encoder.radiograph import read
 from train.datasets import archive
 from train.datasets.archive import Archive, ArchiveError, index_lines, prepare
 from train.datasets.folder import image_paths, shrink
 from train.datasets.index import index as write_index
-from cxr.cli.main import main
 
 
 @pytest.fixture

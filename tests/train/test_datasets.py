@@ -14,7 +14,7 @@ import torch
 from PIL import Image as Picture
 from torch.utils.data import DataLoader
 
-from encoder.radiograph.read import InputError, read
+from encoder.radiograph import InputError, read
 from train.datasets import folder
 from train.datasets.folder import Radiographs, image_paths, shrink
 from train.datasets.table import load_table

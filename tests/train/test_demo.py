@@ -8,9 +8,10 @@ from accelerate.state import AcceleratorState
 
 from tests.calls import Calls
 from train.finetune import loop as finetune
-from train.pretrain import loop as pretrain
 from train.phantom.__main__ import main as write_phantoms
+from train.pretrain import loop as pretrain
 from vlm import model as models
+from vlm.load import load_model
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def fresh_accelerate():
 
 @pytest.mark.parametrize("attention", ["cxr", "sdpa"])
 def test_a_step_of_pretraining(phantoms, tmp_path, attention):
-    mini = models.load("mini")
+    mini = load_model("mini")
     encoder = tmp_path / "encoder"
     models.save_encoder(mini, encoder)
     shape = models.vision_tower(mini.llava).config
@@ -57,7 +58,7 @@ def test_a_step_of_finetuning(phantoms, tmp_path, attention):
             "--max_steps=1", "--save_steps=1", f"--attention={attention}",
         ])  # fmt: skip
     assert status == 0
-    layers = models.load("mini").llava.config.text_config.num_hidden_layers
+    layers = load_model("mini").llava.config.text_config.num_hidden_layers
     ours = attention == "cxr"
     causal = [name for name, arguments in calls.made if arguments["causal"]]
     assert causal.count("attention_backward") == layers * ours

@@ -17,19 +17,20 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from encoder.radiograph.read import read
+from encoder.radiograph import read
 from tests.tiny import make_encoder, make_studies, metrics
 from train.common.batches import answer_loss, collate, grouped_order
 from train.common.config import ConfigError
+from train.common.launcher import INTERRUPTED
+from train.common.trainer import Loop
 from train.finetune.examples import Examples
 from train.finetune.images import Cached
 from train.finetune.loop import main
-from train.common.launcher import INTERRUPTED
-from train.common.trainer import Loop
 from train.finetune.watch import macro_f1
 from vlm import Findings, adapters
 from vlm import model as models
 from vlm.findings import OUTLIERS
+from vlm.load import load_model
 from vlm.prompts import PromptStyle
 from vlm.study import Image, absolute, load_studies, save_studies
 
@@ -88,7 +89,7 @@ def test_studies_of_several_images_whose_context_is_dropped_at_random(
     assert files[0].read_bytes() == files[1].read_bytes()
 
     # what was learned from cached features is what the merged model does with films
-    model = models.load(tmp_path / "whole" / "merged")
+    model = load_model(tmp_path / "whole" / "merged")
     assert model.meta.prompt.lateral and model.meta.prompt.demographics and model.image_tokens == 4
     known = [s for s in load_studies(several_images) if s.split == "validate"]
     found = list(Findings(model).generate(known, root=several_images.parent, max_new_tokens=8))
@@ -113,7 +114,7 @@ def test_a_frozen_language_model_in_bfloat16(train, tmp_path, capsys):
     assert {d for name, d in dtypes.items() if "projector" in name or "vision" in name} == {torch.float32}
     adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert {x.dtype for x in adapter.values()} == {torch.float32}
-    assert models.load(tmp_path / "run" / "adapter").adapter_sha256
+    assert load_model(tmp_path / "run" / "adapter").adapter_sha256
     for wrong in (("--lora", "false"), ("--init", "mini"), ("--precision", "fp32")):
         with pytest.raises(ConfigError, match="llm_dtype bf16"):
             train("other", "--llm_dtype", "bf16", *wrong)
@@ -208,7 +209,7 @@ def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeyp
         assert (whole / file).read_bytes() == (parts / file).read_bytes()
 
     # the adapter on its base is the merged model
-    adapter, merged = (models.load(whole / name) for name in ("adapter", "merged"))
+    adapter, merged = (load_model(whole / name) for name in ("adapter", "merged"))
     pixels, ids = torch.randn(1, 3, 28, 28), torch.tensor([adapter.prompt_ids("<image>\nFindings:")])
     with torch.no_grad():
         outs = [m.llava(input_ids=ids, pixel_values=pixels).logits for m in (adapter, merged)]
@@ -219,7 +220,7 @@ def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeyp
 def test_it_goes_on_from_a_findings_model(train, findings_model, tmp_path):
     models.save(findings_model, tmp_path / "start")
     assert train("run", "--init", str(tmp_path / "start"), "--name", "mine") == 0
-    adapter = models.load(tmp_path / "run" / "adapter")
+    adapter = load_model(tmp_path / "run" / "adapter")
     assert adapter.meta.name == "mine" and adapter.meta.base_sha256 == models.weights_sha256(
         tmp_path / "start"
     )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.tiny import SMALL, metrics
 from train.common.launcher import accelerate_command
-from vlm import model as models
+from vlm.load import load_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +88,7 @@ def test_weights_that_two_processes_share_learn_what_one_learns(train, launch, t
         for key, x in ours.items():
             assert x.dtype == reference[key].dtype
             torch.testing.assert_close(x, reference[key], rtol=2e-2, atol=2e-2 if half else 2e-4, msg=key)
-    assert models.load(tmp_path / "two" / ("adapter" if half else "merged"))
+    assert load_model(tmp_path / "two" / ("adapter" if half else "merged"))
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")

@@ -11,13 +11,14 @@ from transformers import AutoModel
 
 from tests.tiny import SMALL, metrics
 from train.common.config import ConfigError
-from train.finetune.images import Films, augmented
-from train.finetune.loop import main
-from train.finetune.config import Finetune, check
 from train.common.launcher import INTERRUPTED
 from train.common.trainer import Loop
+from train.finetune.config import Finetune, check
+from train.finetune.images import Films, augmented
+from train.finetune.loop import main
 from vlm import Findings
 from vlm import model as models
+from vlm.load import load_model
 from vlm.study import load_studies
 
 SEVERAL = ("--lateral", "true", "--prior_image", "true", "--context_dropout", "0.3", "--max_steps", "6")
@@ -64,7 +65,7 @@ def test_features_in_every_step_are_those_of_the_disk(train, several_images, tmp
         line for line in online.splitlines() if "left out" in line
     ]
     known = [s for s in load_studies(several_images) if s.split == "validate"]
-    model = models.load(tmp_path / "online" / "merged")
+    model = load_model(tmp_path / "online" / "merged")
     assert all(
         p.error is None for p in Findings(model).generate(known, root=several_images.parent, max_new_tokens=4)
     )
@@ -88,7 +89,7 @@ def test_a_trained_encoder(train, encoder_dir, tmp_path):
     before, after = (load_file(f / "model.safetensors") for f in (encoder_dir, tmp_path / "run" / "encoder"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {n for n in before if n != "embeddings.mask_token" and not n.startswith("layernorm")}
-    merged = models.load(tmp_path / "run" / "merged")
+    merged = load_model(tmp_path / "run" / "merged")
     encoder = AutoModel.from_pretrained(tmp_path / "run" / "encoder").state_dict()
     for name, x in merged.llava.model.vision_tower.state_dict().items():
         assert torch.equal(x, encoder[name])
@@ -136,7 +137,7 @@ def test_four_bits(train, tmp_path):
     assert torch.bfloat16 in {x.dtype for x in base.values()} and torch.uint8 not in {
         x.dtype for x in base.values()
     }
-    adapter, merged = (models.load(tmp_path / "four" / name) for name in ("adapter", "merged"))
+    adapter, merged = (load_model(tmp_path / "four" / name) for name in ("adapter", "merged"))
     ids = torch.tensor([merged.prompt_ids("<image>\nFindings:")])
     pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -177,7 +178,9 @@ def test_what_does_not_go_together_is_refused(fields, message):
 
 
 def test_a_disk_that_is_too_small(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.finetune.images.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(
+        "train.finetune.images.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})
+    )
     with pytest.raises(ConfigError, match="--features online"):
         train("run", "--max_steps", "1")
 

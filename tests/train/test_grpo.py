@@ -15,18 +15,20 @@ from safetensors.torch import load_file
 
 import train.grpo.loop as grpo
 import vlm
-from encoder.radiograph.read import read
+from encoder.radiograph import read
 from eval import metric
 from tests.tiny import FINDINGS
 from train.common.config import ConfigError, load_config
-from train.grpo.loop import Grpo, check, run
 from train.common.launcher import INTERRUPTED
+from train.grpo.config import Grpo, check
+from train.grpo.loop import run
 from train.grpo.rollouts import REFERENCE, Groups, Reward, StudyProcessor, answers, exchanged, rows_of
 from vlm import adapters
 from vlm import model as models
 from vlm import projector as projectors
 from vlm.build import build
 from vlm.decoding import embed
+from vlm.load import load_model
 from vlm.projector import layers_of, tower_features
 from vlm.prompts import prompt_for, shown_images
 from vlm.study import Image, Prior, absolute, load_studies
@@ -185,7 +187,7 @@ def test_an_adapter_without_projector(findings_model, tmp_path):
             torch.nn.init.normal_(p, std=0.1)
     models.save_adapter(model, tmp_path / "adapter", tmp_path / "base")
     assert all(".lora_" in name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
-    again = models.load(tmp_path / "adapter")
+    again = load_model(tmp_path / "adapter")
     ids = torch.tensor([model.tokenizer("Findings: The heart")["input_ids"]])
     with torch.no_grad():
         assert torch.equal(model.llava.eval()(input_ids=ids).logits, again.llava(input_ids=ids).logits)
@@ -276,7 +278,7 @@ def test_advantages_and_gradient_against_formulas_written_out(init, studies, tmp
 
     beta, most = 0.3, 20
     config = configured(tmp_path / "run", init, "", loss=loss, beta=beta, projector=True)
-    model = models.load(init)
+    model = load_model(init)
     model.llava.requires_grad_(False)
     rows = rows_of(studies, model.meta.prompt)
     processor = StudyProcessor.of(model)

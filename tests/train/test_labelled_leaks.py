@@ -8,12 +8,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.radiograph.read import read
+from encoder.radiograph import read
 from tests.train.test_labelled_releases import chexpert, nih, rsna
 from train.datasets.archive import prepare
 from train.datasets.index import index
 from train.datasets.labelled import KINDS, load
-from train.probe.leaks import SIDE, TOLERANCE, LeakError, image_name, known_leaks, main, same_pixels, shared_by_name, shared_by_pixels, thumbnail  # fmt: skip
+from train.probe.leaks import (  # fmt: skip
+    SIDE,
+    TOLERANCE,
+    LeakError,
+    image_name,
+    known_leaks,
+    main,
+    same_pixels,
+    shared_by_name,
+    shared_by_pixels,
+    thumbnail,
+)
 
 
 def write(path, *rows):

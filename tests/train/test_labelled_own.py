@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.radiograph.read import read
+from encoder.radiograph import read
 from train.datasets.labelled import labelled_images, load
 from train.datasets.masks import MaskError, Runs, decode_runs, image_size, mask_of, read_mask
 from train.phantom.__main__ import main as phantom

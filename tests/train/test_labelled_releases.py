@@ -13,9 +13,9 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
-from encoder.radiograph.read import read
-from train.datasets.labels import jsrt
+from encoder.radiograph import read
 from train.datasets.labelled import load, patients_across_splits
+from train.datasets.labels import jsrt
 from vlm.study import StudyError
 
 

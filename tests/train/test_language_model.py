@@ -10,9 +10,9 @@ import pytest
 
 from tests.tiny import FINDINGS
 from train.common.config import ConfigError
-from train.finetune.language_model import main, train_tokenizer
 from train.common.launcher import INTERRUPTED
 from train.common.trainer import Loop
+from train.finetune.language_model import main, train_tokenizer
 
 SMALL = [
     "--vocabulary", "320", "--width", "32", "--layers", "2", "--heads", "2", "--intermediate", "64",

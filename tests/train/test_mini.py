@@ -2,8 +2,8 @@
 
 import json
 
-from train.pipelines.mini import card, headline
 from cxr.cli.main import main as cxr
+from train.pipelines.mini import card, headline
 
 
 def test_the_card_reads_the_scores_of_cxr_score(tmp_path):

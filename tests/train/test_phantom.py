@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
 
-from encoder.radiograph.read import read
+from encoder.radiograph import read
 from eval.scores.labels import CONDITIONS, label_report
 from train.phantom import draw_patient, render_frontal, render_lateral, write_report
 from train.phantom.__main__ import main

@@ -24,15 +24,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from encoder.convert import save_backbone
 from encoder.selfdistill.heads import DINOHead
+from encoder.selfdistill.losses import Centre
 from encoder.state_dicts import load_encoder, save_dinov2
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT, sincos_positions
 from tests.killed import killed_run
-from train.pretrain import loop as pretrain
 from train.common.config import ConfigError, load_config, recipe_path
-from train.pretrain.loop import Distilled, main
+from train.pretrain import loop as pretrain
 from train.pretrain.config import PretrainConfig
 from train.pretrain.data import Samples, collate
+from train.pretrain.loop import main
+from train.pretrain.model import Distilled
 from train.pretrain.watch import effective_rank, flops_per_image
 
 ROOT = Path(__file__).parents[2]
@@ -608,7 +610,7 @@ def test_parts_of_a_batch_are_spread_alike(images, tmp_path):
 
 def test_a_batch_in_parts_gives_its_gradient(images, tmp_path, monkeypatch):
     """Where no loss looks beyond its part (no KoLeo, centres that stand still), parts make no difference."""
-    monkeypatch.setattr(pretrain.Centre, "update", lambda self, logits_BK: None)
+    monkeypatch.setattr(Centre, "update", lambda self, logits_BK: None)
     options = ("--koleo_weight", "0", "--centring", "centring", "--mask_probability", "1", "--stop_at", "1")
     assert train(images, tmp_path / "whole", *options) == 0
     assert train(images, tmp_path / "parts", *options, "--accumulate", "2") == 0

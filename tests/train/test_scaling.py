@@ -10,9 +10,9 @@ import pytest
 import yaml
 from PIL import Image as Picture
 
-from train.pretrain import loop as pretrain
 from train.common.config import ConfigError
 from train.common.launcher import INTERRUPTED
+from train.pretrain import loop as pretrain
 from train.probe.scaling import draw, judged_by, main, points_of, read_study
 
 FIELDS = {

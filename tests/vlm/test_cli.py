@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cxr.cli.main import main
 from tests.tiny import make_studies
 from vlm import adapters
 from vlm import model as models
-from cxr.cli.main import main
 from vlm.findings import OUTLIERS
+from vlm.load import load_model
 from vlm.study import load_studies, save_studies
 
 
@@ -307,7 +308,7 @@ def test_export_merges_an_adapter(findings_model, tmp_path, capsys):
     (tmp_path / "adapter" / OUTLIERS).write_bytes(b"known")
     assert main(["export", str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
     AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
-    assert not models.load(tmp_path / "merged").meta.base
+    assert not load_model(tmp_path / "merged").meta.base
     assert (tmp_path / "merged" / OUTLIERS).read_bytes() == b"known"
     assert main(["export", str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 2  # not overwritten
     assert "not empty" in capsys.readouterr().err
@@ -315,7 +316,9 @@ def test_export_merges_an_adapter(findings_model, tmp_path, capsys):
 
 def test_trainings_get_their_options(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr("train.common.launcher.launch", lambda *words, **options: calls.append((words, options)))
+    monkeypatch.setattr(
+        "train.common.launcher.launch", lambda *words, **options: calls.append((words, options))
+    )
     assert main(["pretrain", "--recipe", "mini", "--processes", "2", "--out", "x"]) == 0
     assert main(["finetune", "--help"]) == 0
     assert calls == [

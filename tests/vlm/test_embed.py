@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from cxr.cli.main import main
 from encoder import embed as embedding
 from encoder.convert import save_backbone
 from encoder.embed import done, read_features
 from encoder.frozen import encoder_of
-from encoder.radiograph.read import read
+from encoder.radiograph import read
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
-from cxr.cli.main import main
 
 
 @pytest.fixture

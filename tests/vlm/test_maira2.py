@@ -28,6 +28,7 @@ from transformers import (
 from vlm import Findings, maira2
 from vlm import model as models
 from vlm.decoding import Decoding, generate_ids, sentences
+from vlm.load import load_model
 from vlm.prompts import MAIRA2, prompt_for
 from vlm.study import Image, Prior, Study, save_studies
 
@@ -186,7 +187,7 @@ def held(checkpoint) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def loaded(checkpoint) -> models.FindingsModel:
-    return models.load(checkpoint[0])
+    return load_model(checkpoint[0])
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ def studies(tmp_path_factory) -> dict[str, Study]:
 
 
 def seen(study: Study, model: models.FindingsModel) -> torch.Tensor:
-    from encoder.radiograph.read import read
+    from encoder.radiograph import read
     from vlm.prompts import shown_images
 
     shown = shown_images(study, model.meta.prompt)
@@ -287,7 +288,7 @@ def test_what_accompanies_it(loaded, checkpoint):
         loaded.tokenizer.pad_token_id == 0
         and len(loaded.tokenizer) == loaded.llava.config.text_config.vocab_size
     )
-    assert models.load(checkpoint[0], dtype=torch.bfloat16).llava.dtype == torch.bfloat16
+    assert load_model(checkpoint[0], dtype=torch.bfloat16).llava.dtype == torch.bfloat16
 
 
 def test_places_are_left_out_of_texts(loaded):
@@ -312,7 +313,7 @@ def test_findings_of_files(checkpoint, loaded, studies, tmp_path):
         written = checkpoint[1].greedy(ids, loaded.llava.config.image_token_id, seen(study, loaded), 8)
         assert prediction.findings == loaded.tokenizer.decode(written, skip_special_tokens=True).strip()
     models.save(loaded, tmp_path / "ours")
-    ours = models.load(tmp_path / "ours")
+    ours = load_model(tmp_path / "ours")
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours", attn_implementation="eager")
     assert ours.meta == loaded.meta and ours.llava.config.model_type == "cxr_llava"
     ids, pixels_ICHW = loaded.prompt_ids(prompt_for(studies["three"], MAIRA2)), seen(studies["three"], loaded)
@@ -343,7 +344,7 @@ def test_the_commands(checkpoint, studies, tmp_path, capsys):
     assert main(["export", folder, str(tmp_path / "out"), "--dtype", "bf16", "--licence", "data: ours"]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"- {maira2.LICENCE}\n- data: ours" in card
-    assert models.load(tmp_path / "out").meta.prompt == MAIRA2
+    assert load_model(tmp_path / "out").meta.prompt == MAIRA2
     film = studies["frontal"].images[0].path
     assert main(["embed", film, "--model", folder, "--out", str(tmp_path / "features")]) == 0
 
@@ -364,7 +365,7 @@ def test_it_goes_on_learning_under_its_own_prompt(checkpoint, studies, tmp_path,
     ]  # fmt: skip
     assert main([*command, "--wording", "maira2"]) == 0
     assert "changes to" not in capsys.readouterr().out
-    adapter = models.load(tmp_path / "run" / "adapter")
+    adapter = load_model(tmp_path / "run" / "adapter")
     assert adapter.meta.prompt == MAIRA2 and "MSRLA" in adapter.meta.notice
     losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in losses if "loss" in row]
@@ -409,7 +410,7 @@ def test_tensors_that_do_not_fit_are_named(held, copy, name, change):
         tensors[name] = torch.zeros(*tensors[name].shape, 2)
     write_shards(copy, tensors)
     with pytest.raises(models.ModelError) as error:
-        models.load(copy)
+        load_model(copy)
     assert name in str(error.value) and change in str(error.value)
 
 
@@ -425,10 +426,10 @@ def test_files_and_index_must_agree(copy):
     ):
         (copy / INDEX).write_text(json.dumps({"weight_map": said}))
         with pytest.raises(models.ModelError, match=message):
-            models.load(copy)
+            load_model(copy)
     (copy / INDEX).write_text("[]")
     with pytest.raises(models.ModelError, match="weight_map"):
-        models.load(copy)
+        load_model(copy)
 
 
 def test_one_file_without_an_index_will_do(held, copy, loaded):
@@ -436,12 +437,12 @@ def test_one_file_without_an_index_will_do(held, copy, loaded):
     for old in copy.glob("model*"):
         old.unlink()
     save_file({k: v.to(torch.bfloat16) for k, v in tensors.items()}, copy / "model.safetensors")
-    model = models.load(copy)
+    model = load_model(copy)
     assert model.llava.dtype == torch.float32
     torch.testing.assert_close(model.llava.lm_head.weight, loaded.llava.lm_head.weight, rtol=1e-2, atol=1e-2)
     (copy / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(models.ModelError, match="cannot be read"):
-        models.load(copy)
+        load_model(copy)
 
 
 def test_pickled_weights_are_refused(held, copy):
@@ -450,7 +451,7 @@ def test_pickled_weights_are_refused(held, copy):
         old.unlink()
     torch.save(tensors, copy / "pytorch_model.bin")
     with pytest.raises(models.ModelError, match="pickled weights are not read"):
-        models.load(copy)
+        load_model(copy)
 
 
 def test_quantised_weights_are_refused(held, copy):
@@ -458,7 +459,7 @@ def test_quantised_weights_are_refused(held, copy):
     tensors["language_model.lm_head.weight"] = tensors["language_model.lm_head.weight"].to(torch.int8)
     write_shards(copy, tensors)
     with pytest.raises(models.ModelError, match=r"lm_head.*int8"):
-        models.load(copy)
+        load_model(copy)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +496,7 @@ def test_configurations_that_mean_something_else(copy, change, message):
         row[key] = row[key] | value if isinstance(value, dict) else value
     path.write_text(json.dumps(row))
     with pytest.raises(models.ModelError, match=message):
-        models.load(copy)
+        load_model(copy)
 
 
 def test_what_may_be_absent_is_as_its_classes_have_it(checkpoint, copy, loaded, studies):
@@ -512,7 +513,7 @@ def test_what_may_be_absent_is_as_its_classes_have_it(checkpoint, copy, loaded, 
     row["vision_config"]["_out_features"] = row["vision_config"].pop("out_features")
     row["text_config"]["rope_scaling"]["rope_type"] = row["text_config"]["rope_scaling"].pop("type")
     path.write_text(json.dumps(row))
-    model = models.load(copy)
+    model = load_model(copy)
     ids, pixels_ICHW = (
         loaded.prompt_ids(prompt_for(studies["frontal"], MAIRA2)),
         seen(studies["frontal"], loaded),
@@ -534,7 +535,7 @@ def test_other_features_are_read_as_the_backbone_gives_them(checkpoint, copy, lo
     row = json.loads(path.read_text())
     row["vision_config"] |= change
     path.write_text(json.dumps(row))
-    model = models.load(copy)
+    model = load_model(copy)
     other = Original(len(loaded.tokenizer), VISION | change).eval()
     other.load_state_dict(checkpoint[1].state_dict())
     ids, pixels_ICHW = (
@@ -557,17 +558,17 @@ def test_its_other_files_must_be_there(copy):
         text = path.read_text()
         path.write_text(json.dumps(change(json.loads(text))))
         with pytest.raises(models.ModelError, match=message):
-            models.load(copy)
+            load_model(copy)
         path.write_text(text)
     path.unlink()
     with pytest.raises(models.ModelError, match=r"preprocessor_config\.json"):
-        models.load(copy)
+        load_model(copy)
     (copy / "tokenizer.json").unlink()
     with pytest.raises(models.ModelError, match=r"tokenizer\.json"):
-        models.load(copy)
+        load_model(copy)
     (copy / "config.json").write_text("{")
     with pytest.raises(models.ModelError, match="no JSON"):
-        models.load(copy)
+        load_model(copy)
 
 
 def test_every_name_is_one_of_the_original(loaded, held):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.radiograph.read import read
+from encoder.radiograph import read
 from eval.scores.labels import CONDITIONS, label_report
 from train.finetune.watch import macro_f1
 from vlm import Findings
-from vlm.model import MINI
+from vlm.hub import MINI
 from vlm.study import load_studies
 
 LIMIT = 12_000_000  # bytes of weights

@@ -15,6 +15,8 @@ from vlm import adapters
 from vlm import model as models
 from vlm import projector as projectors
 from vlm.build import build
+from vlm.hub import resolve
+from vlm.load import load_model
 from vlm.prompts import prompt_for
 from vlm.study import Study
 
@@ -114,7 +116,7 @@ def test_several_layers_side_by_side(encoder_dir, llm_dir, tmp_path):
     projectors.calibrate(model.llava, x_BNC)
     before = logits(model.llava, model)
     models.save(model, tmp_path / "m")
-    again = models.load(tmp_path / "m")
+    again = load_model(tmp_path / "m")
     assert projectors.layers_of(again.llava) == [-2, -1] and "[-2, -1]" in again.meta.features
     torch.testing.assert_close(logits(again.llava, again), before)
     mean_C, std_C = torch.zeros(64), torch.ones(64)
@@ -155,12 +157,12 @@ def test_adapter_on_base_equals_merged(findings_model, tmp_path):
     model = trained_adapter(findings_model)
     expected = logits(model.llava, model)
     models.save_adapter(model, tmp_path / "adapter", tmp_path / "base")
-    loaded = models.load(tmp_path / "adapter")
+    loaded = load_model(tmp_path / "adapter")
     torch.testing.assert_close(logits(loaded.llava, loaded), expected, rtol=0, atol=0)
     assert loaded.adapter_sha256 and loaded.meta.base_sha256 == models.weights_sha256(tmp_path / "base")
     merged = models.merge(model)
     models.save(merged, tmp_path / "merged")
-    again = models.load(tmp_path / "merged")
+    again = load_model(tmp_path / "merged")
     torch.testing.assert_close(logits(again.llava, again), expected, rtol=1e-4, atol=1e-4)
     assert again.adapter_sha256 is None and not again.meta.base
 
@@ -171,7 +173,7 @@ def test_an_adapter_moves_with_its_base(findings_model, tmp_path):
         trained_adapter(findings_model), tmp_path / "run" / "adapter", tmp_path / "run" / "base"
     )
     (tmp_path / "run").rename(tmp_path / "elsewhere")
-    models.load(tmp_path / "elsewhere" / "adapter")
+    load_model(tmp_path / "elsewhere" / "adapter")
 
 
 def test_the_wrong_base_is_refused(findings_model, encoder_dir, llm_dir, tmp_path):
@@ -180,7 +182,7 @@ def test_the_wrong_base_is_refused(findings_model, encoder_dir, llm_dir, tmp_pat
     models.save(other, tmp_path / "other")
     models.save_adapter(trained_adapter(findings_model), tmp_path / "adapter", tmp_path / "base")
     with pytest.raises(models.ModelError) as error:
-        models.load(tmp_path / "adapter", base=tmp_path / "other")
+        load_model(tmp_path / "adapter", base=tmp_path / "other")
     for folder in ("base", "other"):
         assert models.weights_sha256(tmp_path / folder)[:12] in str(error.value)
 
@@ -190,7 +192,7 @@ def test_another_preprocessing_is_refused(findings_model, tmp_path):
     path = tmp_path / "m" / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.5] * 3}))
     with pytest.raises(models.ModelError, match="preprocessing"):
-        models.load(tmp_path / "m")
+        load_model(tmp_path / "m")
 
 
 @pytest.mark.parametrize("change", ["missing", "left over"])
@@ -206,7 +208,7 @@ def test_adapter_tensors_without_a_partner_are_an_error(findings_model, tmp_path
         tensors[name.replace("layers.0", "layers.7")] = tensors[name].clone()
     save_file(tensors, path)
     with pytest.raises(models.ModelError, match="without a partner"):
-        models.load(tmp_path / "adapter")
+        load_model(tmp_path / "adapter")
 
 
 def test_merged_weights_that_do_not_fit_are_an_error(findings_model, tmp_path):
@@ -215,7 +217,7 @@ def test_merged_weights_that_do_not_fit_are_an_error(findings_model, tmp_path):
     tensors.pop(next(n for n in tensors if "projector" in n))
     save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(models.ModelError, match="missing_keys"):
-        models.load(tmp_path / "m")
+        load_model(tmp_path / "m")
 
 
 def test_half_precision_halves_the_file_and_leaves_the_model(findings_model, tmp_path):
@@ -226,7 +228,7 @@ def test_half_precision_halves_the_file_and_leaves_the_model(findings_model, tmp
     assert tensors == sum(p.numel() for p in findings_model.llava.parameters())  # tied weights once
     assert sizes[1] < 0.6 * sizes[0]
     assert findings_model.llava.dtype == torch.float32
-    assert models.load(tmp_path / "half").llava.dtype == torch.float32
+    assert load_model(tmp_path / "half").llava.dtype == torch.float32
 
 
 def test_a_saved_model_keeps_no_trace_of_its_training(findings_model, encoder_dir, tmp_path):
@@ -269,7 +271,7 @@ def test_the_encoder_comes_out_as_it_went_in(findings_model, encoder_dir, tmp_pa
 )
 def test_a_model_that_is_nowhere(name, says):
     with pytest.raises(models.ModelError, match=says):
-        models.resolve(name)
+        resolve(name)
 
 
 def test_a_gated_model_says_where_its_terms_are(monkeypatch):
@@ -281,12 +283,12 @@ def test_a_gated_model_says_where_its_terms_are(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(models.ModelError, match=r"terms: do that at https://huggingface\.co/some/model"):
-        models.resolve("some/model")
+        resolve("some/model")
 
 
 def test_directories_that_hold_something_else(encoder_dir, llm_dir, tmp_path):
     with pytest.raises(models.ModelError, match=r"cxr\.json"):
-        models.load(llm_dir)
+        load_model(llm_dir)
     with pytest.raises(models.ModelError, match="dinov2"):
         build(llm_dir, llm_dir)
     with pytest.raises(models.ModelError, match=r"is .* an encoder checkpoint"):

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
+from cxr.cli.rexrank import context_of, main, study_of
 from vlm import Findings
 from vlm import model as models
 from vlm.prompts import shown_image
-from cxr.cli.rexrank import context_of, main, study_of
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from vlm import model as models
 from vlm import projector as projectors
 from vlm.build import build
 from vlm.llava import token_grid
+from vlm.load import load_model
 from vlm.prompts import prompt_for
 from vlm.study import Study
 
@@ -72,7 +73,7 @@ def logits(llava, model, x):
 def test_trained_saved_loaded_merged_the_logits_are_equal(made, tmp_path):
     model, stock = made
     models.save(model, tmp_path / "base")
-    ours = models.load(tmp_path / "base", trainable=True)
+    ours = load_model(tmp_path / "base", trainable=True)
     ours.llava = adapters.add_lora(ours.llava, rank=2, alpha=4)
     trained = [p for p in ours.llava.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.05)
@@ -96,10 +97,10 @@ def test_trained_saved_loaded_merged_the_logits_are_equal(made, tmp_path):
         assert (wanted - logits(model.llava, model, x)).abs().max() > 1e-3  # it has learned something
         assert (wanted[0] - wanted[1]).abs().max() > 1e-4  # and sees the image
         models.save_adapter(ours, tmp_path / "adapter", tmp_path / "base")
-        loaded = models.load(tmp_path / "adapter")
+        loaded = load_model(tmp_path / "adapter")
         torch.testing.assert_close(logits(loaded.llava, loaded, x), wanted)
         models.save(models.merge(loaded), tmp_path / "merged")
-        merged = models.load(tmp_path / "merged")
+        merged = load_model(tmp_path / "merged")
         torch.testing.assert_close(logits(merged.llava, merged, x), wanted, rtol=1e-4, atol=1e-5)
 
         from transformers import AutoModelForImageTextToText
@@ -194,7 +195,7 @@ def test_other_language_models(tower_dirs, tmp_path, kind):
     model = build(tower_dirs["dinov2"], llm)
     projectors.calibrate(model.llava, features(model, pixels(4)))
     models.save(model, tmp_path / "m")
-    lora = adapters.add_lora(models.load(tmp_path / "m").llava, rank=2)
+    lora = adapters.add_lora(load_model(tmp_path / "m").llava, rank=2)
     assert adapters.count_adapters(lora)["language_model"] == 2 * (4 if kind == "phi3" else 7)
     plain = tr.AutoModelForImageTextToText.from_pretrained(tmp_path / "m", attn_implementation="eager")
     with torch.no_grad():

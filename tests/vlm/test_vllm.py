@@ -15,7 +15,9 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from vlm import model as models
 from vlm.build import build
-from vlm.model import INDEX, MINI
+from vlm.hub import MINI
+from vlm.load import load_model
+from vlm.model import INDEX
 from vlm.prompts import PromptStyle, prompt_for
 from vlm.study import Image, Prior, Study, save_studies
 
@@ -38,7 +40,7 @@ def test_the_index_names_the_weights_and_nothing_else(findings_model, tmp_path):
         assert index["weight_map"] == dict.fromkeys(weights, "model.safetensors")
         assert index["metadata"]["total_size"] == sum(x.nbytes for x in weights.values())
     assert (MINI / "ood.safetensors").exists()  # what vLLM would otherwise take for weights
-    models.load(tmp_path / "m")
+    load_model(tmp_path / "m")
 
 
 def test_a_chat_is_worded_as_the_prompt(findings_model, tmp_path):

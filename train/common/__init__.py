@@ -1,0 +1,1 @@
+"""What all trainings share: configs and recipes, processes, checkpoints, the loop on transformers.Trainer."""

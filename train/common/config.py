@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 T = TypeVar("T")
 
 

@@ -28,7 +28,13 @@ from transformers.utils import logging
 
 from train.common import deepspeed
 from train.common.batches import GroupedSampler, answer_loss
-from train.common.checkpoints import claim, load_optimizer_tensors, optimizer_tensors, truncate_metrics, write_json
+from train.common.checkpoints import (
+    claim,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    truncate_metrics,
+    write_json,
+)
 from train.common.config import ConfigError
 from train.common.processes import whole
 

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from encoder.files import whole_lines
-from encoder.radiograph.read import InputError, Limits, read
+from encoder.radiograph import InputError, Limits, read
 from train.common.checkpoints import write_json
 from train.datasets.folder import named, shrink
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from encoder.files import one_at_a_time
-from encoder.radiograph.read import InputError, Limits, read
+from encoder.radiograph import InputError, Limits, read
 from vlm.study import StudyError, load_studies, normalise_split
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from encoder.radiograph.read import parse_age, quiet
+from encoder.radiograph import parse_age, quiet
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 TAGS = ["PatientAge", "PatientSex", "PatientWeight", "PatientSize", "Rows", "Columns"]

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from encoder.files import whole_lines
-from encoder.radiograph.read import InputError, Limits, read
+from encoder.radiograph import InputError, Limits, read
 from train.datasets.archive import ArchiveError
 from train.datasets.folder import named
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encoder.radiograph.read import parse_age
+from encoder.radiograph import parse_age
 from train.datasets.folder import PATH_COLUMNS, image_paths
 from train.datasets.headers import plausible
 from train.datasets.masks import Parts, image_size, mask_of
@@ -32,16 +32,16 @@ VALIDATE = 0.125  # of the patients of an official training set that has no vali
 
 # kind -> the module with `labelled(root, ...)`, or with `studies(root, ...)` that have labels and splits
 KINDS = {
-    "vindr-cxr": "vindr_cxr",
-    "rsna": "rsna",
-    "candid-ptx": "candid_ptx",
-    "nih": "nih",
-    "chexpert": "chexpert",
-    "jsrt": "jsrt",
-    "montgomery": "tuberculosis",
-    "shenzhen": "tuberculosis",
-    "mimic-cxr": "mimic_cxr",
-    "chexpert-plus": "chexpert_plus",
+    "vindr-cxr": "labels.vindr_cxr",
+    "rsna": "labels.rsna",
+    "candid-ptx": "labels.candid_ptx",
+    "nih": "labels.nih",
+    "chexpert": "labels.chexpert",
+    "jsrt": "labels.jsrt",
+    "montgomery": "labels.tuberculosis",
+    "shenzhen": "labels.tuberculosis",
+    "mimic-cxr": "reports.mimic_cxr",
+    "chexpert-plus": "reports.chexpert_plus",
     "phantom": "labelled",
 }
 OFFICIAL = {

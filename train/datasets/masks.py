@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from encoder.radiograph.read import InputError, Limits, check_pixels
+from encoder.radiograph import InputError, Limits
+from encoder.radiograph.grey import check_pixels
 from train.datasets.headers import dicom_header
 
 FORMATS = ("PNG", "GIF", "TIFF", "BMP", "JPEG")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from encoder.radiograph.read import parse_age, parse_view
+from encoder.radiograph import parse_age, parse_view
 from vlm.study import NOT_TEXT, TEXTS, VIEWS, Image, Study, StudyError, normalise_split
 
 # Field of a study -> the column names it is looked for under, unless `columns` says where it is.

@@ -1,0 +1,1 @@
+"""Fine-tuning of a findings model. `accelerate launch -m train.finetune --help`; see loop.py."""

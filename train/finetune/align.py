@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eval.scores.labels import NO_FINDING, label_report, sentences
-from train.finetune.examples import Examples
-from train.finetune.config import Finetune
 from train.common.processes import use_cores
 from train.common.schedules import warmup_cosine
+from train.finetune.config import Finetune
+from train.finetune.examples import Examples
 from vlm import projector as projectors
 from vlm.projector import linears, rescale, spread
 

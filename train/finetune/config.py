@@ -50,7 +50,9 @@ class Finetune:
     projector_depth: int = 2  # linear layers with GELU between, 1 to 4; LLaVA-1.5 has 2, MAIRA-2 4
     token_reduction: str = "none"  # pixel_shuffle, pool, resampler: fewer tokens an image, and less detail
     reduction: int = 2  # patches a side that become one token; of a resampler, tokens a side
-    align_steps: int = 0  # of 64 studies: the projector first learns what reports name (train/finetune/align.py)
+    align_steps: int = (
+        0  # of 64 studies: the projector first learns what reports name (train/finetune/align.py)
+    )
     projector_steps: int = (
         0  # first the projector alone, through the frozen language model: LLaVA's first stage
     )

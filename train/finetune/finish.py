@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from train.finetune.examples import Examples
 from train.finetune.config import Finetune
+from train.finetune.examples import Examples
 from vlm import model as models
 from vlm import projector as projectors
 from vlm.adapters import base_of
 from vlm.findings import OUTLIERS
+from vlm.hub import resolve
+from vlm.load import load_model
 from vlm.outliers import Outliers, pooled
 
 LEAST_KNOWN, MOST_KNOWN = 200, 2000  # training images that say what an ordinary one is
@@ -47,7 +49,7 @@ def finish(
         written.append(out / "adapter")
     if config.merge or not config.lora:
         if config.llm_dtype == "nf4":  # into the weights before they were quantised
-            model = models.load(out / "adapter", attention=config.attention, dtype=torch.bfloat16)
+            model = load_model(out / "adapter", attention=config.attention, dtype=torch.bfloat16)
         models.save(models.merge(model), out / "merged", models.DTYPES[config.merged_dtype])
         written.append(out / "merged")
     for folder in written:
@@ -60,7 +62,7 @@ def known_images(
     model: models.FindingsModel, tower: nn.Module, examples: Examples, init: str | None
 ) -> Outliers | None:
     """Statistics of the training images, by which generation warns about others; of `init`'s where those are few."""
-    inherited = models.resolve(init) / OUTLIERS if init else None
+    inherited = resolve(init) / OUTLIERS if init else None
     if tower.config.model_type != "dinov2" or getattr(model.llava.config, "feature_norm", False):
         print(
             "no warnings about unusual images: they need a DINOv2 tower's features before the final LayerNorm"

@@ -26,7 +26,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from encoder.files import one_at_a_time
-from encoder.radiograph.read import InputError, read
+from encoder.radiograph import InputError, read
 from encoder.towers import shape_of
 from train.common.config import ConfigError
 from vlm.model import FindingsModel

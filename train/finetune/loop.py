@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gc
 import shutil
-import sys
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -37,24 +36,25 @@ def run(config: Finetune) -> int:
 
     from train.common import deepspeed
     from train.common.checkpoints import recorded
-    from train.finetune.finish import finish
     from train.common.launcher import INTERRUPTED
-    from train.finetune.plan import print_plan
     from train.common.processes import process_state, settled_precision, use_cores
     from train.common.trainer import file_sha256, open_run, quiet
+    from train.finetune.finish import finish
+    from train.finetune.plan import print_plan
     from vlm import adapters
     from vlm import model as models
     from vlm import projector as projectors
+    from vlm.hub import resolve
 
     quiet()
     state = process_state()
     use_cores(config.threads, state.num_processes)
     out = Path(config.out)
     config.precision = settled_precision(config.precision, recorded(out, "precision"), "fp32")
-    if config.init and (models.resolve(config.init) / "adapter_config.json").exists():
+    if config.init and (resolve(config.init) / "adapter_config.json").exists():
         raise ConfigError(f"{config.init} is an adapter: merge it first (cxr export {config.init} OUT)")
     parts = ("init",) if config.init else ("encoder", "llm")
-    digests = {f"sha256 of {p}": models.weights_sha256(models.resolve(getattr(config, p))) for p in parts}
+    digests = {f"sha256 of {p}": models.weights_sha256(resolve(getattr(config, p))) for p in parts}
     digests["sha256 of studies"] = [file_sha256(Path(p)) for p in config.studies]
     with state.main_process_first():
         checkpoint = open_run(out, config, MAY_DIFFER, digests)
@@ -115,8 +115,8 @@ def parts_of(config: Finetune, state):
     """The findings model to begin with: `init`, or encoder and language model with a fresh projector."""
     import torch
 
-    from vlm import model as models
     from vlm.build import build
+    from vlm.load import load_model
     from vlm.prompts import PromptStyle, style_of
 
     try:
@@ -124,7 +124,7 @@ def parts_of(config: Finetune, state):
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if config.init:
-        model = models.load(config.init, attention=config.attention)
+        model = load_model(config.init, attention=config.attention)
         if style not in (PromptStyle(), model.meta.prompt):
             state.print(f"the prompt of {config.init} changes to {style}")
             model.meta.prompt = style
@@ -180,9 +180,9 @@ def prepare(model, statistics, config: Finetune):
 
 def load_data(model, config: Finetune, state) -> dict:
     """The Examples of splits `train` and `validate`. Raises ConfigError if there are none to train on."""
+    from train.common.trainer import load_listing
     from train.finetune.examples import Examples
     from train.finetune.images import image_features, image_films
-    from train.common.trainer import load_listing
     from vlm.prompts import answer_for, shown_images
     from vlm.study import absolute
 
@@ -290,9 +290,3 @@ def make_loop(model, data: dict, config: Finetune, out: Path, state):
     if loop.split and config.llm_dtype == "nf4":
         raise ConfigError("weights in 4 bits are not split among processes: give train/launch/ddp.yaml")
     return loop
-
-
-if __name__ == "__main__":
-    from train.common.trainer import entry
-
-    sys.exit(entry(main))

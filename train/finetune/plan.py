@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from train.finetune.examples import Examples
 from train.finetune.config import Finetune, check
+from train.finetune.examples import Examples
 from vlm.adapters import TOWERS, add_lora, base_of
 
 GB = 1e9
@@ -208,8 +208,9 @@ def dry_model(encoder: str | Path, llm: str | Path, config) -> nn.Module:
 
     from encoder import towers
     from encoder.transforms import Preprocessing
+    from vlm.hub import resolve
     from vlm.llava import CxrLlavaConfig, CxrLlavaForConditionalGeneration, is_stock, token_grid
-    from vlm.model import attention_name, resolve
+    from vlm.model import attention_name
 
     encoder_dir, llm_dir = resolve(encoder, "encoder"), resolve(llm, "language model")
     vision, text = AutoConfig.from_pretrained(encoder_dir), AutoConfig.from_pretrained(llm_dir)

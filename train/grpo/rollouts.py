@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import BatchFeature, LlavaProcessor
 
 import eval
-from encoder.radiograph.read import InputError, read
+from encoder.radiograph import InputError, read
 from eval.scores.inputs import ScoreError
 from train.common.config import ConfigError
 from vlm.decoding import Decoding, generate_ids

@@ -18,13 +18,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from train.common.checkpoints import truncate_metrics
 from train.common.config import ConfigError
-from train.grpo.rollouts import Groups, Reward, StudyProcessor
 from train.common.trainer import COMPLETE, WEIGHTS, load_trained, trained_weights
+from train.grpo.rollouts import Groups, Reward, StudyProcessor
 from vlm.adapters import check_adapters, lora_config, quiet_peft
 from vlm.model import FindingsModel
 
 if TYPE_CHECKING:
-    from train.grpo.loop import Grpo
+    from train.grpo.config import Grpo
 
 
 class Loop(GRPOTrainer):

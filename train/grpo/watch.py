@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from train.pretrain.watch import Interrupts
+from train.common.interrupts import Interrupts
 from train.grpo.rollouts import REFERENCE, Reward, StudyProcessor, answers
 
 if TYPE_CHECKING:
-    from train.grpo.loop import Grpo
+    from train.grpo.config import Grpo
 
 KEPT = {
     "loss", "grad_norm", "learning_rate", "reward", "reward_std", "frac_reward_zero_std", "kl", "entropy",

@@ -1,0 +1,1 @@
+"""Whole ways from images to scores, for developers: `make mini`, `make real`."""

@@ -27,7 +27,9 @@ LIMIT_MB = 12  # all weights together
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.pipelines.mini", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m train.pipelines.mini", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of all steps")
     parser.add_argument("--install", action="store_true", help="replace vlm/mini by the result")
     args = parser.parse_args(argv)

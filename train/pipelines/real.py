@@ -25,7 +25,9 @@ VALIDATE_SHARE = 8  # one in so many of a fold's training patients chooses the b
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.pipelines.real", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m train.pipelines.real", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/real_small"))
     parser.add_argument("--recipe", default="real_small")
     args = parser.parse_args(argv)
@@ -38,11 +40,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(data: Path, out: Path, recipe: str) -> None:
     from vlm import model as models
+    from vlm.load import load_model
 
     out.mkdir(parents=True, exist_ok=True)
     start = out / "mini_encoder"
     if not (start / "config.json").exists():
-        models.save_encoder(models.load("mini"), start)
+        models.save_encoder(load_model("mini"), start)
     shape = json.loads((start / "config.json").read_text())
     launch(
         "train.pretrain",

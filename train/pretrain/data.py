@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from encoder.radiograph.read import InputError
+from encoder.radiograph import InputError
 from encoder.selfdistill.masking import crop_masks
 from encoder.transforms import MultiCrop
 from train.common.config import ConfigError

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from encoder.radiograph.read import InputError
+from encoder.radiograph import InputError
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
 from eval.probes.linear import auroc, knn_scores

@@ -26,178 +26,32 @@ from accelerate.utils import DistributedType, fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from encoder.convert import load_backbone, read_tensors
-from encoder.selfdistill.heads import DINOHead
 from encoder.selfdistill.losses import (
-    Centre,
     all_reduce,
-    dino_loss,
-    ibot_loss,
-    koleo_loss,
-    sinkhorn_knopp,
 )
 from encoder.selfdistill.teacher import make_teacher, update_teacher
-from encoder.state_dicts import ConversionError, load_strict, save_dinov2
+from encoder.state_dicts import load_strict, save_dinov2
 from encoder.transforms import Preprocessing
-from encoder.vit import CropViT, sincos_positions
 from train.common import checkpoints
 from train.common.config import ConfigError, load_config
-from train.pretrain.config import FREE, GLOBAL_CROPS, PretrainConfig
-from train.pretrain.data import Batch, collate, load_data, multi_crop, positions
-from train.pretrain.knn import Probe
-from train.pretrain.watch import MAX_BAD_STEPS, Flags, Interrupts, dump, flops_per_image, log_line, measurements, peak_flops, tracker
+from train.common.interrupts import Interrupts
 from train.common.processes import all_processes, is_main, settled_precision, split_again, use_cores, whole
-from train.common.schedules import cosine, linear, warmup_cosine
-
-
-class Distilled(nn.Module):
-    """Backbone and heads; student and teacher are two of these."""
-
-    def __init__(self, c: PretrainConfig) -> None:
-        super().__init__()
-        self.backbone = CropViT(
-            c.size, c.patch, c.width, c.depth, c.heads, c.layerscale, attention=c.attention
-        )
-        if c.position_embedding == "sincos":
-            with torch.no_grad():
-                self.backbone.pos_embed[:, 1:] = sincos_positions(c.size // c.patch, c.width)
-        head = (c.width, c.prototypes, c.head_hidden, c.head_bottleneck)
-        self.dino_head = DINOHead(*head)
-        self.ibot_head = DINOHead(*head) if c.separate_ibot_head else None
-        if c.weight_init == "fan_in":
-            for layer in self.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
-
-    def forward(self, global_x: Tensor, local_x: Tensor | None, batch: Batch, masked: bool):
-        """CLS features of the global crops, CLS logits of all crops, patch logits of the masked patches.
-
-        `masked` hides those patches (the student); the teacher sees the whole crops.
-        """
-        crops, masks = [global_x], [batch.masks_GBP if masked else None]
-        if local_x is not None and len(local_x):
-            crops, masks = [*crops, local_x], [*masks, None]
-        # the heads see CLS and masked patches only
-        cls_SC, patches_MC = self.backbone.forward_wanted(
-            crops, masks, batch.residual_LRS if masked else None, batch.masked_M
-        )
-        if self.ibot_head is None:
-            logits = self.dino_head(torch.cat([cls_SC, patches_MC]))
-            logits_SK, logits_MK = logits.split([len(cls_SC), len(patches_MC)])
-        else:
-            logits_SK, logits_MK = self.dino_head(cls_SC), self.ibot_head(patches_MC)
-        return cls_SC[: len(global_x)], logits_SK, logits_MK
-
-
-class Targets(nn.Module):
-    """Teacher logits -> targets; keeps the running centres where those are used."""
-
-    def __init__(self, c: PretrainConfig) -> None:
-        super().__init__()
-        self.sinkhorn = c.centring == "sinkhorn_knopp"
-        self.cls, self.patch = (None, None) if self.sinkhorn else (Centre(c.prototypes), Centre(c.prototypes))
-
-    def forward(self, cls_SK: Tensor, patch_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        if self.sinkhorn:
-            return sinkhorn_knopp(cls_SK, temperature), sinkhorn_knopp(patch_MK, temperature)
-        targets = self.cls.targets(cls_SK, temperature), self.patch.targets(patch_MK, temperature)
-        self.cls.update(cls_SK)
-        self.patch.update(patch_MK)
-        return targets
-
-
-def losses(
-    c: PretrainConfig, student: tuple[Tensor, ...], targets: tuple[Tensor, Tensor], batch: Batch
-) -> dict[str, Tensor]:
-    """The parts, and `loss`, their weighted sum; DINO's terms are means over pairs of views."""
-    cls_SC, logits_SK, logits_MK = student
-    B = len(cls_SC) // GLOBAL_CROPS
-    views = logits_SK.split(B)
-    target_views = targets[0].split(B)
-    # a global crop is matched with the other one, a local crop with both
-    dino_global = sum(
-        dino_loss([views[i]], target_views[:i] + target_views[i + 1 :], c.student_temp)
-        for i in range(GLOBAL_CROPS)
-    )
-    pairs_global, pairs_local = GLOBAL_CROPS * (GLOBAL_CROPS - 1), GLOBAL_CROPS * c.local_crops
-    parts = {"dino_global": dino_global / pairs_global}
-    dino = dino_global
-    if c.local_crops:
-        dino_local = dino_loss(views[GLOBAL_CROPS:], target_views, c.student_temp)
-        parts["dino_local"] = dino_local / pairs_local
-        dino = dino + dino_local
-    parts["ibot"] = ibot_loss(logits_MK, targets[1], batch.weights_M, len(cls_SC), c.student_temp)
-    parts["koleo"] = sum(koleo_loss(crop_BC, c.koleo_gather) for crop_BC in cls_SC.split(B))
-    total = c.dino_weight * dino / (pairs_global + pairs_local)
-    parts["loss"] = total + c.ibot_weight * parts["ibot"] + c.koleo_weight * parts["koleo"]
-    return parts
-
-
-def parameter_groups(model: Distilled, c: PretrainConfig) -> list[dict]:
-    """DINOv2's: the learning rate falls by `layer_decay` a block towards the input, the patch embedding learns
-    `patch_embed_lr` times as fast, no weight decay on biases, norms and LayerScale."""
-    groups: dict[tuple, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        lr = 1.0
-        if name.startswith("backbone."):
-            inner = name.removeprefix("backbone.")
-            layer = c.depth + 1  # the final norm
-            if inner.startswith("blocks."):
-                layer = int(inner.split(".")[1]) + 1
-            elif inner.startswith(("patch_embed.", "pos_embed", "cls_token", "mask_token")):
-                layer = 0
-            lr = c.layer_decay ** (c.depth + 1 - layer)
-            lr *= c.patch_embed_lr if inner.startswith("patch_embed.") else 1.0
-        decays = not (name.endswith((".bias", ".gamma", "weight_g")) or ".norm" in name)
-        kind = (lr, decays, name.startswith("backbone."), ".last_layer." in name)
-        groups.setdefault(kind, []).append(parameter)
-    keys = ("lr_scale", "decays", "backbone", "last_layer")
-    return [{"params": members, **dict(zip(keys, kind, strict=True))} for kind, members in groups.items()]
-
-
-def apply_schedules(optimizer: torch.optim.Optimizer, step: int, c: PretrainConfig) -> float:
-    """Set learning rates and weight decays of this step; returns the unscaled learning rate."""
-    lr = warmup_cosine(step, c.lr, c.lr_end, c.warmup, c.steps)
-    decay = cosine(step, c.weight_decay, c.weight_decay_end, c.steps)
-    # A backbone that was frozen while the heads warmed up gets a warm-up of its own.
-    thaw = min(1.0, max(0.0, (step + 1 - c.head_warmup) / (c.warmup + 1))) if c.head_warmup else 1.0
-    for group in optimizer.param_groups:
-        frozen = group["last_layer"] and step < c.freeze_last_layer
-        group["lr"] = 0.0 if frozen else lr * group["lr_scale"] * (thaw if group["backbone"] else 1.0)
-        group["weight_decay"] = decay if group["decays"] else 0.0
-    return lr
-
-
-def initialise(student: Distilled, c: PretrainConfig) -> str:
-    """Weights of an encoder, and of a head if one is given. -> what was loaded, for the log. Raises ConfigError where
-    their shapes are not the recipe's."""
-    loaded = []
-    if c.init:
-        try:
-            found = load_backbone(c.init, size=c.size, heads=c.heads)
-        except ConversionError as error:
-            raise ConfigError(f"--init {c.init}: {error}") from error
-        theirs = found.backbone
-        wanted = {
-            "width": (theirs.embed_dim, c.width),
-            "depth": (theirs.depth, c.depth),
-            "patch": (theirs.patch, c.patch),
-        }
-        different = [f"{k} is {a} there and {b} in the recipe" for k, (a, b) in wanted.items() if a != b]
-        if different:
-            raise ConfigError(f"--init {c.init}: {', '.join(different)}")
-        load_strict(student.backbone, theirs.state_dict())
-        loaded.append(f"{found.tensors} tensors of {c.init} ({found.dialect})")
-    if c.init_head:
-        try:
-            state = read_tensors(Path(c.init_head))
-            state = {name.removeprefix("dino_head."): x for name, x in state.items()}
-            for head in filter(None, (student.dino_head, student.ibot_head)):
-                load_strict(head, state)
-        except ConversionError as error:
-            raise ConfigError(f"--init_head {c.init_head}: {error}") from error
-        loaded.append(f"{len(state)} of {c.init_head}")
-    return "; ".join(loaded)
+from train.common.schedules import cosine, linear
+from train.pretrain.config import FREE, PretrainConfig
+from train.pretrain.data import collate, load_data, multi_crop, positions
+from train.pretrain.knn import Probe
+from train.pretrain.model import Distilled, Targets, backbone_of, initialise, losses
+from train.pretrain.optim import apply_schedules, parameter_groups
+from train.pretrain.watch import (
+    MAX_BAD_STEPS,
+    Flags,
+    dump,
+    flops_per_image,
+    log_line,
+    measurements,
+    peak_flops,
+    tracker,
+)
 
 
 def check_kind(accelerator: Accelerator) -> None:
@@ -226,15 +80,6 @@ def spread(accelerator: Accelerator, student: Distilled, teacher: Distilled, com
     accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast sees to it, as in every other run
     fsdp2_prepare_model(accelerator, teacher)
     return fsdp2_prepare_model(accelerator, student)
-
-
-def backbone_of(teacher: dict[str, Tensor], c: PretrainConfig) -> CropViT:
-    """The backbone of a whole state dict."""
-    with torch.device("meta"):
-        backbone = Distilled(c).backbone
-    state = {k.removeprefix("backbone."): x for k, x in teacher.items() if k.startswith("backbone.")}
-    backbone.load_state_dict(state, assign=True)
-    return backbone
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -430,7 +275,3 @@ def run(c: PretrainConfig) -> int:
     else:
         say(f"stopped at step {step} as --stop_at asks; the encoder so far is in {out / 'encoder'}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

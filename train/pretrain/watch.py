@@ -5,7 +5,6 @@ Shape letters: B images, S crops, C width, K prototypes, R processes, V values.
 
 from __future__ import annotations
 
-import signal
 from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
@@ -54,23 +53,6 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bf16 FLOP/s of the d
 def peak_flops(device: torch.device) -> float | None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for key, peak in PEAKS.items() if key in name), None)
-
-
-class Interrupts:
-    """SIGINT and SIGTERM ask for a stop at the end of the step; a second SIGINT stops at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self.before = {n: signal.signal(n, self._remember) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def _remember(self, number: int, frame) -> None:
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def restore(self) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 class Flags:

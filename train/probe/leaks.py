@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from encoder.radiograph.read import InputError, read
+from encoder.radiograph import InputError, read
 from train.datasets.archive import Archive, index_lines, is_archive
 from train.datasets.folder import IMAGE_SUFFIXES, image_paths
 from train.datasets.labelled import KINDS, Labelled, load

@@ -11,7 +11,6 @@ time alone. OUT holds probe.json, probe.html and parts/ (answers of every image,
 
 from __future__ import annotations
 
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 from eval.probes.linear import CHOICES, WHICH
 from eval.probes.overlap import OUTSIDE
 from train.common.config import ConfigError, load_config
-from train.probe.judge import ALSO, ON_LABELS, SEGMENTED, TASKS, Judge, Probe, told
+from train.probe.config import ALSO, ON_LABELS, SEGMENTED, TASKS, Probe
+from train.probe.judge import Judge, told
 
 PATIENCE = timedelta(days=7)  # heads are learnt by the first process alone
 
@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: Probe) -> int:
     from encoder.frozen import encoder_of
     from eval.probes.summary import scores_and_gaps, tables
-    from train.datasets.labelled import load, without_shared_patients
     from train.common.processes import process_state, use_cores
+    from train.datasets.labelled import load, without_shared_patients
 
     state = process_state(PATIENCE)
     use_cores(config.threads, state.num_processes)
@@ -164,9 +164,3 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "transformers", "scikit-learn", "numpy")}
-
-
-if __name__ == "__main__":
-    from train.common.trainer import entry
-
-    sys.exit(entry(main))

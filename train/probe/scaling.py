@@ -138,11 +138,11 @@ def points_of(study: dict[str, Any]) -> list[Point]:
 
 
 def run(study: dict[str, Any], out: Path, threads: int) -> int:
-    from train.pretrain import loop as pretrain
-    from train.probe import run as probe
     from train.common.checkpoints import claim
     from train.common.launcher import INTERRUPTED
     from train.common.processes import process_state
+    from train.pretrain import loop as pretrain
+    from train.probe import run as probe
 
     state = process_state(probe.PATIENCE)
     with state.main_process_first():

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from encoder.radiograph.read import parse_age
+from encoder.radiograph import parse_age
 from train.datasets.labelled import Labelled, Row, gather
 from train.datasets.release import hashed_split, missing_file, read_table
 from train.datasets.table import SEXES

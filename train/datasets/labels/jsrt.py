@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from encoder.radiograph.read import parse_age
+from encoder.radiograph import parse_age
 from train.datasets.labelled import SHARES, Labelled, Row, gather
 from train.datasets.release import SUFFIXES, hashed_split
 from train.datasets.table import SEXES
@@ -48,8 +48,8 @@ def labelled(root: str | Path) -> Labelled:
     if not images:
         if any(FILM.fullmatch(path.stem) for path in root.rglob("*.[iI][mM][gG]")):
             raise StudyError(
-                f"{root} holds .IMG files, which are raw numbers; python -m train.datasets.labels.jsrt {root} {root}/png "
-                "makes PNG files of them"
+                f"{root} holds .IMG files, which are raw numbers; "
+                f"python -m train.datasets.labels.jsrt {root} {root}/png makes PNG files of them"
             )
         raise StudyError(
             f"{root}: no JPCLN001.png or JPCNN001.png is there (JSRT, http://db.jsrt.or.jp/eng.php)"
@@ -122,7 +122,8 @@ def convert(source: Path, out: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m train.datasets.labels.jsrt", description="JSRT's .IMG files become PNG files of 16 bits."
+        prog="python -m train.datasets.labels.jsrt",
+        description="JSRT's .IMG files become PNG files of 16 bits.",
     )
     parser.add_argument("source", type=Path, help="folder that holds the .IMG files, at whatever depth")
     parser.add_argument("out", type=Path, help="folder to write to; what is there is left alone")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from encoder.radiograph.read import parse_age
+from encoder.radiograph import parse_age
 from train.datasets.folder import read_names
 from train.datasets.labelled import Labelled, Row, found_images, gather, validation_of
 from train.datasets.release import find_table, images_below, missing_file, read_table

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from encoder.radiograph.read import AGE_UNITS
+from encoder.radiograph import AGE_UNITS
 from train.datasets.labelled import SHARES, Labelled, Row, gather
 from train.datasets.release import hashed_split, images_below
 from vlm.study import StudyError

@@ -22,9 +22,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from encoder.radiograph.read import parse_age
-from train.datasets.reports.priors import link_priors
+from encoder.radiograph import parse_age
 from train.datasets.release import as_number, find_table, missing_file, read_table
+from train.datasets.reports.priors import link_priors
 from train.datasets.table import SEXES, known
 from vlm.study import VIEWS, Image, Study, StudyError, normalise_split
 

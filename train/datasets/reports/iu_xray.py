@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from encoder.radiograph.read import parse_view
+from encoder.radiograph import parse_view
 from train.datasets.release import read_table
 from train.datasets.table import known
 from vlm.prompts import clean

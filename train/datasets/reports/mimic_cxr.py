@@ -10,8 +10,8 @@ What is read, from the folder of the images (`root`) unless said otherwise, each
 - `mimic_cxr_sectioned.csv`, made by the data set's `create_section_files.py`; may be absent
 - `patients.csv.gz` (of MIMIC-IV): sex and age, which MIMIC-CXR leaves out; may be absent
 
-Reports are split by `train/datasets/reports/mimic_sections.py`. Study and patient ids are the numbers of the tables, without
-the letters of the folders.
+Reports are split by mimic_sections.py. Study and patient ids are the numbers of the tables, without the letters of the
+folders.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from train.datasets.release import as_number, check_columns, find_table, missing_file, read_table, rows_of
 from train.datasets.reports.mimic_sections import MISLEADING, report_fields, sections
 from train.datasets.reports.priors import link_priors
-from train.datasets.release import as_number, check_columns, find_table, missing_file, read_table, rows_of
 from train.datasets.table import SEXES
 from vlm.study import VIEWS, Image, Study, StudyError, normalise_split
 

@@ -19,9 +19,9 @@ import re
 from itertools import islice
 from pathlib import Path
 
-from encoder.radiograph.read import parse_view
-from train.datasets.reports.priors import link_priors
+from encoder.radiograph import parse_view
 from train.datasets.release import as_number, find_table, missing_file, read_table
+from train.datasets.reports.priors import link_priors
 from train.datasets.table import SEXES, known
 from vlm.prompts import clean
 from vlm.study import VIEWS, Image, Study, StudyError

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from encoder.radiograph.read import parse_age, parse_view
-from train.datasets.reports.priors import link_priors
+from encoder.radiograph import parse_age, parse_view
 from train.datasets.release import as_number, find_table, missing_file, read_table
+from train.datasets.reports.priors import link_priors
 from train.datasets.table import SEXES, known
 from vlm.study import VIEWS, Image, Study, StudyError, normalise_split
 

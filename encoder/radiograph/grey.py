@@ -1,0 +1,55 @@
+"""Stored values -> grey levels, and what a picture of grey levels must be."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from encoder.radiograph.types import InputError, Limits, Warn
+
+# Pixels of the shorter side; on fewer, small findings are gone (films have 2,000 to 4,000).
+LOW_RESOLUTION = 256
+
+
+LONGEST = 10  # times the other side; films of the whole spine are 3, and thin strips unfold to anything when resized
+
+
+def check_pixels(H: int, W: int, limits: Limits) -> None:
+    if limits.max_pixels < H * W:
+        raise InputError("too_large", f"{H} x {W} pixels, and at most {limits.max_pixels} are read")
+    if max(H, W) > LONGEST * min(H, W):
+        raise InputError(
+            "too_large", f"{H} x {W} pixels: one side is over {LONGEST} times as long as the other"
+        )
+
+
+def levels(stored_HW: np.ndarray) -> tuple[int, np.ndarray]:
+    """-> (lowest stored value, for it and each higher one up to the highest whether it occurs)."""
+    low, high = int(stored_HW.min()), int(stored_HW.max())
+    if low == high:
+        raise InputError("constant_image", f"every pixel is {low}")
+    occurs = np.zeros(high - low + 1, bool)
+    for rows in range(0, len(stored_HW), 128):  # in strips: numpy turns every index into 8 bytes
+        occurs[stored_HW[rows : rows + 128].astype(np.intp) - low] = True
+    return low, occurs
+
+
+def look_up(
+    stored_HW: np.ndarray, low: int, grey: np.ndarray, occurs: np.ndarray, invert: bool = False
+) -> np.ndarray:
+    """grey[v - low] for every stored value v, scaled so that what occurs spans [0, 1]: float32 (H, W)."""
+    least, most = grey[occurs].min(), grey[occurs].max()
+    if not least < most:
+        raise InputError("constant_image", "every pixel has the same grey value")
+    table = ((grey - least) / (most - least)).clip(0, 1)
+    table = (1 - table if invert else table).astype(np.float32)
+    pixels_HW = np.empty(stored_HW.shape, np.float32)
+    for rows in range(0, len(stored_HW), 128):
+        index_HW = stored_HW[rows : rows + 128].astype(np.intp) - low
+        np.take(table, index_HW, out=pixels_HW[rows : rows + 128], mode="clip")
+    return pixels_HW
+
+
+def size_warning(H: int, W: int) -> list[Warn]:
+    if min(H, W) >= LOW_RESOLUTION:
+        return []
+    return [Warn("low_resolution", f"only {H} x {W} pixels; small findings cannot be seen")]

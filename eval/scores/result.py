@@ -1,0 +1,121 @@
+"""What scoring gives: numbers with intervals and signatures, subgroups, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.scores import tables
+from eval.scores.comparison import Comparison
+from eval.scores.floors import Floor
+from eval.scores.inputs import POLICIES
+from eval.scores.registry import NotComputed
+from eval.signature import Score, number
+
+KIND = "cxr-scores"
+
+
+@dataclass
+class Subgroup:
+    """The scores of the studies of one sex, age band or view."""
+
+    attribute: str
+    value: str
+    n: int
+    patients: int
+    scores: dict[str, Score]
+
+
+@dataclass
+class Scores:
+    """All scores of one set of predictions; `scores[key]` is one of them, `print(scores)` a table."""
+
+    n: int
+    patients: int
+    scores: dict[str, Score]
+    conditions: dict[
+        str, dict[str, list[dict]]
+    ]  # labeller's score -> uncertainty policy -> one row a condition
+    floors: list[Floor]
+    not_computed: list[NotComputed]
+    problems: dict[str, list[str]]  # kind of inputs.POLICIES -> study ids
+    studies: list[dict]  # per study: study_id, rouge-l, label errors, what else is odd
+    settings: dict[str, Any]
+    labeller_check: dict[str, float] = field(default_factory=dict)
+    subgroups: list[Subgroup] = field(default_factory=list)
+    comparison: Comparison | None = None
+    texts: dict[str, tuple[str, str]] = field(
+        default_factory=dict, repr=False
+    )  # reference and prediction; not saved
+
+    def __getitem__(self, key: str) -> Score:
+        if key not in self.scores:
+            raise KeyError(f"no score {key!r}; there are {', '.join(self.scores)}")
+        return self.scores[key]
+
+    def worst(self, count: int = 20) -> list[dict]:
+        """The studies with the most label errors, swapped sides among them; of equals those with the least ROUGE-L."""
+        errors = lambda s: len(s["missed"]) + len(s["invented"]) + len(s["swapped"])  # noqa: E731
+        return sorted(self.studies, key=lambda s: (-errors(s), s["rouge_l"]))[:count]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object (schema 1); numbers that are not defined are null. It holds no report."""
+        return {
+            "schema": 1,
+            "kind": KIND,
+            "n": self.n,
+            "patients": self.patients,
+            "settings": self.settings,
+            "scores": [s.to_json() for s in self.scores.values()],
+            "conditions": self.conditions,
+            "floors": [
+                {"name": f.name, "how": f.how, "scores": [s.to_json() for s in f.scores.values()]}
+                for f in self.floors
+            ],
+            "subgroups": [
+                {
+                    "attribute": g.attribute, "value": g.value, "n": g.n, "patients": g.patients,
+                    "scores": [s.to_json() for s in g.scores.values()],
+                }
+                for g in self.subgroups
+            ],
+            "comparison": self.comparison.to_json() if self.comparison else None,
+            "not_computed": [m.to_json() for m in self.not_computed],
+            "inputs": {
+                kind: {"count": len(ids), "policy": POLICIES[kind], "study_ids": ids}
+                for kind, ids in self.problems.items()
+            },
+            "labeller_check": {k: number(v) for k, v in self.labeller_check.items()},
+            "studies": self.studies,
+        }  # fmt: skip
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `to_json()`. Scores written earlier are replaced, another file only with `overwrite`.
+
+        Raises FileExistsError otherwise.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite and not is_scores(path):
+            raise FileExistsError(
+                f"{path} exists and holds no scores; choose another name or pass overwrite=True"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        return path
+
+    def table(self, width: int = 110) -> str:
+        """The scores as plain text: label F1, text overlap, floors, conditions, what was not computed, odd input."""
+        return tables.render(self, width)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def is_scores(path: Path) -> bool:
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(written, dict) and written.get("kind") == KIND

@@ -1,0 +1,45 @@
+"""Parameter groups and schedules of a pre-training."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from train.common.schedules import cosine, warmup_cosine
+from train.pretrain.config import PretrainConfig
+from train.pretrain.model import Distilled
+
+
+def parameter_groups(model: Distilled, c: PretrainConfig) -> list[dict]:
+    """DINOv2's: the learning rate falls by `layer_decay` a block towards the input, the patch embedding learns
+    `patch_embed_lr` times as fast, no weight decay on biases, norms and LayerScale."""
+    groups: dict[tuple, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        lr = 1.0
+        if name.startswith("backbone."):
+            inner = name.removeprefix("backbone.")
+            layer = c.depth + 1  # the final norm
+            if inner.startswith("blocks."):
+                layer = int(inner.split(".")[1]) + 1
+            elif inner.startswith(("patch_embed.", "pos_embed", "cls_token", "mask_token")):
+                layer = 0
+            lr = c.layer_decay ** (c.depth + 1 - layer)
+            lr *= c.patch_embed_lr if inner.startswith("patch_embed.") else 1.0
+        decays = not (name.endswith((".bias", ".gamma", "weight_g")) or ".norm" in name)
+        kind = (lr, decays, name.startswith("backbone."), ".last_layer." in name)
+        groups.setdefault(kind, []).append(parameter)
+    keys = ("lr_scale", "decays", "backbone", "last_layer")
+    return [{"params": members, **dict(zip(keys, kind, strict=True))} for kind, members in groups.items()]
+
+
+def apply_schedules(optimizer: torch.optim.Optimizer, step: int, c: PretrainConfig) -> float:
+    """Set learning rates and weight decays of this step; returns the unscaled learning rate."""
+    lr = warmup_cosine(step, c.lr, c.lr_end, c.warmup, c.steps)
+    decay = cosine(step, c.weight_decay, c.weight_decay_end, c.steps)
+    # A backbone that was frozen while the heads warmed up gets a warm-up of its own.
+    thaw = min(1.0, max(0.0, (step + 1 - c.head_warmup) / (c.warmup + 1))) if c.head_warmup else 1.0
+    for group in optimizer.param_groups:
+        frozen = group["last_layer"] and step < c.freeze_last_layer
+        group["lr"] = 0.0 if frozen else lr * group["lr_scale"] * (thaw if group["backbone"] else 1.0)
+        group["weight_decay"] = decay if group["decays"] else 0.0
+    return lr
