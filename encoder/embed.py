@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from encoder.errors import UserError
 from encoder.files import whole_lines
 from encoder.frozen import Encoder
 from encoder.radiograph import InputError, Limits, read
@@ -28,7 +29,7 @@ PER_FILE = 1024  # images; a sixteenth of it with patches: 400 MB of a ViT-B at 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-class EmbedError(ValueError):
+class EmbedError(UserError, ValueError):
     """Features that cannot be added to what is already there; the message says why."""
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from encoder.errors import UserError
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT, resample_pos_embed
 
@@ -44,7 +45,7 @@ _QKV = {"q": "query", "k": "key", "v": "value"}
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias|gamma)")
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError, ValueError):
     """A state dict with names or shapes that do not fit; the message lists them."""
 
 

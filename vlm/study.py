@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from encoder.errors import UserError
+
 SCHEMA = 1
 SPLITS = ("train", "validate", "test")
 VIEWS = ("PA", "AP", "frontal", "lateral", "unknown")
@@ -28,7 +30,7 @@ NOT_TEXT = {"none", "nan", "null", "n/a", "<na>"}  # what a careless export leav
 TEXTS = ("indication", "technique", "comparison", "findings", "impression")
 
 
-class StudyError(ValueError):
+class StudyError(UserError, ValueError):
     """A studies file (or a value for one) that cannot be used; the message names the file and the line."""
 
 

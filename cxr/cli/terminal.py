@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from encoder.errors import UserError
+
 # Beside radiographs, folders hold these; whatever else lies there is tried, for DICOM files may have any name.
 NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".html", ".pdf", ".py"}
 
 
-class UsageError(Exception):
+class UsageError(UserError):
     """Something about the command line; printed without a traceback, exit status 2."""
 
 

@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from encoder.errors import UserError
+
 CODES = (
     "not_an_image", "no_pixel_data", "truncated", "unsupported_transfer_syntax", "unsupported_modality", "multi_frame",
     "colour_image", "too_large", "decompression_bomb", "constant_image", "unreadable",
 )  # fmt: skip
 
 
-class InputError(Exception):
+class InputError(UserError):
     """A refused file. `code` is one of CODES; `message` says what is wrong and, where there is one, what helps."""
 
     def __init__(self, code: str, message: str, path: str | Path = "") -> None:

@@ -45,6 +45,9 @@ def missing(value: object) -> bool:
 class ScoreError(ValueError):
     """Input that cannot be scored; the message says what, where and what to do."""
 
+    # encoder.errors.UserError's protocol, by attribute: this room imports no other
+    exit_status = 2
+
 
 @dataclass(frozen=True)
 class Section:

@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 
 import yaml
 
+from encoder.errors import UserError
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A recipe or an option that cannot be used; the message names the file, the field and what would be accepted."""
 
 

@@ -12,14 +12,22 @@ from contextlib import suppress
 
 import psutil
 
+from encoder.errors import UserError
 from train.common.processes import cores, cpu_wanted
 
 INTERRUPTED = 130  # exit status of what was stopped by SIGINT or SIGTERM and can go on
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-class StepFailed(RuntimeError):
-    """A training ended with an error; the message has the command that shows it again."""
+class StepFailed(UserError, RuntimeError):
+    """A training or a step of a pipeline ended with an error, which it has told itself.
+
+    `exit_status` is its own, so that a command ends as what it launched did.
+    """
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 def as_words(options: dict) -> list[str]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from encoder.errors import UserError
 from encoder.files import whole_lines
 from encoder.radiograph import InputError, Limits, read
 from train.common.checkpoints import write_json
@@ -33,7 +34,7 @@ PER_SHARD = 4096  # images; some 800 MB at 518 pixels
 BITS = (8, 16)
 
 
-class ArchiveError(ValueError):
+class ArchiveError(UserError, ValueError):
     """An archive that cannot be used, or not gone on with; the message says why."""
 
 

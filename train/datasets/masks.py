@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from encoder.errors import UserError
 from encoder.radiograph import InputError, Limits
 from encoder.radiograph.grey import check_pixels
 from train.datasets.headers import dicom_header
@@ -17,7 +18,7 @@ FORMATS = ("PNG", "GIF", "TIFF", "BMP", "JPEG")
 ASPECT = 0.02  # by so much of itself may a mask's ratio of sides differ from its image's
 
 
-class MaskError(ValueError):
+class MaskError(UserError, ValueError):
     """A mask that cannot be used; the message names the file."""
 
 

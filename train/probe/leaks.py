@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from encoder.errors import UserError
 from encoder.radiograph import InputError, read
 from train.datasets.archive import Archive, index_lines, is_archive
 from train.datasets.folder import IMAGE_SUFFIXES, image_paths
@@ -71,7 +72,7 @@ SPREAD = 48  # grey levels of one standard deviation in what it is shrunk to; th
 TOLERANCE = 4.0  # grey levels by which two pictures of one film may differ, on the mean; see `same_pixels`
 
 
-class LeakError(ValueError):
+class LeakError(UserError, ValueError):
     """A list that cannot be used; the message says why."""
 
 
