@@ -1,7 +1,9 @@
-"""PNG and JPEG."""
+"""PNG, JPEG and Pillow's images, and the one rule by which stored grey levels become a radiograph."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
@@ -11,20 +13,46 @@ from encoder.radiograph.grey import check_pixels, levels, look_up, size_warning
 from encoder.radiograph.types import Header, InputError, Limits, Radiograph
 
 
-def _read_picture(data: bytes, limits: Limits) -> Radiograph:
-    try:
+def read_picture(data: bytes, limits: Limits) -> Radiograph:
+    """Read the bytes of a PNG or JPEG file. Raises InputError."""
+    with _refusals():
         image = Image.open(BytesIO(data), formats=("PNG", "JPEG"))
+        depth, kind = data[24:26] if image.format == "PNG" else (8, 0)
+    return of_image(image, limits, keeps_levels=depth < 16 or kind == 0)
+
+
+def of_image(image: Image.Image, limits: Limits, keeps_levels: bool = True) -> Radiograph:
+    """Read a Pillow image, turned as its EXIF says. `keeps_levels` is false where Pillow would silently keep 8 of 16
+    bits. Raises InputError."""
+    with _refusals():
         if getattr(image, "n_frames", 1) > 1:
             raise InputError("multi_frame", f"{image.n_frames} frames; give the one that is meant")
         W, H = image.size
         check_pixels(H, W, limits)
-        depth, kind = data[24:26] if image.format == "PNG" else (8, 0)
-        if depth == 16 and kind != 0:
+        if not keeps_levels:
             message = "a 16-bit picture with colour or transparency channels; save it as plain 16-bit grey"
-            raise InputError("colour_image", message)  # Pillow would silently keep 8 bits
+            raise InputError("colour_image", message)
         if image.mode in {"CMYK", "YCbCr", "LAB", "HSV"}:
-            raise InputError("colour_image", f"a {image.mode} picture, no grey one")
+            raise InputError("colour_image", f"a {image.mode} picture, not a grey one")
         image.load()
+    return of_levels(_grey(ImageOps.exif_transpose(image)))
+
+
+def of_levels(stored_HW: np.ndarray) -> Radiograph:
+    """Make a radiograph of the stored grey levels of a picture, uint8 or uint16 (H, W), dark = air. Files, Pillow's
+    images, arrays and tensors all come here, so that equal levels give equal pixels. Raises InputError."""
+    low, occurs = levels(stored_HW)
+    pixels_HW = look_up(stored_HW, low, np.arange(len(occurs), dtype=np.float64), occurs)
+    H, W = pixels_HW.shape
+    bits = 8 * stored_HW.itemsize
+    return Radiograph(pixels_HW, Header(rows=H, columns=W, bits=bits), tuple(size_warning(H, W)))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what Pillow raises into InputError."""
+    try:
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError("decompression_bomb", "it unfolds to more pixels than any radiograph has") from None
     except InputError:
@@ -36,27 +64,30 @@ def _read_picture(data: bytes, limits: Limits) -> Radiograph:
         if "too large" in text:
             raise InputError("decompression_bomb", "a text inside it unfolds to too much") from None
         raise InputError("unreadable", f"it cannot be decoded ({text or type(error).__name__})") from None
-    stored_HW = _grey(ImageOps.exif_transpose(image))
-    low, occurs = levels(stored_HW)
-    pixels_HW = look_up(stored_HW, low, np.arange(len(occurs), dtype=np.float64), occurs)
-    H, W = pixels_HW.shape
-    bits = 8 * stored_HW.itemsize
-    return Radiograph(pixels_HW, Header(rows=H, columns=W, bits=bits), tuple(size_warning(H, W)))
 
 
 def _grey(image: Image.Image) -> np.ndarray:
-    """The grey levels (H, W), integers as stored. Pillow's convert("L") would clip 16 bits to 255."""
+    """Take the grey levels (H, W), uint8 or uint16 as stored. Pillow's convert("L") would clip 16 bits to 255."""
     if image.mode in {"1", "L"}:
         return np.asarray(image.convert("L"))
     if image.mode.startswith("I"):
         stored_HW = np.asarray(image)
-        return stored_HW.astype(np.uint16)  # a PNG has at most 16 bits, in whatever mode Pillow puts them
+        # a PNG has at most 16 bits, in whatever mode Pillow puts them; an image made in memory may have more
+        if stored_HW.min() < 0 or stored_HW.max() > 65535:
+            raise InputError("unsupported_array", "grey levels beyond 16 bits; scale them to 0 to 65535")
+        return stored_HW.astype(np.uint16)
     channels_HWC = np.asarray(image.convert("RGBA"))
     if channels_HWC[..., 3].min() < 255:
         raise InputError("colour_image", "the picture has transparent parts")
-    r_HW, g_HW, b_HW = (channels_HWC[..., c] for c in range(3))
+    return grey_of_channels(channels_HWC[..., :3])
+
+
+def grey_of_channels(channels_HW3: np.ndarray, level: float = 1) -> np.ndarray:
+    """Take the green channel (H, W) of a grey picture in three channels; `level` is the 255th part of their range.
+    YCbCr and back moves a grey by at most 2 levels, and the chroma noise of a grey scan stays small, too: channels may
+    differ by 16 levels at most and by 2 on average. Raises InputError for colour."""
+    r_HW, g_HW, b_HW = (channels_HW3[..., c] for c in range(3))
     spread_HW = np.maximum(np.maximum(r_HW, g_HW), b_HW) - np.minimum(np.minimum(r_HW, g_HW), b_HW)
-    # YCbCr and back moves a grey by at most 2; the chroma noise of a grey scan stays small, too
-    if spread_HW.max() > 16 or spread_HW.mean() > 2:
-        raise InputError("colour_image", "the colour channels differ, so it is no plain radiograph")
+    if spread_HW.max() > 16 * level or spread_HW.mean(dtype=np.float64) > 2 * level:
+        raise InputError("colour_image", "the colour channels differ, so it is not a plain radiograph")
     return g_HW

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from encoder.radiograph.picture import _read_picture
+from encoder.radiograph.picture import read_picture
 from encoder.radiograph.types import InputError, Limits, Radiograph
 
 
@@ -29,7 +29,7 @@ def read(path: str | Path, limits: Limits | None = None) -> Radiograph:
         with quiet():
             data = _read_file(path, limits)
             if data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff":
-                return _read_picture(data, limits)
+                return read_picture(data, limits)
             from encoder.radiograph.dicom import read_dicom  # here, because pictures need no pydicom (0.2 s)
 
             return read_dicom(data, limits)

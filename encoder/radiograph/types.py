@@ -12,7 +12,7 @@ from encoder.errors import UserError
 
 CODES = (
     "not_an_image", "no_pixel_data", "truncated", "unsupported_transfer_syntax", "unsupported_modality", "multi_frame",
-    "colour_image", "too_large", "decompression_bomb", "constant_image", "unreadable",
+    "colour_image", "too_large", "decompression_bomb", "constant_image", "unsupported_array", "unreadable",
 )  # fmt: skip
 
 
