@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-floor lint format mini real lock clean
+.PHONY: demo test test-fast test-extras test-floor lint hooks format dist smoke mini real lock clean
 
 $(STAMP):
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."'
@@ -20,6 +20,15 @@ test: $(STAMP)  ## lint and the whole test suite
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+test-fast: $(STAMP)  ## the tests that are not marked slow
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-extras:  ## the tests that need the extras rl, qlora and deepspeed
+	test -x .venv-extras/bin/python || $(PYTHON) -m venv .venv-extras
+	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev,rl,qlora,deepspeed]" -c constraints.txt
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-extras/bin/python -m pytest -n 2 --dist worksteal \
+		tests/train/test_grpo.py tests/train/test_finetune_ways.py tests/train/test_finetune_processes.py
+
 test-floor:  ## the same tests on the oldest versions we promise
 	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints-floor.txt
@@ -28,8 +37,19 @@ test-floor:  ## the same tests on the oldest versions we promise
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+hooks: $(STAMP)  ## check style and walls before every commit from now on
+	$(BIN)/pre-commit install
+
 format: $(STAMP)
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+dist: $(STAMP)  ## a source distribution and the wheel made of it, their files compared with git's
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/python tests/smoke/check_dist.py dist
+
+smoke: dist  ## the wheel in a new environment, without the checkout (about ten minutes)
+	$(BIN)/python tests/smoke/wheel.py dist/*.whl --constraints constraints.txt
 
 mini: $(STAMP)  ## train the shipped demonstration model again (about two hours on two cores; resumable)
 	$(BIN)/python -m train.pipelines.mini --out runs/mini --install
