@@ -1,17 +1,20 @@
-"""A file becomes grey levels. `from encoder.radiograph import read`; see reader.py."""
+"""A file, or an image in memory, becomes grey levels. `from encoder.radiograph import read`; see reader.py."""
 
+from encoder.radiograph.grey import GREY_RULE
 from encoder.radiograph.reader import codecs, quiet, read
-from encoder.radiograph.types import CODES, Header, InputError, Limits, Radiograph, Warn
+from encoder.radiograph.types import CODES, Header, InputError, Limits, Radiograph, Source, Warn
 from encoder.radiograph.words import AGE_UNITS, VIEWS, parse_age, parse_view
 
 __all__ = [
     "AGE_UNITS",
     "CODES",
+    "GREY_RULE",
     "VIEWS",
     "Header",
     "InputError",
     "Limits",
     "Radiograph",
+    "Source",
     "Warn",
     "codecs",
     "parse_age",

@@ -1,4 +1,4 @@
-"""The DICOM half of `encoder/radiograph/read.py`: header, limits, decoding, and the grey-scale pipeline.
+"""The DICOM half of `encoder/radiograph/reader.py`: header, limits, decoding, and the grey-scale pipeline.
 
 The pipeline is DICOM's (PS3.3 C.11): modality LUT or rescale, VOI LUT or window, then inversion of MONOCHROME1,
 decided by PhotometricInterpretation alone (PresentationLUTShape says the same once more, so using it too would invert
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset as parse_dataset
 from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from encoder.radiograph.grey import check_pixels, levels, look_up, size_warning
+from encoder.radiograph.grey import check_bytes, check_pixels, levels, look_up, size_warning
 from encoder.radiograph.types import Header, InputError, Limits, Radiograph, Warn
 from encoder.radiograph.words import parse_age, parse_view
 
@@ -69,6 +69,10 @@ OTHER_PART = re.compile(
     r"|extremit|\bleg|\barm|femur|tibia|fibula|humer|spine|mammo|breast|finger|\btoe|cervical|lumbar",
     re.I,
 )
+# FloatPixelData, DoubleFloatPixelData, PixelData
+PIXELS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
+FRAGMENT = b"\xfe\xff\x00\xe0"
+FLOATING = "the pixels are floating-point numbers, which no radiograph has"
 NO_PART = {"", "UNKNOWN", "OTHER", "UNDEFINED", "NONE", "NA", "N/A", "DEFAULT"}
 
 
@@ -77,9 +81,32 @@ def can_decode(syntax: str, plugin: str | None) -> bool:
 
 
 def read_dicom(data: bytes, limits: Limits) -> Radiograph:
-    """A DICOM file -> Radiograph. Raises InputError, or what the libraries raise (see `radiograph.read`)."""
-    header, syntax, data, start, end, fragmented = _parse(data, limits)
+    """Read the bytes of a DICOM file. Raises InputError, or what the libraries raise (see `radiograph.read`)."""
+    return _radiograph(*_parse(data, limits), limits)
 
+
+def read_dataset(dataset: Dataset, limits: Limits) -> Radiograph:
+    """Read a pydicom Dataset in memory, which is left as it is. Raises as `read_dicom` does."""
+    value = dataset.get("PixelData") or b""
+    check_bytes(len(value), limits)
+    # copy(dataset) would share the elements
+    header = Dataset({tag: element for tag, element in dataset.items() if tag not in PIXELS})
+    header.file_meta = getattr(dataset, "file_meta", FileMetaDataset())
+    _check_class(header.file_meta)
+    if not value and any(tag in dataset for tag in PIXELS):
+        raise InputError("unreadable", FLOATING)
+    syntax = _string(header.file_meta, "TransferSyntaxUID")
+    fragmented = value[:4] == FRAGMENT and SYNTAXES.get(syntax, ("", ""))[1] is not None
+    if not syntax:
+        little = getattr(dataset, "original_encoding", (None, None))[1] is not False
+        syntax = EXPLICIT if little else BIG_ENDIAN
+    return _radiograph(header, syntax, value, 0, len(value), fragmented, limits)
+
+
+def _radiograph(
+    header: Dataset, syntax: str, data: bytes, start: int, end: int, fragmented: bool, limits: Limits
+) -> Radiograph:
+    """Check and decode what `_parse` found."""
     modality = _string(header, "Modality").upper()
     sop_class = _string(header, "SOPClassUID") or _string(header.file_meta, "MediaStorageSOPClassUID")
     notes = _check_modality(modality, sop_class)
@@ -144,8 +171,7 @@ def _parse(data: bytes, limits: Limits) -> tuple[Dataset, str, bytes, int, int, 
     stream = BytesIO(data)
     stream.seek(offset)
     meta = FileMetaDataset(_dataset(stream, len(data), False, True, lambda tag, vr, length: tag >> 16 != 2))
-    if _string(meta, "MediaStorageSOPClassUID") == DICOMDIR_CLASS:
-        raise InputError("not_an_image", "a DICOMDIR is an index; give the image files")
+    _check_class(meta)
     syntax = _string(meta, "TransferSyntaxUID")
     if (
         not syntax
@@ -167,7 +193,7 @@ def _parse(data: bytes, limits: Limits) -> tuple[Dataset, str, bytes, int, int, 
         return header, syntax, data, 0, 0, False
     tag, vr, length = found[-1]
     if tag != 0x7FE00010:
-        raise InputError("unreadable", "the pixels are floating-point numbers, which no radiograph has")
+        raise InputError("unreadable", FLOATING)
     start = stream.tell() + (12 if vr in EXPLICIT_VR_LENGTH_32 else 8)
     if length == 0xFFFFFFFF:
         return header, syntax, data, start, _end_of_fragments(data, start), True
@@ -183,7 +209,7 @@ def _dataset(
     """`pydicom.filereader.read_dataset`, which by itself says nothing of a data set that is cut off."""
     begin = stream.tell()
     try:
-        dataset = read_dataset(stream, implicit, little, stop_when=stop)
+        dataset = parse_dataset(stream, implicit, little, stop_when=stop)
         if stream.tell() >= end > begin:
             if not len(dataset):  # what pydicom makes of a data set that ends inside a sequence
                 raise EOFError
@@ -218,10 +244,15 @@ def _end_of_fragments(data: bytes, position: int) -> int:
         tag, length = struct.unpack_from("<4sL", data, position)
         if tag == b"\xfe\xff\xdd\xe0":
             return position + 8
-        if tag != b"\xfe\xff\x00\xe0" or length == 0xFFFFFFFF:
+        if tag != FRAGMENT or length == 0xFFFFFFFF:
             raise InputError("unreadable", "the compressed pixel data are not in proper fragments")
         position += 8 + length
     raise InputError("truncated", "the file ends inside the compressed pixel data")
+
+
+def _check_class(meta: Dataset) -> None:
+    if _string(meta, "MediaStorageSOPClassUID") == DICOMDIR_CLASS:
+        raise InputError("not_an_image", "a DICOMDIR is an index; give the image files")
 
 
 def _check_modality(modality: str, sop_class: str) -> list[Warn]:

@@ -6,11 +6,20 @@ import numpy as np
 
 from encoder.radiograph.types import InputError, Limits, Warn
 
+# Version of the rule by which stored values become grey levels; a part of every key and digest of what is made of them.
+# Since 2, pictures of 8 bits are taken as they are; before, each was stretched to its own minimum and maximum.
+GREY_RULE = 2
+
 # Pixels of the shorter side; on fewer, small findings are gone (films have 2,000 to 4,000).
 LOW_RESOLUTION = 256
 
 
 LONGEST = 10  # times the other side; films of the whole spine are 3, and thin strips unfold to anything when resized
+
+
+def check_bytes(n: int, limits: Limits) -> None:
+    if n > limits.max_bytes:
+        raise InputError("too_large", f"{n} bytes, and at most {limits.max_bytes} are read")
 
 
 def check_pixels(H: int, W: int, limits: Limits) -> None:
@@ -22,11 +31,17 @@ def check_pixels(H: int, W: int, limits: Limits) -> None:
         )
 
 
-def levels(stored_HW: np.ndarray) -> tuple[int, np.ndarray]:
-    """-> (lowest stored value, for it and each higher one up to the highest whether it occurs)."""
+def span(stored_HW: np.ndarray) -> tuple[int, int]:
+    """Find the lowest and the highest stored value. Raises InputError if they are the same."""
     low, high = int(stored_HW.min()), int(stored_HW.max())
     if low == high:
         raise InputError("constant_image", f"every pixel is {low}")
+    return low, high
+
+
+def levels(stored_HW: np.ndarray) -> tuple[int, np.ndarray]:
+    """-> (lowest stored value, for it and each higher one up to the highest whether it occurs)."""
+    low, high = span(stored_HW)
     occurs = np.zeros(high - low + 1, bool)
     for rows in range(0, len(stored_HW), 128):  # in strips: numpy turns every index into 8 bytes
         occurs[stored_HW[rows : rows + 128].astype(np.intp) - low] = True

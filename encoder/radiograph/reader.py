@@ -1,4 +1,5 @@
-"""DICOM, PNG and JPEG -> `Radiograph`: float32 pixels in [0, 1] with dark = air, what the header said, and warnings.
+"""DICOM, PNG, JPEG, or an image in memory -> `Radiograph`: float32 pixels in [0, 1] with dark = air, what the header
+said, and warnings.
 
 What cannot be read is refused with an InputError, decided in the order container, truncation, modality, frames,
 colour, size, pixels (PNG and JPEG show a truncation only when their pixels are decoded). `Limits` are checked before
@@ -8,38 +9,109 @@ patient's data. `encoder/radiograph/dicom.py` is the DICOM half.
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import stat
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL.Image import DecompressionBombWarning
+from PIL.Image import Image as Picture
 
-from encoder.radiograph.picture import read_picture
-from encoder.radiograph.types import InputError, Limits, Radiograph
+from encoder.radiograph.arrays import check_pixel_values, is_tensor, of_array, of_tensor
+from encoder.radiograph.grey import check_bytes
+from encoder.radiograph.picture import of_image, read_picture
+from encoder.radiograph.types import InputError, Limits, Radiograph, Source
 
 
-def read(path: str | Path, limits: Limits | None = None) -> Radiograph:
-    """Read one radiograph. Raises InputError, and nothing else, for whatever the path may hold."""
-    path, limits = Path(path), limits or Limits()
+def read(source: Source, limits: Limits | None = None) -> Radiograph:
+    """Read one radiograph.
+
+    Args:
+        source: the path of a DICOM, PNG or JPEG file; the bytes of one; a binary file opened for reading, which is read
+            from where it stands; a Pillow image; a NumPy array or torch tensor (arrays.py has the rule of shape and
+            range); a pydicom Dataset; or a Radiograph, which is checked and returned.
+        limits: what is too large.
+
+    Raises:
+        InputError: the source holds no radiograph that can be used. Nothing else is raised, whatever it holds.
+        TypeError: the source is none of the above.
+    """
+    limits, name = limits or Limits(), name_of(source)
     try:
         with quiet():
-            data = _read_file(path, limits)
-            if data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff":
-                return read_picture(data, limits)
-            from encoder.radiograph.dicom import read_dicom  # here, because pictures need no pydicom (0.2 s)
-
-            return read_dicom(data, limits)
+            return _read(source, limits)
     except InputError as error:
-        raise InputError(error.code, error.message, path) from None
+        raise InputError(error.code, error.message, name) from None
     except MemoryError:
-        raise InputError("too_large", "the memory does not suffice to decode it", path) from None
+        raise InputError("too_large", "the memory does not suffice to decode it", name) from None
     except Exception as error:  # the libraries raise anything on hostile input
         message = f"it cannot be decoded ({type(error).__name__})"  # its text may quote the patient's data
-        raise InputError("unreadable", message, path) from None
+        raise InputError("unreadable", message, name) from None
+
+
+def name_of(source: Source) -> str | Path:
+    """Name a source for people: its path, or words. Raises TypeError for what `read` does not read."""
+    if isinstance(source, str | os.PathLike):
+        return Path(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "the bytes given"
+    if isinstance(source, Picture):
+        return "the picture given"
+    if isinstance(source, np.ndarray):
+        return "the array given"
+    if is_tensor(source):
+        return "the tensor given"
+    if isinstance(source, Radiograph):
+        return "the radiograph given"
+    if is_dataset(source):
+        return "the data set given"
+    if isinstance(source, io.TextIOBase):
+        raise TypeError("the file was opened as text; open it for reading bytes: open(path, 'rb')")
+    if hasattr(source, "read"):
+        name = getattr(source, "name", None)
+        return Path(name) if isinstance(name, str) and name else "the open file given"
+    raise TypeError(
+        f"an X-ray cannot be read from {type(source).__name__}; accepted are a path, bytes, an open binary file, a "
+        "Pillow image, a NumPy array, a torch tensor, a pydicom Dataset and a Radiograph"
+    )
+
+
+def is_dataset(source: object) -> bool:
+    """Whether `source` is a pydicom Dataset. Does not import pydicom."""
+    dataset = sys.modules.get("pydicom.dataset")
+    return dataset is not None and isinstance(source, dataset.Dataset)
+
+
+def _read(source: Any, limits: Limits) -> Radiograph:
+    if isinstance(source, Radiograph):
+        check_pixel_values(source.pixels)
+        return source
+    if isinstance(source, Picture):
+        # mode F holds floating-point numbers, of which no file that is read here consists
+        return of_array(np.asarray(source), limits) if source.mode == "F" else of_image(source, limits)
+    if isinstance(source, np.ndarray):
+        return of_array(source, limits)
+    if is_tensor(source):
+        return of_tensor(source, limits)
+    # pydicom is imported only where it is needed, because pictures do without it (0.2 s)
+    if is_dataset(source):
+        from encoder.radiograph.dicom import read_dataset
+
+        return read_dataset(source, limits)
+    data = _bytes(source, limits)
+    if data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff":
+        return read_picture(data, limits)
+    from encoder.radiograph.dicom import read_dicom
+
+    return read_dicom(data, limits)
 
 
 def codecs() -> dict[str, str | bool]:
@@ -52,22 +124,30 @@ def codecs() -> dict[str, str | bool]:
     }
 
 
-def _read_file(path: Path, limits: Limits) -> bytes:
+def _bytes(source: Any, limits: Limits) -> bytes:
+    """Take all of a file, or what is given of one. Raises InputError."""
+    opened = hasattr(source, "read")
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError("unreadable", "it is not a file")
-        if status.st_size > limits.max_bytes:
-            raise InputError("too_large", f"{status.st_size} bytes, and at most {limits.max_bytes} are read")
-        data = path.read_bytes()
+        if opened:
+            data = source.read(limits.max_bytes + 1)
+            if not isinstance(data, bytes):
+                raise InputError("unreadable", f"reading it gave {type(data).__name__}, not bytes")
+            check_bytes(len(data), limits)
+        elif isinstance(source, str | os.PathLike):
+            status = Path(source).stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError("unreadable", "it is not a file")
+            check_bytes(status.st_size, limits)
+            data = Path(source).read_bytes()
+        else:
+            check_bytes(memoryview(source).nbytes, limits)
+            data = bytes(source)
     except OSError as error:
         raise InputError("unreadable", error.strerror or type(error).__name__) from None
     if not data:
-        raise InputError("not_an_image", "the file is empty")
+        hint = ", or was read to its end; go back to its start by seek(0)" if opened else ""
+        raise InputError("not_an_image", f"the file is empty{hint}")
     return data
-
-
-# PNG and JPEG
 
 
 _quiet_lock, _quiet_depth, _quiet_undo = threading.Lock(), 0, lambda: None
@@ -83,7 +163,7 @@ def quiet() -> Iterator[None]:
             level = logger.level
             catcher.__enter__()
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("error", DecompressionBombWarning)
             logger.setLevel(logging.CRITICAL + 1)
             _quiet_undo = lambda: (logger.setLevel(level), catcher.__exit__(None, None, None))  # noqa: E731
         _quiet_depth += 1

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias, Union
 
 import numpy as np
 
 from encoder.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+    from pydicom.dataset import Dataset
+    from torch import Tensor
+
+# What `read` reads.
+Source: TypeAlias = Union[
+    str, os.PathLike[str], bytes, bytearray, memoryview, BinaryIO, "Picture", np.ndarray, "Tensor", "Dataset",
+    "Radiograph",
+]  # fmt: skip
 
 CODES = (
     "not_an_image", "no_pixel_data", "truncated", "unsupported_transfer_syntax", "unsupported_modality", "multi_frame",
@@ -17,14 +29,16 @@ CODES = (
 
 
 class InputError(UserError):
-    """A refused file. `code` is one of CODES; `message` says what is wrong and, where there is one, what helps."""
+    """A refused image. `code` is one of CODES; `message` says what is wrong and, where there is one, what helps; `path`
+    is the file, or says in words which input in memory it was."""
 
     def __init__(self, code: str, message: str, path: str | Path = "") -> None:
         super().__init__(code, message, path)
         self.code, self.message, self.path = code, message, Path(path)
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message} [{self.code}]"
+        where = "" if self.path == Path() else f"{self.path}: "
+        return f"{where}{self.message} [{self.code}]"
 
 
 class Warn(NamedTuple):
@@ -52,8 +66,10 @@ class Header:
     photometric: str | None = None  # MONOCHROME1 or MONOCHROME2, as stored
     age: float | None = None  # years, from PatientAge
     sex: str | None = None  # F or M
-    patient_id: str | None = None  # to keep patients apart; never written to a log
-    study_uid: str | None = None  # StudyInstanceUID, likewise
+    # To keep patients apart; never written to a log, nor shown.
+    patient_id: str | None = field(default=None, repr=False)
+    # StudyInstanceUID, likewise.
+    study_uid: str | None = field(default=None, repr=False)
     rows: int = 0  # pixels
     columns: int = 0
     bits: int = 8  # stored per pixel
@@ -66,3 +82,23 @@ class Radiograph:
     pixels: np.ndarray  # float32 (H, W) in [0, 1], dark = air
     header: Header
     warnings: tuple[Warn, ...] = ()
+    # The levels of an 8-bit picture as it is, uint8 (H, W), or (H, W, 3) where its channels differ a little. None for
+    # DICOM and 16 bits. `Preprocessing` resizes these, as transformers' processor does, and not `pixels`.
+    stored: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        """Say what it is, without its pixels and without a patient's id."""
+        codes = ", ".join(w.code for w in self.warnings)
+        return f"Radiograph({self._facts()}{f'; warnings: {codes}' if codes else ''})"
+
+    def _repr_html_(self) -> str:
+        """Show the film in a notebook, with what is known about it."""
+        from encoder.radiograph.html import figure
+
+        warnings = [f"{w.code}: {w.message}" for w in self.warnings]
+        return figure(self.pixels, [self._facts()], warnings)
+
+    def _facts(self) -> str:
+        h, (H, W) = self.header, self.pixels.shape
+        known = (h.modality, h.view if h.view != "unknown" else None, h.body_part)
+        return ", ".join([*filter(None, known), f"{H} x {W} pixels", f"{h.bits} bits"])
