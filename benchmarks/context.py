@@ -60,13 +60,13 @@ TRAINING = {
     "lora": False,  # a million parameters: the whole language model learns a new field faster than LoRA does
     "batch_size": 16,
     "learning_rate": 1e-3,
-    "projector_rate": 0.3,
+    "projector_lr_mult": 0.3,
     "warmup_steps": 50,
     "max_new_tokens": 160,
     "eval_steps": 0,
     "save_steps": 100,
-    "log_steps": 50,
-    "workers": 0,
+    "logging_steps": 50,
+    "dataloader_num_workers": 0,
 }
 
 

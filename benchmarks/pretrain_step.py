@@ -37,14 +37,15 @@ from torch import nn
 
 from encoder.selfdistill.teacher import make_teacher, update_teacher
 from train.common.processes import use_cores
-from train.pretrain import loop as pretrain
 from train.pretrain.config import GLOBAL_CROPS, PretrainConfig
 from train.pretrain.data import Batch, Samples, collate, multi_crop
+from train.pretrain.model import Distilled, Targets, losses
+from train.pretrain.optim import parameter_groups
 from train.pretrain.watch import flops_per_image, peak_flops
 
 RECIPES = {  # DINOv2's heads, losses and stochastic depth in both
-    "cpu": {"size": 224, "width": 384, "heads": 6, "batch": 8},
-    "cuda": {"size": 518, "width": 768, "heads": 12, "batch": 32},
+    "cpu": {"size": 224, "hidden_size": 384, "num_attention_heads": 6, "batch_size": 8},
+    "cuda": {"size": 518, "hidden_size": 768, "num_attention_heads": 12, "batch_size": 32},
 }
 TEACHER_TEMPERATURE, MOMENTUM = 0.07, 0.992
 Step = Callable[[], float]
@@ -52,21 +53,21 @@ Step = Callable[[], float]
 
 def batch_of(c: PretrainConfig, device: torch.device) -> tuple[Batch, torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (c.size + 40, c.size), dtype=np.uint8) for _ in range(c.batch)]
+    images = [rng.integers(0, 256, (c.size + 40, c.size), dtype=np.uint8) for _ in range(c.batch_size)]
     samples = Samples(images, [len(images)], c)
-    batch = collate([samples[i] for i in range(c.batch)]).to(device)
+    batch = collate([samples[i] for i in range(c.batch_size)]).to(device)
     augment = multi_crop(c).on_device
     return batch, augment(batch.global_GBHW, batch.global_look), augment(batch.local_LBHW, batch.local_look)
 
 
 def ours(c: PretrainConfig, device: torch.device) -> Step:
     batch, global_x, local_x = batch_of(c, device)
-    student = pretrain.Distilled(c).to(device)
-    teacher, targets = make_teacher(student), pretrain.Targets(c).to(device)
-    if c.compile:
+    student = Distilled(c).to(device)
+    teacher, targets = make_teacher(student), Targets(c).to(device)
+    if c.torch_compile:
         for block in (*student.backbone.blocks, *teacher.backbone.blocks):
             block.compile()
-    optimizer = torch.optim.AdamW(pretrain.parameter_groups(student, c), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(student, c), lr=1e-4, fused=True)
 
     def step() -> float:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
@@ -74,9 +75,9 @@ def ours(c: PretrainConfig, device: torch.device) -> Step:
         wanted = targets(teacher_SK, teacher_MK, TEACHER_TEMPERATURE)
         with torch.autocast(device.type, torch.bfloat16):
             out = student(global_x, local_x, batch, masked=True)
-        loss = pretrain.losses(c, out, wanted, batch)["loss"]
+        loss = losses(c, out, wanted, batch)["loss"]
         loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), c.clip)
+        nn.utils.clip_grad_norm_(student.parameters(), c.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         update_teacher(teacher, student, MOMENTUM)
@@ -103,25 +104,31 @@ def rival(c: PretrainConfig, device: torch.device, path: Path, nested: bool) -> 
 
     def model(drop_path: float) -> nn.ModuleDict:
         backbone = DinoVisionTransformer(
-            img_size=c.size, patch_size=c.patch, embed_dim=c.width, depth=c.depth, num_heads=c.heads,
+            img_size=c.size, patch_size=c.patch_size, embed_dim=c.hidden_size, depth=c.num_hidden_layers,
+            num_heads=c.num_attention_heads,
             init_values=c.layerscale, drop_path_rate=drop_path, drop_path_uniform=True, block_fn=block,
             block_chunks=0,
         )  # fmt: skip
-        head = DINOHead(c.width, c.prototypes, hidden_dim=c.head_hidden, bottleneck_dim=c.head_bottleneck)
+        head = DINOHead(
+            c.hidden_size,
+            c.head_n_prototypes,
+            hidden_dim=c.head_hidden_dim,
+            bottleneck_dim=c.head_bottleneck_dim,
+        )
         return nn.ModuleDict({"backbone": backbone, "head": head}).to(device)
 
-    student, teacher = model(c.drop_path).train(), model(0.0).eval().requires_grad_(False)
+    student, teacher = model(c.drop_path_rate).train(), model(0.0).eval().requires_grad_(False)
     teacher.load_state_dict(student.state_dict())
-    dino, ibot = DINOLoss(c.prototypes).to(device), iBOTPatchLoss(c.prototypes).to(device)
+    dino, ibot = DINOLoss(c.head_n_prototypes).to(device), iBOTPatchLoss(c.head_n_prototypes).to(device)
     koleo = KoLeoLoss()
     groups = []
     for part in student.values():
-        found = get_params_groups_with_decay(part, c.layer_decay, c.patch_embed_lr)
+        found = get_params_groups_with_decay(part, c.layerwise_decay, c.patch_embed_lr_mult)
         groups += [{**group, "foreach": True} for group in fuse_params_groups(found)]
     optimizer = torch.optim.AdamW(groups, lr=1e-4)
     ours_, theirs = list(student.parameters()), list(teacher.parameters())
     masks, index, weights = batch.masks_GBP, batch.masked_M, batch.weights_M
-    terms = GLOBAL_CROPS * (GLOBAL_CROPS - 1) + GLOBAL_CROPS * c.local_crops
+    terms = GLOBAL_CROPS * (GLOBAL_CROPS - 1) + GLOBAL_CROPS * c.local_crops_number
 
     @torch.no_grad()
     def wanted() -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -155,14 +162,14 @@ def rival(c: PretrainConfig, device: torch.device, path: Path, nested: bool) -> 
             patches = big["x_norm_patchtokens"].flatten(0, 1).index_select(0, index)
             sizes = [len(local), len(cls), len(patches)]
             local_out, cls_out, patch_out = student["head"](torch.cat([local, cls, patches])).split(sizes)
-        loss = dino(local_out.float().chunk(c.local_crops), cls_targets) / terms
+        loss = dino(local_out.float().chunk(c.local_crops_number), cls_targets) / terms
         loss = loss + dino([cls_out.float()], [torch.cat(list(cls_targets))]) * 2 / terms
-        loss = loss + c.koleo_weight * sum(koleo(part) for part in cls.float().chunk(2))
+        loss = loss + c.koleo_loss_weight * sum(koleo(part) for part in cls.float().chunk(2))
         patch_loss = ibot.forward_masked(patch_out.float(), patch_targets, masks, len(index), weights)
-        loss = loss + c.ibot_weight * patch_loss
+        loss = loss + c.ibot_loss_weight * patch_loss
         loss.backward()
         for part in student.values():
-            nn.utils.clip_grad_norm_(part.parameters(), c.clip)
+            nn.utils.clip_grad_norm_(part.parameters(), c.max_grad_norm)
         optimizer.step()
         with torch.no_grad():
             torch._foreach_mul_(theirs, MOMENTUM)
@@ -207,7 +214,7 @@ def one(args: argparse.Namespace, c: PretrainConfig, device: torch.device) -> No
         step = ours(c, device)
     else:
         step = rival(c, device, args.rival, nested=args.one == "rival, nested")
-    found = measure(step, device, args.steps, c.batch)
+    found = measure(step, device, args.steps, c.batch_size)
     print(json.dumps({**found, "peak_mb": peak_mb(device) - before}))
 
 
@@ -221,7 +228,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="on a CPU")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--drop_path", type=float, default=0.3)
-    parser.add_argument("--centring", default="sinkhorn_knopp", choices=("sinkhorn_knopp", "centring"))
+    parser.add_argument("--centring", default="sinkhorn_knopp", choices=("sinkhorn_knopp", "running_mean"))
     parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/pretrain_step_*.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -229,9 +236,13 @@ def main() -> None:
     if not (args.rival / "dinov2" / "layers").is_dir():
         parser.error(f"{args.rival} is no checkout of facebookresearch/dinov2")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = {**RECIPES[device.type], **({"batch": args.batch} if args.batch else {})}
+    recipe = {**RECIPES[device.type], **({"batch_size": args.batch} if args.batch else {})}
     c = PretrainConfig(
-        data=["-"], drop_path=args.drop_path, centring=args.centring, compile=args.compile, **recipe
+        data=["-"],
+        drop_path_rate=args.drop_path,
+        centring=args.centring,
+        torch_compile=args.compile,
+        **recipe,
     )
     if args.one:
         return one(args, c, device)
@@ -270,7 +281,8 @@ def main() -> None:
         about = {
             "machine": name if device.type == "cuda" else platform.processor() or platform.machine(),
             "date": date.today().isoformat(), "torch": torch.__version__, "threads": args.threads,
-            "recipe": {**recipe, "drop_path": c.drop_path, "centring": c.centring, "compile": c.compile},
+            "recipe": {**recipe, "drop_path_rate": c.drop_path_rate, "centring": c.centring,
+                "torch_compile": c.torch_compile},
             "results": best,
         }  # fmt: skip
         file = Path(__file__).parent / "results" / f"pretrain_step_{name}.json"

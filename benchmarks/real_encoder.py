@@ -210,7 +210,7 @@ COLOURS = ("#2b6cb0", "#c05621")
 def curve(run: Path, file: Path) -> None:
     """An SVG of the run's metrics, one panel a quantity."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    most = np.log(json.loads((run / "run.json").read_text())["prototypes"])
+    most = np.log(json.loads((run / "run.json").read_text())["head_n_prototypes"])
     w, h, gap = 190, 110, 24
     marks = []
     for n, (title, fields) in enumerate(PANELS.items()):

@@ -24,6 +24,7 @@ def killed_run(argv: list[str], where: str, after: int) -> int:
 def _run(argv: list[str], where: str, after: int) -> None:
     from train.common import checkpoints
     from train.pretrain import loop as pretrain
+    from train.pretrain.__main__ import main
 
     count = 0
 
@@ -43,4 +44,4 @@ def _run(argv: list[str], where: str, after: int) -> None:
         dying(checkpoints.save_file, checkpoints, "save_file")
     else:
         dying(pretrain.update_teacher, pretrain, "update_teacher")
-    raise SystemExit(pretrain.main(argv))
+    raise SystemExit(main(argv))

@@ -15,8 +15,8 @@ from vlm.model import FindingsModel, Meta, parameter_table
 
 # Fields of a training's run.json that say how it was done, without saying where anything lies.
 RECIPE = (
-    "max_steps", "batch_size", "learning_rate", "projector_rate", "lora", "lora_rank", "lora_alpha", "align_steps",
-    "context_dropout", "reward", "reward_weights", "group", "temperature", "beta", "precision", "seed",
+    "max_steps", "batch_size", "learning_rate", "projector_lr_mult", "lora", "lora_rank", "lora_alpha", "align_steps",
+    "context_dropout", "reward", "reward_weights", "num_generations", "temperature", "beta", "precision", "seed",
 )  # fmt: skip
 
 

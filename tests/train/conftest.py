@@ -13,7 +13,7 @@ from vlm.study import Image, Prior, load_studies, save_studies
 @pytest.fixture
 def train(encoder_dir, llm_dir, studies_file, tmp_path):  # noqa: F811
     """Run train.finetune with tiny parts; OUT is below tmp_path."""
-    from train.finetune.loop import main
+    from train.finetune.__main__ import main
 
     def run(out: str, *more: str, studies: Path = studies_file, encoder: Path = encoder_dir) -> int:
         parts = [] if "--init" in more else ["--encoder", str(encoder), "--llm", str(llm_dir)]

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from train.common.trainer import entry
-from train.finetune.loop import main
+from train.common.entry import entry
+from train.finetune.__main__ import main
 
 
 class Split(Accelerator):
@@ -27,4 +27,4 @@ class Split(Accelerator):
 
 if __name__ == "__main__":
     transformers.trainer.Accelerator = Split
-    sys.exit(entry(main))
+    sys.exit(entry(main, "train.finetune"))

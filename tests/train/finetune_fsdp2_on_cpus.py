@@ -5,9 +5,9 @@ import sys
 import transformers.trainer
 
 from tests.train.fsdp2_on_cpus import Split
-from train.common.trainer import entry
-from train.finetune.loop import main
+from train.common.entry import entry
+from train.finetune.__main__ import main
 
 if __name__ == "__main__":
     transformers.trainer.Accelerator = Split
-    sys.exit(entry(main))
+    sys.exit(entry(main, "train.finetune"))

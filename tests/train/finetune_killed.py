@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 
-from train.common.trainer import Loop, entry
-from train.finetune.loop import main
+from train.common.entry import entry
+from train.common.trainer import Loop
+from train.finetune.__main__ import main
 
 step = Loop.training_step
 
@@ -18,4 +19,4 @@ def training_step(self, *args, **kwargs):
 
 if __name__ == "__main__":
     Loop.training_step = training_step
-    sys.exit(entry(main))
+    sys.exit(entry(main, "train.finetune"))

@@ -6,7 +6,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+from train.common.entry import entry
 from train.pretrain import loop as pretrain
+from train.pretrain.__main__ import main
 
 
 class Split(Accelerator):
@@ -21,4 +23,4 @@ class Split(Accelerator):
 
 if __name__ == "__main__":
     pretrain.Accelerator = Split
-    sys.exit(pretrain.main())
+    sys.exit(entry(main, "train.pretrain"))

@@ -37,7 +37,12 @@ def films(tmp_path):
 
 def test_images_are_those_of_the_reader(films, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["prepare", str(films), "--out", str(out), "--short-side", "32", "--workers", "2"]) == 0
+    assert (
+        main(
+            ["prepare", str(films), "--out", str(out), "--short-side", "32", "--dataloader_num_workers", "2"]
+        )
+        == 0
+    )
     said = capsys.readouterr()
     assert "10 images found, 0 were there, 9 added" in said.out and "1 left out: " in said.err
     images = Archive(out)
@@ -151,14 +156,14 @@ def dicom_file(path, patient):
 def test_an_index_is_gone_on_with_and_trained_from(films, tmp_path, capsys):
     """A tree that is listed once: what is there is not read again, a line that was cut off is written anew."""
     out = tmp_path / "index.csv"
-    assert main(["prepare", str(films), "--out", str(out), "--workers", "2"]) == 0
+    assert main(["prepare", str(films), "--out", str(out), "--dataloader_num_workers", "2"]) == 0
     said = capsys.readouterr()
     assert "10 images found, 0 were there, 9 added" in said.out and "1 left out: not_an_image" in said.err
     whole = out.read_text()
     assert whole.splitlines()[0] == "file,view,width,height,error"
     assert sorted(image_paths(out)) == sorted(p for p in films.rglob("*.png") if p.name != "broken.png")
     out.write_text("".join(whole.splitlines(keepends=True)[:4]) + whole.splitlines()[4][:-3])
-    assert main(["prepare", str(films), "--out", str(out), "--workers", "1"]) == 0
+    assert main(["prepare", str(films), "--out", str(out), "--dataloader_num_workers", "1"]) == 0
     assert "3 were there" in capsys.readouterr().out and out.read_text() == whole
     assert not list(write_index(sorted(films.rglob("*.png")), out, workers=1))
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
@@ -176,8 +181,8 @@ def test_pretraining_keeps_out_what_is_named(films, tmp_path):
     list(prepare(sorted(films.rglob("*.png")), tmp_path / "out", short_side=32, workers=1))
     shapes = {
         "size": 28,
-        "patch": 7,
-        "local_size": 14,
+        "patch_size": 7,
+        "local_crops_size": 14,
         "short_side": 32,
         "exclude": str(tmp_path / "names.txt"),
     }
@@ -212,7 +217,7 @@ def test_pretraining_from_an_archive_is_that_from_the_files(films, tmp_path, cap
 
     (films / "p1" / "broken.png").unlink()
     list(prepare(sorted(films.rglob("*.png")), tmp_path / "out", short_side=32, workers=1))
-    shapes = {"size": 28, "patch": 7, "local_size": 14, "short_side": 32}
+    shapes = {"size": 28, "patch_size": 7, "local_crops_size": 14, "short_side": 32}
     both, counts = load_data(PretrainConfig(data=[str(tmp_path / "out"), str(films)], **shapes))[0], 9
     assert both.counts == [counts, counts] and len(both.images) == 18
     assert all(np.array_equal(both.images[i], both.images[9 + i]) for i in range(9))

@@ -78,10 +78,10 @@ def test_a_kill_while_writing_leaves_the_one_before(tmp_path, monkeypatch):
 
 def test_a_run_of_another_config_is_refused_with_the_fields(tmp_path):
     config = {"lr": 0.1, "scale": (1, 2), "log_every": 10}
-    assert not checkpoints.claim(tmp_path / "a", config, free=("log_every",))
-    assert checkpoints.claim(tmp_path / "a", {**config, "log_every": 99}, free=("log_every",))
+    assert not checkpoints.claim(tmp_path / "a", config, may_differ=("log_every",))
+    assert checkpoints.claim(tmp_path / "a", {**config, "log_every": 99}, may_differ=("log_every",))
     with pytest.raises(CheckpointError, match=r"lr: 0\.1 there, 0\.2 now"):
-        checkpoints.claim(tmp_path / "a", {**config, "lr": 0.2}, free=("log_every",))
+        checkpoints.claim(tmp_path / "a", {**config, "lr": 0.2}, may_differ=("log_every",))
     with pytest.raises(CheckpointError, match="new"):
         checkpoints.claim(tmp_path / "a", {**config, "new": 1})
 

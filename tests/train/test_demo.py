@@ -7,9 +7,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from tests.calls import Calls
-from train.finetune import loop as finetune
+from train.finetune.__main__ import main as finetune
 from train.phantom.__main__ import main as write_phantoms
-from train.pretrain import loop as pretrain
+from train.pretrain.__main__ import main as pretrain
 from vlm import model as models
 from vlm.load import load_model
 
@@ -18,7 +18,15 @@ from vlm.load import load_model
 def phantoms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantoms")
     write_phantoms(
-        [str(folder), "--studies=24", "--seed=5", "--size=256", "--format=png", "--no-masks", "--workers=1"]
+        [
+            str(folder),
+            "--studies=24",
+            "--seed=5",
+            "--size=256",
+            "--format=png",
+            "--no-masks",
+            "--workers=1",
+        ]
     )
     return folder
 
@@ -36,9 +44,10 @@ def test_a_step_of_pretraining(phantoms, tmp_path, attention):
     models.save_encoder(mini, encoder)
     shape = models.vision_tower(mini.llava).config
     with Calls() as calls:
-        status = pretrain.main([
-            "--recipe=demo", f"--init={encoder}", f"--width={shape.hidden_size}", f"--depth={shape.num_hidden_layers}",
-            f"--heads={shape.num_attention_heads}", f"--data={phantoms / 'images'}", f"--out={tmp_path / 'run'}",
+        status = pretrain([
+            "--recipe=demo", f"--init={encoder}", f"--hidden_size={shape.hidden_size}",
+            f"--num_hidden_layers={shape.num_hidden_layers}", f"--num_attention_heads={shape.num_attention_heads}",
+            f"--data={phantoms / 'images'}", f"--out={tmp_path / 'run'}",
             "--stop_at=1", f"--attention={attention}",
         ])  # fmt: skip
     assert status == 0
@@ -53,7 +62,7 @@ def test_a_step_of_pretraining(phantoms, tmp_path, attention):
 @pytest.mark.parametrize("attention", ["cxr", "reference"])
 def test_a_step_of_finetuning(phantoms, tmp_path, attention):
     with Calls() as calls:
-        status = finetune.main([
+        status = finetune([
             "--recipe=demo", "--init=mini", f"--studies={phantoms / 'studies.jsonl'}", f"--out={tmp_path / 'run'}",
             "--max_steps=1", "--save_steps=1", f"--attention={attention}",
         ])  # fmt: skip

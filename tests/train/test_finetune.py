@@ -21,11 +21,11 @@ from encoder.radiograph import read
 from tests.tiny import make_encoder, make_studies, metrics
 from train.common.batches import answer_loss, collate, grouped_order
 from train.common.config import ConfigError
-from train.common.launcher import INTERRUPTED
+from train.common.entry import INTERRUPTED
 from train.common.trainer import Loop
+from train.finetune.__main__ import main
 from train.finetune.examples import Examples
 from train.finetune.images import Cached
-from train.finetune.loop import main
 from train.finetune.watch import macro_f1
 from vlm import Findings, adapters
 from vlm import model as models
@@ -156,7 +156,7 @@ def test_examples_change_with_the_epoch_alone(findings_model, studies_file):
 
 
 def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeypatch, capsys):
-    more = ("--merge", "--align_steps", "6", "--projector_rate", "0.5")
+    more = ("--merge", "--align_steps", "6", "--projector_lr_mult", "0.5")
     assert train("whole", *more) == 0
     plan = capsys.readouterr().out
     assert (
@@ -299,7 +299,7 @@ def test_another_configuration_is_refused(train, tmp_path):
     with pytest.raises(ConfigError, match="--encoder and --llm, or --init"):
         main(["--studies", "x", "--out", str(tmp_path / "new")])
     with pytest.raises(ConfigError, match="batch_size 9 cannot"):
-        train("odd", "--batch_size", "9", "--gradient_accumulation", "2")
+        train("odd", "--batch_size", "9", "--gradient_accumulation_steps", "2")
 
 
 def test_images_that_cannot_be_read_are_left_out(train, tmp_path, capsys):

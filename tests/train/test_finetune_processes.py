@@ -75,7 +75,7 @@ def same_curve(run: Path, other: Path, rel: float = 1e-4) -> None:
 def test_weights_that_two_processes_share_learn_what_one_learns(train, launch, tmp_path, options):
     """FSDP2: the same curve; what is saved is whole, of LoRA the adapter alone; what one process began the two go on
     with. Nine validation studies: the two do not have as many."""
-    more = (*options, "--eval_studies", "9", "--eval_batch", "4", "--merge")
+    more = (*options, "--eval_studies", "9", "--eval_batch_size", "4", "--merge")
     assert train("one", *more) == 0
     killed = launch("two", 1, "tests.train.finetune_killed", *more, CXR_KILLED_AT="6")
     assert killed == -signal.SIGKILL
@@ -95,7 +95,7 @@ def test_weights_that_two_processes_share_learn_what_one_learns(train, launch, t
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_learns_what_one_process_learns(train, launch, tmp_path, stage):
     """What one process began two go on with, under ZeRO, by the launch file; the adapter is that of one process."""
-    more = ("--eval_studies", "9", "--eval_batch", "4")
+    more = ("--eval_studies", "9", "--eval_batch_size", "4")
     assert train("one", *more) == 0
     assert launch("two", 1, "tests.train.finetune_killed", *more, CXR_KILLED_AT="6") == -signal.SIGKILL
     env = {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}

@@ -11,11 +11,11 @@ from transformers import AutoModel
 
 from tests.tiny import SMALL, metrics
 from train.common.config import ConfigError
-from train.common.launcher import INTERRUPTED
+from train.common.entry import INTERRUPTED
 from train.common.trainer import Loop
+from train.finetune.__main__ import main
 from train.finetune.config import Finetune, check
 from train.finetune.images import Films, augmented
-from train.finetune.loop import main
 from vlm import Findings
 from vlm import model as models
 from vlm.load import load_model
@@ -56,7 +56,16 @@ def test_features_in_every_step_are_those_of_the_disk(train, several_images, tmp
     """But for the rounding to float16 on disk. An image that cannot be read is left out of both."""
     assert train("cached", *SEVERAL, "--feature_norm", "true", studies=several_images) == 0
     cached = capsys.readouterr().out
-    options = (*SEVERAL, "--feature_norm", "true", "--features", "online", "--workers", "1", "--merge")
+    options = (
+        *SEVERAL,
+        "--feature_norm",
+        "true",
+        "--features",
+        "online",
+        "--dataloader_num_workers",
+        "1",
+        "--merge",
+    )
     assert train("online", *options, studies=several_images) == 0
     online = capsys.readouterr().out
     assert close(metrics(tmp_path / "cached"), metrics(tmp_path / "online"), 5e-3)
@@ -81,7 +90,7 @@ def test_a_trained_encoder(train, encoder_dir, tmp_path):
         "--merge",
         "--augment",
         "true",
-        "--encoder_rate",
+        "--encoder_lr_mult",
         "1",
     )
     assert train("run", *options, "--max_steps", "3", "--eval_steps", "0") == 0
@@ -98,7 +107,7 @@ def test_a_trained_encoder(train, encoder_dir, tmp_path):
 
 def test_the_projector_first(train, tmp_path, monkeypatch, capsys):
     """In the first stage nothing else moves; the second goes on from there; interruptions change nothing."""
-    options = ("--projector_steps", "6", "--projector_batch", "16", "--merge")
+    options = ("--projector_steps", "6", "--projector_batch_size", "16", "--merge")
     assert train("whole", *options) == 0
     assert train("without", "--max_steps", "1") == 0
     base, plain = (load_file(tmp_path / run / "base" / "model.safetensors") for run in ("whole", "without"))

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train.grpo.loop as grpo
+import train.grpo.__main__ as grpo
 import vlm
 from encoder.radiograph import read
 from eval import metric
 from tests.tiny import FINDINGS
 from train.common.config import ConfigError, load_config
-from train.common.launcher import INTERRUPTED
+from train.common.entry import INTERRUPTED
 from train.grpo.config import Grpo, check
 from train.grpo.loop import run
 from train.grpo.rollouts import REFERENCE, Groups, Reward, StudyProcessor, answers, exchanged, rows_of
@@ -199,10 +199,10 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
     config = Grpo(out="o", studies=["s"], init="mini", reward=["rouge-l/coco"])
     check(config)
     for wrong, words in (
-        ({"loss": "ppo"}, "loss 'ppo' is unknown; there are dapo, grpo, dr_grpo"),
-        ({"group": 1}, "group must be 2 or more"),
+        ({"loss_type": "ppo"}, "loss_type must be one of dapo, grpo, dr_grpo, not 'ppo'"),
+        ({"num_generations": 1}, "num_generations must be at least 2, not 1"),
         ({"reward_weights": [1.0, 2.0]}, "1 rewards but 2 reward_weights"),
-        ({"iterations": 3}, "save_steps 50 is not a multiple of iterations 3"),
+        ({"num_iterations": 3}, "save_steps 50 is not a multiple of num_iterations 3"),
         ({"dtype": "bf16", "projector": True}, "frozen projector"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -234,13 +234,14 @@ def test_without_trl_the_error_names_the_extra(monkeypatch, tmp_path):
 def test_the_recipe_fits():
     more = ["--reward", "rouge-l/coco", "words/generated", "--reward_weights", "1", "-0.01"]
     config = load_config(Grpo, "grpo", ["--recipe", "grpo_mini", "--studies", "s", "--out", "o", *more])
-    assert config.init == "mini" and config.reward_weights == [1, -0.01] and config.group == 8
+    assert config.init == "mini" and config.reward_weights == [1, -0.01] and config.num_generations == 8
 
 
 # --- with trl ---------------------------------------------------------------------------------------------------------
 
 SMALL = {
-    "batch_size": 4, "group": 4, "eval_steps": 0, "save_steps": 2, "log_steps": 2, "lora_rank": 4, "precision": "fp32",
+    "batch_size": 4, "num_generations": 4, "eval_steps": 0, "save_steps": 2,
+    "logging_steps": 2, "lora_rank": 4, "precision": "fp32",
     "threads": 1, "warmup_steps": 0,
 }  # fmt: skip
 
@@ -383,7 +384,7 @@ def test_a_planted_reward_rises_and_the_rest_stays(init, studies_file, tmp_path,
 @needs_trl
 @pytest.mark.parametrize(
     "more",
-    [{"gradient_accumulation": 2}, {"iterations": 2, "beta": 0.1, "projector": True}],
+    [{"gradient_accumulation_steps": 2}, {"num_iterations": 2, "beta": 0.1, "projector": True}],
     ids=["accumulated", "iterated"],
 )
 def test_an_interrupted_run_goes_on_exactly(init, studies_file, tmp_path, more):
@@ -398,7 +399,7 @@ def test_an_interrupted_run_goes_on_exactly(init, studies_file, tmp_path, more):
     # 64 studies, 24 a step: the third step begins a new order
     common = {
         "batch_size": 24,
-        "group": 2,
+        "num_generations": 2,
         "max_steps": 6,
         "max_new_tokens": 4,
         "learning_rate": 1e-2,
@@ -407,7 +408,7 @@ def test_an_interrupted_run_goes_on_exactly(init, studies_file, tmp_path, more):
     stop = 0
     assert run(configured(tmp_path / "whole", init, studies_file, **common), [stopping]) == 0
     parts = configured(tmp_path / "parts", init, studies_file, **common)
-    stop, asked[:] = 5 if "gradient_accumulation" in more else 2, []
+    stop, asked[:] = 5 if "gradient_accumulation_steps" in more else 2, []
     assert run(parts, [stopping]) == INTERRUPTED
     assert not (tmp_path / "parts" / "adapter").exists()
     stop = 0

@@ -10,13 +10,14 @@ import pytest
 
 from tests.tiny import FINDINGS
 from train.common.config import ConfigError
-from train.common.launcher import INTERRUPTED
+from train.common.entry import INTERRUPTED
 from train.common.trainer import Loop
 from train.finetune.language_model import main, train_tokenizer
 
 SMALL = [
-    "--vocabulary", "320", "--width", "32", "--layers", "2", "--heads", "2", "--intermediate", "64",
-    "--batch_size", "8", "--warmup_steps", "2", "--eval_steps", "6", "--save_steps", "4", "--log_steps", "3",
+    "--vocab_size", "320", "--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2",
+    "--intermediate_size", "64",
+    "--batch_size", "8", "--warmup_steps", "2", "--eval_steps", "6", "--save_steps", "4", "--logging_steps", "3",
     "--precision", "fp32", "--threads", "1",
 ]  # fmt: skip
 

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from train.common.checkpoints import CheckpointError, alone
-from train.common.config import ConfigError
 from train.common.launcher import StepFailed, as_words, call, launch, run_steps
 from train.common.processes import settled_precision
 
@@ -16,13 +15,11 @@ from train.common.processes import settled_precision
 @pytest.mark.parametrize("has", [True, False])
 def test_precision_is_what_pays_here_or_what_the_run_began_with(monkeypatch, capsys, has):
     monkeypatch.setattr("train.common.processes.multiplies_bf16", lambda: has)
-    assert settled_precision("auto", None, "fp32") == ("bf16" if has else "fp32")
-    assert settled_precision("auto", "fp32", "fp32") == "fp32"
+    assert settled_precision("auto", None) == ("bf16" if has else "fp32")
+    assert settled_precision("auto", "fp32") == "fp32"
     assert capsys.readouterr().out == ""
-    assert settled_precision("auto", "bf16", "no") == settled_precision("bf16", None, "no") == "bf16"
-    assert capsys.readouterr().out.count("no is many times as fast here") == (0 if has else 2)
-    with pytest.raises(ConfigError, match="'fp8' is unknown; there are auto, bf16 and no"):
-        settled_precision("fp8", None, "no")
+    assert settled_precision("auto", "bf16") == settled_precision("bf16", None) == "bf16"
+    assert capsys.readouterr().out.count("fp32 is many times as fast here") == (0 if has else 2)
 
 
 def test_options_become_a_command_line():

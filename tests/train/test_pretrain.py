@@ -30,19 +30,21 @@ from encoder.transforms import Preprocessing
 from encoder.vit import CropViT, sincos_positions
 from tests.killed import killed_run
 from train.common.config import ConfigError, load_config, recipe_path
+from train.common.entry import entry
 from train.pretrain import loop as pretrain
+from train.pretrain.__main__ import main
 from train.pretrain.config import PretrainConfig
 from train.pretrain.data import Samples, collate
-from train.pretrain.loop import main
 from train.pretrain.model import Distilled
 from train.pretrain.watch import effective_rank, flops_per_image
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    "--size=28 --patch=7 --width=16 --depth=2 --heads=2 --local_size=14 --local_crops=2 --prototypes=16",
-    "--head_hidden=16 --head_bottleneck=8 --batch=4 --steps=6 --warmup=2 --freeze_last_layer=1 --layerscale=0.5",
-    "--teacher_temp_warmup=3 --drop_path=0.2 --mixed_precision=no --short_side=32 --log_every=1 --save_every=2",
-    "--threads=1 --lr=0.01",
+    "--size=28 --patch_size=7 --hidden_size=16 --num_hidden_layers=2 --num_attention_heads=2 --local_crops_size=14",
+    "--local_crops_number=2 --head_n_prototypes=16 --head_hidden_dim=16 --head_bottleneck_dim=8 --batch_size=4",
+    "--max_steps=6 --warmup_steps=2 --freeze_last_layer_steps=1 --layerscale=0.5 --warmup_teacher_temp_steps=3",
+    "--drop_path_rate=0.2 --precision=fp32 --short_side=32 --logging_steps=1 --save_steps=2 --threads=1",
+    "--learning_rate=0.01",
 ]
 TINY = " ".join(TINY).split()
 
@@ -63,8 +65,12 @@ def fresh_accelerate():
     AcceleratorState._reset_state(True)
 
 
+def pretraining(*words):
+    return entry(main, "train.pretrain", list(words))
+
+
 def train(images, out, *options):
-    return main([*TINY, "--data", str(images), "--out", str(out), *options])
+    return pretraining(*TINY, "--data", str(images), "--out", str(out), *options)
 
 
 def curve(out):
@@ -111,11 +117,11 @@ def test_a_run_leaves_an_encoder_metrics_and_checkpoints(whole):
 def test_a_run_goes_on_in_the_precision_it_began_with(images, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("train.common.processes.multiplies_bf16", lambda: True)
     shutil.copytree(whole, tmp_path / "run")
-    assert train(images, tmp_path / "run", "--mixed_precision", "auto") == 0
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["mixed_precision"] == "no"
+    assert train(images, tmp_path / "run", "--precision", "auto") == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["precision"] == "fp32"
 
 
-@pytest.mark.parametrize("options", [(), ("--centring", "centring"), ("--separate_ibot_head", "true")])
+@pytest.mark.parametrize("options", [(), ("--centring", "running_mean"), ("--separate_ibot_head", "true")])
 def test_resuming_is_bit_for_bit(images, whole, tmp_path, options):
     reference = whole
     if options:
@@ -124,7 +130,7 @@ def test_resuming_is_bit_for_bit(images, whole, tmp_path, options):
     parts = tmp_path / "parts"
     assert train(images, parts, "--stop_at", "3", *options) == 0
     assert len(curve(parts)) == 3
-    assert train(images, parts, "--workers", "1", "--save_every", "50", *options) == 0
+    assert train(images, parts, "--dataloader_num_workers", "1", "--save_steps", "50", *options) == 0
     assert curve(parts) == curve(reference)
     assert same(weights(parts), weights(reference))
 
@@ -172,9 +178,9 @@ def test_a_finished_run_is_left_as_it_is(images, whole, capsys):
 
 
 def test_another_config_or_other_images_are_refused(images, whole, tmp_path, capsys):
-    assert train(images, whole, "--lr", "0.02", "--momentum", "0.9") == 2
+    assert train(images, whole, "--learning_rate", "0.02", "--momentum_teacher", "0.9") == 2
     error = capsys.readouterr().err
-    assert "lr: 0.01 there, 0.02 now" in error and "momentum" in error and "--out" in error
+    assert "learning_rate: 0.01 there, 0.02 now" in error and "momentum" in error and "--out" in error
     fewer = tmp_path / "fewer"
     fewer.mkdir()
     for path in sorted(images.iterdir())[:5]:
@@ -190,10 +196,10 @@ def test_another_config_or_other_images_are_refused(images, whole, tmp_path, cap
         (["--size", "30"], "multiples of patch"),
         (["--weights", "1", "2"], "2 weights for 1"),
         (["--centring", "none"], "centring"),
-        (["--mixed_precision", "fp8"], "mixed_precision"),
-        (["--mask_ratio", "0.5", "0.1"], "mask_ratio"),
-        (["--drop_path", "1.0"], "drop_path"),
-        (["--tracker", "paper"], "tracker must be"),
+        (["--precision", "fp8"], "one of auto, bf16, fp32, not 'fp8'"),
+        (["--mask_ratio_min_max", "0.5", "0.1"], "mask_ratio"),
+        (["--drop_path_rate", "1.0"], "drop_path"),
+        (["--report_to", "paper"], "report_to must be"),
         (["--init", "nowhere"], "nowhere does not exist"),
         (["--init_head", "nowhere"], "nowhere does not exist"),
     ],
@@ -226,14 +232,14 @@ def test_numbers_go_to_tensorboard(images, tmp_path, capsys):
     events.Reload()
     shown = {scalar.step: scalar.value for scalar in events.Scalars("loss")}
     assert shown == {line["step"]: pytest.approx(line["loss"]) for line in curve(tmp_path / "run")}
-    assert train(images, tmp_path / "quiet", "--tracker", "none") == 0
+    assert train(images, tmp_path / "quiet", "--report_to", "none") == 0
     assert not (tmp_path / "quiet" / "tensorboard").exists()
-    assert train(images, tmp_path / "other", "--tracker", "comet_ml") == 2
+    assert train(images, tmp_path / "other", "--report_to", "comet_ml") == 2
     assert "comet_ml is not installed" in capsys.readouterr().err
 
 
 def test_no_data_is_refused(tmp_path, capsys):
-    assert main([*TINY, "--out", str(tmp_path / "run")]) == 2
+    assert pretraining(*TINY, "--out", str(tmp_path / "run")) == 2
     assert "--data" in capsys.readouterr().err
 
 
@@ -267,7 +273,7 @@ def test_heads_warm_up_while_the_backbone_stands_still(images, tmp_path):
     start = CropViT(28, 7, 16, 2, 2, 0.5)
     save_dinov2(start, tmp_path / "start", Preprocessing(size=28))
     out = tmp_path / "run"
-    options = ("--init", str(tmp_path / "start"), "--head_warmup", "2", "--keep_last", "9")
+    options = ("--init", str(tmp_path / "start"), "--head_warmup_steps", "2", "--save_total_limit", "9")
     assert train(images, out, *options) == 0
     student = {step: load_file(out / f"checkpoints/step_{step:08d}/student.safetensors") for step in (2, 4)}
     for name, tensor in start.state_dict().items():
@@ -292,7 +298,13 @@ def test_a_released_head_is_gone_on_with(images, tmp_path, capsys):
     save_backbone(start, tmp_path / "backbone.safetensors", "dinov2")
     head = DINOHead(16, 32, 24, 8)
     save_file({k: v.contiguous() for k, v in head.state_dict().items()}, tmp_path / "dino_head.safetensors")
-    shapes = ["--prototypes=32", "--head_hidden=24", "--head_bottleneck=8", "--lr=0", "--lr_end=0"]
+    shapes = [
+        "--head_n_prototypes=32",
+        "--head_hidden_dim=24",
+        "--head_bottleneck_dim=8",
+        "--learning_rate=0",
+        "--learning_rate_end=0",
+    ]
     options = ("--init", str(tmp_path / "backbone.safetensors"))
     options += ("--init_head", str(tmp_path / "dino_head.safetensors"))
     assert train(images, tmp_path / "run", *options, *shapes, "--separate_ibot_head", "true") == 0
@@ -316,17 +328,28 @@ def test_the_head_of_the_recipe_is_that_of_the_released_file():
     """dino_head.safetensors of microsoft/rad-dino is 92.6 MB."""
     c = load_config(PretrainConfig, "pretrain", ["--recipe", "rad_dino_vitb14_518"])
     with torch.device("meta"):
-        head = DINOHead(c.width, c.prototypes, c.head_hidden, c.head_bottleneck)
+        head = DINOHead(c.hidden_size, c.head_n_prototypes, c.head_hidden_dim, c.head_bottleneck_dim)
     assert sum(p.numel() for p in head.parameters()) * 4 / 1e6 == pytest.approx(92.6, abs=0.1)
 
 
 @pytest.mark.parametrize("recipe", ["rad_dino_vitb14_518", "rad_dino_1gpu", "continue_pretraining"])
 def test_recipes_say_why(recipe):
     c = load_config(PretrainConfig, "pretrain", ["--recipe", recipe])
-    assert (c.size, c.patch, c.width, c.depth, c.heads, c.local_size) == (518, 14, 768, 12, 12, 98)
-    assert c.warmup < c.steps and c.head_warmup < c.steps and c.teacher_temp_warmup < c.steps
+    assert (
+        c.size,
+        c.patch_size,
+        c.hidden_size,
+        c.num_hidden_layers,
+        c.num_attention_heads,
+        c.local_crops_size,
+    ) == (518, 14, 768, 12, 12, 98)
+    assert (
+        c.warmup_steps < c.max_steps
+        and c.head_warmup_steps < c.max_steps
+        and c.warmup_teacher_temp_steps < c.max_steps
+    )
     lines = recipe_path(recipe).read_text().partition("pretrain:\n")[2].splitlines()
-    plain = ("save_every", "workers")
+    plain = ("save_steps", "dataloader_num_workers")
     unsaid = [line for line in lines if "#" not in line and not line.strip().startswith(plain)]
     assert not unsaid
 
@@ -334,13 +357,14 @@ def test_recipes_say_why(recipe):
 @pytest.mark.parametrize("recipe", ["demo", "mini", "real_encoder", "real_small"])
 def test_the_small_recipes_load(recipe):
     c = load_config(PretrainConfig, "pretrain", ["--recipe", recipe])
-    assert c.size % c.patch == c.local_size % c.patch == 0 and c.warmup < c.steps
+    assert c.size % c.patch_size == c.local_crops_size % c.patch_size == 0 and c.warmup_steps < c.max_steps
 
 
 def config(**changes) -> PretrainConfig:
     tiny = PretrainConfig(
-        data=["x"], size=28, patch=7, width=16, depth=2, heads=2, local_size=14, local_crops=2, prototypes=16,
-        head_hidden=16, head_bottleneck=8, batch=4, steps=6, drop_path=0.2, layerscale=0.5,
+        data=["x"], size=28, patch_size=7, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        local_crops_size=14, local_crops_number=2, head_n_prototypes=16,
+        head_hidden_dim=16, head_bottleneck_dim=8, batch_size=4, max_steps=6, drop_path_rate=0.2, layerscale=0.5,
     )  # fmt: skip
     return replace(tiny, **changes)
 
@@ -389,7 +413,7 @@ def test_collate_orders_crop_by_crop():
 
 
 def test_parameter_groups_are_dinov2s():
-    c = config(layer_decay=0.5, patch_embed_lr=0.2)
+    c = config(layerwise_decay=0.5, patch_embed_lr_mult=0.2)
     model = Distilled(c)
     by_parameter = {id(p): group for group in pretrain.parameter_groups(model, c) for p in group["params"]}
     names = dict(model.named_parameters())
@@ -412,13 +436,13 @@ def test_parameter_groups_are_dinov2s():
 
 def test_schedules_reach_the_groups():
     c = config(
-        warmup=2,
-        freeze_last_layer=3,
-        head_warmup=2,
+        warmup_steps=2,
+        freeze_last_layer_steps=3,
+        head_warmup_steps=2,
         weight_decay=0.1,
         weight_decay_end=0.3,
-        lr=1.0,
-        layer_decay=1.0,
+        learning_rate=1.0,
+        layerwise_decay=1.0,
     )
     model = Distilled(c)
     optimizer = torch.optim.AdamW(pretrain.parameter_groups(model, c))
@@ -439,7 +463,7 @@ def test_schedules_reach_the_groups():
 
 
 def test_counted_operations_are_those_of_pytorch():
-    c = config(drop_path=0.0, separate_ibot_head=True)
+    c = config(drop_path_rate=0.0, separate_ibot_head=True)
     model = Distilled(c)
     batch = collate([Samples(grey_images(4), [4], c)[i] for i in range(4)])
     augment = pretrain.multi_crop(c).on_device
@@ -460,7 +484,7 @@ def test_counted_operations_are_those_of_pytorch():
 def test_ten_kills_change_nothing(images, tmp_path):
     """kill -9 at random steps and in the middle of random files: the curve is the uninterrupted one, bit for bit."""
     rng = np.random.default_rng(0)
-    longer = ("--steps", "30", "--save_every", "2")
+    longer = ("--max_steps", "30", "--save_steps", "2")
     assert train(images, tmp_path / "whole", *longer) == 0
     argv = [*TINY, *longer, "--data", str(images), "--out", str(tmp_path / "run")]
     kills = 0
@@ -476,7 +500,7 @@ def test_ten_kills_change_nothing(images, tmp_path):
 
 @pytest.mark.parametrize(("init", "stds"), [("dinov2", (0.02, 0.02)), ("fan_in", (64**-0.5, 256**-0.5))])
 def test_initial_weights(init, stds):
-    c = config(width=64, heads=1, weight_init=init, position_embedding="sincos")
+    c = config(hidden_size=64, num_attention_heads=1, weight_init=init, position_embedding="sincos")
     torch.manual_seed(0)
     backbone = Distilled(c).backbone
     for layer, std in zip((backbone.blocks[1].attn.qkv, backbone.blocks[1].mlp.fc2), stds, strict=True):
@@ -486,7 +510,7 @@ def test_initial_weights(init, stds):
 
 def test_config_errors_name_all_problems():
     with pytest.raises(ConfigError, match=r"steps must be at least 1") as error:
-        PretrainConfig(steps=0, size=515, width=30, position_embedding="sincos", weight_init="he")
+        PretrainConfig(max_steps=0, size=515, hidden_size=30, position_embedding="sincos", weight_init="he")
     for message in ("multiples of patch", "multiple of 4", "weight_init must be dinov2 or fan_in"):
         assert message in str(error.value)
 
@@ -510,7 +534,7 @@ def twenty(tmp_path):
         "--init_head",
         str(tmp_path / "head.safetensors"),
     ]
-    return [*options, "--heads", "2", "--steps", "20", "--save_every", "20"]
+    return [*options, "--num_attention_heads", "2", "--max_steps", "20", "--save_steps", "20"]
 
 
 def test_golden_losses(images, twenty, tmp_path):
@@ -572,14 +596,18 @@ def test_two_processes_learn_what_one_learns(images, twenty, tmp_path, module, m
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_launch_files_are_accelerates(name):
     config = load_config_from_file(str(ROOT / "train" / "launch" / f"{name}.yaml"))
-    assert config.num_processes == 8 and config.mixed_precision == "no"
+    assert config.num_processes == 8 and config.precision == "no"
     if name == "fsdp2":
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
             transformer_cls_names_to_wrap=[config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"]],
         )  # fmt: skip
         plugin.set_auto_wrap_policy(
-            Distilled(PretrainConfig(size=28, patch=7, width=16, heads=2, local_size=14))
+            Distilled(
+                PretrainConfig(
+                    size=28, patch_size=7, hidden_size=16, num_attention_heads=2, local_crops_size=14
+                )
+            )
         )
 
 
@@ -600,20 +628,29 @@ def test_other_ways_of_spreading_are_refused(kind, version, message):
 
 def test_parts_of_a_batch_are_spread_alike(images, tmp_path):
     """Two processes see the parts that one sees, and their gradients add up."""
-    options = ("--accumulate", "2", "--batch", "8", "--workers", "0")
+    options = ("--gradient_accumulation_steps", "2", "--batch_size", "8", "--dataloader_num_workers", "0")
     assert "on 2 x cpu" in on_two("train.pretrain", images, tmp_path / "two", *options)
     assert train(images, tmp_path / "one", *options) == 0
     for a, b in zip(curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-4)
-    assert train(images, tmp_path / "none", "--accumulate", "3") == 2
+    assert train(images, tmp_path / "none", "--gradient_accumulation_steps", "3") == 2
 
 
 def test_a_batch_in_parts_gives_its_gradient(images, tmp_path, monkeypatch):
     """Where no loss looks beyond its part (no KoLeo, centres that stand still), parts make no difference."""
     monkeypatch.setattr(Centre, "update", lambda self, logits_BK: None)
-    options = ("--koleo_weight", "0", "--centring", "centring", "--mask_probability", "1", "--stop_at", "1")
+    options = (
+        "--koleo_loss_weight",
+        "0",
+        "--centring",
+        "running_mean",
+        "--mask_sample_probability",
+        "1",
+        "--stop_at",
+        "1",
+    )
     assert train(images, tmp_path / "whole", *options) == 0
-    assert train(images, tmp_path / "parts", *options, "--accumulate", "2") == 0
+    assert train(images, tmp_path / "parts", *options, "--gradient_accumulation_steps", "2") == 0
     (a,), (b,) = curve(tmp_path / "whole"), curve(tmp_path / "parts")
     for name in ("loss", "dino_global", "dino_local", "ibot", "grad_norm"):
         assert a[name] == pytest.approx(b[name], rel=1e-5), name
@@ -623,6 +660,6 @@ def test_compiled_blocks_learn_the_same(images, tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler, and there is none")
     assert train(images, tmp_path / "plain") == 0
-    assert train(images, tmp_path / "compiled", "--compile", "true") == 0
+    assert train(images, tmp_path / "compiled", "--torch_compile", "true") == 0
     for a, b in zip(curve(tmp_path / "plain"), curve(tmp_path / "compiled"), strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-3)

@@ -81,7 +81,7 @@ def test_what_can_be_seen_is_found(halves):
 
 def test_a_run_with_a_probe(halves, tmp_path, capsys):
     data, out = halves.parent, tmp_path / "run"
-    assert train(data, out, "--probe", str(halves), "--probe_every", "4", "--log_every", "3") == 0
+    assert train(data, out, "--probe", str(halves), "--probe_steps", "4", "--logging_steps", "3") == 0
     said = capsys.readouterr().out
     assert "k-NN AUROC before training 0." in said and "(above, below, coin)" in said
     with_probe = {line["step"]: line.get("knn_auroc") for line in curve(out)}
@@ -91,7 +91,7 @@ def test_a_run_with_a_probe(halves, tmp_path, capsys):
         and with_probe[4] > 0.5
         and with_probe[6] > 0.5
     )
-    assert train(data, tmp_path / "plain", "--log_every", "3") == 0  # and it changes nothing
+    assert train(data, tmp_path / "plain", "--logging_steps", "3") == 0  # and it changes nothing
     assert curve(tmp_path / "plain")[-1] == {k: v for k, v in curve(out)[-1].items() if k != "knn_auroc"}
 
 

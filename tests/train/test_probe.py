@@ -15,14 +15,14 @@ from PIL import Image as Picture
 from encoder.transforms import Preprocessing
 from train.common.config import ConfigError
 from train.common.launcher import accelerate_command
-from train.probe.run import main
+from train.probe.__main__ import main
 
 SMALL = [
     "--threads",
     "1",
-    "--workers",
+    "--dataloader_num_workers",
     "0",
-    "--replicates",
+    "--bootstrap",
     "100",
     "--layers",
     "1",

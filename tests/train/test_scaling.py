@@ -10,15 +10,17 @@ import pytest
 import yaml
 from PIL import Image as Picture
 
+import train.pretrain.__main__ as pretrain
 from train.common.config import ConfigError
-from train.common.launcher import INTERRUPTED
-from train.pretrain import loop as pretrain
+from train.common.entry import INTERRUPTED
 from train.probe.scaling import draw, judged_by, main, points_of, read_study
 
 FIELDS = {
-    "short_side": 36, "size": 28, "patch": 7, "width": 16, "depth": 1, "heads": 1, "drop_path": 0.0, "local_size": 14,
-    "local_crops": 2, "prototypes": 16, "head_hidden": 16, "head_bottleneck": 8, "batch": 4, "steps": 3, "warmup": 1,
-    "teacher_temp_warmup": 2, "freeze_last_layer": 0, "log_every": 3, "save_every": 2, "workers": 0,
+    "short_side": 36, "size": 28, "patch_size": 7, "hidden_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 1, "drop_path_rate": 0.0, "local_crops_size": 14, "local_crops_number": 2,
+    "head_n_prototypes": 16, "head_hidden_dim": 16, "head_bottleneck_dim": 8, "batch_size": 4, "max_steps":
+    3, "warmup_steps": 1, "warmup_teacher_temp_steps": 2, "freeze_last_layer_steps": 0, "logging_steps": 3,
+    "save_steps": 2, "dataloader_num_workers": 0,
 }  # fmt: skip
 
 
@@ -43,9 +45,10 @@ def study(tmp_path):
         writer.writerows(rows)
     made = {
         "data": [str(tmp_path / "images")], "fields": FIELDS, "amounts": [12, 6], "seeds": [0, 1],
-        "variants": {"all": {}, "without iBOT": {"ibot_weight": 0.0}},
+        "variants": {"all": {}, "without iBOT": {"ibot_loss_weight": 0.0}},
         "probe": {
-            "data": str(tmp_path / "labels.csv"), "tasks": ["knn"], "workers": 0, "replicates": 50, "vectors": "cls",
+            "data": str(tmp_path / "labels.csv"), "tasks": ["knn"], "dataloader_num_workers": 0,
+            "bootstrap": 50, "vectors": "cls",
         },
     }  # fmt: skip
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(made))

@@ -350,7 +350,7 @@ def test_the_commands(checkpoint, studies, tmp_path, capsys):
 
 
 def test_it_goes_on_learning_under_its_own_prompt(checkpoint, studies, tmp_path, capsys):
-    from train.finetune.loop import main
+    from train.finetune.__main__ import main
 
     listed = [
         replace(s, findings="The lungs are clear.", study_id=f"{s.study_id}{i}")
@@ -360,8 +360,9 @@ def test_it_goes_on_learning_under_its_own_prompt(checkpoint, studies, tmp_path,
     save_studies(listed, tmp_path / "studies.jsonl")
     command = [
         "--init", str(checkpoint[0]), "--studies", str(tmp_path / "studies.jsonl"), "--out", str(tmp_path / "run"),
-        "--batch_size", "2", "--max_steps", "3", "--warmup_steps", "0", "--workers", "0", "--lora_rank", "2",
-        "--precision", "fp32", "--save_steps", "3", "--log_steps", "1",
+        "--batch_size", "2", "--max_steps", "3", "--warmup_steps", "0", "--dataloader_num_workers", "0",
+        "--lora_rank", "2",
+        "--precision", "fp32", "--save_steps", "3", "--logging_steps", "1",
     ]  # fmt: skip
     assert main([*command, "--wording", "maira2"]) == 0
     assert "changes to" not in capsys.readouterr().out
@@ -374,7 +375,7 @@ def test_it_goes_on_learning_under_its_own_prompt(checkpoint, studies, tmp_path,
 
 def test_a_prompt_that_it_has_no_place_for_is_refused(checkpoint, tmp_path):
     from train.common.config import ConfigError
-    from train.finetune.loop import main
+    from train.finetune.__main__ import main
 
     command = [
         "--init",

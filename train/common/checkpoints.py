@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ LOCK = ".lock"
 BEFORE = ("features", "cache", LOCK)  # may lie in a run folder before there is a run
 STATE = "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Names:
+    """What fields and words of older versions are called now: old field -> new; field -> old value -> new."""
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+TODAY = Names()
 
 
 class CheckpointError(ConfigError):
@@ -114,19 +126,23 @@ def load(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
 
 
 def claim(
-    run: Path, config: dict[str, Any], free: Iterable[str] = (), defaults: Mapping[str, Any] | None = None
+    run: Path,
+    config: dict[str, Any],
+    may_differ: Iterable[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    names: Names = TODAY,
 ) -> bool:
     """Make `run` the directory of a run with this config; True if it already is (then it is to be resumed).
 
-    Fields in `free` may differ, for they do not change what is computed. A field that the stored config does not know
-    counts as `defaults` has it. Raises CheckpointError if the directory belongs to a run of another config, naming the
-    fields, or holds anything of unknown origin.
+    Fields in `may_differ` do not change what is computed. A field that the stored config does not know counts as
+    `defaults` has it; `names` translate what an older version wrote. Raises CheckpointError if the directory belongs to
+    a run of another config, naming the fields, or holds anything of unknown origin.
     """
-    path = run / RUN
     config = json.loads(json.dumps(config))  # tuples become lists, as in the file
-    if path.is_file():
-        before = {**json.loads(json.dumps(dict(defaults or {}))), **json.loads(path.read_text())}
-        free = set(free)
+    stored = recorded(run, names)
+    if stored is not None:
+        before = {**json.loads(json.dumps(dict(defaults or {}))), **stored}
+        free = set(may_differ)
         different = [
             key for key in {**before, **config} if key not in free and before.get(key) != config.get(key)
         ]
@@ -135,20 +151,34 @@ def claim(
                 f"{key}: {before.get(key)!r} there, {config.get(key)!r} now" for key in different
             )
             raise CheckpointError(
-                f"{run} holds a run of another config ({changes}); choose another --out, or go on with the old values"
+                f"{run} holds a run of another config ({changes}); choose another --out, or resume with the old values"
             )
         return True
     if run.exists() and any(p.name not in BEFORE for p in run.iterdir()):
         raise CheckpointError(f"{run} exists and is not a run of this training; choose another --out")
     run.mkdir(parents=True, exist_ok=True)
-    write_json(path, config)
+    write_json(run / RUN, config)
     return False
 
 
-def recorded(run: Path, field: str) -> Any:
-    """What the run in this directory was begun with; None where there is none yet."""
+def recorded(run: Path, names: Names = TODAY) -> dict[str, Any] | None:
+    """Return the config that the run in this directory was begun with, in today's names; None where there is none yet.
+    Raises CheckpointError if it cannot be read."""
     path = run / RUN
-    return json.loads(path.read_text()).get(field) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); choose another --out") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is not the record of a run; choose another --out")
+    return {
+        (name := names.renamed.get(key, key)): names.values.get(name, {}).get(value, value)
+        if isinstance(value, str)
+        else value
+        for key, value in found.items()
+    }
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: YAML files whose sections fill the dataclasses of the training scripts.
+"""Recipes: YAML files whose sections fill the dataclasses of the trainings.
 
 A recipe says *what* is trained; how it is spread over processes is the business of `accelerate`.
 Precedence: the dataclass default, then the recipe, then the command line.
@@ -6,9 +6,10 @@ Precedence: the dataclass default, then the recipe, then the command line.
 
 from __future__ import annotations
 
-import difflib
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,26 @@ from typing import Any, TypeVar
 import yaml
 
 from encoder.errors import UserError
+from train.common.options import (
+    Parser,
+    add_options,
+    check_fields,
+    did_you_mean,
+    note,
+    options_of,
+    shown,
+    updated,
+)
+
+__all__ = [
+    "RECIPES",
+    "ConfigError",
+    "check_fields",
+    "load_config",
+    "parser_of",
+    "read_section",
+    "recipe_path",
+]
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 T = TypeVar("T")
@@ -26,7 +47,7 @@ class ConfigError(UserError, ValueError):
 
 
 def recipe_path(name: str) -> Path:
-    """A recipe by the name of a shipped one (`mini`) or by the path of one's own."""
+    """A recipe by the name of a shipped one (`mini`) or by the path of one's own. Raises ConfigError."""
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
         if path.is_file():
@@ -35,54 +56,124 @@ def recipe_path(name: str) -> Path:
     shipped = RECIPES / f"{name}.yaml"
     if shipped.is_file():
         return shipped
-    known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-    raise ConfigError(f"no recipe is called {name!r}; shipped are: {known}; or give the path of a .yaml file")
+    known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+    raise ConfigError(
+        f"no recipe is called {name!r}{did_you_mean(name, known)}; shipped are {', '.join(known)}; or give "
+        "the path of a .yaml file"
+    )
 
 
 def read_section(path: Path, section: str) -> dict[str, Any]:
-    """One section of a recipe. Raises ConfigError if the file is not a mapping or lacks the section."""
+    """Return one section of a recipe. Raises ConfigError if the file is not a mapping or lacks the section."""
     try:
-        recipe = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(recipe, dict) or not isinstance(recipe.get(section), dict):
-        raise ConfigError(f"{path} has no section '{section}:'")
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        where = getattr(error, "problem_mark", None)
+        place = f", line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path} is not valid YAML{place}: {getattr(error, 'problem', error)}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{path} is not a mapping of sections; it needs a section '{section}:'")
+    if not isinstance(recipe.get(section), dict):
+        there = ", ".join(map(str, recipe)) or "none"
+        raise ConfigError(
+            f"{path} has no section '{section}:' with fields below it; its sections are {there}"
+        )
     return recipe[section]
 
 
-def load_config(cls: type[T], section: str, argv: Sequence[str] | None = None) -> T:
+def parser_of(
+    cls: type,
+    section: str,
+    renamed: Mapping[str, str] | None = None,
+    old_values: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Parser:
+    """The command line of a training: `--recipe` and an option for each field of `cls`."""
+    prog = f"cxr {section.replace('_', '-')}"
+    parser = Parser(prog=prog, description=(cls.__doc__ or "").strip())
+    known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml") if _has(p, section)))
+    if known:
+        parser.add_argument(
+            "--recipe",
+            help=f"Recipe whose section '{section}' gives fields: {known}, or the path of a YAML file.",
+        )
+    add_options(parser, cls, renamed or {}, old_values or {})
+    return parser
+
+
+def load_config(
+    cls: type[T],
+    section: str,
+    argv: Sequence[str] | None = None,
+    *,
+    renamed: Mapping[str, str] | None = None,
+    old_values: Mapping[str, Mapping[str, Any]] | None = None,
+) -> T:
     """Fill dataclass `cls` from `--recipe NAME` (its `section`) and then from the other options in `argv`.
 
-    Raises ConfigError for an unknown recipe, section or field, naming the nearest field that exists.
-    """
-    from transformers import HfArgumentParser
+    `renamed` (old field -> new) and `old_values` (new field -> old value -> new) are read with a note.
 
+    Raises:
+        ConfigError: an unknown recipe, section or field, naming the nearest field that exists, or a value of another
+            type than the field's.
+        SystemExit: `--help`, or a mistake on the command line, told in one line (status 2).
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(cls, description=(cls.__doc__ or "").strip(), allow_abbrev=False)
-    parser.add_argument("--recipe", default=None, help="name of a shipped recipe or path of a YAML file")
-    # The recipe becomes defaults, so that an option given on the command line wins over it.
-    probe = [a for i, a in enumerate(argv) if a == "--recipe" or (i and argv[i - 1] == "--recipe")]
-    probe += [a for a in argv if a.startswith("--recipe=")]
-    if probe:
-        recipe = parser.parse_known_args(probe + _required_fillers(cls))[0].recipe
+    parser = parser_of(cls, section, renamed, old_values)
+    if recipe := _recipe_of(argv):
         path = recipe_path(recipe)
-        values = read_section(path, section)
-        known = {f.name for f in fields(cls)}
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"{path}: section '{section}' has an unknown field {key!r}{hint}")
+        values = _values(cls, path, section, renamed or {}, old_values or {})
         parser.set_defaults(**values)
         for action in parser._actions:  # a field the recipe gives is no longer required on the command line
             if action.dest in values:
                 action.required = False
     arguments = parser.parse_args(argv)
-    return cls(**{f.name: getattr(arguments, f.name) for f in fields(cls)})
+    found = {f.name: getattr(arguments, f.name) for f in fields(cls)}  # type: ignore[arg-type]
+    config = cls(**found)
+    if problems := check_fields(config):
+        raise ConfigError("; ".join(problems))
+    return config
 
 
-def _required_fillers(cls: type) -> list[str]:
-    from dataclasses import MISSING
+def _values(
+    cls: type,
+    path: Path,
+    section: str,
+    renamed: Mapping[str, str],
+    old_values: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The fields a recipe gives. Raises ConfigError for one that does not exist or has a value of another type."""
+    known = {option.name: option for option in options_of(cls)}
+    values: dict[str, Any] = {}
+    for key, value in read_section(path, section).items():
+        name = key
+        if key not in known and key in renamed:
+            name = renamed[key]
+            note(f"{path.name}: {key} is now {name}; the old name goes with the next release")
+        if name not in known:
+            near = did_you_mean(str(key), known)
+            raise ConfigError(f"{path}: section '{section}' has an unknown field {shown(key)}{near}")
+        if name in values:
+            raise ConfigError(f"{path}: section '{section}' gives {name} twice")
+        option = known[name]
+        # YAML reads 1e-3 as a text, which is a number to everybody else
+        if option.kind is float and isinstance(value, str):
+            with suppress(ValueError):
+                value = float(value)
+        values[name] = updated(name, value, old_values.get(name, {}))
+    return values
 
-    needed = [f for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-    return [word for f in needed for word in (f"--{f.name}", "0")]
+
+def _recipe_of(argv: Sequence[str]) -> str | None:
+    """The word after the last `--recipe`."""
+    probe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    probe.add_argument("--recipe")
+    try:
+        return probe.parse_known_args(argv)[0].recipe
+    except SystemExit:
+        raise ConfigError("--recipe needs a name or the path of a .yaml file") from None
+
+
+def _has(path: Path, section: str) -> bool:
+    return any(line.startswith(f"{section}:") for line in path.read_text(encoding="utf-8").split("\n"))

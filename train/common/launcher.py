@@ -3,19 +3,25 @@ the `main` of its module."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 from encoder.errors import UserError
+from train.common.config import ConfigError
+from train.common.entry import INTERRUPTED, STATUS_FILE
+from train.common.options import did_you_mean
 from train.common.processes import cores, cpu_wanted
 
-INTERRUPTED = 130  # exit status of what was stopped by SIGINT or SIGTERM and can go on
+LAUNCH_FILES = Path(__file__).parents[1] / "launch"
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -51,7 +57,7 @@ def call(main: Callable[[list[str]], int | None], *arguments, **options) -> None
         raise StepFailed(f"{main.__module__} {shlex.join(words)} ended with status {status}")
 
 
-def run_steps(work: Callable[[], None], again: str = "the same command goes on from here") -> int:
+def run_steps(work: Callable[[], None], again: str = "run the same command to resume") -> int:
     """Do `work`; returns the exit status, after saying what went wrong, or after an interrupt what to do `again`."""
     try:
         work()
@@ -64,17 +70,39 @@ def run_steps(work: Callable[[], None], again: str = "the same command goes on f
     return 0
 
 
-def accelerate_command(module: str, *arguments: str, processes: int = 1) -> list[str]:
+def launch_file(name: str | Path) -> Path:
+    """accelerate's config file by the name of a shipped one (ddp, fsdp2, ...) or by its path. Raises ConfigError."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = sorted(p.stem for p in LAUNCH_FILES.glob("*.yaml"))
+    if path.suffix not in {".yaml", ".yml", ".json"} and str(name) in known:
+        return LAUNCH_FILES / f"{name}.yaml"
+    raise ConfigError(
+        f"no launch file {str(name)!r}{did_you_mean(str(name), known)}; shipped are {', '.join(known)}; or give the "
+        "path of a file that `accelerate config` wrote"
+    )
+
+
+def accelerate_command(
+    module: str, *arguments: str, processes: int | None = None, config_file: str | Path | None = None
+) -> list[str]:
     """The command line of `accelerate launch` for this machine: on CPU where there is no GPU, or none is wanted."""
     import torch
 
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    if config_file is not None:
+        command += ["--config_file", str(launch_file(config_file))]
+        command += [] if processes is None else ["--num_processes", str(processes)]
+        return [*command, "-m", module, *arguments]
     # Everything accelerate would otherwise guess is said, so that it has nothing to warn about.
-    options = ["--num_processes", str(processes), "--num_machines", "1"]
-    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--quiet"]
+    processes = processes or 1
+    command += ["--num_processes", str(processes), "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     if cpu_wanted() or not torch.cuda.is_available():
         threads = max(1, cores() // processes)
-        options += ["--cpu", "--num_cpu_threads_per_process", str(threads)]
-    return [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", module, *arguments]
+        command += ["--cpu", "--num_cpu_threads_per_process", str(threads)]
+    return [*command, "-m", module, *arguments]
 
 
 def small_model_processes() -> int:
@@ -84,17 +112,39 @@ def small_model_processes() -> int:
     return 1 if torch.cuda.is_available() else min(2, cores())
 
 
-def launch(module: str, *words: str, processes: int = 1, **options) -> None:
+def launch(
+    module: str,
+    *words: str,
+    processes: int | None = None,
+    config_file: str | Path | None = None,
+    **options,
+) -> None:
     """Run a training module to its end, its output on the screen; `words` and `options` are its command line.
 
-    Raises StepFailed, or KeyboardInterrupt after the training has saved what it needs to go on.
+    Raises StepFailed with the training's own exit status, or KeyboardInterrupt after the training has saved what it
+    needs to be resumed.
     """
     words = (*words, *as_words(options))
-    command = accelerate_command(module, *words, processes=processes)
+    command = accelerate_command(module, *words, processes=processes, config_file=config_file)
     print(f"\n$ accelerate launch -m {module} {shlex.join(words)}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="cxr-") as folder:
+        status_file = Path(folder) / "status"
+        # A file of the user's called train.py, in the current folder, is not what is meant by train.
+        env = {**os.environ, STATUS_FILE: str(status_file), "PYTHONSAFEPATH": "1"}
+        status, interrupted = _wait_for(command, env)
+        if status_file.is_file() and status_file.read_text():
+            status = int(status_file.read_text())
+    if interrupted:
+        raise KeyboardInterrupt
+    if status:
+        raise StepFailed(f"{module} ended with status {status}, as it says above", status)
+
+
+def _wait_for(command: list[str], env: dict[str, str]) -> tuple[int, bool]:
+    """Run a command to its end. -> (its exit status, whether it was interrupted)."""
     # accelerate leaves at a signal while what it launched still saves. So it hears of none (a session of its own),
     # and what it launched is told from here; a second Ctrl-C ends that at once.
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True, env=env)
     interrupted = False
 
     def tell(number, frame):
@@ -108,11 +158,7 @@ def launch(module: str, *words: str, processes: int = 1, **options) -> None:
 
     before = {number: signal.signal(number, tell) for number in STOPPING}
     try:
-        status = process.wait()
+        return process.wait(), interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if interrupted:
-        raise KeyboardInterrupt
-    if status:
-        raise StepFailed(f"this step ended with status {status}; to see it again:\n  {shlex.join(command)}")

@@ -127,19 +127,13 @@ def multiplies_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def settled_precision(wanted: str, before: str | None, plain: str) -> str:
-    """`wanted` (auto, bf16 or `plain`, the name of float32) -> bf16 or `plain`. `auto` is what the run has had
-    `before`, wherever it goes on; in a new run bf16 where it pays. Raises ConfigError for another word."""
-    from train.common.config import ConfigError
-
-    if wanted not in ("auto", "bf16", plain):
-        raise ConfigError(f"precision {wanted!r} is unknown; there are auto, bf16 and {plain}")
+def settled_precision(wanted: str, before: str | None) -> str:
+    """`wanted` (auto, bf16 or fp32) -> bf16 or fp32. `auto` is what the run has had `before`, wherever it is resumed;
+    in a new run bf16 where the hardware multiplies it."""
     if wanted == "auto":
-        wanted = before or ("bf16" if multiplies_bf16() else plain)
+        wanted = before or ("bf16" if multiplies_bf16() else "fp32")
     if wanted == "bf16" and is_main() and not multiplies_bf16():
-        say_at_once(
-            f"note: this machine has no bfloat16 products of its own; {plain} is many times as fast here"
-        )
+        say_at_once("note: this machine has no bfloat16 products of its own; fp32 is many times as fast here")
     return wanted
 
 

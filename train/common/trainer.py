@@ -11,9 +11,8 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from transformers.utils import logging
 from train.common import deepspeed
 from train.common.batches import GroupedSampler, answer_loss
 from train.common.checkpoints import (
+    Names,
     claim,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -49,15 +49,17 @@ def quiet() -> None:
     logging.get_logger("transformers.trainer_utils").setLevel("ERROR")  # file times are not what we go by
 
 
-def open_run(out: Path, config: Any, may_differ: Iterable[str], files: dict[str, Any]) -> Path | None:
+def open_run(
+    out: Path, config: Any, may_differ: Iterable[str], files: dict[str, Any], renamed: Mapping[str, str]
+) -> Path | None:
     """Make the run folder or find it again; returns the last complete checkpoint, if there is one.
 
-    `files` are digests of what the run reads; the fields `may_differ` (how, not what) may change. Raises
-    CheckpointError for a folder of another run.
+    `files` are digests of what the run reads; the fields `may_differ` (how, not what) may change; `renamed` are fields'
+    old names. Raises CheckpointError for a folder of another run.
     """
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
     defaults |= {f.name: f.default_factory() for f in fields(config) if f.default_factory is not MISSING}
-    claim(out, asdict(config) | files, may_differ, defaults)
+    claim(out, asdict(config) | files, may_differ, defaults, Names(renamed))
     return last_checkpoint(out)
 
 
@@ -282,25 +284,25 @@ class Lines(TrainerCallback):
 
 def arguments(out: Path, config: Any, processes: int, **more) -> TrainingArguments:
     """TrainingArguments from the fields that both trainings have. `batch_size` is over all processes."""
-    if config.batch_size % (processes * config.gradient_accumulation):
+    if config.batch_size % (processes * config.gradient_accumulation_steps):
         raise ConfigError(
             f"batch_size {config.batch_size} cannot be shared by {processes} processes x "
-            f"{config.gradient_accumulation} accumulated batches"
+            f"{config.gradient_accumulation_steps} accumulated batches"
         )
     made = TrainingArguments(
         output_dir=str(out),
         max_steps=config.max_steps,
-        per_device_train_batch_size=config.batch_size // processes // config.gradient_accumulation,
-        gradient_accumulation_steps=config.gradient_accumulation,
+        per_device_train_batch_size=config.batch_size // processes // config.gradient_accumulation_steps,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
-        max_grad_norm=config.clip,
+        max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bf16" and not deepspeed_asked(),  # which would make the weights bf16
         use_cpu=PartialState().device.type == "cpu",
-        logging_steps=config.log_steps,
+        logging_steps=config.logging_steps,
         save_steps=config.save_steps,
         save_total_limit=2,
         seed=config.seed,
@@ -366,23 +368,3 @@ def load_trained(model: nn.Module, path: Path) -> None:
 
 def _clock(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
-
-
-def entry(main: Callable[[], int]) -> int:
-    """Run a training script's `main` in all its processes; an error of the user's is one line and status 2."""
-    from train.common.launcher import INTERRUPTED
-    from train.common.processes import all_processes, is_main
-    from vlm.model import ModelError
-    from vlm.study import StudyError
-
-    with all_processes():
-        try:
-            return main()
-        except (ConfigError, ModelError, StudyError) as error:
-            if is_main():
-                print(f"error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:  # a second Ctrl-C, or one before the first step
-            if is_main():
-                print("stopped; the same command goes on from what was saved", file=sys.stderr)
-            return INTERRUPTED

@@ -1,9 +1,24 @@
-"""`accelerate launch -m train.finetune ...`"""
+"""`accelerate launch -m train.finetune ...`: the command line is read before anything slow is imported."""
+
+from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from train.common.trainer import entry
-from train.finetune.loop import main
+from train.finetune.config import configured
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run or resume; returns the exit status. Raises UserError."""
+    config = configured(argv)
+    from train.common.checkpoints import alone
+    from train.finetune.loop import run
+
+    with alone(Path(config.out)):
+        return run(config)
+
 
 if __name__ == "__main__":
-    sys.exit(entry(main))
+    from train.common.entry import entry
+
+    sys.exit(entry(main, "train.finetune"))

@@ -11,51 +11,102 @@ OUT is a plain transformers directory (AutoTokenizer, AutoModelForCausalLM).
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from train.common.config import ConfigError, load_config
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LanguageModel:
-    """Train a tokenizer and a small Llama on report texts."""
+    """Train a tokenizer and a small Llama on report texts, from nothing."""
 
-    out: str = field(metadata={"help": "folder of the run and of the finished model"})
-    studies: list[str] = field(
-        metadata={"help": "studies files (JSON Lines); splits train and validate are used"}
-    )
-    wording: str = "short"  # prompt wording, as in the fine-tuning to come
-    demographics: bool = False  # as in the fine-tuning to come
-    vocabulary: int = 1200  # report language is narrow, and every entry is `width` parameters
-    width: int = (
-        192  # with 4 layers 2.0 M parameters: findings of phantoms need no more, and it ships in 4 MB
-    )
-    layers: int = 4  # fewer read the image less well, more cost time
-    heads: int = 3  # of 64 dimensions
-    intermediate: int = 512  # 8/3 of the width, as Llama has it for SwiGLU
-    context: int = 2048  # positions: image tokens, prompt and findings
-    max_length: int = 512  # tokens of a text; longer ones are cut
-    max_steps: int = (
-        800  # some ten passes over 5,000 reports: with more, small collections are learned by heart
-    )
-    batch_size: int = 64  # texts a step, over all processes
-    gradient_accumulation: int = 1  # texts are short
-    learning_rate: float = 3e-3  # small models take large steps
-    warmup_steps: int = 50  # Adam's second moments need some
-    weight_decay: float = 0.01  # mild; the model is small
-    adam_beta2: float = 0.98  # short runs: a second moment that follows
-    clip: float = 1.0  # guards against rare batches
-    precision: str = "auto"  # bf16 where the hardware multiplies it, which halves the time; else fp32
-    eval_steps: int = 200  # validation loss; 0: never
-    save_steps: int = 200  # checkpoints to go on from
-    log_steps: int = 50  # a line on the screen
-    attention: str = "cxr"  # our kernel; sdpa: PyTorch's; reference: the explicit formula
-    threads: int = 0  # of each process on a CPU; 0: all cores, divided among the processes
-    seed: int = 0  # initialisation and order
+    # ---- what it reads and writes
+    # Folder of the run and of the finished model.
+    out: str
+    # Studies files (JSON Lines); the splits train and validate are used.
+    studies: list[str]
+
+    # ---- the texts
+    # Wording of the prompt, as in the fine-tuning to come.
+    wording: Literal["short", "instruct", "maira2"] = "short"
+    # Put view, sex and age into the prompt, as in the fine-tuning to come.
+    demographics: bool = False
+    # Most tokens of a text; longer ones are cut.
+    max_length: int = 512
+
+    # ---- the model
+    # Entries of the tokenizer - report language is narrow, and every entry costs hidden_size parameters.
+    vocab_size: int = 1200
+    # Width of a token - with 4 layers 2.0 M parameters, which phantoms' findings need, in 4 MB.
+    hidden_size: int = 192
+    # Number of blocks - with fewer the image is read less well, more cost time.
+    num_hidden_layers: int = 4
+    # Attention heads of a block - of 64 channels.
+    num_attention_heads: int = 3
+    # Width of the MLP - 8/3 of hidden_size, as Llama has it for SwiGLU.
+    intermediate_size: int = 512
+    # Positions: image tokens, prompt and findings together.
+    max_position_embeddings: int = 2048
+
+    # ---- optimisation
+    # Steps of batch_size texts - ten passes over 5,000 reports; with more, small collections are learned by heart.
+    max_steps: int = 800
+    # Texts a step over all processes.
+    batch_size: int = 64
+    # Parts in which a step is computed.
+    gradient_accumulation_steps: int = 1
+    # Peak learning rate - small models take large steps.
+    learning_rate: float = 3e-3
+    # Steps of linear warm-up of the learning rate.
+    warmup_steps: int = 50
+    # Weight decay - mild, for the model is small.
+    weight_decay: float = 0.01
+    # AdamW's beta2 - in short runs the second moment has to follow.
+    adam_beta2: float = 0.98
+    # Greatest norm of the gradient - guards against rare batches.
+    max_grad_norm: float = 1.0
+    # Arithmetic of matrix products: auto is bf16 where the hardware multiplies it, else fp32.
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    # Attention: cxr is our kernel, sdpa PyTorch's, reference the explicit formula.
+    attention: Literal["cxr", "sdpa", "reference"] = "cxr"
+    # Seed of initial weights and order.
+    seed: int = 0
+
+    # ---- the run
+    # Steps between validation losses; 0: never.
+    eval_steps: int = 200
+    # Steps between checkpoints; the last two are kept.
+    save_steps: int = 200
+    # Steps between lines on the screen.
+    logging_steps: int = 50
+    # Threads of each process on a CPU; 0: all cores, divided among the processes.
+    threads: int = 0
 
 
-MAY_DIFFER = {"out", "studies", "log_steps", "save_steps", "attention"}
+# May differ when a run is resumed.
+MAY_DIFFER = {"out", "studies", "logging_steps", "save_steps", "attention"}
+# Names that recipes and runs before 0.2 have.
+RENAMED = {
+    "vocabulary": "vocab_size", "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+    "intermediate": "intermediate_size", "context": "max_position_embeddings", "clip": "max_grad_norm",
+    "gradient_accumulation": "gradient_accumulation_steps", "log_steps": "logging_steps",
+}  # fmt: skip
+
+
+def configured(argv: list[str] | None = None) -> LanguageModel:
+    """Read a command line. Raises ConfigError, or SystemExit as argparse does."""
+    return load_config(LanguageModel, "language_model", argv, renamed=RENAMED)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run or resume; returns the exit status. Raises UserError."""
+    config = configured(argv)
+    from train.common.checkpoints import alone
+
+    with alone(Path(config.out)):
+        return run(config)
 
 
 def train_tokenizer(texts: list[str], vocabulary: int):
@@ -108,14 +159,6 @@ class Texts:
         return {"input_ids": self.ids[item % len(self)], "answer_from": 1}
 
 
-def main(argv: list[str] | None = None) -> int:
-    config = load_config(LanguageModel, "language_model", argv)
-    from train.common.checkpoints import alone
-
-    with alone(Path(config.out)):
-        return run(config)
-
-
 def run(config: LanguageModel) -> int:
     from functools import partial
 
@@ -124,7 +167,7 @@ def run(config: LanguageModel) -> int:
 
     from train.common.batches import collate
     from train.common.checkpoints import recorded
-    from train.common.launcher import INTERRUPTED
+    from train.common.entry import INTERRUPTED
     from train.common.processes import process_state, settled_precision, use_cores
     from train.common.trainer import Loop, arguments, file_sha256, load_listing, open_run, quiet
     from vlm.model import attention_name
@@ -134,7 +177,7 @@ def run(config: LanguageModel) -> int:
     state = process_state()
     use_cores(config.threads, state.num_processes)
     out = Path(config.out)
-    config.precision = settled_precision(config.precision, recorded(out, "precision"), "fp32")
+    config.precision = settled_precision(config.precision, (recorded(out) or {}).get("precision"))
     try:
         style = style_of(wording=config.wording, demographics=config.demographics)
     except ValueError as error:
@@ -148,10 +191,10 @@ def run(config: LanguageModel) -> int:
         raise ConfigError(f"{', '.join(config.studies)}: no study of split 'train' has findings")
     evaluate = bool(studies["validate"] and config.eval_steps)
     with state.main_process_first():
-        checkpoint = open_run(out, config, MAY_DIFFER, digests)
+        checkpoint = open_run(out, config, MAY_DIFFER, digests, RENAMED)
         if not (out / "tokenizer.json").exists():
             texts = [prompt_for(s, style, image=False) + answer_for(s, style) for s in studies["train"]]
-            train_tokenizer(texts, config.vocabulary).save_pretrained(out)
+            train_tokenizer(texts, config.vocab_size).save_pretrained(out)
     if (out / "model.safetensors").exists():
         state.print(f"{out} is finished; choose another --out to train anew")
         return 0
@@ -160,11 +203,11 @@ def run(config: LanguageModel) -> int:
     model = LlamaForCausalLM._from_config(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=config.intermediate,
-            max_position_embeddings=config.context,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_position_embeddings,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -211,6 +254,6 @@ def run(config: LanguageModel) -> int:
 
 
 if __name__ == "__main__":
-    from train.common.trainer import entry
+    from train.common.entry import entry
 
-    sys.exit(entry(main))
+    sys.exit(entry(main, "train.finetune.language_model"))

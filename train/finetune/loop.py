@@ -19,16 +19,8 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
-from train.common.config import ConfigError, load_config
-from train.finetune.config import MAY_DIFFER, Finetune, check
-
-
-def main(argv: list[str] | None = None) -> int:
-    config = check(load_config(Finetune, "finetune", argv))
-    from train.common.checkpoints import alone
-
-    with alone(Path(config.out)):
-        return run(config)
+from train.common.config import ConfigError
+from train.finetune.config import MAY_DIFFER, RENAMED, Finetune
 
 
 def run(config: Finetune) -> int:
@@ -36,7 +28,7 @@ def run(config: Finetune) -> int:
 
     from train.common import deepspeed
     from train.common.checkpoints import recorded
-    from train.common.launcher import INTERRUPTED
+    from train.common.entry import INTERRUPTED
     from train.common.processes import process_state, settled_precision, use_cores
     from train.common.trainer import file_sha256, open_run, quiet
     from train.finetune.finish import finish
@@ -50,14 +42,14 @@ def run(config: Finetune) -> int:
     state = process_state()
     use_cores(config.threads, state.num_processes)
     out = Path(config.out)
-    config.precision = settled_precision(config.precision, recorded(out, "precision"), "fp32")
+    config.precision = settled_precision(config.precision, (recorded(out) or {}).get("precision"))
     if config.init and (resolve(config.init) / "adapter_config.json").exists():
         raise ConfigError(f"{config.init} is an adapter: merge it first (cxr export {config.init} OUT)")
     parts = ("init",) if config.init else ("encoder", "llm")
     digests = {f"sha256 of {p}": models.weights_sha256(resolve(getattr(config, p))) for p in parts}
     digests["sha256 of studies"] = [file_sha256(Path(p)) for p in config.studies]
     with state.main_process_first():
-        checkpoint = open_run(out, config, MAY_DIFFER, digests)
+        checkpoint = open_run(out, config, MAY_DIFFER, digests, RENAMED)
     if (out / "finished").exists():
         state.print(f"{out} is finished; choose another --out to train anew")
         return 0
@@ -131,7 +123,7 @@ def parts_of(config: Finetune, state):
     else:
         model = build(
             config.encoder, config.llm, layers=config.layers, depth=config.projector_depth, norm=config.feature_norm,
-            reduction=config.token_reduction, factor=config.reduction, prompt=style, attention=config.attention,
+            reduction=config.token_reduction, factor=config.reduction_factor, prompt=style, attention=config.attention,
             seed=config.seed, dtype=torch.float32 if config.llm_dtype == "fp32" else torch.bfloat16,
         )  # fmt: skip
     model.meta.name = config.name
@@ -195,7 +187,7 @@ def load_data(model, config: Finetune, state) -> dict:
     ]
     paths = list(dict.fromkeys(Path(image.path) for s in studies for _, image in shown_images(s, style)))
     place = Path(config.features_dir) if config.features_dir else Path(config.out) / "features"
-    settings = (model, paths, place, state, config.feature_batch, config.workers)
+    settings = (model, paths, place, state, config.feature_batch_size, config.dataloader_num_workers)
     if config.features == "cached":
         images = dict.fromkeys(("train", "validate"), image_features(*settings))
     else:
@@ -236,8 +228,8 @@ def first_stage(model, statistics, data: dict, config: Finetune, state) -> bool:
         llava.requires_grad_(False)
         projector.requires_grad_(True)
         stage = replace(
-            config, max_steps=config.projector_steps, batch_size=config.projector_batch, projector_rate=1.0,
-            learning_rate=config.projector_stage_rate, warmup_steps=max(1, round(0.03 * config.projector_steps)),
+            config, max_steps=config.projector_steps, batch_size=config.projector_batch_size, projector_rate=1.0,
+            learning_rate=config.projector_learning_rate, warmup_steps=max(1, round(0.03 * config.projector_steps)),
             eval_steps=0, train_encoder=False,
         )  # fmt: skip
         loop = make_loop(model, data, stage, out, state)
@@ -276,7 +268,7 @@ def make_loop(model, data: dict, config: Finetune, out: Path, state):
         eval_strategy="steps" if evaluate else "no",
         eval_steps=config.eval_steps if evaluate else None,
         **(checkpointing() if config.gradient_checkpointing else {}),
-        dataloader_num_workers=config.workers if config.features == "online" else 0,
+        dataloader_num_workers=config.dataloader_num_workers if config.features == "online" else 0,
     )  # fmt: skip
     loop = WatchedLoop(
         model,

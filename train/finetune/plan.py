@@ -192,7 +192,7 @@ def _activations(data: Examples, images: int, config: Finetune) -> str:
         return f"on top: they grow with batch_size x {max(data.lengths)} tokens"
     from train.common.processes import process_state
 
-    batch = max(1, config.batch_size // config.gradient_accumulation // process_state().num_processes)
+    batch = max(1, config.batch_size // config.gradient_accumulation_steps // process_state().num_processes)
     held = activations(
         dry_model(config.encoder, config.llm, config), batch=batch, images=images, bf16=config.precision == "bf16",
         text=max(data.words(i) for i in range(len(data))), answer=max(map(len, data.answers)),
@@ -217,11 +217,11 @@ def dry_model(encoder: str | Path, llm: str | Path, config) -> nn.Module:
     vision = getattr(vision, "vision_config", vision)
     shape, size = towers.shape_of(vision), Preprocessing.from_pretrained(encoder_dir).size
     grid, layers = size // shape.patch, list(config.layers)
-    side = token_grid(grid, config.token_reduction, config.reduction)
+    side = token_grid(grid, config.token_reduction, config.reduction_factor)
     stock = is_stock(config.projector_depth, config.feature_norm, config.token_reduction, shape)
     own = {} if stock else {
         "projector_depth": config.projector_depth, "feature_norm": config.feature_norm, "grid": grid,
-        "token_reduction": config.token_reduction, "reduction": config.reduction,
+        "token_reduction": config.token_reduction, "reduction": config.reduction_factor,
     }  # fmt: skip
     whole = (LlavaConfig if stock else CxrLlavaConfig)(
         vision_config=vision, text_config=text, image_seq_length=side**2, image_token_index=text.vocab_size - 1,
@@ -254,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("give --encoder and --llm (directories with their config.json)")
         check(config)
         llava = dry_model(config.encoder, config.llm, config)
-        batch = config.batch_size // config.gradient_accumulation // shape.processes
+        batch = config.batch_size // config.gradient_accumulation_steps // shape.processes
         made = plan(
             llava, batch=batch, text=shape.text, answer=shape.answer, images=shape.images,
             bf16=config.precision != "fp32", checkpointing=config.gradient_checkpointing,

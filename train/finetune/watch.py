@@ -45,8 +45,8 @@ class WatchedLoop(Loop):
         mine.sort(key=lambda i: len(val.prompts[i]))  # equal prompts together: little padding
         other = derangement(len(val), config.seed)
         losses, texts = [], {"true": {}, "shuffled": {}}
-        for start in range(0, -(-len(val) // world), config.eval_batch):  # as often in every process
-            part = mine[start : start + config.eval_batch]
+        for start in range(0, -(-len(val) // world), config.eval_batch_size):  # as often in every process
+            part = mine[start : start + config.eval_batch_size]
             if not part and not split:
                 continue
             counts, part = bool(part), part or [0]
@@ -111,7 +111,7 @@ class WatchedLoop(Loop):
         """AdamW, with rates of their own for projector and encoder, after FSDP2 has split the weights."""
         if self.optimizer is None:
             config, weights = self.config, trained_weights(self.model)
-            rates = {"projector": config.projector_rate, "vision_tower": config.encoder_rate, "": 1.0}
+            rates = {"projector": config.projector_lr_mult, "vision_tower": config.encoder_lr_mult, "": 1.0}
             part_of = {name: next(part for part in rates if part in name) for name in weights}
             groups = [
                 {

@@ -5,95 +5,143 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
-from train.common.config import ConfigError
+from train.common.config import ConfigError, load_config
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Grpo:
-    """Train a findings model on rewards."""
+    """Train a findings model on scores as rewards (GRPO)."""
 
-    out: str = field(metadata={"help": "folder of the run and of the finished model"})
-    studies: list[str] = field(
-        metadata={"help": "studies files (JSON Lines); splits train and validate are used"}
-    )
-    init: str = field(metadata={"help": 'a merged findings model (or "mini") to start from'})
-    reward: list[str] = field(metadata={"help": "keys of eval.metric, as label-f1/14/micro/neg"})
-    reward_weights: list[float] = field(
-        default_factory=list
-    )  # one a reward, below 0 where less is better; none: 1 each
-    score_weights: str | None = None  # where the models of clinical rewards lie (see cxr weights)
-    score_device: str | None = None  # and what they run on
-    merge: bool = False  # also write OUT/merged: what serves, at the price of a copy of the base
-    merged_dtype: str = "fp32"  # fp16 halves a shipped model
-    name: str = "findings-grpo"  # what predictions call the model
-    lora_rank: int = 16  # as in fine-tuning
-    lora_alpha: int = 32  # twice the rank, the usual scale
-    projector: bool = False  # also train the projector; frozen, the model sees what it saw
-    dtype: str = (
-        "fp32"  # of the frozen weights; bf16 halves their memory and quickens drawing, for large ones
-    )
-    group: int = 8  # answers a study that are compared with one another
-    batch_size: int = 8  # studies a step, over all processes
-    gradient_accumulation: int = 1  # raise it where a batch does not fit
-    gradient_checkpointing: bool = False  # compute the blocks anew for the backward pass
-    iterations: int = 1  # steps on the same answers; above 1, epsilon matters
-    epsilon: float = 0.2  # the ratio of probabilities is clipped this far from 1
-    beta: float = (
-        0.0  # weight of the KL divergence from the start; above 0 it is measured, too, for a pass more
-    )
-    loss: str = "dapo"  # mean over tokens of: dapo the batch, grpo each answer; dr_grpo: sum over a constant
-    scale: str = (
-        "group"  # what advantages are divided by: standard deviation of the group, of the batch, none
-    )
-    temperature: float = 1.0  # of the answers drawn
-    max_new_tokens: int = 0  # of an answer; 0: as the model was saved
-    max_length: int = 512  # tokens of a prompt beside the images'; longer studies are left out, and counted
-    max_steps: int = 200  # of batch_size studies
-    learning_rate: float = 1e-4  # a tenth of fine-tuning's
-    warmup_steps: int = 5  # Adam's second moments need some
-    weight_decay: float = 0.0  # LoRA and short runs want none
-    adam_beta2: float = 0.99  # short runs: a second moment that follows
-    clip: float = 1.0  # norm of the gradient
-    precision: str = "auto"  # bf16 where the hardware multiplies it, which halves the time; else fp32
-    eval_steps: int = 50  # rewards of held-out studies; 0: never
-    eval_studies: int = 128  # of the validation split
-    eval_batch: int = 64  # studies generated together
-    save_steps: int = 50  # checkpoints to go on from; the last two are kept
-    log_steps: int = 5  # a line on the screen
-    attention: str = "cxr"  # our kernel; sdpa: PyTorch's; reference: the explicit formula
-    threads: int = 0  # of each process on a CPU; 0: all cores, divided among the processes
-    seed: int = 0  # LoRA, order, and what is drawn
+    # ---- what it reads and writes
+    # Folder of the run and of the finished model.
+    out: str
+    # Studies files (JSON Lines); the splits train and validate are used.
+    studies: list[str]
+    # Findings model to start from: mini, a hub id or a merged directory.
+    init: str
+    # Write OUT/merged as well, the model that serves, at the price of a copy of the base.
+    merge: bool = False
+    # Type of the merged weights - fp16 halves a shipped model.
+    merged_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    # What predictions call the model.
+    name: str = "findings-grpo"
+
+    # ---- rewards
+    # Scores that answers are rewarded with: keys of cxr.metric, as label-f1/14/micro/neg.
+    reward: list[str]
+    # Weight of each reward, below 0 where less is better; without it 1 each.
+    reward_weights: list[float] = field(default_factory=list)
+    # Folder with the models of clinical rewards (see cxr weights).
+    score_weights: str | None = None
+    # Device of those models.
+    score_device: str | None = None
+    # Answers to a study that are compared with one another.
+    num_generations: int = 8
+    # Temperature of the answers drawn.
+    temperature: float = 1.0
+    # Most tokens of an answer; 0: as the model was saved.
+    max_new_tokens: int = 0
+
+    # ---- what is trained
+    # Rank of LoRA, as in fine-tuning.
+    lora_rank: int = 16
+    # Scale of LoRA - twice the rank is usual.
+    lora_alpha: int = 32
+    # Train the projector as well; frozen, the model sees what it saw.
+    projector: bool = False
+    # Type of the frozen weights - bf16 halves their memory and quickens drawing, for large models.
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+    # ---- optimisation
+    # Steps of batch_size studies.
+    max_steps: int = 200
+    # Studies a step over all processes.
+    batch_size: int = 8
+    # Parts in which a step is computed; raise it where a batch does not fit.
+    gradient_accumulation_steps: int = 1
+    # Compute the blocks anew for the backward pass, to save memory.
+    gradient_checkpointing: bool = False
+    # Steps on the same answers; above 1 epsilon matters.
+    num_iterations: int = 1
+    # How far from 1 the ratio of probabilities is clipped.
+    epsilon: float = 0.2
+    # Weight of the KL divergence from the start; above 0 it costs a pass more.
+    beta: float = 0.0
+    # Mean over tokens: dapo of the batch, grpo of each answer; dr_grpo is a sum over a constant.
+    loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    # What advantages are divided by: the standard deviation of the group or of the batch, or nothing.
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    # Most tokens of a prompt beside the images'; longer studies are left out and counted.
+    max_length: int = 512
+    # Peak learning rate - a tenth of fine-tuning's.
+    learning_rate: float = 1e-4
+    # Steps of linear warm-up of the learning rate.
+    warmup_steps: int = 5
+    # Weight decay - LoRA and short runs want none.
+    weight_decay: float = 0.0
+    # AdamW's beta2 - in short runs the second moment has to follow.
+    adam_beta2: float = 0.99
+    # Greatest norm of the gradient.
+    max_grad_norm: float = 1.0
+    # Arithmetic of matrix products: auto is bf16 where the hardware multiplies it, else fp32.
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    # Attention: cxr is our kernel, sdpa PyTorch's, reference the explicit formula.
+    attention: Literal["cxr", "sdpa", "reference"] = "cxr"
+    # Seed of LoRA, order, and what is drawn.
+    seed: int = 0
+
+    # ---- the run
+    # Steps between rewards of held-out studies; 0: never.
+    eval_steps: int = 50
+    # Held-out studies, of the validation split.
+    eval_studies: int = 128
+    # Studies generated together.
+    eval_batch_size: int = 64
+    # Steps between checkpoints; the last two are kept.
+    save_steps: int = 50
+    # Steps between lines on the screen.
+    logging_steps: int = 5
+    # Threads of each process on a CPU; 0: all cores, divided among the processes.
+    threads: int = 0
 
 
-KNOWN = {"loss": ("dapo", "grpo", "dr_grpo"), "scale": ("group", "batch", "none"), "dtype": ("fp32", "bf16")}
-
-
-MAY_DIFFER = {  # places, since what lies there is compared by digest, and how it is done
-    "out", "init", "studies", "score_weights", "score_device", "merge", "merged_dtype", "name", "eval_batch",
-    "save_steps", "log_steps", "attention", "threads", "gradient_checkpointing",
+# May differ when a run is resumed: places, since what lies there is compared by digest, and how it is done.
+MAY_DIFFER = {
+    "out", "init", "studies", "score_weights", "score_device", "merge", "merged_dtype", "name", "eval_batch_size",
+    "save_steps", "logging_steps", "attention", "threads", "gradient_checkpointing",
+}  # fmt: skip
+SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+# Names that recipes and runs before 0.2 have.
+RENAMED = {
+    "group": "num_generations", "iterations": "num_iterations", "loss": "loss_type", "scale": "scale_rewards",
+    "gradient_accumulation": "gradient_accumulation_steps", "clip": "max_grad_norm", "log_steps": "logging_steps",
+    "eval_batch": "eval_batch_size",
 }  # fmt: skip
 
 
-SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+def configured(argv: list[str] | None = None) -> Grpo:
+    """Read a command line. Raises ConfigError, or SystemExit as argparse does."""
+    return check(load_config(Grpo, "grpo", argv, renamed=RENAMED))
 
 
-def check(config: Grpo) -> None:
-    """Raises ConfigError for what cannot be, before anything is loaded."""
+def check(config: Grpo) -> Grpo:
+    """Validate the config and fill derived fields, before anything is loaded. Raises ConfigError."""
     if importlib.util.find_spec("trl") is None:
-        raise ConfigError('train.grpo needs trl, which is not installed: pip install "cxr-vlm[rl]"')
-    for name, known in KNOWN.items():
-        if getattr(config, name) not in known:
-            raise ConfigError(f"{name} {getattr(config, name)!r} is unknown; there are {', '.join(known)}")
+        raise ConfigError('GRPO needs trl, which is not installed: pip install "cxr-vlm[rl]"')
     if config.reward_weights and len(config.reward_weights) != len(config.reward):
         raise ConfigError(f"{len(config.reward)} rewards but {len(config.reward_weights)} reward_weights")
-    if config.group < 2:
-        raise ConfigError("group must be 2 or more: an answer is judged by the others to the same study")
+    if config.num_generations < 2:
+        raise ConfigError(
+            f"num_generations must be at least 2, not {config.num_generations}: "
+            "an answer is judged by the others to the same study"
+        )
     for name in ("save_steps", "max_steps"):
-        if getattr(config, name) % config.iterations:
+        if getattr(config, name) % config.num_iterations:
             raise ConfigError(
-                f"{name} {getattr(config, name)} is not a multiple of iterations {config.iterations}: answers are not "
-                "saved, so a run can only go on where new ones are drawn"
+                f"{name} {getattr(config, name)} is not a multiple of num_iterations {config.num_iterations}: "
+                "answers are not saved, so a run can only go on where new ones are drawn"
             )
     if config.dtype == "bf16":
         if config.projector or config.precision == "fp32":
@@ -101,3 +149,4 @@ def check(config: Grpo) -> None:
         config.precision = "bf16"
     if any(os.environ.get(name, "").lower() == "true" for name in SHARDED):
         raise ConfigError("answers are drawn with whole weights: launch it without FSDP and DeepSpeed")
+    return config

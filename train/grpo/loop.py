@@ -19,17 +19,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from train.common.config import ConfigError, load_config
-from train.grpo.config import MAY_DIFFER, Grpo, check
-
-
-def main(argv: list[str] | None = None) -> int:
-    config = load_config(Grpo, "grpo", argv)
-    check(config)
-    from train.common.checkpoints import alone
-
-    with alone(Path(config.out)):
-        return run(config)
+from train.common.config import ConfigError
+from train.grpo.config import MAY_DIFFER, RENAMED, Grpo
 
 
 def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
@@ -42,7 +33,7 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
     from transformers.utils import logging
 
     from train.common.checkpoints import recorded
-    from train.common.launcher import INTERRUPTED
+    from train.common.entry import INTERRUPTED
     from train.common.processes import process_state, settled_precision, use_cores
     from train.grpo.rollouts import Reward, StudyProcessor, exchanged
     from vlm import model as models
@@ -57,7 +48,7 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
     state = process_state()
     use_cores(config.threads, state.num_processes)
     out = Path(config.out)
-    config.precision = settled_precision(config.precision, recorded(out, "precision"), "fp32")
+    config.precision = settled_precision(config.precision, (recorded(out) or {}).get("precision"))
     start = resolve(config.init)
     if (start / "adapter_config.json").exists():
         raise ConfigError(f"{config.init} is an adapter: merge it first (cxr export {config.init} OUT)")
@@ -97,7 +88,7 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
         print_plan(model, processor, config)
         named = " + ".join(f"{w:g} x {r.__name__}" for w, r in zip(weights, rewards, strict=True))
         print(
-            f"reward {named}: {config.group} answers to each of {config.batch_size} studies a step; "
+            f"reward {named}: {config.num_generations} answers to each of {config.batch_size} studies a step; "
             f"{len(rows['train'])} studies to learn from, {len(rows['validate'])} held out",
             flush=True,
         )
@@ -122,7 +113,7 @@ def open_run(out: Path, config: Grpo, start: Path) -> Path | None:
 
     studies = [trainer.file_sha256(Path(path)) for path in config.studies]
     digests = {"sha256 of init": models.weights_sha256(start), "sha256 of studies": studies}
-    return trainer.open_run(out, config, MAY_DIFFER, digests)
+    return trainer.open_run(out, config, MAY_DIFFER, digests, RENAMED)
 
 
 def data_of(config: Grpo, model, state) -> tuple[dict[str, list], dict[str, list[dict]]]:
@@ -148,7 +139,7 @@ def data_of(config: Grpo, model, state) -> tuple[dict[str, list], dict[str, list
                 usable[split].append(absolute(study, Path(listing).parent))
     generator = torch.Generator().manual_seed(config.seed)
     wanted = {
-        "train": config.max_steps // config.iterations * config.batch_size,
+        "train": config.max_steps // config.num_iterations * config.batch_size,
         "validate": config.eval_studies,
     }
     if not config.eval_steps:

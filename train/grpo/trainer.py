@@ -43,7 +43,7 @@ class Loop(GRPOTrainer):
         self.config = config
         # Where answers serve several steps, all of a step's are drawn at once; else each accumulated batch draws its
         # own, in the memory that its studies need.
-        self.at_once = config.gradient_accumulation if config.iterations > 1 else 1
+        self.at_once = config.gradient_accumulation_steps if config.num_iterations > 1 else 1
         with quiet_peft():
             super().__init__(
                 model=model.llava,
@@ -60,13 +60,13 @@ class Loop(GRPOTrainer):
 
     def _get_train_sampler(self, dataset=None) -> Groups:
         # trl's own takes a new order an epoch from a generator whose state no checkpoint holds
-        config, parts = self.config, self.config.gradient_accumulation // self.at_once
+        config, parts = self.config, self.config.gradient_accumulation_steps // self.at_once
         return Groups(
             len(self.train_dataset),
             batch=config.batch_size // parts,
-            group=config.group,
-            rounds=config.max_steps // config.iterations * parts,
-            repeats=config.iterations * self.at_once,
+            group=config.num_generations,
+            rounds=config.max_steps // config.num_iterations * parts,
+            repeats=config.num_iterations * self.at_once,
             seed=config.seed,
         )
 
@@ -112,23 +112,23 @@ class Loop(GRPOTrainer):
 def arguments(config: Grpo, weights: Sequence[float], most: int, at_once: int, state) -> GRPOConfig:
     """What decides what is computed is said here, whatever trl's defaults become. Raises ConfigError where a step's
     answers cannot be shared."""
-    share = state.num_processes * config.gradient_accumulation
+    share = state.num_processes * config.gradient_accumulation_steps
     if (
-        config.batch_size % (config.gradient_accumulation // at_once)
-        or config.batch_size * config.group % share
+        config.batch_size % (config.gradient_accumulation_steps // at_once)
+        or config.batch_size * config.num_generations % share
     ):
         raise ConfigError(
-            f"{config.batch_size} studies x {config.group} answers cannot be shared by {state.num_processes} processes "
-            f"x {config.gradient_accumulation} accumulated batches"
+            f"{config.batch_size} studies x {config.num_generations} answers cannot be shared by "
+            f"{state.num_processes} processes x {config.gradient_accumulation_steps} accumulated batches"
         )
     return GRPOConfig(
         output_dir=config.out,
         max_steps=config.max_steps,
-        per_device_train_batch_size=config.batch_size * config.group // share,
-        gradient_accumulation_steps=config.gradient_accumulation,
+        per_device_train_batch_size=config.batch_size * config.num_generations // share,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         steps_per_generation=at_once,
-        num_generations=config.group,
-        num_iterations=config.iterations,
+        num_generations=config.num_generations,
+        num_iterations=config.num_iterations,
         max_completion_length=most,
         temperature=config.temperature,
         top_p=1.0,
@@ -136,8 +136,8 @@ def arguments(config: Grpo, weights: Sequence[float], most: int, at_once: int, s
         beta=config.beta,
         use_bias_correction_kl=True,  # the gradient of the KL divergence itself (DeepSeek-V3.2, arXiv 2512.02556)
         epsilon=config.epsilon,
-        loss_type=config.loss,
-        scale_rewards=config.scale,
+        loss_type=config.loss_type,
+        scale_rewards=config.scale_rewards,
         importance_sampling_level="token",
         multi_objective_aggregation="sum_then_normalize",
         reward_weights=list(weights),
@@ -146,7 +146,7 @@ def arguments(config: Grpo, weights: Sequence[float], most: int, at_once: int, s
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
-        max_grad_norm=config.clip,
+        max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bf16",
         use_cpu=state.device.type == "cpu",
         gradient_checkpointing=config.gradient_checkpointing,

@@ -69,7 +69,11 @@ class Watch(TrainerCallback):
         if self.accelerator.num_processes > 1:  # the signal may reach the processes at different steps
             asked = int(self.accelerator.reduce(torch.tensor(asked, device=self.accelerator.device), "sum"))
         # the answers of a round are not saved, so it is brought to its end
-        if asked and state.global_step < state.max_steps and state.global_step % self.config.iterations == 0:
+        if (
+            asked
+            and state.global_step < state.max_steps
+            and state.global_step % self.config.num_iterations == 0
+        ):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -78,7 +82,7 @@ class Watch(TrainerCallback):
         step, config = state.global_step, self.config
         self.lines.append({k: v for k, v in logs.items() if k in KEPT or k.startswith("rewards/")})
         self.record({"step": step, **self.lines[-1]})
-        if step % config.log_steps == 0 or step == state.max_steps or control.should_training_stop:
+        if step % config.logging_steps == 0 or step == state.max_steps or control.should_training_stop:
             self.tell(step, state.max_steps)
         if config.eval_steps and (step % config.eval_steps == 0 or step == state.max_steps):
             self.held_out(step)
@@ -118,7 +122,9 @@ class Watch(TrainerCallback):
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         llava = self.processor.model.llava.eval()
         most = self.processor.model.meta.max_new_tokens
-        texts = answers(llava, self.processor, mine, most, self.config.eval_batch, self.accelerator.device)
+        texts = answers(
+            llava, self.processor, mine, most, self.config.eval_batch_size, self.accelerator.device
+        )
         llava.train()
         columns = {name: [row[name] for row in mine] for name in (REFERENCE, "study_id")}
         scored = [reward(completions=texts, **columns) for reward in self.rewards] if texts else []

@@ -1,8 +1,24 @@
-"""`accelerate launch -m train.pretrain ...`"""
+"""`accelerate launch -m train.pretrain ...`: the command line is read before anything slow is imported."""
+
+from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from train.pretrain.loop import main
+from train.pretrain.config import configured
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run or resume; returns the exit status. Raises UserError."""
+    config = configured(argv)
+    from train.common.checkpoints import alone
+    from train.pretrain.loop import run
+
+    with alone(Path(config.out)):
+        return run(config)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from train.common.entry import entry
+
+    sys.exit(entry(main, "train.pretrain"))

@@ -1,174 +1,231 @@
-"""Every field of a pre-training, with its default and why it has it."""
+"""Every field of a pre-training. The comment above a field is its --help; what stands after a dash says why."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from accelerate.utils import LoggerType
-
-from encoder.attention import CHOICES
-from train.common.config import ConfigError
+from train.common.config import ConfigError, check_fields, load_config
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PretrainConfig:
-    """Image-only pre-training of a ViT on radiographs (DINO + iBOT + KoLeo)."""
+    """Pre-train a ViT on radiographs alone (DINO + iBOT + KoLeo): no labels, no text."""
 
-    data: list[str] = field(default_factory=list)  # folders, CSVs, study files, archives of cxr prepare
-    out: str = "runs/pretrain"  # everything the run leaves behind lies here
-    init: str | None = None  # encoder to start from, in any form `cxr convert` reads; None: random weights
-    init_head: str | None = (
-        None  # released DINO head to start from (dino_head.safetensors); None: a fresh one
-    )
-    weights: list[float] = field(default_factory=list)  # images of a source in an epoch, times; empty: 1
-    split: str | None = "train"  # part of each source that has one; test images stay unseen
-    exclude: str | None = None  # file with patients, studies or files to keep out, a name a line
-    short_side: int = 256  # pixels that images are shrunk to; more than the global crop, for crops zoom in
-    cache: str | None = None  # folder for the shrunk images; None: decode at each access
-    seed: int = 0  # of initial weights, order, crops, masks and stochastic depth
+    # ---- what it reads and writes
+    # Images to learn from: folders, CSVs, studies files, archives of cxr prepare.
+    data: list[str] = field(default_factory=list)
+    # Folder of the run: encoder, checkpoints, metrics.
+    out: str = "runs/pretrain"
+    # Encoder to start from: mini, a hub id, or any form that cxr convert reads. Without it weights are random.
+    init: str | None = None
+    # Released DINO head to start from (dino_head.safetensors). Without it the head is fresh.
+    init_head: str | None = None
+    # How often each source's images are seen in an epoch, one number a source; without it once.
+    weights: list[float] = field(default_factory=list)
+    # Part of each source to learn from, where a source has parts; images of other parts stay unseen.
+    split: str | None = "train"
+    # File that names patients, studies or files to keep out, a name a line.
+    exclude: str | None = None
+    # Shorter side in pixels to which images are shrunk once - more than the global crop, for crops zoom in.
+    short_side: int = 256
+    # Folder that keeps the shrunk images. Without it images are decoded at each access.
+    cache: str | None = None
+    # Seed of initial weights, order, crops, masks and stochastic depth.
+    seed: int = 0
 
-    # the encoder
-    size: int = 518  # pixels of a global crop and of the finished encoder; RAD-DINO's
-    patch: int = 14  # pixels; DINOv2's
-    width: int = 768  # ViT-B
-    depth: int = 12  # ViT-B
-    heads: int = 12  # of width 64
-    layerscale: float = 1e-5  # DINOv2's initial value; small depths learn faster with 0.1
-    position_embedding: str = "random"  # DINOv2's start; sincos: short runs from nothing find places sooner
-    weight_init: str = (
-        "dinov2"  # standard deviation 0.02; fan_in: 1 / sqrt(inputs), for widths far below ViT-B's
-    )
-    drop_path: float = 0.3  # stochastic depth at every block, DINOv2's; 0 for short runs
+    # ---- the encoder
+    # Side of a global crop and of the finished encoder's input in pixels - 518 is RAD-DINO's.
+    size: int = 518
+    # Side of a patch in pixels - DINOv2's.
+    patch_size: int = 14
+    # Width of a token - 768 is ViT-B.
+    hidden_size: int = 768
+    # Number of blocks - 12 is ViT-B.
+    num_hidden_layers: int = 12
+    # Attention heads of a block - 12 of 64 channels is ViT-B.
+    num_attention_heads: int = 12
+    # Initial value of LayerScale - DINOv2's; small depths learn faster with 0.1.
+    layerscale: float = 1e-5
+    # How position embeddings start: random is DINOv2's; with sincos short runs from nothing find places sooner.
+    position_embedding: Literal["random", "sincos"] = "random"
+    # Standard deviation of initial weights: dinov2 is 0.02; fan_in is 1 / sqrt(inputs), for widths far below ViT-B's.
+    weight_init: Literal["dinov2", "fan_in"] = "dinov2"
+    # Stochastic depth: share of residual branches left out at every block - DINOv2's; 0 for short runs.
+    drop_path_rate: float = 0.3
 
-    # crops; more about each in encoder/transforms.py
-    local_size: int = 98  # pixels
-    local_crops: int = 8  # DINOv2's; the cost grows with them
-    global_scale: list[float] = field(default_factory=lambda: [0.4, 1.0])  # share of the area
-    local_scale: list[float] = field(default_factory=lambda: [0.05, 0.4])  # share of the area
-    flip_probability: float = 0.0  # left and right matter in findings
-    brightness: float = 0.1  # greatest shift of the grey levels; at 0.2 small runs learned nothing
-    contrast: float = 0.2  # greatest relative change
-    blur_probability: float = 0.2  # of each crop
-    blur_sigma: list[float] = field(
-        default_factory=lambda: [0.1, 1.0]
-    )  # pixels; mild, for findings are small
+    # ---- crops (see encoder/transforms.py)
+    # Side of a local crop in pixels, a multiple of the patch.
+    local_crops_size: int = 98
+    # Local crops an image - DINOv2's; the cost grows with them.
+    local_crops_number: int = 8
+    # Least and greatest share of the image's area in a global crop.
+    global_crops_scale: list[float] = field(default_factory=lambda: [0.4, 1.0])
+    # Least and greatest share of the image's area in a local crop.
+    local_crops_scale: list[float] = field(default_factory=lambda: [0.05, 0.4])
+    # Share of crops that are mirrored - none, because left and right matter in findings.
+    flip_probability: float = 0.0
+    # Greatest shift of the grey levels, which span 0 to 1 - at 0.2 small runs learned nothing.
+    brightness: float = 0.1
+    # Greatest relative change of contrast.
+    contrast: float = 0.2
+    # Share of crops that are blurred.
+    blur_probability: float = 0.2
+    # Least and greatest standard deviation of the blur in pixels - mild, for findings are small.
+    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 1.0])
 
-    # heads and losses
-    prototypes: int = 65536  # DINOv2's; about a thousand are enough for thousands of images
-    head_hidden: int = 2048  # DINOv2's
-    head_bottleneck: int = 256  # DINOv2's
-    separate_ibot_head: bool = False  # one head for CLS and patches, as RAD-DINO most likely had
-    dino_weight: float = 1.0  # DINOv2's
-    ibot_weight: float = 1.0  # DINOv2's; the part that sees small findings
-    koleo_weight: float = 0.1  # DINOv2's
-    koleo_gather: bool = True  # neighbours among the images of all processes; false: of each, as DINOv2
-    mask_probability: float = 0.5  # share of global crops with masked patches
-    mask_ratio: list[float] = field(default_factory=lambda: [0.1, 0.5])  # share of patches masked in those
-    centring: str = "sinkhorn_knopp"  # or "centring"; the first needs no warm-up and no momentum
-    student_temp: float = 0.1  # DINO's
-    teacher_temp: float = 0.07  # DINO's, reached after the warm-up
-    teacher_temp_start: float = 0.04  # sharp targets first, against collapse
-    teacher_temp_warmup: int = 3000  # steps
-    momentum: float = (
-        0.992  # of the teacher at the start, rising to 1; for batches of about a thousand and below
-    )
+    # ---- heads and losses
+    # Prototypes of a head - DINOv2's; about a thousand are enough for thousands of images.
+    head_n_prototypes: int = 65536
+    # Width of a head's hidden layers - DINOv2's.
+    head_hidden_dim: int = 2048
+    # Width of a head's bottleneck - DINOv2's.
+    head_bottleneck_dim: int = 256
+    # Give masked patches a head of their own - RAD-DINO most likely had one for CLS and patches.
+    separate_ibot_head: bool = False
+    # Weight of DINO's loss - DINOv2's.
+    dino_loss_weight: float = 1.0
+    # Weight of iBOT's loss, which learns small findings - DINOv2's.
+    ibot_loss_weight: float = 1.0
+    # Weight of KoLeo's loss, which spreads the features - DINOv2's.
+    koleo_loss_weight: float = 0.1
+    # Look for KoLeo's nearest neighbours among the images of all processes; false: of each process, as DINOv2.
+    koleo_gather: bool = True
+    # Share of global crops that have masked patches - DINOv2's.
+    mask_sample_probability: float = 0.5
+    # Least and greatest share of patches masked in such a crop - DINOv2's.
+    mask_ratio_min_max: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    # How teacher targets are balanced: sinkhorn_knopp needs no warm-up and no momentum, running_mean is DINO's centre.
+    centring: Literal["sinkhorn_knopp", "running_mean"] = "sinkhorn_knopp"
+    # Temperature of the student - DINO's.
+    student_temp: float = 0.1
+    # Temperature of the teacher after its warm-up - DINO's.
+    teacher_temp: float = 0.07
+    # Temperature of the teacher at the start - sharp targets first, against collapse.
+    warmup_teacher_temp: float = 0.04
+    # Steps until the teacher reaches teacher_temp.
+    warmup_teacher_temp_steps: int = 3000
+    # Momentum of the teacher at the start, rising to 1 - for batches of about a thousand and below.
+    momentum_teacher: float = 0.992
 
-    # optimisation
-    steps: int = 100_000  # length of all schedules
-    stop_at: int | None = None  # stop after this step without touching the schedules; None: run to the end
-    batch: int = 64  # images a step over all processes
-    accumulate: int = 1  # parts a step is computed in, to save memory; targets and KoLeo then see one part
-    lr: float = 1e-3  # peak, as it is (not scaled by the batch)
-    lr_end: float = 1e-6  # DINOv2's
-    warmup: int = 2500  # steps of linear warm-up
-    weight_decay: float = 0.04  # at the start, DINOv2's
-    weight_decay_end: float = 0.4  # at the end, DINOv2's
-    beta2: float = 0.999  # AdamW's
-    layer_decay: float = 0.9  # learning rate of a block relative to the next one's, DINOv2's
-    patch_embed_lr: float = 0.2  # relative, against instability (MoCo v3)
-    clip: float = 3.0  # greatest gradient norm, DINOv2's
-    freeze_last_layer: int = 1250  # steps in which the prototypes stand still, DINO's first epoch
-    head_warmup: int = (
-        0  # steps in which only the heads learn; needed with --init, fresh heads wreck a backbone
-    )
-    mixed_precision: str = "auto"  # matrix products: bf16 where the hardware multiplies it, else no (float32)
-    compile: bool = False  # torch.compile of the blocks: minutes at the start, for long runs on a GPU
-    attention: str = "cxr"  # our kernel; sdpa: PyTorch's; reference: the explicit formula
+    # ---- optimisation
+    # Steps of the run, the length of all schedules.
+    max_steps: int = 100_000
+    # Stop after this step without touching the schedules; without it the run goes to its end.
+    stop_at: int | None = None
+    # Images a step over all processes.
+    batch_size: int = 64
+    # Parts in which a step is computed, to save memory - targets and KoLeo then see one part.
+    gradient_accumulation_steps: int = 1
+    # Peak learning rate, as it is (not scaled by the batch).
+    learning_rate: float = 1e-3
+    # Learning rate at the end - DINOv2's.
+    learning_rate_end: float = 1e-6
+    # Steps of linear warm-up of the learning rate.
+    warmup_steps: int = 2500
+    # Weight decay at the start - DINOv2's.
+    weight_decay: float = 0.04
+    # Weight decay at the end - DINOv2's.
+    weight_decay_end: float = 0.4
+    # AdamW's beta2.
+    adam_beta2: float = 0.999
+    # Learning rate of a block relative to that of the block above it - DINOv2's.
+    layerwise_decay: float = 0.9
+    # Learning rate of the patch embedding, relative - against instability (MoCo v3).
+    patch_embed_lr_mult: float = 0.2
+    # Greatest norm of the gradient - DINOv2's.
+    max_grad_norm: float = 3.0
+    # Steps in which the prototypes stand still - DINO's first epoch.
+    freeze_last_layer_steps: int = 1250
+    # Steps in which only the heads learn - needed with init, since fresh heads wreck a backbone.
+    head_warmup_steps: int = 0
+    # Arithmetic of matrix products: auto is bf16 where the hardware multiplies it, else fp32.
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    # Compile the blocks with torch.compile - minutes at the start, for long runs on a GPU.
+    torch_compile: bool = False
+    # Attention: cxr is our kernel, sdpa PyTorch's, reference the explicit formula.
+    attention: Literal["cxr", "sdpa", "reference"] = "cxr"
 
-    # the run
-    probe: str | None = None  # labelled images (CSV, studies file, folder of classes) for a k-NN now and then
-    probe_every: int = 1000  # steps
-    log_every: int = 10  # steps between lines
-    save_every: int = 250  # steps between checkpoints
-    keep_last: int = 2  # checkpoints kept; two, for one may be damaged
-    tracker: str = "auto"  # tensorboard where it is installed; or none, wandb, mlflow, ... (accelerate's)
-    workers: int = 0  # processes that cut crops; 0: in the main one
-    threads: int = (
-        0  # of each process on CPUs; 0: all cores, shared among processes (accelerate would leave one)
-    )
+    # ---- the run
+    # Labelled images (CSV, studies file, folder of classes) for a k-NN classification now and then.
+    probe: str | None = None
+    # Steps between k-NN classifications.
+    probe_steps: int = 1000
+    # Steps between lines on the screen.
+    logging_steps: int = 10
+    # Steps between checkpoints.
+    save_steps: int = 250
+    # Checkpoints kept - two, for one may be damaged.
+    save_total_limit: int = 2
+    # Where numbers go besides metrics.jsonl: none, tensorboard, wandb, mlflow, ... (accelerate's trackers); auto is
+    # tensorboard where it is installed.
+    report_to: str = "auto"
+    # Processes that cut crops; 0: the main one does.
+    dataloader_num_workers: int = 0
+    # Threads of each process on a CPU; 0: all cores, divided among the processes.
+    threads: int = 0
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.size % self.patch or self.local_size % self.patch:
-            problems.append(
-                f"size {self.size} and local_size {self.local_size} must be multiples of patch {self.patch}"
-            )
-        if self.weights and len(self.weights) != len(self.data):
-            problems.append(f"{len(self.weights)} weights for {len(self.data)} data sources")
-        if any(w <= 0 for w in self.weights):
-            problems.append("weights must be positive")
-        if self.centring not in ("sinkhorn_knopp", "centring"):
-            problems.append(f"centring must be sinkhorn_knopp or centring, not {self.centring!r}")
-        if self.position_embedding not in ("random", "sincos"):
-            problems.append(f"position_embedding must be random or sincos, not {self.position_embedding!r}")
-        if self.position_embedding == "sincos" and self.width % 4:
-            problems.append(f"sincos needs a width that is a multiple of 4, not {self.width}")
-        if self.weight_init not in ("dinov2", "fan_in"):
-            problems.append(f"weight_init must be dinov2 or fan_in, not {self.weight_init!r}")
-        if self.mixed_precision not in ("auto", "bf16", "no"):
-            problems.append(f"mixed_precision must be auto, bf16 or no, not {self.mixed_precision!r}")
-        if self.tracker not in ("auto", "none", *map(str, LoggerType)):
-            problems.append(
-                f"tracker must be auto, none, {', '.join(map(str, LoggerType))}, not {self.tracker!r}"
-            )
-        if self.attention not in CHOICES:
-            problems.append(f"attention must be {', '.join(CHOICES)}, not {self.attention!r}")
-        for name in ("global_scale", "local_scale", "blur_sigma", "mask_ratio"):
-            pair = getattr(self, name)
-            if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
-                problems.append(f"{name} must be two numbers in order, not {pair}")
-        for name in (
-            "steps",
-            "batch",
-            "accumulate",
-            "log_every",
-            "probe_every",
-            "save_every",
-            "keep_last",
-            "prototypes",
-        ):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} must be at least 1")
-        if not 0 <= self.drop_path < 1:
-            problems.append(f"drop_path must be in [0, 1), not {self.drop_path}")
+        problems = check_fields(self)
+        if not problems:
+            problems = list(self._inconsistencies())
         if problems:
             raise ConfigError("; ".join(problems))
 
+    def _inconsistencies(self):
+        if self.size % self.patch_size or self.local_crops_size % self.patch_size:
+            yield (
+                f"size={self.size} and local_crops_size={self.local_crops_size} must be multiples of "
+                f"patch_size={self.patch_size}"
+            )
+        if self.weights and len(self.weights) != len(self.data):
+            yield f"{len(self.weights)} weights for {len(self.data)} data sources; give one for each"
+        if any(w <= 0 for w in self.weights):
+            yield f"weights must be positive, not {self.weights}"
+        if self.position_embedding == "sincos" and self.hidden_size % 4:
+            yield f"sincos needs a hidden_size that is a multiple of 4, not {self.hidden_size}"
+        for name in ("global_crops_scale", "local_crops_scale", "blur_sigma", "mask_ratio_min_max"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
+                yield f"{name} must be two numbers in order, not {pair}"
+        for name in AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                yield f"{name} must be at least 1, not {getattr(self, name)}"
+        if not 0 <= self.drop_path_rate < 1:
+            yield f"drop_path_rate must be in [0, 1), not {self.drop_path_rate}"
 
-# Fields that may differ when a run goes on: they change nothing that is computed.
-FREE = (
-    "out",
-    "tracker",
-    "stop_at",
-    "log_every",
-    "save_every",
-    "probe",
-    "probe_every",
-    "keep_last",
-    "workers",
-    "threads",
-    "cache",
-    "compile",
-    "attention",
-)
-GLOBAL_CROPS = 2  # as in DINO
+
+AT_LEAST_ONE = (
+    "max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps", "probe_steps", "save_steps",
+    "save_total_limit", "head_n_prototypes", "size", "patch_size", "local_crops_size", "hidden_size",
+    "num_hidden_layers", "num_attention_heads", "head_hidden_dim", "head_bottleneck_dim",
+)  # fmt: skip
+# Fields that may differ when a run is resumed: they change nothing that is computed.
+MAY_DIFFER = {
+    "out", "report_to", "stop_at", "logging_steps", "save_steps", "probe", "probe_steps", "save_total_limit",
+    "dataloader_num_workers", "threads", "cache", "torch_compile", "attention",
+}  # fmt: skip
+# Global crops an image - DINO's.
+GLOBAL_CROPS = 2
+# Names that recipes and runs before 0.2 have, and words that were fields' values.
+RENAMED = {
+    "batch": "batch_size", "accumulate": "gradient_accumulation_steps", "lr": "learning_rate",
+    "lr_end": "learning_rate_end", "warmup": "warmup_steps", "steps": "max_steps", "beta2": "adam_beta2",
+    "clip": "max_grad_norm", "freeze_last_layer": "freeze_last_layer_steps", "head_warmup": "head_warmup_steps",
+    "teacher_temp_start": "warmup_teacher_temp", "teacher_temp_warmup": "warmup_teacher_temp_steps",
+    "momentum": "momentum_teacher", "mask_ratio": "mask_ratio_min_max", "mask_probability": "mask_sample_probability",
+    "prototypes": "head_n_prototypes", "head_hidden": "head_hidden_dim", "head_bottleneck": "head_bottleneck_dim",
+    "dino_weight": "dino_loss_weight", "ibot_weight": "ibot_loss_weight", "koleo_weight": "koleo_loss_weight",
+    "local_size": "local_crops_size", "local_crops": "local_crops_number", "global_scale": "global_crops_scale",
+    "local_scale": "local_crops_scale", "drop_path": "drop_path_rate", "patch": "patch_size", "width": "hidden_size",
+    "depth": "num_hidden_layers", "heads": "num_attention_heads", "patch_embed_lr": "patch_embed_lr_mult",
+    "layer_decay": "layerwise_decay", "mixed_precision": "precision", "compile": "torch_compile",
+    "probe_every": "probe_steps", "log_every": "logging_steps", "save_every": "save_steps",
+    "keep_last": "save_total_limit", "workers": "dataloader_num_workers", "tracker": "report_to",
+}  # fmt: skip
+OLD_VALUES = {"centring": {"centring": "running_mean"}, "precision": {"no": "fp32"}}
+
+
+def configured(argv: list[str] | None = None) -> PretrainConfig:
+    """Read a command line. Raises ConfigError, or SystemExit as argparse does."""
+    return load_config(PretrainConfig, "pretrain", argv, renamed=RENAMED, old_values=OLD_VALUES)

@@ -66,12 +66,16 @@ class Samples(Dataset):
         c = self.config
         rng = np.random.default_rng([c.seed, 2, position])
         crops = self.crop(self.images[self.image_index(position)], rng)
-        side = c.size // c.patch
-        masks = crop_masks(rng, GLOBAL_CROPS, side, side, c.mask_probability, tuple(c.mask_ratio))
+        side = c.size // c.patch_size
+        masks = crop_masks(
+            rng, GLOBAL_CROPS, side, side, c.mask_sample_probability, tuple(c.mask_ratio_min_max)
+        )
         residual = None
-        if c.drop_path:
-            kept = rng.random((c.depth, 2, GLOBAL_CROPS + c.local_crops)) >= c.drop_path
-            residual = (kept / (1 - c.drop_path)).astype(np.float32)
+        if c.drop_path_rate:
+            kept = (
+                rng.random((c.num_hidden_layers, 2, GLOBAL_CROPS + c.local_crops_number)) >= c.drop_path_rate
+            )
+            residual = (kept / (1 - c.drop_path_rate)).astype(np.float32)
         return crops, masks, residual
 
 
@@ -97,10 +101,19 @@ def collate(samples: list) -> Batch:
 
 
 def multi_crop(c: PretrainConfig) -> MultiCrop:
-    pairs = {name: tuple(getattr(c, name)) for name in ("global_scale", "local_scale", "blur_sigma")}
-    same = ("local_size", "local_crops", "flip_probability", "brightness", "contrast", "blur_probability")
-    single = {name: getattr(c, name) for name in same}
-    return MultiCrop(global_size=c.size, global_crops=GLOBAL_CROPS, **single, **pairs)
+    return MultiCrop(
+        global_size=c.size,
+        global_crops=GLOBAL_CROPS,
+        global_scale=tuple(c.global_crops_scale),
+        local_size=c.local_crops_size,
+        local_crops=c.local_crops_number,
+        local_scale=tuple(c.local_crops_scale),
+        flip_probability=c.flip_probability,
+        brightness=c.brightness,
+        contrast=c.contrast,
+        blur_probability=c.blur_probability,
+        blur_sigma=tuple(c.blur_sigma),
+    )
 
 
 def positions(steps: range, batch: int, rank: int, world: int, parts: int = 1) -> Iterator[list[int]]:
@@ -141,7 +154,7 @@ def load_data(c: PretrainConfig) -> tuple[Samples, str]:
             if not kept:
                 raise ValueError(f"{source}: every image is named in {c.exclude}")
             sources.append(Radiographs(kept, c.short_side, cache=c.cache))
-        except (ArchiveError, InputError, ValueError) as error:
+        except (ArchiveError, InputError, OSError, ValueError) as error:
             raise ConfigError(str(error)) from error
     images = ConcatDataset(sources)
     images.paths = [path for source in sources for path in source.paths]

@@ -32,12 +32,18 @@ class Distilled(nn.Module):
     def __init__(self, c: PretrainConfig) -> None:
         super().__init__()
         self.backbone = CropViT(
-            c.size, c.patch, c.width, c.depth, c.heads, c.layerscale, attention=c.attention
+            c.size,
+            c.patch_size,
+            c.hidden_size,
+            c.num_hidden_layers,
+            c.num_attention_heads,
+            c.layerscale,
+            attention=c.attention,
         )
         if c.position_embedding == "sincos":
             with torch.no_grad():
-                self.backbone.pos_embed[:, 1:] = sincos_positions(c.size // c.patch, c.width)
-        head = (c.width, c.prototypes, c.head_hidden, c.head_bottleneck)
+                self.backbone.pos_embed[:, 1:] = sincos_positions(c.size // c.patch_size, c.hidden_size)
+        head = (c.hidden_size, c.head_n_prototypes, c.head_hidden_dim, c.head_bottleneck_dim)
         self.dino_head = DINOHead(*head)
         self.ibot_head = DINOHead(*head) if c.separate_ibot_head else None
         if c.weight_init == "fan_in":
@@ -71,7 +77,9 @@ class Targets(nn.Module):
     def __init__(self, c: PretrainConfig) -> None:
         super().__init__()
         self.sinkhorn = c.centring == "sinkhorn_knopp"
-        self.cls, self.patch = (None, None) if self.sinkhorn else (Centre(c.prototypes), Centre(c.prototypes))
+        self.cls, self.patch = (
+            (None, None) if self.sinkhorn else (Centre(c.head_n_prototypes), Centre(c.head_n_prototypes))
+        )
 
     def forward(self, cls_SK: Tensor, patch_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         if self.sinkhorn:
@@ -95,17 +103,17 @@ def losses(
         dino_loss([views[i]], target_views[:i] + target_views[i + 1 :], c.student_temp)
         for i in range(GLOBAL_CROPS)
     )
-    pairs_global, pairs_local = GLOBAL_CROPS * (GLOBAL_CROPS - 1), GLOBAL_CROPS * c.local_crops
+    pairs_global, pairs_local = GLOBAL_CROPS * (GLOBAL_CROPS - 1), GLOBAL_CROPS * c.local_crops_number
     parts = {"dino_global": dino_global / pairs_global}
     dino = dino_global
-    if c.local_crops:
+    if c.local_crops_number:
         dino_local = dino_loss(views[GLOBAL_CROPS:], target_views, c.student_temp)
         parts["dino_local"] = dino_local / pairs_local
         dino = dino + dino_local
     parts["ibot"] = ibot_loss(logits_MK, targets[1], batch.weights_M, len(cls_SC), c.student_temp)
     parts["koleo"] = sum(koleo_loss(crop_BC, c.koleo_gather) for crop_BC in cls_SC.split(B))
-    total = c.dino_weight * dino / (pairs_global + pairs_local)
-    parts["loss"] = total + c.ibot_weight * parts["ibot"] + c.koleo_weight * parts["koleo"]
+    total = c.dino_loss_weight * dino / (pairs_global + pairs_local)
+    parts["loss"] = total + c.ibot_loss_weight * parts["ibot"] + c.koleo_loss_weight * parts["koleo"]
     return parts
 
 
@@ -115,14 +123,14 @@ def initialise(student: Distilled, c: PretrainConfig) -> str:
     loaded = []
     if c.init:
         try:
-            found = load_backbone(c.init, size=c.size, heads=c.heads)
+            found = load_backbone(c.init, size=c.size, heads=c.num_attention_heads)
         except ConversionError as error:
             raise ConfigError(f"--init {c.init}: {error}") from error
         theirs = found.backbone
         wanted = {
-            "width": (theirs.embed_dim, c.width),
-            "depth": (theirs.depth, c.depth),
-            "patch": (theirs.patch, c.patch),
+            "hidden_size": (theirs.embed_dim, c.hidden_size),
+            "num_hidden_layers": (theirs.depth, c.num_hidden_layers),
+            "patch_size": (theirs.patch, c.patch_size),
         }
         different = [f"{k} is {a} there and {b} in the recipe" for k, (a, b) in wanted.items() if a != b]
         if different:

@@ -18,13 +18,13 @@ def parameter_groups(model: Distilled, c: PretrainConfig) -> list[dict]:
         lr = 1.0
         if name.startswith("backbone."):
             inner = name.removeprefix("backbone.")
-            layer = c.depth + 1  # the final norm
+            layer = c.num_hidden_layers + 1  # the final norm
             if inner.startswith("blocks."):
                 layer = int(inner.split(".")[1]) + 1
             elif inner.startswith(("patch_embed.", "pos_embed", "cls_token", "mask_token")):
                 layer = 0
-            lr = c.layer_decay ** (c.depth + 1 - layer)
-            lr *= c.patch_embed_lr if inner.startswith("patch_embed.") else 1.0
+            lr = c.layerwise_decay ** (c.num_hidden_layers + 1 - layer)
+            lr *= c.patch_embed_lr_mult if inner.startswith("patch_embed.") else 1.0
         decays = not (name.endswith((".bias", ".gamma", "weight_g")) or ".norm" in name)
         kind = (lr, decays, name.startswith("backbone."), ".last_layer." in name)
         groups.setdefault(kind, []).append(parameter)
@@ -34,12 +34,16 @@ def parameter_groups(model: Distilled, c: PretrainConfig) -> list[dict]:
 
 def apply_schedules(optimizer: torch.optim.Optimizer, step: int, c: PretrainConfig) -> float:
     """Set learning rates and weight decays of this step; returns the unscaled learning rate."""
-    lr = warmup_cosine(step, c.lr, c.lr_end, c.warmup, c.steps)
-    decay = cosine(step, c.weight_decay, c.weight_decay_end, c.steps)
+    lr = warmup_cosine(step, c.learning_rate, c.learning_rate_end, c.warmup_steps, c.max_steps)
+    decay = cosine(step, c.weight_decay, c.weight_decay_end, c.max_steps)
     # A backbone that was frozen while the heads warmed up gets a warm-up of its own.
-    thaw = min(1.0, max(0.0, (step + 1 - c.head_warmup) / (c.warmup + 1))) if c.head_warmup else 1.0
+    thaw = (
+        min(1.0, max(0.0, (step + 1 - c.head_warmup_steps) / (c.warmup_steps + 1)))
+        if c.head_warmup_steps
+        else 1.0
+    )
     for group in optimizer.param_groups:
-        frozen = group["last_layer"] and step < c.freeze_last_layer
+        frozen = group["last_layer"] and step < c.freeze_last_layer_steps
         group["lr"] = 0.0 if frozen else lr * group["lr_scale"] * (thaw if group["backbone"] else 1.0)
         group["weight_decay"] = decay if group["decays"] else 0.0
     return lr

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from safetensors.torch import save_file
 from torch import Tensor
 
 from encoder.selfdistill.losses import all_reduce, entropy
 from train.common import checkpoints
 from train.common.config import ConfigError
+from train.common.options import did_you_mean
 from train.pretrain.config import GLOBAL_CROPS, PretrainConfig
 from train.pretrain.data import Samples, collate
 
@@ -30,20 +32,20 @@ def flops_per_image(c: PretrainConfig) -> float:
     depth leaves out is not counted."""
 
     def blocks(tokens: int, wanted: float) -> float:
-        all_tokens = c.depth * (24 * tokens * c.width**2 + 4 * tokens**2 * c.width)
-        return all_tokens - 16 * (tokens - wanted) * c.width**2  # the last MLP sees what the heads see
+        all_tokens = c.num_hidden_layers * (24 * tokens * c.hidden_size**2 + 4 * tokens**2 * c.hidden_size)
+        return all_tokens - 16 * (tokens - wanted) * c.hidden_size**2  # the last MLP sees what the heads see
 
     def embedding(tokens: int) -> float:
-        return 6 * c.patch**2 * c.width * tokens
+        return 6 * c.patch_size**2 * c.hidden_size * tokens
 
-    big, small = (c.size // c.patch) ** 2 + 1, (c.local_size // c.patch) ** 2 + 1
-    widths = (c.width, c.head_hidden, c.head_hidden, c.head_bottleneck, c.prototypes)
+    big, small = (c.size // c.patch_size) ** 2 + 1, (c.local_crops_size // c.patch_size) ** 2 + 1
+    widths = (c.hidden_size, c.head_hidden_dim, c.head_hidden_dim, c.head_bottleneck_dim, c.head_n_prototypes)
     head = 2 * sum(a * b for a, b in pairwise(widths))
-    wanted = 1 + (big - 1) * c.mask_probability * sum(c.mask_ratio) / 2  # of a global crop
+    wanted = 1 + (big - 1) * c.mask_sample_probability * sum(c.mask_ratio_min_max) / 2  # of a global crop
     teacher = GLOBAL_CROPS * (blocks(big, wanted) + embedding(big) + wanted * head)
-    student = GLOBAL_CROPS * blocks(big, wanted) + c.local_crops * blocks(small, 1)
-    student = (1 - c.drop_path) * student + GLOBAL_CROPS * (embedding(big) + wanted * head)
-    student += c.local_crops * (embedding(small) + head)
+    student = GLOBAL_CROPS * blocks(big, wanted) + c.local_crops_number * blocks(small, 1)
+    student = (1 - c.drop_path_rate) * student + GLOBAL_CROPS * (embedding(big) + wanted * head)
+    student += c.local_crops_number * (embedding(small) + head)
     return 3 * student + teacher
 
 
@@ -124,11 +126,15 @@ def dump(out: Path, step: int, rank: int, which: list[int], samples: Samples) ->
 def tracker(c: PretrainConfig) -> str | None:
     """Where else than to metrics.jsonl numbers are written. Raises ConfigError for a tracker that is not installed."""
     there = [str(name) for name in get_available_trackers()]
-    if c.tracker == "auto":
+    if c.report_to == "auto":
         return "tensorboard" if "tensorboard" in there else None
-    if c.tracker not in ("none", *there):
-        raise ConfigError(f"tracker {c.tracker} is not installed; there are {', '.join(['none', *there])}")
-    return None if c.tracker == "none" else c.tracker
+    known = [str(name) for name in LoggerType]
+    if c.report_to not in ("none", *known):
+        near = did_you_mean(c.report_to, known)
+        raise ConfigError(f"report_to must be auto, none, {', '.join(known)}, not {c.report_to!r}{near}")
+    if c.report_to not in ("none", *there):
+        raise ConfigError(f"tracker {c.report_to} is not installed; there are {', '.join(['none', *there])}")
+    return None if c.report_to == "none" else c.report_to
 
 
 def measurements(
@@ -159,15 +165,15 @@ def effective_rank(x_BC: Tensor) -> Tensor:
 
 
 def log_line(step: int, c: PretrainConfig, line: dict, speed: float, flops: float, peak: float | None) -> str:
-    left = (c.steps - step) * c.batch / speed
+    left = (c.max_steps - step) * c.batch_size / speed
     unit, divisor = ("h", 3600) if left >= 3600 else ("min", 60) if left >= 60 else ("s", 1)
     clock = f"{left / divisor:.1f} {unit}"
     rate = f"{speed * flops / 1e9:,.0f} GFLOP/s" + (f" (MFU {speed * flops / peak:.1%})" if peak else "")
     dino = f"{line['dino_global']:.3f}" + (f" / {line['dino_local']:.3f}" if "dino_local" in line else "")
     knn = f" · k-NN AUROC {line['knn_auroc']:.3f}" if "knn_auroc" in line else ""
     return (
-        f"step {step}/{c.steps} · loss {line['loss']:.3f} · dino {dino} · ibot {line['ibot']:.3f} · "
+        f"step {step}/{c.max_steps} · loss {line['loss']:.3f} · dino {dino} · ibot {line['ibot']:.3f} · "
         f"koleo {line['koleo']:.3f} · entropy {line['teacher_entropy']:.2f}, usage {line['usage_entropy']:.2f} of "
-        f"{np.log(c.prototypes):.2f} · rank {line['feature_rank']:.1f} · grad {line['grad_norm']:.2f} · "
+        f"{np.log(c.head_n_prototypes):.2f} · rank {line['feature_rank']:.1f} · grad {line['grad_norm']:.2f} · "
         f"lr {line['lr']:.1e}{knn} · {speed:.1f} images/s · {rate} · {clock} left"
     )

@@ -32,8 +32,8 @@ class Judge:
         self.features = extract(
             encoder, found.paths, Path(config.features_dir or out / "features"),
             patches=bool(set(tasks) & {*SEGMENTED, "attentive"}), layers=self.layers,
-            cells=CELLS if config.vectors == "grid" and not self.floor else 0, batch=config.batch,
-            workers=config.workers, state=state, half=config.precision == "bf16", say=say,
+            cells=CELLS if config.vectors == "grid" and not self.floor else 0, batch=config.batch_size,
+            workers=config.dataloader_num_workers, state=state, half=config.precision == "bf16", say=say,
         )  # fmt: skip
         if self.features.errors and state.is_main_process:
             print(f"{encoder.name}: {len(self.features.errors)} images cannot be read and are left out")

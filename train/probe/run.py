@@ -18,34 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.probes.linear import CHOICES, WHICH
-from eval.probes.overlap import OUTSIDE
-from train.common.config import ConfigError, load_config
-from train.probe.config import ALSO, ON_LABELS, SEGMENTED, TASKS, Probe
+from train.common.config import ConfigError
+from train.probe.config import ON_LABELS, SEGMENTED, TASKS, Probe
 from train.probe.judge import Judge, told
 
 PATIENCE = timedelta(days=7)  # heads are learnt by the first process alone
-
-
-def main(argv: list[str] | None = None) -> int:
-    config = load_config(Probe, "probe", argv)
-    for name, known in (("tasks", (*TASKS, *ALSO)), ("also", ALSO)):
-        if unknown := sorted(set(getattr(config, name)) - set(known)):
-            raise ConfigError(f"{name}: there is no {', '.join(unknown)}; there are {', '.join(known)}")
-    for name, known in (
-        ("vectors", WHICH),
-        ("choose", tuple(CHOICES)),
-        ("outside", OUTSIDE),
-        ("precision", ("fp32", "bf16")),
-    ):
-        if getattr(config, name) not in known:
-            raise ConfigError(f"{name} {getattr(config, name)!r} is unknown; there are {', '.join(known)}")
-    if len(set(config.encoders)) < len(config.encoders):
-        raise ConfigError("an encoder is named twice")
-    from train.common.checkpoints import alone
-
-    with alone(Path(config.out)):
-        return run(config)
 
 
 def run(config: Probe) -> int:
@@ -98,7 +75,7 @@ def run(config: Probe) -> int:
             for task, heads in results.items():
                 scores, gaps, without = scores_and_gaps(
                     task, name, heads, first, results_of_first.get(task, {}),
-                    replicates=config.replicates, seed=config.seed,
+                    replicates=config.bootstrap, seed=config.seed,
                 )  # fmt: skip
                 rows[task]["scores"] += scores
                 rows[task][less] += gaps

@@ -37,6 +37,7 @@ import numpy as np
 import yaml
 
 from train.common.config import ConfigError
+from train.common.options import Parser, note
 
 KEYS = {"recipe", "data", "fields", "amounts", "seeds", "variants", "probe"}
 METRICS = {
@@ -79,15 +80,7 @@ class Point:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("study", type=Path, help="YAML file")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
-    parser.add_argument(
-        "--threads", type=int, default=0, help="of each process on a CPU; 0: all cores, divided"
-    )
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    args = parser_of().parse_args(sys.argv[1:] if argv is None else argv)
     study = read_study(args.study)
     from train.common.checkpoints import alone
 
@@ -95,10 +88,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(study, args.out, args.threads)
 
 
+def parser_of() -> Parser:
+    """The command line of a scaling study."""
+    parser = Parser(
+        prog="cxr scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path, help="YAML file that says what is trained and probed, as above.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the study.")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="Threads of each process on a CPU; 0 (default): all cores, divided among the processes.",
+    )
+    return parser
+
+
 def read_study(path: Path) -> dict[str, Any]:
     """Raises ConfigError for a file that cannot be read, for keys that are missing or unknown, and for fields that a
     pre-training does not have."""
-    from train.pretrain.config import PretrainConfig
+    from train.pretrain.config import RENAMED, PretrainConfig
 
     if not path.is_file():
         raise ConfigError(f"{path} does not exist")
@@ -114,6 +123,9 @@ def read_study(path: Path) -> dict[str, Any]:
     study = {"recipe": None, "fields": {}, "seeds": [0], "variants": {"all": {}}, **study}
     known = {f.name for f in fields(PretrainConfig)} - {"out"}
     for name, changes in [("fields", study["fields"]), *study["variants"].items()]:
+        for old in [key for key in changes or {} if key in RENAMED]:
+            note(f"{path.name}: {old} is now {RENAMED[old]}; the old name goes with the next release")
+            changes[RENAMED[old]] = changes.pop(old)
         if unknown := sorted(set(changes or {}) - known):
             raise ConfigError(f"{path}: {name}: a pre-training has no {', '.join(unknown)}")
     if not study["amounts"] or min(study["amounts"]) < 1:
@@ -139,14 +151,15 @@ def points_of(study: dict[str, Any]) -> list[Point]:
 
 def run(study: dict[str, Any], out: Path, threads: int) -> int:
     from train.common.checkpoints import claim
-    from train.common.launcher import INTERRUPTED
+    from train.common.entry import INTERRUPTED
     from train.common.processes import process_state
-    from train.pretrain import loop as pretrain
-    from train.probe import run as probe
+    from train.pretrain.__main__ import main as pretrain
+    from train.probe.__main__ import main as probe
+    from train.probe.run import PATIENCE
 
-    state = process_state(probe.PATIENCE)
+    state = process_state(PATIENCE)
     with state.main_process_first():
-        claim(out, study, free={"amounts", "seeds", "variants", "probe"}, defaults=None)
+        claim(out, study, may_differ={"amounts", "seeds", "variants", "probe"})
     points, judged = points_of(study), judged_by(study["probe"])
     if len({p.name for p in points}) < len({(p.variant, p.amount, p.seed) for p in points}):
         raise ConfigError("two variants have the same name but for spaces and strokes")
@@ -166,13 +179,13 @@ def run(study: dict[str, Any], out: Path, threads: int) -> int:
             words += options(
                 {**point.changes, "seed": point.seed, "threads": threads, "data": [str(listing)]}
             )
-            status = pretrain.main([*words, "--out", str(folder)])
+            status = pretrain([*words, "--out", str(folder)])
             if status:
                 return status if status == INTERRUPTED else 2
         settings = {"threads": threads, "features_dir": str(out / "features"), **study["probe"]}
         settings |= {"pretrained_on": [str(listing)]}
         settings |= {"encoders": [str(folder / "encoder")], "out": str(out / "probes" / point.name)}
-        if status := probe.main(options(settings)):
+        if status := probe(options(settings)):
             return status
         if state.is_main_process:
             report(points[:number], study, out)
@@ -263,6 +276,6 @@ def report(points: list[Point], study: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    from train.common.trainer import entry
+    from train.common.entry import entry
 
-    sys.exit(entry(main))
+    sys.exit(entry(main, "train.probe.scaling"))

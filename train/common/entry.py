@@ -1,0 +1,50 @@
+"""How a training starts and ends as a program: its own exit status, and one line for what the user can mend."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from encoder.errors import UserError
+from train.common.processes import all_processes, is_main
+
+INTERRUPTED = 130  # exit status of what was stopped by SIGINT or SIGTERM and can be resumed
+# Where a launcher wants to read the exit status: accelerate ends with 1, whatever its training ended with.
+STATUS_FILE = "CXR_STATUS_FILE"
+
+
+def entry(main: Callable[[list[str]], int], name: str, argv: list[str] | None = None) -> int:
+    """Run a training's `main` in all its processes; returns its exit status.
+
+    `main` gets the command line and reads it before it imports anything slow, so that --help and mistakes are answered
+    at once. A UserError is one line on the error stream, told by the first process alone.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if any(word in ("-h", "--help") for word in words):
+        return main(words)
+    with all_processes():
+        status = _run(main, name, words)
+        if STATUS_FILE in os.environ and is_main():
+            Path(os.environ[STATUS_FILE]).write_text(str(status))
+        return status
+
+
+def _run(main: Callable[[list[str]], int], name: str, words: list[str]) -> int:
+    try:
+        return main(words)
+    except UserError as error:
+        if is_main():
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+        return error.exit_status
+    except SystemExit as stop:  # a mistake on the command line, which the parser has told
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:  # a second Ctrl-C, or one before the first step
+        if is_main():
+            print(
+                f"{name}: stopped; run the same command to resume from what was saved",
+                file=sys.stderr,
+                flush=True,
+            )
+        return INTERRUPTED
