@@ -199,12 +199,12 @@ def table(rows: Sequence[Mapping]) -> str:
 
 
 def phantoms(folder: Path, split: str, seed: int, studies: int, workers: int) -> Path:
-    from train.phantom.__main__ import main as write_phantoms
+    from train.phantom.population import write_population
 
     listing = folder / "studies.jsonl"
     if not listing.exists():
         options = {**POPULATION, "seed": seed, "studies": studies, "split": split, "workers": workers}
-        call(write_phantoms, folder, no_masks=True, **options)
+        write_population(folder, masks=False, **options)
     return listing
 
 

@@ -29,7 +29,7 @@ from torchvision import transforms
 
 from encoder.transforms import MultiCrop
 from train.datasets.archive import Archive, prepare
-from train.phantom.__main__ import main as write_phantoms
+from train.phantom.population import write_population
 
 LIMIT = 60.0  # ms
 
@@ -85,9 +85,7 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        write_phantoms(
-            [str(out / "phantoms"), "--studies", str(args.images), "--size", "1024", "--format", "png"]
-        )
+        write_population(out / "phantoms", studies=args.images, size=1024, format="png")
         files = sorted((out / "phantoms" / "images").glob("*.png"))[: args.images]
         list(prepare(files, out / "archive", short_side=518))
         if hasattr(os, "sched_setaffinity"):

@@ -12,7 +12,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from train.phantom.__main__ import main as write_phantoms
+from train.phantom.population import write_population
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        write_phantoms([f"{folder}/out", "--studies", str(args.studies), "--workers", str(args.workers)])
+        write_population(f"{folder}/out", studies=args.studies, workers=args.workers)
         seconds = time.perf_counter() - started
         films = len(list(Path(folder, "out", "images").iterdir()))
     result = {

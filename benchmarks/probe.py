@@ -32,7 +32,7 @@ from transformers import AutoModel, Dinov2Config, Dinov2Model
 
 from encoder.frozen import encoder_of
 from encoder.transforms import Preprocessing
-from train.common.launcher import call, run_steps
+from train.common.launcher import run_steps
 from train.common.processes import use_cores
 from train.probe.config import ALSO
 
@@ -61,11 +61,11 @@ class Memory(threading.Thread):
 
 
 def probes(out: Path, images: int, threads: int) -> dict:
-    from train.phantom.__main__ import main as write_phantoms
+    from train.phantom.population import write_population
 
     population = out / f"phantoms{images}"
     if not (population / "studies.jsonl").exists():
-        call(write_phantoms, population, studies=images, size=256, seed=31, prevalence=2.0, laterals=0)
+        write_population(population, studies=images, size=256, seed=31, prevalence=2.0, laterals=0)
     result = out / "result"
     shutil.rmtree(result, ignore_errors=True)  # what is there already would cost no time
     command = [

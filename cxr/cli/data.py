@@ -1,22 +1,15 @@
-"""What the sub-commands of `cxr` do that belong to this room: prepare, studies make."""
+"""`cxr prepare` and `cxr studies`: archives of X-rays made small, data sets made studies files."""
 
 from __future__ import annotations
 
-import inspect
-import os
+import argparse
 import sys
 from collections import Counter
-from importlib import import_module
 from pathlib import Path
 
-from train.common.config import ConfigError
-from train.datasets.archive import INDEX, PER_SHARD, index_lines
-from train.datasets.archive import prepare as shrink_into
-from train.datasets.folder import image_paths, read_names
-from train.datasets.index import index as write_index
-from train.datasets.index import index_rows
+from cxr.cli.terminal import UsageError, positive
 
-# The data sets that `cxr studies make` knows: a module each, with `studies(root, ...)`, paths relative to root
+# The data sets that `cxr studies make` knows: a module each, with `studies(root, ...)`, paths relative to root.
 DATASETS = {
     "mimic-cxr": "mimic_cxr",
     "iu-xray": "iu_xray",
@@ -24,20 +17,99 @@ DATASETS = {
     "rexgradient": "rexgradient",
     "padchest": "padchest",
 }
+# problems of a kind that are told one by one
+NAMED = 20
 
 
-def make_studies(args) -> int:
+def prepare_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="Folder, CSV or studies file.")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Folder to write; a name that ends in .csv only lists the images and what is wrong with them.",
+    )
+    add(
+        "--short-side",
+        type=positive,
+        metavar="N",
+        default=518,
+        help="Shorter side in pixels - 518 is RAD-DINO's.",
+    )
+    add("--bits", type=int, default=8, choices=(8, 16), help="Bits of a grey level.")
+    add("--split", help="Only this split of each input.")
+    add(
+        "--exclude",
+        type=Path,
+        metavar="FILE",
+        help="Patients, studies or files to keep out, a name a line (also PatientID, StudyInstanceUID).",
+    )
+    add("--workers", type=positive, metavar="N", help="Processes (default: one a core).")
+
+
+def studies_options(parser: argparse.ArgumentParser) -> None:
+    from train.common.options import Parser
+
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    p = actions.add_parser("check", help="tell what would spoil a training or a score, and count")
+    add = p.add_argument
+    add("studies", type=Path, metavar="FILE", help="Studies file (JSON Lines).")
+    add("--all", action="store_true", help="Name every problem, not the first of each kind.")
+    p = actions.add_parser("make", help="make a studies file of a data set as it is downloaded")
+    add = p.add_argument
+    add("dataset", metavar="DATASET", help=f"Data set: {', '.join((*DATASETS, 'table'))}.")
+    add("root", type=Path, metavar="FOLDER", help="Where it lies (of `table`: the file).")
+    add("--out", type=Path, required=True, metavar="FILE", help="Studies file to write (JSON Lines).")
+    add("--reports", type=Path, metavar="DIR", help="Where the reports are, if elsewhere (mimic-cxr).")
+    add("--laterals", action="store_true", help="Keep studies that have no frontal image, too.")
+    add("--no-priors", action="store_true", help="Leave out each patient's study before.")
+    add("--overwrite", action="store_true", help="Replace the file of --out.")
+
+
+def studies(args: argparse.Namespace) -> int:
+    """`cxr studies`."""
+    return {"check": check_studies, "make": make_studies}[args.action](args)
+
+
+def check_studies(args: argparse.Namespace) -> int:
+    """`cxr studies check`: 0 where nothing is wrong, 1 where something is."""
+    from vlm.study import counts, load_studies, validate
+
+    found = load_studies(args.studies)
+    for name, value in counts(found).items():
+        print(f"{name:22} {value}")
+    problems = validate(found, args.studies.parent)
+    times: Counter[str] = Counter()
+    for problem in problems:
+        times[problem.code] += 1
+        if args.all or times[problem.code] <= NAMED:
+            print(f"{problem.code:22} {problem.study_id}: {problem.message}")
+    for code, count in times.items():
+        if count > NAMED and not args.all:
+            print(f"{code:22} ... and {count - NAMED} more (--all names them)")
+    said = ", ".join(f"{count} {code}" for code, count in times.most_common())
+    print("no problems" if not problems else f"{len(problems)} problems: {said}")
+    return 1 if problems else 0
+
+
+def make_studies(args: argparse.Namespace) -> int:
     """`cxr studies make`: a data set as it is downloaded becomes a studies file, its paths relative to that file."""
+    import inspect
+    import os
     from dataclasses import replace
+    from importlib import import_module
 
+    from train.common.options import did_you_mean
     from vlm.study import counts, patients_across_splits, save_studies
 
     if args.dataset not in (*DATASETS, "table"):
-        raise ConfigError(
-            f"no data set is called {args.dataset!r}; there are {', '.join((*DATASETS, 'table'))}"
-        )
+        known = (*DATASETS, "table")
+        near = did_you_mean(args.dataset, known)
+        raise UsageError(f"no data set is called {args.dataset!r}{near}; there are {', '.join(known)}")
     if args.out.exists() and not args.overwrite:
-        raise ConfigError(f"{args.out} exists; choose another file or give --overwrite")
+        raise UsageError(f"{args.out} exists; choose another file or give --overwrite")
     if args.dataset == "table":
         from train.datasets.table import load_table
 
@@ -47,10 +119,10 @@ def make_studies(args) -> int:
         asked = {"reports": args.reports, "frontal_only": not args.laterals, "priors": not args.no_priors}
         known = inspect.signature(read).parameters
         if args.reports and "reports" not in known:
-            raise ConfigError(f"--reports means nothing for {args.dataset}")
+            raise UsageError(f"--reports means nothing for {args.dataset}")
         found, root = read(args.root, **{k: v for k, v in asked.items() if k in known}), args.root
     if not found:
-        raise ConfigError(f"{args.root}: no study was found")
+        raise UsageError(f"{args.root}: no study was found")
     folder = args.out.parent.absolute()
     base = os.path.relpath(root.absolute(), folder)
 
@@ -77,16 +149,20 @@ def make_studies(args) -> int:
     return 0
 
 
-def prepare(args) -> int:
+def prepare(args: argparse.Namespace) -> int:
     """`cxr prepare`: an archive, or, where --out ends in .csv, an index."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from encoder.progress import bar
+    from train.datasets.archive import INDEX, PER_SHARD, index_lines
+    from train.datasets.archive import prepare as shrink_into
+    from train.datasets.folder import image_paths, read_names
+    from train.datasets.index import index as write_index
+    from train.datasets.index import index_rows
 
     try:
         excluded = read_names(args.exclude) if args.exclude else set()
         paths = [path for source in args.inputs for path in image_paths(source, args.split)]
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise UsageError(str(error)) from error
     if args.out.suffix.lower() == ".csv":
         there = {row["file"] for row in index_rows(args.out)}
         made = write_index(paths, args.out, exclude=excluded, workers=args.workers)
@@ -99,18 +175,14 @@ def prepare(args) -> int:
         )  # fmt: skip
         listing = args.out / INDEX
     found = sum(str(path.absolute()) in there for path in paths)
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     errors: Counter[str] = Counter()
     added = 0
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=len(paths), completed=found)
-        for line in made:
-            bar.advance(task)
-            error = line.get("error")
-            if error:
-                errors[error if isinstance(error, str) else error["code"]] += 1
-            else:
-                added += 1
+    for line in bar(made, "images", len(paths), done=found):
+        error = line.get("error")
+        if error:
+            errors[error if isinstance(error, str) else error["code"]] += 1
+        else:
+            added += 1
     print(f"{len(paths)} images found, {found} were there, {added} added to {args.out}")
     for code, count in errors.most_common():
         print(f"{count} left out: {code} (see {listing})", file=sys.stderr)

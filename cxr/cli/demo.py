@@ -7,32 +7,43 @@ hospital's wording.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
-from train.common.launcher import call, launch, run_steps
+from cxr.cli import generate
+from cxr.cli.terminal import UsageError, positive
 
-SEED = 2024  # a population that mini's training (train/pipelines/mini.py) has nothing to do with
-TASTE_STUDIES = 160  # of the other hospital
-SHOWN = 12  # cases on the page
+# a population that mini's training (train/pipelines/mini.py) has nothing to do with
+SEED = 2024
+# studies of the other hospital
+TASTE_STUDIES = 160
+# cases on the page
+SHOWN = 12
 
 
-def run(out: Path, studies: int, *, training: bool = True) -> int:
-    """Write everything under `out`; returns the exit status. An existing `out` is left alone."""
+def options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", default=Path("demo_out"), help="Folder to write.")
+    add("--studies", type=positive, metavar="N", default=96, help="Unseen X-rays, at least 2.")
+    add("--no-training", action="store_true", help="Leave out the taste of the two trainings.")
+
+
+def run(args: argparse.Namespace) -> int:
+    """`cxr demo`: writes everything under OUT; an existing one is left alone."""
+    out, studies = args.out, args.studies
     if out.exists() and any(out.iterdir()):
-        print(f"{out} exists and is not empty: give another folder with --out, or remove it", file=sys.stderr)
-        return 2
+        raise UsageError(f"{out} exists and is not empty; give another folder with --out, or remove it")
     if studies < 2:
-        print("--studies must be at least 2, for images are exchanged between studies", file=sys.stderr)
-        return 2
+        raise UsageError("--studies must be at least 2, because images are exchanged between studies")
+    from train.common.launcher import run_steps
     from vlm.hub import MINI
 
     if not (MINI / "model.safetensors").is_file():
-        print(f"{MINI} holds no model: make mini trains it", file=sys.stderr)
-        return 2
-    return run_steps(lambda: show(out, studies, training), f"remove {out} before the next try")
+        raise UsageError(f"{MINI} holds no model; make mini trains it")
+    again = f"remove {out} before the next try"
+    return run_steps(lambda: show(out, studies, not args.no_training), again)
 
 
 def show(out: Path, studies: int, training: bool) -> None:
@@ -40,16 +51,14 @@ def show(out: Path, studies: int, training: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     say("1/4  Chest X-rays that mini never saw: phantoms, as DICOM files")
-    from train.phantom.__main__ import main as write_phantoms
+    from train.common.launcher import call
+    from train.phantom.population import write_population
 
-    call(write_phantoms, out / "phantoms", studies=studies, seed=SEED, split="test", no_masks=True)
-    listing = out / "phantoms" / "studies.jsonl"
+    listing = write_population(out / "phantoms", studies=studies, seed=SEED, split="test", masks=False)
 
     say("2/4  Findings by mini; with shuffled and blank images for comparison")
-    from cxr.cli.main import main as cxr
-
     predictions, floors = out / "predictions.jsonl", out / "floors"
-    call(cxr, "generate", listing, out=predictions, floors=floors, batch_size=32)
+    call(generate.command, listing, out=predictions, floors=floors, batch_size=32)
     references = {row["study_id"]: row for row in _rows(listing)}
     found = _rows(predictions)
     for row in found[:2]:
@@ -82,7 +91,8 @@ def say(line: str) -> None:
 
 def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
     """Two short trainings; returns their loss curves by name."""
-    from train.phantom.__main__ import main as write_phantoms
+    from train.common.launcher import launch
+    from train.phantom.population import write_population
     from vlm import model as models
     from vlm.load import load_model
     from vlm.study import load_studies
@@ -107,15 +117,14 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
         "\nThe findings model learns another hospital's wording (LoRA and projector on the frozen encoder):"
     )
     other = out / "other_hospital"
-    call(
-        write_phantoms,
+    write_population(
         other,
         studies=TASTE_STUDIES,
         seed=SEED + 1,
         size=256,
         format="png",
         wording="telegraphic",
-        no_masks=True,
+        masks=False,
     )
     launch(
         "train.finetune", recipe="demo", init="mini", studies=other / "studies.jsonl", out=out / "finetune"
@@ -125,7 +134,7 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
     study = next(s for s in load_studies(other / "studies.jsonl") if s.split == "validate")
     print(f"\n  {study.study_id}, which the training has not seen\n    reference  {study.findings}")
     for name, model in (("before", "mini"), ("after", out / "finetune" / "adapter")):
-        (found,) = Findings.from_pretrained(model).generate([study], root=other)
+        (found,) = Findings.from_pretrained(model, warn=False).generate([study], root=other)
         print(f"    {name:9}  {found.text}")
     return {
         "Pre-training on images alone": _curve(out / "pretrain" / "metrics.jsonl"),

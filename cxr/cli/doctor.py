@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+
+import cxr
 
 # Distribution -> oldest version we promise to work with; None: optional.
 PACKAGES = {
@@ -24,6 +27,17 @@ PACKAGES = {
     "pylibjpeg-libjpeg": None,
     "trl": None,
 }
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """`cxr doctor` takes none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """`cxr doctor`: 0 where all that is needed is there."""
+    text, well = report()
+    print(text)
+    return 0 if well else 1
 
 
 def packages() -> list[tuple[str, str, str]]:
@@ -96,7 +110,7 @@ def report() -> tuple[str, bool]:
     from encoder.radiograph import codecs
 
     lines, well = (
-        [f"cxr {_own_version()} on Python {platform.python_version()}, {platform.system()}", ""],
+        [f"cxr {cxr.__version__} on Python {platform.python_version()}, {platform.system()}", ""],
         True,
     )
     for name, have, complaint in packages():
@@ -115,10 +129,3 @@ def report() -> tuple[str, bool]:
     ]
     lines += ["", "All well." if well else "Something is missing or too old: see above."]
     return "\n".join(lines), well
-
-
-def _own_version() -> str:
-    try:
-        return version("cxr-vlm")
-    except PackageNotFoundError:
-        return "(not installed: pip install -e .)"

@@ -1,38 +1,79 @@
-"""What the sub-commands of `cxr` do that belong to this room: export, studies, convert, embed. `generate` has a file of
-its own, cxr/cli/generate.py."""
+"""`cxr export`, `cxr convert`, `cxr embed`: models from one form to another, and features of X-rays."""
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
-from cxr.cli.terminal import UsageError, bar, files_below
-
-NAMED = 20  # problems of a kind that are told one by one
+from cxr.cli.terminal import BASE, DEVICE, UsageError, files_below, positive
 
 
-def images_of(study_ids: Iterable[str], listing: Path) -> dict[str, np.ndarray]:
-    """Pixels of the first image of each study that can be read; a page without a picture is a page still."""
-    from encoder.radiograph import InputError, read
-    from vlm.study import load_studies
+def export_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="Findings model or adapter: mini, a directory or a hub id.")
+    add("out", type=Path, metavar="OUT", help="Directory to write.")
+    add("--base", help=BASE)
+    add("--dtype", default="fp32", choices=("fp32", "fp16", "bf16"), help="Type of the saved weights.")
+    add(
+        "--run",
+        type=Path,
+        dest="run_folder",
+        metavar="DIR",
+        help="Folder of the fine-tuning, for the model card.",
+    )
+    add("--scores", type=Path, metavar="FILE", help="What cxr score --out wrote, for the model card.")
+    add(
+        "--licence",
+        action="append",
+        metavar="TEXT",
+        help='Licence line of the model card, as "encoder: MIT"; may be repeated.',
+    )
 
-    wanted = set(study_ids)
-    images = {}
-    for study in load_studies(listing):
-        if study.study_id in wanted and study.images:
-            try:
-                images[study.study_id] = read(study.image_paths(listing.parent)[0]).pixels
-            except (InputError, OSError):
-                continue
-    return images
+
+def convert_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "weights",
+        metavar="IN",
+        help="Encoder: mini, a hub id, a transformers directory, a .safetensors or .pth file.",
+    )
+    add("out", type=Path, metavar="OUT", help="Directory (transformers) or .safetensors file to write.")
+    add("--to", required=True, choices=("transformers", "timm", "dinov2"), help="Format to write.")
+    add(
+        "--size",
+        type=positive,
+        metavar="N",
+        help="Side of the input in pixels; resamples position embeddings.",
+    )
+    add(
+        "--heads",
+        type=positive,
+        metavar="N",
+        help="Attention heads of a block (default: of 64 channels each).",
+    )
+    add("--overwrite", action="store_true", help="Replace OUT.")
 
 
-def export(args) -> int:
+def embed_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help="DICOM, PNG or JPEG file, or folder of them.")
+    add(
+        "--model",
+        default="mini",
+        help="Encoder: mini, a directory or weights file, a findings model, a hub id.",
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="Folder to write.")
+    add("--patches", action="store_true", help="Write patch tokens, too.")
+    add("--dtype", default="fp32", choices=("fp32", "fp16"), help="Type of the features.")
+    add("--size", type=positive, metavar="N", help="Side of the input in pixels (default: the encoder's).")
+    add("--batch-size", type=positive, metavar="N", default=16, help="Images a forward pass.")
+    add("--device", help=DEVICE)
+
+
+def export(args: argparse.Namespace) -> int:
+    """`cxr export`."""
     from transformers.utils.logging import disable_progress_bar
 
     from vlm import model as models
@@ -60,27 +101,7 @@ def export(args) -> int:
     return 0
 
 
-def studies(args) -> int:
-    from vlm.study import counts, load_studies, validate
-
-    found = load_studies(args.studies)
-    for name, value in counts(found).items():
-        print(f"{name:22} {value}")
-    problems = validate(found, args.studies.parent)
-    times: Counter[str] = Counter()
-    for problem in problems:
-        times[problem.code] += 1
-        if args.all or times[problem.code] <= NAMED:
-            print(f"{problem.code:22} {problem.study_id}: {problem.message}")
-    for code, count in times.items():
-        if count > NAMED and not args.all:
-            print(f"{code:22} ... and {count - NAMED} more (--all names them)")
-    said = ", ".join(f"{count} {code}" for code, count in times.most_common())
-    print("no problems" if not problems else f"{len(problems)} problems: {said}")
-    return 1 if problems else 0
-
-
-def convert(args) -> int:
+def convert(args: argparse.Namespace) -> int:
     """`cxr convert`."""
     from dataclasses import replace
 
@@ -88,7 +109,7 @@ def convert(args) -> int:
 
     if args.out.exists() and not args.overwrite:
         raise UsageError(f"{args.out} exists; choose another name or give --overwrite")
-    loaded = load_backbone(args.weights, size=args.size, heads=args.heads)
+    loaded = load_backbone(Path(args.weights), size=args.size, heads=args.heads)
     vit = loaded.backbone
     print(
         f"read {loaded.tensors} tensors ({loaded.dialect}): width {vit.embed_dim}, {vit.depth} layers, "
@@ -106,11 +127,12 @@ def convert(args) -> int:
     return 0 if off < 1e-5 else 1
 
 
-def embed(args) -> int:
+def embed(args: argparse.Namespace) -> int:
     """`cxr embed`."""
     import torch
 
     from encoder.embed import done, embed
+    from encoder.progress import bar
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     paths = []
@@ -133,7 +155,7 @@ def embed(args) -> int:
         batch_size=args.batch_size,
     )  # fmt: skip
     refused = 0
-    for row in bar(made, "images", len(paths) - there):
+    for row in bar(made, "images", len(paths), done=there):
         if "error" in row:
             refused += 1
             print(f"{row['path']}: {row['error']['code']}", file=sys.stderr)

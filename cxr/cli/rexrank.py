@@ -1,10 +1,10 @@
 """ReXrank's interface (https://rexrank.ai): findings for the studies of its JSON file.
 
-    python -m cxr.cli.rexrank IN.json OUT.json IMAGE_ROOT --model runs/findings/merged
+    cxr rexrank IN.json OUT.json IMAGE_ROOT --model runs/findings/merged
 
 IN is {study id: {"image_path": [...], "frontal_lateral": [...], "key_image_path": ..., "context": "Age:60-70.Gender:F.
 Indication: ... Comparison: ...", "report": ...}}; OUT is the same with "model_prediction" in every study. A study whose
-images cannot be used gets an empty one and "model_error". The same command goes on where it was stopped.
+images cannot be used gets an empty one and "model_error". Run the same command to resume.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.generate import go_on
-from cxr.cli.terminal import UsageError
+from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, positive
+from encoder.files import write_json
 from vlm.study import Image, Study
 
 CONTEXT = re.compile(r"(Age|Gender|Indication|Comparison)\s*:", re.I)
@@ -72,37 +71,32 @@ def write(path: Path, predictions: list[dict], rows: dict[str, dict]) -> None:
         }  # fmt: skip
         if "error" in prediction:
             out[prediction["study_id"]]["model_error"] = prediction["error"]["message"]
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(out, indent=4) + "\n")
-    temporary.replace(path)
+    write_json(path, out, indent=4)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m cxr.cli.rexrank", description="ReXrank's inference interface."
+def options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("input", type=Path, metavar="IN.json", help="ReXrank's file of studies.")
+    add("output", type=Path, metavar="OUT.json", help="File to write: the same with predictions.")
+    add("root", type=Path, metavar="IMAGE_ROOT", help="Folder that the image paths are below.")
+    add("--model", default="mini", help=MODEL)
+    add("--base", help=BASE)
+    add("--device", help=DEVICE)
+    add("--batch-size", type=positive, metavar="N", default=16, help="Studies generated together.")
+    add(
+        "--max-new-tokens",
+        type=positive,
+        metavar="N",
+        help="Longest findings in tokens (default: the model's).",
     )
-    parser.add_argument("input", type=Path, metavar="IN.json")
-    parser.add_argument("output", type=Path, metavar="OUT.json")
-    parser.add_argument("root", type=Path, metavar="IMAGE_ROOT")
-    parser.add_argument("--model", default="mini", help="model directory (default: the shipped mini)")
-    parser.add_argument("--base", help="base model of an adapter")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-new-tokens", type=int)
-    parser.add_argument("--overwrite", action="store_true")
-    args = parser.parse_args(argv)
-    from vlm.errors import ModelError
-
-    try:
-        return run(args)
-    except (UsageError, ModelError, OSError) as error:
-        print(f"cxr.cli.rexrank: {error}", file=sys.stderr)
-        return 2
+    add("--overwrite", action="store_true", help="Replace OUT.json.")
 
 
-def run(args) -> int:
+def run(args: argparse.Namespace) -> int:
+    """`cxr rexrank`."""
     from vlm.decoding import Decoding
     from vlm.findings import Findings
+    from vlm.predictions import write_predictions
 
     try:
         rows = json.loads(args.input.read_text(encoding="utf-8"))
@@ -113,16 +107,11 @@ def run(args) -> int:
     if args.output.exists() and not args.overwrite:
         raise UsageError(f"{args.output} exists; choose another file or give --overwrite")
     studies = [study_of(name, row, args.root) for name, row in rows.items()]
-    model = Findings.from_pretrained(args.model, base=args.base, device=args.device)
+    model = Findings.from_pretrained(args.model, base=args.base, device=args.device, warn=False)
     decoding = Decoding(args.max_new_tokens or model.model.meta.max_new_tokens)
     settings = {
-        "batch_size": args.batch_size, "images": "true", "seed": 0, "decoding": decoding, "sentences": "none",
+        "batch_size": args.batch_size, "images": "own", "seed": 0, "decoding": decoding, "sentences": "none",
     }  # fmt: skip
-    about = model.about(decoding)
-    refused = go_on(args.output, model, studies, settings, about, None, partial(write, rows=rows))
+    refused = write_predictions(args.output, model, studies, settings, write=partial(write, rows=rows))
     print(f"wrote {args.output}: {len(rows)} studies" + (f", {refused} refused" if refused else ""))
     return 1 if refused == len(rows) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

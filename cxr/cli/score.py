@@ -1,28 +1,102 @@
-"""What the sub-commands of `cxr` do that belong to this room: score, weights."""
+"""`cxr score` and `cxr weights`: predictions against references, and the models that clinical scores need."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import eval
-from eval.report import is_page, write_page
-from eval.scores import weights as known
-from eval.scores.inputs import ScoreError
-from eval.scores.result import is_scores
+from cxr.cli.terminal import UsageError, positive
 
-WORST = 20  # studies on the page
+# studies on the page
+WORST = 20
 
 
-def score(args, references, images_of) -> int:
-    """`cxr score`. `images_of(study ids, studies file)` gives the X-rays for the page."""
+def options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "predictions",
+        type=Path,
+        metavar="PREDICTIONS",
+        help="What cxr generate wrote, or study_id and findings or impression (JSON Lines or CSV).",
+    )
+    add(
+        "studies",
+        type=Path,
+        nargs="?",
+        metavar="STUDIES",
+        help="Studies file with the reference texts; without it each prediction's own `reference`.",
+    )
+
+    group = parser.add_argument_group("what is scored")
+    add = group.add_argument
+    add(
+        "--section",
+        choices=("findings", "impression", "both"),
+        default="findings",
+        help="Section that is scored; both are joined by an empty line, of references that have both.",
+    )
+    add("--split", help="Only this split of the studies file; the rest does not count as missing.")
+    add(
+        "--reference-labels",
+        choices=("text", "study"),
+        default="text",
+        help="Labels of references: text labels them as predictions are, study takes those of the studies file.",
+    )
+    add(
+        "--clinical",
+        default="auto",
+        metavar="MODELS",
+        help="Clinical scores: auto (those that `cxr weights` finds), none, or models with commas between them.",
+    )
+    add("--weights", type=Path, metavar="DIR", help="Folder of their weights (default: see cxr weights).")
+    add("--device", help="Device of clinical models (default: a GPU if there is one).")
+
+    group = parser.add_argument_group("what it is compared with")
+    add = group.add_argument
+    add(
+        "--floors",
+        type=Path,
+        metavar="DIR",
+        help="Baselines that look at nothing or at another film: the folder that cxr generate --floors wrote.",
+    )
+    add("--training", type=Path, metavar="STUDIES", help="Studies whose nearest report is a baseline, too.")
+    add("--compare", type=Path, metavar="OTHER", help="Other predictions, compared in pairs.")
+    add(
+        "--bootstrap",
+        type=positive,
+        metavar="N",
+        default=1000,
+        help="Replicates for intervals, drawn by patient.",
+    )
+    add("--seed", type=int, metavar="N", default=0, help="Seed of the replicates.")
+
+    group = parser.add_argument_group("what is written")
+    add = group.add_argument
+    add("--out", type=Path, metavar="FILE", help="Write the scores as JSON to this file.")
+    add("--html", type=Path, metavar="FILE", help="Write a page to this file (it holds reports, and X-rays).")
+
+
+def weights_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--fetch", nargs="*", metavar="MODEL", help="Fetch these, or all, from the Hugging Face hub.")
+    add("--folder", type=Path, help="Folder of the weights (default: $CXR_WEIGHTS, or the user's cache).")
+
+
+def run(args: argparse.Namespace) -> int:
+    """`cxr score`."""
+    import eval
+    from encoder.progress import Bars
+    from eval.report import is_page, write_page
+    from eval.scores.result import is_scores
+
+    references = references_of(args)
     if args.out:
         _check_target(args.out, is_scores)
     if args.html:
         _check_target(args.html, is_page)
-    with _reading() as progress:
+    with Bars(unit="reports") as progress:
         scores = eval.score(
             args.predictions,
             references,
@@ -55,12 +129,45 @@ def score(args, references, images_of) -> int:
     return 0
 
 
+def references_of(args: argparse.Namespace):
+    """The studies file, or its studies of one split. Raises UsageError."""
+    if not args.split:
+        return args.studies
+    from vlm.study import load_studies, normalise_split, study_to_json
+
+    if args.studies is None:
+        raise UsageError("--split chooses among the studies of a studies file; give one")
+    if args.studies.suffix.lower() == ".csv":
+        raise UsageError(f"--split needs a studies file (.jsonl), and {args.studies} is a table")
+    split = normalise_split(args.split)
+    references = [study_to_json(s) for s in load_studies(args.studies) if s.split == split]
+    if not references:
+        raise UsageError(f"{args.studies} has no study of split {split}")
+    return references
+
+
+def images_of(study_ids: Iterable[str], listing: Path) -> dict:
+    """Pixels of the first image of each study that can be read; a page without a picture is a page still."""
+    from encoder.radiograph import InputError, read
+    from vlm.study import load_studies
+
+    wanted = set(study_ids)
+    images = {}
+    for study in load_studies(listing):
+        if study.study_id in wanted and study.images:
+            try:
+                images[study.study_id] = read(study.image_paths(listing.parent)[0]).pixels
+            except (InputError, OSError):
+                continue
+    return images
+
+
 def _check_target(path: Path, ours: Callable[[Path], bool]) -> None:
     """Before hours of reading, not after."""
     if path.is_dir():
-        raise ScoreError(f"{path} is a folder; give a file to write")
+        raise UsageError(f"{path} is a folder; give a file to write")
     if path.exists() and not ours(path):
-        raise ScoreError(f"{path} exists and was not written by cxr score; choose another name")
+        raise UsageError(f"{path} exists and was not written by cxr score; choose another name")
 
 
 def _show(text: str) -> None:
@@ -68,10 +175,12 @@ def _show(text: str) -> None:
     print(text.encode(encoding, "replace").decode(encoding))
 
 
-def weights(args) -> int:
+def weights(args: argparse.Namespace) -> int:
     """`cxr weights`."""
     from rich.console import Console
     from rich.table import Table
+
+    from eval.scores import weights as known
 
     for name in args.fetch if args.fetch else known.MODELS if args.fetch is not None else ():
         known.fetch(name, args.folder, lambda file: print(f"fetching {file}", flush=True))
@@ -89,21 +198,3 @@ def weights(args) -> int:
     if missing:
         print(f"\nwhat is missing comes with `{known.FETCH} MODEL ...`, or is copied there by hand")
     return 0
-
-
-@contextmanager
-def _reading():
-    """A bar for each model that reads reports; nothing where none does."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[str, int] = {}
-
-        def progress(what: str, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=of)
-            bar.update(tasks[what], completed=done, total=of)
-
-        yield progress

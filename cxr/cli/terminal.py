@@ -1,36 +1,43 @@
-"""What every sub-command needs of a terminal: its error, progress, printable names, the files below a folder."""
+"""What every sub-command needs: its error, types of options, files below a folder, names a terminal can show."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 from encoder.errors import UserError
 
 # Beside radiographs, folders hold these; whatever else lies there is tried, for DICOM files may have any name.
 NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".html", ".pdf", ".py"}
+DEVICE = "Device: cpu, cuda, cuda:1, ... (default: a GPU if there is one)."
+MODEL = "Findings model: mini (shipped), a directory or a hub id."
+BASE = "Base model of an adapter, where it is not where the adapter remembers it."
 
 
 class UsageError(UserError):
-    """Something about the command line; printed without a traceback, exit status 2."""
+    """Something about the command line; told in one line, exit status 2."""
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, as an option's type."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1 or number > 2**63 - 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return number
 
 
 def printable(text: str) -> str:
-    """Without what no terminal can show: the bytes of a file name that is not UTF-8."""
+    """Return the text without what no terminal can show: the bytes of a file name that is not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def files_below(folder: Path):
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and its sub-folders that may be radiographs; hidden ones are passed over."""
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.is_file() and not hidden and path.suffix.lower() not in NOT_IMAGES:
             yield path
-
-
-def bar(items, what: str, total: int | None = None):
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task("", total=len(items) if total is None else total)
-        for item in items:
-            bar.advance(task)
-            yield item

@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 
 from tests.calls import Calls
 from train.finetune.__main__ import main as finetune
-from train.phantom.__main__ import main as write_phantoms
+from train.phantom.population import write_population
 from train.pretrain.__main__ import main as pretrain
 from vlm import model as models
 from vlm.load import load_model
@@ -17,17 +17,7 @@ from vlm.load import load_model
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(
-        [
-            str(folder),
-            "--studies=24",
-            "--seed=5",
-            "--size=256",
-            "--format=png",
-            "--no-masks",
-            "--workers=1",
-        ]
-    )
+    write_population(folder, studies=24, seed=5, size=256, format="png", masks=False, workers=1)
     return folder
 
 

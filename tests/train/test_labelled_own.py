@@ -14,7 +14,7 @@ from PIL import Image
 from encoder.radiograph import read
 from train.datasets.labelled import labelled_images, load
 from train.datasets.masks import MaskError, Runs, decode_runs, image_size, mask_of, read_mask
-from train.phantom.__main__ import main as phantom
+from train.phantom.population import write_population
 from vlm.study import load_studies
 
 
@@ -153,8 +153,7 @@ def test_studies_may_have_masks(tmp_path):
 
 @pytest.mark.parametrize("kind", ["png", "dicom"])
 def test_phantoms(tmp_path, kind):
-    asked = [str(tmp_path / "p"), "--studies", "12", "--size", "96", "--format", kind, "--workers", "1"]
-    assert phantom([*asked, "--prevalence", "4"]) == 0
+    write_population(tmp_path / "p", studies=12, size=96, format=kind, workers=1, prevalence=4)
     found = load(f"phantom:{tmp_path / 'p'}")
     assert found.kind == "phantom" and "lungs" in found.structures and len(found.structures) > 1
     assert list(found.masked()) == list(range(len(found.paths)))

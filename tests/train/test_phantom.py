@@ -12,9 +12,10 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from encoder.radiograph import read
 from eval.scores.labels import CONDITIONS, label_report
+from train.common.config import ConfigError
 from train.phantom import draw_patient, render_frontal, render_lateral, write_report
-from train.phantom.__main__ import main
 from train.phantom.patient import COMMON, NODULE_MM, PREVALENCE, Finding
+from train.phantom.population import write_population
 
 COMPARISON = re.compile(r"\b(prior|previous|unchanged|increased|decreased|improved|worse|new)\b")
 
@@ -29,7 +30,7 @@ def population():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("phantoms")
-    assert main([str(out), "--studies", "24", "--seed", "3", "--size", "160", "--workers", "2"]) == 0
+    write_population(out, studies=24, seed=3, size=160, workers=2)
     return out
 
 
@@ -164,7 +165,7 @@ def test_files_are_what_the_listing_says(folder):
 
 def test_dicom_shows_what_was_rendered_whatever_its_encoding(tmp_path):
     """12 and 16 bits, MONOCHROME1 and 2: windowing and inversion give back the film as it should look."""
-    from train.phantom.__main__ import save_dicom
+    from train.phantom.population import save_dicom
 
     kinds = set()
     for i in range(30):
@@ -204,6 +205,8 @@ def test_lateral_films_render():
     assert np.isfinite(film.attenuation).all() and film.masks["lungs"].mean() > 0.05
 
 
-def test_nothing_is_overwritten(folder, capsys):
-    assert main([str(folder), "--studies", "2"]) == 2
-    assert "exists" in capsys.readouterr().err
+def test_nothing_is_overwritten(folder):
+    before = (folder / "studies.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="exists; choose another folder"):
+        write_population(folder, studies=2)
+    assert (folder / "studies.jsonl").read_bytes() == before

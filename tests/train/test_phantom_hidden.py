@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cxr.cli.main import main as cxr
 from eval.scores.labels import label_report
+from train.common.config import ConfigError
 from train.phantom import draw_patient, render_frontal, render_lateral, write_report
-from train.phantom.__main__ import main
 from train.phantom.patient import HIDDEN, SECOND_STUDY
+from train.phantom.population import write_population
 from train.phantom.report import LABEL_OF
 
 EVERYTHING = {"followups": 1.0, "laterals": 1.0, "hidden": 0.6}
@@ -113,8 +115,8 @@ def test_words_and_labels_of_hidden_findings_agree(pairs):
 
 
 def test_files_of_a_population_with_hidden_findings(tmp_path):
-    words = "--studies 24 --seed 31 --size 96 --workers 1 --format png --followups 1 --laterals 1 --hidden 1"
-    assert main([str(tmp_path / "a"), *words.split()]) == 0
+    shares = {"followups": 1, "laterals": 1, "hidden": 1}
+    write_population(tmp_path / "a", studies=24, seed=31, size=96, workers=1, format="png", **shares)
     studies = [json.loads(line) for line in (tmp_path / "a" / "studies.jsonl").read_text().splitlines()]
     assert sum("prior" in s for s in studies) == len(studies) / 2
     masks = {name: path for s in studies for name, path in s["masks"].items() if name.startswith("lateral-")}
@@ -123,5 +125,7 @@ def test_files_of_a_population_with_hidden_findings(tmp_path):
 
 
 def test_shares_beyond_one_are_refused(tmp_path, capsys):
-    assert main([str(tmp_path / "b"), "--hidden", "1.5"]) == 2
-    assert "--hidden" in capsys.readouterr().err and not (tmp_path / "b").exists()
+    with pytest.raises(ConfigError, match=r"hidden is a share, from 0 to 1, not 1\.5"):
+        write_population(tmp_path / "b", hidden=1.5)
+    assert cxr(["phantom", str(tmp_path / "b"), "--hidden", "1.5"]) == 2
+    assert "cxr phantom: hidden is a share" in capsys.readouterr().err and not (tmp_path / "b").exists()

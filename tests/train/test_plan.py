@@ -9,17 +9,22 @@ from dataclasses import fields
 import pytest
 import torch
 
+from cxr.cli.main import main as cxr
 from encoder.transforms import Preprocessing
 from tests.tiny import SIZE
 from train.common.config import load_config
 from train.finetune.config import Finetune
-from train.finetune.plan import activations, dry_model, main, plan
+from train.finetune.plan import activations, dry_model, plan
 from vlm import adapters
 from vlm.build import build
 from vlm.prompts import PromptStyle
 
 # of more than 128 keys: below, our attention on a CPU keeps the probabilities, which it does not on a GPU
 SHAPE = {"batch": 2, "text": 150, "images": 2, "answer": 5}
+
+
+def planned(words):
+    return cxr(["plan", *words])
 
 
 def config(**changes) -> Finetune:
@@ -98,12 +103,12 @@ def test_checkpointing_and_more_images_move_the_plan_as_they_should(full_size):
 def test_the_command(full_size, capsys):
     rad_dino, vicuna = map(str, full_size)
     options = ["--encoder", rad_dino, "--llm", vicuna, "--lora_rank", "64", "--batch_size", "4"]
-    assert main([*options, "--images", "2", "--gradient_checkpointing", "true", "--processes", "2"]) == 0
+    assert planned([*options, "--images", "2", "--gradient_checkpointing", "true", "--processes", "2"]) == 0
     out = capsys.readouterr().out
     assert (
         "2 studies of 2 images, 2,994 tokens each" in out and "159,907,840 trained" in out and "total" in out
     )
-    assert main(["--encoder", rad_dino]) == 2 and "--llm" in capsys.readouterr().err
+    assert planned(["--encoder", rad_dino]) == 2 and "--llm" in capsys.readouterr().err
     assert json.loads((full_size[1] / "config.json").read_text())["hidden_size"] == 4096
     assert torch.get_default_device().type == "cpu" and SIZE == 28
 
@@ -125,6 +130,6 @@ def test_recipes_say_what_they_are_and_fit_a_gpu(full_size, recipe, capsys):
         "--gradient_checkpointing",
         "true",
     ]
-    assert main(command) == 0
+    assert planned(command) == 0
     total = float(re.search(r"total ([\d.]+) GB", capsys.readouterr().out)[1])
     assert total < 80  # of a 7B model, both

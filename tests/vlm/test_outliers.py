@@ -80,8 +80,11 @@ def test_the_message_says_what_to_do():
 
 
 def test_the_command_fits_a_models_encoder(findings_model, studies_file, tmp_path, capsys):
+    from cxr.cli.main import main as cxr
     from vlm import model as models
-    from vlm.outliers import main
+
+    def main(words):
+        return cxr(["outliers", *words])
 
     models.save(findings_model, tmp_path / "m")
     (studies_file.parent / "images" / "broken.png").write_bytes(b"nothing")

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from cxr.cli.rexrank import context_of, main, study_of
+from cxr.cli.main import main as cxr
+from cxr.cli.rexrank import context_of, study_of
 from vlm import Findings
 from vlm import model as models
 from vlm.prompts import shown_image
@@ -40,6 +41,10 @@ def files(studies_file, tmp_path):
     path = tmp_path / "in.json"
     path.write_text(json.dumps(rows))
     return path, tmp_path / "out.json", studies_file.parent, rows
+
+
+def main(words):
+    return cxr(["rexrank", *words])
 
 
 def test_the_file_comes_back_with_predictions(model_dir, files, capsys):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import yaml
 
@@ -40,6 +40,7 @@ __all__ = [
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 T = TypeVar("T")
+Also: TypeAlias = Callable[[argparse._ArgumentGroup], None]
 
 
 class ConfigError(UserError, ValueError):
@@ -88,17 +89,23 @@ def parser_of(
     section: str,
     renamed: Mapping[str, str] | None = None,
     old_values: Mapping[str, Mapping[str, Any]] | None = None,
+    also: Also | None = None,
 ) -> Parser:
-    """The command line of a training: `--recipe` and an option for each field of `cls`."""
+    """The command line of a training: `--recipe` and an option for each field of `cls`; `also` adds those that whoever
+    launches it has taken already, for --help."""
     prog = f"cxr {section.replace('_', '-')}"
-    parser = Parser(prog=prog, description=(cls.__doc__ or "").strip())
+    usage = f"{prog} [--recipe NAME] [--OPTION VALUE ...]"
+    parser = Parser(prog=prog, description=(cls.__doc__ or "").strip(), usage=usage)
     known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml") if _has(p, section)))
     if known:
         parser.add_argument(
             "--recipe",
+            metavar="NAME",
             help=f"Recipe whose section '{section}' gives fields: {known}, or the path of a YAML file.",
         )
     add_options(parser, cls, renamed or {}, old_values or {})
+    if also:
+        also(parser.add_argument_group("the launch"))
     return parser
 
 
@@ -109,10 +116,12 @@ def load_config(
     *,
     renamed: Mapping[str, str] | None = None,
     old_values: Mapping[str, Mapping[str, Any]] | None = None,
+    also: Also | None = None,
 ) -> T:
     """Fill dataclass `cls` from `--recipe NAME` (its `section`) and then from the other options in `argv`.
 
-    `renamed` (old field -> new) and `old_values` (new field -> old value -> new) are read with a note.
+    `renamed` (old field -> new) and `old_values` (new field -> old value -> new) are read with a note; `also`
+    is `parser_of`'s.
 
     Raises:
         ConfigError: an unknown recipe, section or field, naming the nearest field that exists, or a value of another
@@ -120,7 +129,7 @@ def load_config(
         SystemExit: `--help`, or a mistake on the command line, told in one line (status 2).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = parser_of(cls, section, renamed, old_values)
+    parser = parser_of(cls, section, renamed, old_values, also)
     if recipe := _recipe_of(argv):
         path = recipe_path(recipe)
         values = _values(cls, path, section, renamed or {}, old_values or {})

@@ -272,11 +272,11 @@ def _release(kind: str, root: Path, options: dict) -> Labelled:
 
 
 def _phantoms(root: Path) -> Labelled:
-    """What `python -m train.phantom` writes, where all is known: a finding that the report does not name is not there,
+    """What `cxr phantom` writes, where all is known: a finding that the report does not name is not there,
     nor is one without a mask; one that it calls possible is not known."""
     file = root / "studies.jsonl"
     if not file.is_file():
-        raise StudyError(f"{file} is missing; python -m train.phantom {root} writes one")
+        raise StudyError(f"{file} is missing; cxr phantom {root} writes one")
     found = _own(file, strict=False, unsaid=0.0)
     found.kind = "phantom"
     found.masks = [dict.fromkeys(found.structures, ()) | masks if masks else {} for masks in found.masks]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from train.common.config import ConfigError, load_config
+from train.common.config import Also, ConfigError, load_config
 
 
 @dataclass(kw_only=True)
@@ -168,9 +168,9 @@ RENAMED = {
 }  # fmt: skip
 
 
-def configured(argv: list[str] | None = None) -> Finetune:
+def configured(argv: list[str] | None = None, also: Also | None = None) -> Finetune:
     """Read a command line. Raises ConfigError, or SystemExit as argparse does."""
-    return check(load_config(Finetune, "finetune", argv, renamed=RENAMED))
+    return check(load_config(Finetune, "finetune", argv, renamed=RENAMED, also=also))
 
 
 def check(config: Finetune) -> Finetune:

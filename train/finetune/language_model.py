@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from train.common.config import ConfigError, load_config
+from train.common.config import Also, ConfigError, load_config
 
 
 @dataclass(kw_only=True)
@@ -95,9 +95,9 @@ RENAMED = {
 }  # fmt: skip
 
 
-def configured(argv: list[str] | None = None) -> LanguageModel:
+def configured(argv: list[str] | None = None, also: Also | None = None) -> LanguageModel:
     """Read a command line. Raises ConfigError, or SystemExit as argparse does."""
-    return load_config(LanguageModel, "language_model", argv, renamed=RENAMED)
+    return load_config(LanguageModel, "language_model", argv, renamed=RENAMED, also=also)
 
 
 def main(argv: list[str] | None = None) -> int:

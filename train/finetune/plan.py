@@ -1,6 +1,6 @@
 """What a fine-tuning takes, before it starts: parameters, and the memory of weights, gradients, optimiser, activations.
 
-    python -m train.finetune.plan --recipe findings_vicuna7b_lora --encoder rad-dino/ --llm vicuna/
+    cxr plan --recipe findings_vicuna7b_lora --encoder rad-dino/ --llm vicuna/
 
 Only the configurations are read; the model is built and run forward without data on PyTorch's meta device, and what
 autograd would keep for the backward pass is counted, so the activations are those of this model, this projector and
@@ -10,8 +10,7 @@ these lengths, not a rule of thumb. On top come the temporary buffers of single 
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from train.finetune.config import Finetune, check
+from train.finetune.config import Finetune
 from train.finetune.examples import Examples
 from vlm.adapters import TOWERS, add_lora, base_of
 
@@ -240,45 +239,3 @@ def dry_model(encoder: str | Path, llm: str | Path, config) -> nn.Module:
     llava.model.multi_modal_projector.requires_grad_(True)
     llava.lm_head.requires_grad_(True)
     return llava
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    from train.common.config import ConfigError, load_config
-    from vlm.errors import ModelError
-
-    argv = list(sys.argv[1:] if argv is None else argv)
-    shape, rest = _shape(argv)
-    try:
-        config = load_config(Finetune, "finetune", [*rest, "--out", "-", "--studies", "-"])
-        if config.encoder is None or config.llm is None:
-            raise ConfigError("give --encoder and --llm (directories with their config.json)")
-        check(config)
-        llava = dry_model(config.encoder, config.llm, config)
-        batch = config.batch_size // config.gradient_accumulation_steps // shape.processes
-        made = plan(
-            llava, batch=batch, text=shape.text, answer=shape.answer, images=shape.images,
-            bf16=config.precision != "fp32", checkpointing=config.gradient_checkpointing,
-            nf4=config.llm_dtype == "nf4",
-        )  # fmt: skip
-    except (ConfigError, ModelError) as error:
-        print(f"train.finetune.plan: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(made.lines()))
-    tokens = llava.config.image_seq_length * shape.images + shape.text
-    print(f"a step of a process: {batch} studies of {shape.images} images, {tokens:,} tokens each")
-    return 0
-
-
-def _shape(argv: list[str]):
-    import argparse
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--text", type=int, default=256, help="tokens of a study beside its images'")
-    parser.add_argument("--answer", type=int, default=128, help="of which are learned")
-    parser.add_argument("--images", type=int, default=1, help="of a study")
-    parser.add_argument("--processes", type=int, default=1)
-    return parser.parse_known_args(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

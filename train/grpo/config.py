@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from train.common.config import ConfigError, load_config
+from train.common.config import Also, ConfigError, load_config
 
 
 @dataclass(kw_only=True)
@@ -121,9 +121,9 @@ RENAMED = {
 }  # fmt: skip
 
 
-def configured(argv: list[str] | None = None) -> Grpo:
+def configured(argv: list[str] | None = None, also: Also | None = None) -> Grpo:
     """Read a command line. Raises ConfigError, or SystemExit as argparse does."""
-    return check(load_config(Grpo, "grpo", argv, renamed=RENAMED))
+    return check(load_config(Grpo, "grpo", argv, renamed=RENAMED, also=also))
 
 
 def check(config: Grpo) -> Grpo:

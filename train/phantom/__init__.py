@@ -1,9 +1,9 @@
 """Phantoms: our own synthetic chest X-rays, with everything about them known.
 
-    python -m train.phantom OUT --studies 2000 --seed 1 --format dicom
+    cxr phantom OUT --studies 2000 --seed 1 --format dicom
 
 `patient.py` draws who is examined and what is to be found, `render.py` turns that into film, `report.py` into
-words and labels, `__main__.py` writes studies. Nothing here is learned or copied from a real image or report.
+words and labels, `population.py` writes studies. Nothing here is learned or copied from a real image or report.
 """
 
 from train.phantom.film import Film

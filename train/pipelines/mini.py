@@ -16,7 +16,9 @@ import shutil
 from datetime import date
 from pathlib import Path
 
-from train.common.launcher import StepFailed, call, launch, run_steps, small_model_processes
+from train.common.launcher import StepFailed, launch, run_steps, small_model_processes
+from train.pipelines import judge
+from vlm.study import save_studies
 
 SEED, STUDIES = 100, 14_000  # the population that mini learns from; its test split is what mini is judged on
 RICH_SEED, RICH_STUDIES = 101, 30_000  # for fine-tuning alone: of 11,000, a reader learned many by heart
@@ -75,7 +77,7 @@ def make(out: Path, install_it: bool) -> None:
     )
     merged = out / "findings" / "merged"
     reference_statistics(merged, studies, nih, out / "ood.safetensors")
-    scores = judge(merged, studies, out / "test")
+    scores = judged(merged, studies, out / "test")
     weight_mb = sum(f.stat().st_size for f in merged.glob("*.safetensors")) / 1e6
     shape = json.loads((merged / "config.json").read_text())
     (merged / "README.md").write_text(card(scores, shape, weight_mb, nih is not None))
@@ -87,12 +89,10 @@ def make(out: Path, install_it: bool) -> None:
 
 
 def phantoms(folder: Path, **options) -> Path:
-    from train.phantom.__main__ import main as write_phantoms
+    from train.phantom.population import write_population
 
     studies = folder / "studies.jsonl"
-    if not studies.exists():
-        call(write_phantoms, folder, no_masks=True, **options)
-    return studies
+    return studies if studies.exists() else write_population(folder, masks=False, **options)
 
 
 def nih_images(out: Path) -> Path | None:
@@ -129,33 +129,17 @@ def reference_statistics(merged: Path, studies: Path, nih: Path | None, file: Pa
     shutil.copy(file, merged / OUTLIERS)
 
 
-def judge(merged: Path, studies: Path, folder: Path) -> dict:
+def judged(merged: Path, studies: Path, folder: Path) -> dict:
     """Scores on phantoms that no step has seen, beside what shuffled and blank images cost."""
-    from cxr.cli.main import main as cxr
-
     folder.mkdir(exist_ok=True)
-    predictions, scores = folder / "predictions.jsonl", folder / "scores.json"
+    predictions, scores, floors = folder / "predictions.jsonl", folder / "scores.json", folder / "floors"
     if not scores.exists():
-        call(
-            cxr,
-            "generate",
-            studies,
-            model=merged,
-            split="test",
-            limit=TEST_STUDIES,
-            out=predictions,
-            floors=folder / "floors",
-            batch_size=64,
-            overwrite=True,
+        chosen = judge.generate(
+            merged, studies, predictions, floors, split="test", limit=TEST_STUDIES, batch_size=64
         )
-        wanted = {json.loads(line)["study_id"] for line in predictions.read_text().strip().split("\n")}
         reference = folder / "references.jsonl"  # of the studies asked for
-        lines = [
-            line for line in studies.read_text().strip().split("\n") if json.loads(line)["study_id"] in wanted
-        ]
-        reference.write_text("\n".join(lines) + "\n")
-        html = folder / "scores.html"
-        call(cxr, "score", predictions, reference, floors=folder / "floors", out=scores, html=html)
+        save_studies(chosen, reference, overwrite=True)
+        judge.score(predictions, reference, floors, scores, folder / "scores.html")
     return json.loads(scores.read_text())
 
 
@@ -188,7 +172,7 @@ system at work on an ordinary computer, and to be the fixture of tests that need
   {real}.
 - **Language model**: Llama, {llama}; tokenizer and weights trained on phantom reports.
 - **Findings**: stock `LlavaForConditionalGeneration`; projector and LoRA (merged here) trained on the frozen encoder.
-- **Data**: {STUDIES:,} phantom studies (`python -m train.phantom`, seed {SEED}), split by patient 80/10/10, and
+- **Data**: {STUDIES:,} phantom studies (`cxr phantom`, seed {SEED}), split by patient 80/10/10, and
   {RICH_STUDIES:,} with more findings (seed {RICH_SEED}, prevalence {RICH:g}) for fine-tuning alone.
   NIH ChestX-ray14 images: National Institutes of Health Clinical Center (Wang et al., CVPR 2017).
 - **Made by**: `make mini`, torch {torch.__version__.split("+")[0]}, {date.today():%B %Y}.

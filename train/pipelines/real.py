@@ -18,7 +18,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from train.common.launcher import call, launch, run_steps, small_model_processes
+from train.common.launcher import launch, run_steps, small_model_processes
+from train.pipelines import judge
 
 FOLDS = 5
 VALIDATE_SHARE = 8  # one in so many of a fold's training patients chooses the best step
@@ -78,7 +79,7 @@ def run(data: Path, out: Path, recipe: str) -> None:
             studies=pairs,
             out=out / f"fold{k}",
         )
-    judge(out)
+    judged(out)
 
 
 def folds(pairs: Path, out: Path) -> list[list]:
@@ -119,30 +120,22 @@ def _patient(study) -> str:
     return study.patient_id or study.study_id
 
 
-def judge(out: Path) -> None:
-    """Findings of each fold's model for its test patients, put together, scored beside the floors."""
-    from cxr.cli.main import main as cxr
-
-    parts = {"predictions": [], "shuffled": [], "blank": []}
-    references = []
+def judged(out: Path) -> None:
+    """Findings of each fold's model for its test patients, put together, scored beside the baselines."""
+    parts: dict[str, list[str]] = {"predictions": [], "shuffled": [], "blank": []}
+    references: list[str] = []
     for k in range(FOLDS):
         folder = out / f"test{k}"
-        if not (folder / "floors" / "blank.jsonl").exists():
-            call(
-                cxr,
-                "generate",
-                out / f"fold{k}.jsonl",
-                split="test",
-                model=out / f"fold{k}" / "adapter",
-                out=folder / "predictions.jsonl",
-                floors=folder / "floors",
-                overwrite=True,
-            )
+        floors = folder / "floors"
+        files = {
+            "predictions": folder / "predictions.jsonl", "shuffled": floors / "shuffled.jsonl",
+            "blank": floors / "blank.jsonl",
+        }  # fmt: skip
+        if not files["blank"].exists():
+            adapter = out / f"fold{k}" / "adapter"
+            judge.generate(adapter, out / f"fold{k}.jsonl", files["predictions"], floors, split="test")
         for name, lines in parts.items():
-            file = (
-                folder / "predictions.jsonl" if name == "predictions" else folder / "floors" / f"{name}.jsonl"
-            )
-            lines += file.read_text().strip().split("\n")
+            lines += files[name].read_text().strip().split("\n")
         rows = (out / f"fold{k}.jsonl").read_text().strip().split("\n")
         references += [line for line in rows if json.loads(line)["split"] == "test"]
     (out / "floors").mkdir(exist_ok=True)
@@ -152,15 +145,10 @@ def judge(out: Path) -> None:
     (out / "references.jsonl").write_text("\n".join(references) + "\n")
     for name in ("scores.json", "scores.html"):
         (out / name).unlink(missing_ok=True)  # made from the files above, which were just made anew
-    call(
-        cxr,
-        "score",
-        out / "predictions.jsonl",
-        out / "references.jsonl",
-        floors=out / "floors",
-        out=out / "scores.json",
-        html=out / "scores.html",
-    )
+    judge.score(
+        out / "predictions.jsonl", out / "references.jsonl", out / "floors", out / "scores.json",
+        out / "scores.html",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

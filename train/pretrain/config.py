@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from train.common.config import ConfigError, check_fields, load_config
+from train.common.config import Also, ConfigError, check_fields, load_config
 
 
 @dataclass(kw_only=True)
@@ -226,6 +226,6 @@ RENAMED = {
 OLD_VALUES = {"centring": {"centring": "running_mean"}, "precision": {"no": "fp32"}}
 
 
-def configured(argv: list[str] | None = None) -> PretrainConfig:
+def configured(argv: list[str] | None = None, also: Also | None = None) -> PretrainConfig:
     """Read a command line. Raises ConfigError, or SystemExit as argparse does."""
-    return load_config(PretrainConfig, "pretrain", argv, renamed=RENAMED, old_values=OLD_VALUES)
+    return load_config(PretrainConfig, "pretrain", argv, renamed=RENAMED, old_values=OLD_VALUES, also=also)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from train.common.config import ConfigError, load_config
+from train.common.config import Also, ConfigError, load_config
 from train.common.options import did_you_mean
 
 SEGMENTED = ("segmentation", "upernet", "vitdet", "unsupervised")  # what masks are needed for
@@ -90,9 +90,9 @@ class Probe:
 RENAMED = {"batch": "batch_size", "workers": "dataloader_num_workers", "replicates": "bootstrap"}
 
 
-def configured(argv: list[str] | None = None) -> Probe:
+def configured(argv: list[str] | None = None, also: Also | None = None) -> Probe:
     """Read a command line. Raises ConfigError, or SystemExit as argparse does."""
-    return check(load_config(Probe, "probe", argv, renamed=RENAMED))
+    return check(load_config(Probe, "probe", argv, renamed=RENAMED, also=also))
 
 
 def check(config: Probe) -> Probe:

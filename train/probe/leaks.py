@@ -1,8 +1,8 @@
 """Which images of a probe did an encoder see in its pre-training?
 
-    python -m train.probe.leaks vindr-cxr:/data/vindr --encoder rad-dino
-    python -m train.probe.leaks labels.csv --list training_images.csv --list prepared/index.csv
-    python -m train.probe.leaks labels.csv --pixels /data/pretraining --out shared.csv
+    cxr leaks vindr-cxr:/data/vindr --encoder rad-dino
+    cxr leaks labels.csv --list training_images.csv --list prepared/index.csv
+    cxr leaks labels.csv --pixels /data/pretraining --out shared.csv
 
 Names find a file that kept its name, or one that data sets are known to share (RSNA's through its NIH mapping). Pixels
 find it under any name, and after it was shrunk or stored as JPEG, but not after it was cropped or turned.
@@ -10,11 +10,9 @@ find it under any name, and after it was shrunk or stored as JPEG, but not after
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +26,7 @@ from encoder.errors import UserError
 from encoder.radiograph import InputError, read
 from train.datasets.archive import Archive, index_lines, is_archive
 from train.datasets.folder import IMAGE_SUFFIXES, image_paths
-from train.datasets.labelled import KINDS, Labelled, load
+from train.datasets.labelled import KINDS, Labelled
 
 # Known facts: encoder -> data set -> what of it was in the pre-training. A data set that is missing was not in it;
 # SAME_IMAGES are part of another. Source for RAD-DINO: its model card on Hugging Face (882,775 images of five sets).
@@ -289,72 +287,11 @@ def summary(found: Labelled, shared: Iterable[Shared]) -> str:
     return "\n".join(f"{split:9} {of[split]} of {every[split]} images were seen" for split in sorted(every))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """0: nothing shared was found; 1: something was; 2: a source cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.probe.leaks", description=__doc__.partition("\n")[0],
-        epilog=f"Data sets that are known: {', '.join(KINDS)}.",
-    )  # fmt: skip
-    parser.add_argument(
-        "source", help="the probe's images: KIND:FOLDER, a CSV, a studies file, a folder of classes"
-    )
-    parser.add_argument(
-        "--list",
-        action="append",
-        default=[],
-        dest="lists",
-        metavar="FILE",
-        help="what the encoder saw: a CSV, a text, an index or archive of cxr prepare, a folder; may be repeated",
-    )
-    parser.add_argument(
-        "--pixels",
-        action="append",
-        default=[],
-        metavar="SOURCE",
-        help="the images it saw, to be compared by their pixels: a folder, a CSV, an archive; may be repeated",
-    )
-    parser.add_argument("--encoder", help=f"say what is known of an encoder: {', '.join(SEEN)}")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=TOLERANCE,
-        metavar="LEVELS",
-        help=f"mean difference of pixels, in grey levels of 255 (default {TOLERANCE})",
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, help="write the shared images to this CSV, which must not exist")
-    args = parser.parse_args(argv)
-    if not (args.lists or args.pixels or args.encoder):
-        parser.error("nothing to compare with: give --list, --pixels or --encoder")
-    if args.out and args.out.exists():
-        print(f"{args.out} exists; choose another name", file=sys.stderr)
-        return 2
-    try:
-        found = load(args.source)
-        shared = shared_by_name(found, args.lists) if args.lists else []
-        if args.pixels:
-            shared += shared_by_pixels(found, args.pixels, args.tolerance, args.workers)
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    if args.encoder:
-        print(known_leaks(args.encoder, found.kind))
-    if args.lists or args.pixels:
-        print(summary(found, shared))
-    for leak in shared[:10] if args.out is None else []:
-        print(f"  {leak.split}: {leak.path} ({leak.how}: {leak.seen})")
-    if args.out is None and len(shared) > 10:
-        print(f"  and {len(shared) - 10} more; --out FILE writes them all")
-    if args.out:
-        with args.out.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "split", "how", "listed_in", "seen", "difference"])
-            for leak in shared:
-                level = "" if leak.difference is None else f"{leak.difference:.2f}"
-                writer.writerow([leak.path, leak.split, leak.how, leak.listed_in, leak.seen, level])
-        print(f"wrote {len(shared)} images to {args.out}")
-    return 1 if shared else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def write_shared(shared: Iterable[Shared], path: Path) -> None:
+    """Write the shared images as a CSV, a line each."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "split", "how", "listed_in", "seen", "difference"])
+        for leak in shared:
+            level = "" if leak.difference is None else f"{leak.difference:.2f}"
+            writer.writerow([leak.path, leak.split, leak.how, leak.listed_in, leak.seen, level])

@@ -1,23 +1,23 @@
 """How an encoder grows with its data: pre-trainings that differ in amount, source, resolution, losses or start, each
 probed, drawn as curves.
 
-    accelerate launch -m train.probe.scaling study.yaml --out runs/scaling
+    cxr scaling study.yaml --out runs/scaling
 
 The study is one YAML file:
 
     recipe: mini                         # of pre-training; `fields` and those of a variant come on top
     data: [archive/, more/images.csv]    # where images are drawn from; a variant may have its own
-    fields: {steps: 1000}
+    fields: {max_steps: 1000}
     amounts: [250, 500, 1000, 2000]      # images, at random; smaller sets lie within larger ones of the same seed
     seeds: [0, 1]                        # of the images drawn, the initial weights and the order
     variants:                            # ablations, by name; none: one, called "all"
       all: {}
-      without iBOT: {ibot_weight: 0.0}
-      without KoLeo: {koleo_weight: 0.0}
+      without iBOT: {ibot_loss_weight: 0.0}
+      without KoLeo: {koleo_loss_weight: 0.0}
       half the resolution: {size: 112}
     probe: {data: labelled.csv, tasks: [classification, segmentation]}   # as of cxr probe
 
-Stopped, the same command goes on: finished encoders and probes are kept, an unfinished one goes on where it was. OUT
+Run the same command to resume: finished encoders and probes are kept, an unfinished one resumes. OUT
 holds points/ (a pre-training each), probes/, scaling.json and scaling.html, in which every point has the interval over
 test patients, and a curve is the mean over seeds.
 """
@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from train.common.config import ConfigError
+from train.common.config import Also, ConfigError
 from train.common.options import Parser, note
 
 KEYS = {"recipe", "data", "fields", "amounts", "seeds", "variants", "probe"}
@@ -80,7 +80,7 @@ class Point:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser_of().parse_args(sys.argv[1:] if argv is None else argv)
+    args = configured(sys.argv[1:] if argv is None else argv)
     study = read_study(args.study)
     from train.common.checkpoints import alone
 
@@ -88,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(study, args.out, args.threads)
 
 
-def parser_of() -> Parser:
-    """The command line of a scaling study."""
+def configured(argv: Sequence[str], also: Also | None = None) -> argparse.Namespace:
+    """Read a command line. Raises SystemExit as argparse does."""
     parser = Parser(
         prog="cxr scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -101,7 +101,9 @@ def parser_of() -> Parser:
         default=0,
         help="Threads of each process on a CPU; 0 (default): all cores, divided among the processes.",
     )
-    return parser
+    if also:
+        also(parser.add_argument_group("the launch"))
+    return parser.parse_args(argv)
 
 
 def read_study(path: Path) -> dict[str, Any]:

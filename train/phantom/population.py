@@ -1,24 +1,27 @@
-"""python -m train.phantom OUT --studies N: write phantom studies as DICOM or PNG, with masks and studies.jsonl."""
+"""Phantom studies written as DICOM or PNG, with masks and studies.jsonl: what `cxr phantom` does."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from encoder.progress import bar
+from train.common.config import ConfigError
 from train.phantom.film import Film
 from train.phantom.patient import LATERAL_OF_PA, SECOND_STUDY, Patient, Study, draw_patient
 from train.phantom.render import render_frontal, render_lateral
 from train.phantom.report import write_report
 
+SHARES = ("followups", "laterals", "hidden")
 SPLITS = (("train", 0.8), ("validate", 0.1), ("test", 0.1))
 
 
@@ -173,70 +176,66 @@ def _one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.phantom", description=__doc__)
-    parser.add_argument("out", type=Path, help="folder to write; must not hold phantoms already")
-    parser.add_argument("--studies", type=int, default=1000, help="how many studies, at least (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="which population (default 0)")
-    parser.add_argument(
-        "--prevalence", type=float, default=1.0, help="times as many findings, none above 30 %% (default 1)"
-    )
-    for name, default, what in (
-        ("followups", SECOND_STUDY, "share of patients with a second study, its prior the first"),
-        ("laterals", LATERAL_OF_PA, "share of PA films with a lateral film beside them"),
-        ("hidden", 0.0, "share of patients with each finding that a lateral film alone shows"),
-    ):
-        parser.add_argument(f"--{name}", type=float, default=default, help=f"{what} (default {default:.2g})")
-    parser.add_argument("--size", type=int, default=512, help="shorter side in pixels (default 512)")
-    parser.add_argument("--format", choices=("dicom", "png"), default="dicom", dest="kind")
-    parser.add_argument("--no-masks", action="store_false", dest="masks", help="leave out the masks")
-    parser.add_argument(
-        "--wording", choices=("prose", "telegraphic"), default="prose", help="how reports are written"
-    )
-    parser.add_argument("--split", choices=[s for s, _ in SPLITS], help="put every patient into this split")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    args = parser.parse_args(argv)
-    listing = args.out / "studies.jsonl"
-    if listing.exists():
-        print(f"{listing} exists: choose another folder or remove it first", file=sys.stderr)
-        return 2
-    if args.studies < 1 or args.size < 64 or args.prevalence < 1:
-        print("--studies and --prevalence must be at least 1, --size at least 64", file=sys.stderr)
-        return 2
-    shares = {name: getattr(args, name) for name in ("followups", "laterals", "hidden")}
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            print(f"--{name} is a share, from 0 to 1, not {share:g}", file=sys.stderr)
-            return 2
-    (args.out / "images").mkdir(parents=True, exist_ok=True)
-    if args.masks:
-        (args.out / "masks").mkdir(exist_ok=True)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+@dataclass(frozen=True, kw_only=True)
+class Population:
+    """Who is drawn, and how it is written. Raises ConfigError for values that make no population."""
 
-    columns = (TextColumn("phantoms"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # how many studies, at least
+    studies: int = 1000
+    # which population
+    seed: int = 0
+    # times as many findings, none above 30 %
+    prevalence: float = 1.0
+    # share of patients with a second study, its prior the first
+    followups: float = SECOND_STUDY
+    # share of PA films with a lateral film beside them
+    laterals: float = LATERAL_OF_PA
+    # share of patients with each finding that a lateral film alone shows
+    hidden: float = 0.0
+    # shorter side in pixels
+    size: int = 512
+    format: Literal["dicom", "png"] = "dicom"
+    masks: bool = True
+    # how reports are written
+    wording: Literal["prose", "telegraphic"] = "prose"
+    # put every patient into this split
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("studies", 1), ("prevalence", 1), ("size", 64)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name):g}")
+        for name in SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a share, from 0 to 1, not {getattr(self, name):g}")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in SHARES}
+
+
+def write_population(out: str | Path, workers: int | None = None, **options) -> Path:
+    """Write phantom studies to the folder `out`; returns its studies.jsonl.
+
+    `options` are Population's. The studies file is complete or not there. Raises ConfigError for a folder that holds
+    phantoms already.
+    """
+    out, asked = Path(out), Population(**options)
+    listing = out / "studies.jsonl"
+    if listing.exists():
+        raise ConfigError(f"{listing} exists; choose another folder or remove it first")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    if asked.masks:
+        (out / "masks").mkdir(exist_ok=True)
+    patients = generate(
+        out, asked.studies, workers or os.cpu_count() or 1, seed=asked.seed, prevalence=asked.prevalence,
+        size=asked.size, kind=asked.format, masks=asked.masks, wording=asked.wording, split=asked.split,
+        **asked.shares,
+    )  # fmt: skip
     part = listing.with_suffix(".jsonl.part")
-    with part.open("w") as file, Progress(*columns, refresh_per_second=2) as progress:
-        task = progress.add_task("", total=args.studies)
-        for lines in generate(
-            args.out,
-            args.studies,
-            args.workers,
-            seed=args.seed,
-            prevalence=args.prevalence,
-            size=args.size,
-            kind=args.kind,
-            masks=args.masks,
-            wording=args.wording,
-            split=args.split,
-            **shares,
-        ):
+    with part.open("w") as file:
+        for lines in bar(patients, "phantoms", asked.studies, size=len, unit="studies"):
             for line in lines:
                 file.write(json.dumps(line) + "\n")
-            progress.advance(task, len(lines))
-    part.rename(listing)  # a listing is complete or not there
-    print(f"wrote {listing}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    part.rename(listing)
+    return listing

@@ -1,0 +1,188 @@
+"""`cxr phantom`, `cxr plan`, `cxr leaks`, `cxr outliers`: what comes before and after a training."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from cxr.cli.terminal import UsageError, files_below, positive
+
+
+def phantom_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="Folder to write; it must not hold phantoms already.")
+    add("--studies", type=positive, metavar="N", default=1000, help="Studies, at least so many.")
+    add("--seed", type=int, metavar="N", default=0, help="Seed of the population.")
+    add("--size", type=positive, metavar="N", default=512, help="Shorter side in pixels.")
+    add("--format", choices=("dicom", "png"), default="dicom", help="Format of the films.")
+    add("--no-masks", action="store_false", dest="masks", help="Leave out the masks.")
+    add("--split", choices=("train", "validate", "test"), help="Put every patient into this split.")
+    add("--workers", type=positive, metavar="N", help="Processes (default: one a core).")
+
+    add = parser.add_argument_group("who is drawn").add_argument
+    add(
+        "--prevalence", type=float, metavar="X", default=1.0, help="Times as many findings, none above 30 %%."
+    )
+    add(
+        "--followups",
+        type=float,
+        metavar="X",
+        help="Share of patients with a second study, its prior the first (default: 0.15).",
+    )
+    add(
+        "--laterals",
+        type=float,
+        metavar="X",
+        help="Share of PA films with a lateral film beside them (default: 0.33).",
+    )
+    add(
+        "--hidden",
+        type=float,
+        metavar="X",
+        default=0.0,
+        help="Share of patients with each finding that a lateral film alone shows.",
+    )
+    add("--wording", choices=("prose", "telegraphic"), default="prose", help="How reports are written.")
+
+
+def phantom(args: argparse.Namespace) -> int:
+    """`cxr phantom`."""
+    from train.phantom.population import write_population
+
+    asked = ("studies", "seed", "size", "format", "masks", "split", "workers", "prevalence", "followups", "laterals",
+             "hidden", "wording")  # fmt: skip
+    given = {name: getattr(args, name) for name in asked if getattr(args, name) is not None}
+    print(f"wrote {write_population(args.out, **given)}")
+    return 0
+
+
+def plan_options(parser: argparse.ArgumentParser) -> None:
+    """What is not a fine-tuning's own; `--out` and `--studies` are not needed here."""
+    add = parser.add_argument
+    add("--text", type=positive, metavar="N", default=256, help="Tokens of a study beside its images'.")
+    add("--answer", type=positive, metavar="N", default=128, help="Tokens of these that are learned.")
+    add("--images", type=positive, metavar="N", default=1, help="Images of a study.")
+    add("--processes", type=positive, metavar="N", default=1, help="Processes that share a step.")
+
+
+def plan(args: argparse.Namespace) -> int:
+    """`cxr plan`: a fine-tuning's parameters and memory, without its weights."""
+    from train.finetune.config import configured
+
+    config = configured([*args.rest, "--out", "-", "--studies", "-"], plan_options)
+    if config.encoder is None or config.llm is None:
+        raise UsageError("give --encoder and --llm, directories with their config.json")
+    from train.finetune.plan import dry_model, plan
+
+    llava = dry_model(config.encoder, config.llm, config)
+    batch = config.batch_size // config.gradient_accumulation_steps // args.processes
+    made = plan(
+        llava, batch=batch, text=args.text, answer=args.answer, images=args.images, bf16=config.precision != "fp32",
+        checkpointing=config.gradient_checkpointing, nf4=config.llm_dtype == "nf4",
+    )  # fmt: skip
+    print("\n".join(made.lines()))
+    tokens = llava.config.image_seq_length * args.images + args.text
+    print(f"a step of a process: {batch} studies of {args.images} images, {tokens:,} tokens each")
+    return 0
+
+
+def leaks_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "source",
+        metavar="IMAGES",
+        help="Images of a probe: KIND:FOLDER of a release, a CSV, a studies file, a folder of classes.",
+    )
+    add(
+        "--list",
+        action="append",
+        default=[],
+        dest="lists",
+        metavar="FILE",
+        help="What the encoder saw: a CSV, a text, an index or archive of cxr prepare, a folder; may be repeated.",
+    )
+    add(
+        "--pixels",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="Images it saw, to be compared by their pixels: a folder, a CSV, an archive; may be repeated.",
+    )
+    add("--encoder", help="Encoder of which to say what is known, as rad-dino.")
+    add(
+        "--tolerance",
+        type=float,
+        metavar="LEVELS",
+        help="Mean difference of pixels in grey levels of 255 (default: 4).",
+    )
+    add("--workers", type=positive, metavar="N", help="Processes (default: one a core).")
+    add("--out", type=Path, metavar="FILE", help="Write the shared images to this CSV, which must not exist.")
+
+
+def leaks(args: argparse.Namespace) -> int:
+    """`cxr leaks`: 0 where nothing shared was found, 1 where something was."""
+    if not (args.lists or args.pixels or args.encoder):
+        raise UsageError("nothing to compare with: give --list, --pixels or --encoder")
+    if args.out and args.out.exists():
+        raise UsageError(f"{args.out} exists; choose another name")
+    from train.datasets.labelled import load
+    from train.probe.leaks import (
+        TOLERANCE,
+        known_leaks,
+        shared_by_name,
+        shared_by_pixels,
+        summary,
+        write_shared,
+    )
+
+    try:
+        found = load(args.source)
+        shared = shared_by_name(found, args.lists) if args.lists else []
+        if args.pixels:
+            tolerance = TOLERANCE if args.tolerance is None else args.tolerance
+            shared += shared_by_pixels(found, args.pixels, tolerance, args.workers or os.cpu_count() or 1)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if args.encoder:
+        print(known_leaks(args.encoder, found.kind))
+    if args.lists or args.pixels:
+        print(summary(found, shared))
+    for leak in shared[:10] if args.out is None else []:
+        print(f"  {leak.split}: {leak.path} ({leak.how}: {leak.seen})")
+    if args.out is None and len(shared) > 10:
+        print(f"  and {len(shared) - 10} more; --out FILE writes them all")
+    if args.out:
+        write_shared(shared, args.out)
+        print(f"wrote {len(shared)} images to {args.out}")
+    return 1 if shared else 0
+
+
+def outliers_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="Findings model: mini, a directory or a hub id.")
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="Reference films: files, or folders of them.")
+    add("--out", type=Path, required=True, metavar="FILE", help="File to write, as MODEL/ood.safetensors.")
+    add(
+        "--quantile",
+        type=float,
+        metavar="X",
+        default=0.98,
+        help="Share of reference films below the threshold.",
+    )
+
+
+def outliers(args: argparse.Namespace) -> int:
+    """`cxr outliers`: fit what a model takes for an ordinary chest film."""
+    if args.out.exists():
+        raise UsageError(f"{args.out} exists; remove it first or choose another name")
+    from vlm.outliers import fit_outliers
+
+    paths = [p for given in args.images for p in (sorted(files_below(given)) if given.is_dir() else [given])]
+    try:
+        result = fit_outliers(args.model, paths, args.out, quantile=args.quantile)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    print(f"wrote {args.out}: {result.reference} images in {len(result.parts)} parts", file=sys.stderr)
+    return 0

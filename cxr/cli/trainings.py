@@ -1,0 +1,53 @@
+"""The trainings. `cxr pretrain ...` reads the command line itself, so that mistakes and --help are answered at once,
+and launches the training through accelerate."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import NamedTuple
+
+from cxr.cli.terminal import positive
+
+
+class Training(NamedTuple):
+    """`module` is launched; `config` reads its command line without importing torch."""
+
+    module: str
+    config: str
+    help: str
+
+
+TRAININGS = {
+    "pretrain": Training("train.pretrain", "train.pretrain.config", "train an encoder on images alone"),
+    "language-model": Training(
+        "train.finetune.language_model",
+        "train.finetune.language_model",
+        "train a small language model on report texts",
+    ),
+    "finetune": Training("train.finetune", "train.finetune.config", "train a findings model on an encoder"),
+    "grpo": Training("train.grpo", "train.grpo.config", "train a findings model on scores as rewards"),
+    "probe": Training("train.probe", "train.probe.config", "judge what frozen encoders know of labelled images"),
+    "scaling": Training(
+        "train.probe.scaling", "train.probe.scaling", "pre-train and probe by amounts of data"
+    ),
+}  # fmt: skip
+
+
+def options(parser) -> None:
+    """What the launch takes; all else, and --help, are the training's own."""
+    parser.add_argument("--processes", type=positive, help="Processes: one a GPU, or shares of the cores.")
+    parser.add_argument(
+        "--config_file",
+        metavar="NAME",
+        help="Launch file of accelerate, by the name of a shipped one or by path.",
+    )
+
+
+def run(args) -> int:
+    """Launch the training; raises StepFailed with its own exit status."""
+    training = TRAININGS[args.command]
+    import_module(training.config).configured(args.rest, options)
+    from train.common.launcher import launch
+
+    launch(training.module, *args.rest, processes=args.processes, config_file=args.config_file)
+    return 0
