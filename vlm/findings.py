@@ -2,6 +2,7 @@
 
 model = Findings.from_pretrained("mini")
 print(model("chest.dcm").text)
+print(model(array, indication="Fever", prior="old.dcm").text)
 for prediction in model.generate(load_studies("studies.jsonl"), root="data"): ...
 """
 
@@ -10,87 +11,59 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence, Set
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, Unpack, cast, get_args, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from encoder.radiograph import InputError, Limits, read
+from encoder.radiograph import Limits, Source
+from encoder.radiograph.html import figure
 from vlm import model as models
 from vlm.decoding import Decoding, answer_logprobs, generate_ids, scored_sentences
+from vlm.films import Film, Images, Task, blank_film, film_of, images_named, read_films
+from vlm.given import Given, GivenPrior, Told, as_study, fill, one_each, unused
 from vlm.hub import resolve
 from vlm.load import load_model
+from vlm.notices import tell
 from vlm.outliers import Outliers, embedding
-from vlm.prompts import prompt_for, sections_of, shown_image, shown_images, with_images_of
-from vlm.study import Image, Study
+from vlm.prediction import Prediction
+from vlm.prompts import prompt_for, sections_of, shown_image, with_images_of
+from vlm.study import Study
 
-IMAGES = ("true", "shuffled", "blank")
+# What may be asked for of every sentence.
+Sentences = Literal["none", "confidence", "image_dependence"]
 OUTLIERS = "ood.safetensors"
-BLANK = 0.5  # grey level of the blank image of the floors
 SORTED = 8  # batches whose studies are sorted by length before they are run, so that little is padded
-CONFIDENCE = ("none", "confidence", "image_dependence")  # what may be asked for of every sentence
 
 
-@dataclass
-class Prediction:
-    """What came of one study: findings or an error, never both."""
+class Asked(Told, total=False):
+    """The keywords of `Findings.__call__`."""
 
-    study_id: str
-    findings: str | None = None
-    impression: str | None = None  # of models that write one
-    error: dict[str, str] | None = None  # {"code", "message"}, codes as in encoder.radiograph
-    patient_id: str | None = None
-    model: str = ""
-    revision: str = ""
-    adapter_sha256: str | None = None
-    preprocess_sha256: str = ""
-    decoding: dict[str, Any] = field(default_factory=dict)
-    warnings: list[dict[str, str]] = field(default_factory=list)
-    sentences: list[dict[str, Any]] | None = None  # text, confidence, image_dependence; see vlm.decoding
-    seconds: float = 0.0
-
-    @property
-    def text(self) -> str:
-        """The findings, or of a model that writes no findings the impression; both under their headings of one that
-        writes both. Raises InputError if there are none."""
-        if self.error is not None:
-            raise InputError(self.error["code"], self.error["message"], self.study_id)
-        if self.findings is None or self.impression is None:
-            return self.impression if self.findings is None else self.findings
-        return f"{self.findings}\nImpression: {self.impression}"
-
-    def to_json(self) -> dict[str, Any]:
-        """A line of a predictions file."""
-        row = {"schema": 1, **{k: getattr(self, k) for k in self.__dataclass_fields__}}
-        return {k: v for k, v in row.items() if v is not None}
-
-
-@dataclass
-class _Task:
-    study: Study  # whose words, and whose images
-    prediction: Prediction
-    prompt_ids: list[int]
-    pixels_ICHW: Tensor | None = None  # of the images shown
-
-
-class _Film(NamedTuple):
-    """An image that was read."""
-
-    pixels_CHW: Tensor
-    warnings: list[dict[str, str]]
+    root: str | Path
+    batch_size: int
+    max_new_tokens: int | None
+    decoding: Decoding | None
+    sentences: Sentences
 
 
 class Findings:
-    """The findings model, ready to generate. `notice` is the line every user should be shown."""
+    """The findings model, ready to generate. `notice` is the line every user should be shown.
+
+    What a prediction warns of is also told by `warnings.warn`, once a kind a process, and so is the notice of a model
+    that is loaded; `warn=False` is for programs that show both themselves.
+    """
 
     def __init__(
-        self, model: models.FindingsModel, outliers: Outliers | None = None, limits: Limits | None = None
-    ):
-        self.model, self.outliers, self.limits = model, outliers, limits
+        self,
+        model: models.FindingsModel,
+        outliers: Outliers | None = None,
+        limits: Limits | None = None,
+        warn: bool = True,
+    ) -> None:
+        self.model, self.outliers, self.limits, self.warn = model, outliers, limits, warn
         self.notice = model.meta.notice
 
     @classmethod
@@ -103,9 +76,10 @@ class Findings:
         dtype: torch.dtype | None = None,
         attention: str = "cxr",
         limits: Limits | None = None,
+        warn: bool = True,
     ) -> Findings:
-        """The shipped "mini", a merged or an adapter directory, or a hub id. Without `device` a GPU is used where there
-        is one; `dtype` is float32 unless given. Raises vlm.model.ModelError."""
+        """Load the shipped "mini", a merged or an adapter directory, or a hub id. Without `device` a GPU is used where
+        there is one; `dtype` is float32 unless given. Raises vlm.model.ModelError."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             torch.zeros(1, device=device)
@@ -120,29 +94,104 @@ class Findings:
                 f"{folder / OUTLIERS} was fitted with encoder {outliers.encoder_sha256[:12]}, the model has "
                 f"{model.meta.encoder_sha256[:12]}; fit it again"
             )
-        return cls(model, outliers, limits)
+        if warn and model.meta.notice:
+            tell(f"notice of {model.meta.name}", f"{model.meta.name}: {model.meta.notice}")
+        return cls(model, outliers, limits, warn)
 
-    def __call__(self, image: str | Path | Study) -> Prediction:
-        """Findings of one image file or study."""
-        return next(self.generate([image], batch_size=1))
+    @overload
+    def __call__(
+        self, images: list[Given] | tuple[Given, ...], **asked: Unpack[Asked]
+    ) -> list[Prediction]: ...
+
+    @overload
+    def __call__(self, images: Given, **asked: Unpack[Asked]) -> Prediction: ...
+
+    def __call__(
+        self,
+        images: Given | list[Given] | tuple[Given, ...],
+        *,
+        indication: str | list[str | None] | None = None,
+        prior: GivenPrior | list[GivenPrior | None] | None = None,
+        age: float | list[float | None] | None = None,
+        sex: str | list[str | None] | None = None,
+        view: str | list[str | None] | None = None,
+        lateral: Source | list[Source | None] | None = None,
+        root: str | Path = ".",
+        batch_size: int = 16,
+        max_new_tokens: int | None = None,
+        decoding: Decoding | None = None,
+        sentences: Sentences = "none",
+    ) -> Prediction | list[Prediction]:
+        """Write the findings of one image or study, or of a list of them, `batch_size` at a time.
+
+        An image is whatever `encoder.radiograph.read` reads: a path, bytes, an open file, a Pillow image, a NumPy array
+        or torch tensor, a pydicom Dataset, a Radiograph. Of arrays and tensors, uint8 and uint16 are the stored levels
+        of a picture, and floating-point numbers must lie in [0, 1], dark = air; encoder/radiograph/arrays.py has the
+        rule. Equal pixels give equal findings, whatever holds them.
+
+        Args:
+            indication: why the X-ray was taken.
+            prior: the examination before: a Study, an image, a text of findings, or (image, text). A str is an image if
+                it names a file, or ends as a picture's name does (.dcm, .png, .jpg); else it is the text.
+            age: years.
+            sex: "F" or "M".
+            view: of the image: PA, AP, frontal or lateral.
+            lateral: a lateral image beside it.
+            root: the folder that image paths of studies are relative to.
+            max_new_tokens, decoding, sentences: as in `generate`.
+
+        With a list of images, what is told beside them (from `indication` to `lateral`) may be a list, too, with one
+        entry, or None, for each; anything else is told of all. A warning, `not_used`, names what the model's prompt has
+        no place for.
+
+        Raises:
+            StudyError: a keyword is of another kind, or a study says something else already.
+            TypeError: an image is none of the above.
+        An image that cannot be used raises nothing: its prediction has an `error`, which `Prediction.text` raises.
+        """
+        several = isinstance(images, list | tuple)
+        items = cast("Sequence[Given]", images if several else [images])
+        told = Told(indication=indication, prior=prior, age=age, sex=sex, view=view, lateral=lateral)
+        if not several and any(isinstance(value, list) for value in told.values()):
+            raise TypeError("a keyword is a list, but there is one image; lists are for a list of images")
+        each = one_each(told, len(items))
+        names = [f"image {i}" for i in range(len(items))] if several else ["image"]
+        studies = [
+            fill(as_study(item, name), beside) for item, name, beside in zip(items, names, each, strict=True)
+        ]
+        found = []
+        made = self._predictions(
+            studies,
+            Path(root),
+            batch_size,
+            decoding or self._decoding(max_new_tokens),
+            sentences,
+            keep_films=True,
+        )
+        for study, beside, prediction in zip(studies, each, made, strict=True):
+            if idle := unused(study, beside, self.model.meta.prompt):
+                message = f"the model's prompt has no place for: {', '.join(idle)}"
+                prediction.warnings.append({"code": "not_used", "message": message})
+            found.append(self._say(prediction))
+        return found if several else found[0]
 
     def generate(
         self,
-        studies: Iterable[Study | str | Path],
+        studies: Iterable[Given],
         *,
         root: str | Path = ".",
         batch_size: int = 16,
         max_new_tokens: int | None = None,
-        images: str = "true",
+        images: Images = "own",
         seed: int = 0,
         decoding: Decoding | None = None,
-        sentences: str = "none",
+        sentences: Sentences = "none",
         only: Set[str] | None = None,
         static_cache: bool = False,
     ) -> Iterator[Prediction]:
-        """Predictions in the order of `studies` (studies, or paths of single images; image paths are relative to
-        `root`), `batch_size` at a time, greedily decoded unless `decoding` says otherwise. A study whose image cannot
-        be used yields its error; of a lateral or prior image that cannot, a warning.
+        """Predictions in the order of `studies` (studies, or single images of any kind; image paths of studies are
+        relative to `root`), `batch_size` at a time, greedily decoded unless `decoding` says otherwise. A study whose
+        image cannot be used yields its error; of a lateral or prior image that cannot, a warning.
 
         `images` makes the floors: "shuffled" gives every study another study's images (a derangement drawn with
         `seed`), "blank" constant grey ones; the words of the prompt stay the study's own. `sentences` asks for the
@@ -150,40 +199,67 @@ class Findings:
         of one or two passes more. `only` names the studies whose predictions are wanted: the images that others get
         when they are shuffled stay what they were. `static_cache` is for a GPU, where the step is compiled then.
         """
-        if images not in IMAGES:
-            raise ValueError(f"images={images!r} is unknown; there are {', '.join(IMAGES)}")
-        if sentences not in CONFIDENCE:
-            raise ValueError(f"sentences={sentences!r} is unknown; there are {', '.join(CONFIDENCE)}")
+        images = images_named(images)
+        named: Iterable[Study] = (as_study(item, f"image {i}") for i, item in enumerate(studies))
+        if images == "shuffled":
+            own = list(named)
+            order = derangement(len(own), seed)
+            named = [with_images_of(study, own[order[i]]) for i, study in enumerate(own)]
+        if only is not None:
+            named = (study for study in named if study.study_id in only)
+        made = self._predictions(
+            named, Path(root), batch_size, decoding or self._decoding(max_new_tokens), sentences,
+            images=images, seed=seed, static_cache=static_cache,
+        )  # fmt: skip
+        return map(self._say, made)
+
+    def _predictions(
+        self,
+        studies: Iterable[Study],
+        root: Path,
+        batch_size: int,
+        decoding: Decoding,
+        sentences: Sentences,
+        *,
+        images: Images = "own",
+        seed: int = 0,
+        static_cache: bool = False,
+        keep_films: bool = False,
+    ) -> Iterator[Prediction]:
+        """Check the settings now, and make the predictions when they are asked for."""
+        if sentences not in get_args(Sentences):
+            raise ValueError(
+                f"sentences={sentences!r} is unknown; there are {', '.join(get_args(Sentences))}"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        if static_cache and decoding and decoding.method == "beam":
+        if static_cache and decoding.method == "beam":
             raise ValueError(
                 "beam search moves its cache from row to row: a static one is for greedy decoding and sampling"
             )
-        if decoding is None:
-            decoding = Decoding(max_new_tokens or self.model.meta.max_new_tokens)
-        if images == "shuffled":
-            studies = [_as_study(s) for s in studies]
-            order = derangement(len(studies), seed)
-            studies = [with_images_of(s, studies[order[i]]) for i, s in enumerate(studies)]
         about = self.about(decoding, images, seed)
-        remaining = (
-            self._task(study, about)
-            for study in map(_as_study, studies)
-            if only is None or study.study_id in only
-        )
-        while tasks := list(islice(remaining, batch_size * SORTED)):
-            by_length = sorted(tasks, key=lambda task: -len(task.prompt_ids))
-            for start in range(0, len(tasks), batch_size):
-                self._run(
-                    by_length[start : start + batch_size],
-                    Path(root),
-                    images,
-                    decoding,
-                    sentences,
-                    static_cache,
-                )
-            yield from (task.prediction for task in tasks)
+        remaining = (self._task(study, about, keep_films) for study in studies)
+
+        def made() -> Iterator[Prediction]:
+            while tasks := list(islice(remaining, batch_size * SORTED)):
+                by_length = sorted(tasks, key=lambda task: -len(task.prompt_ids))
+                for start in range(0, len(tasks), batch_size):
+                    batch = by_length[start : start + batch_size]
+                    self._run(batch, root, images, decoding, sentences, static_cache)
+                yield from (task.prediction for task in tasks)
+
+        return made()
+
+    def _decoding(self, max_new_tokens: int | None) -> Decoding:
+        return Decoding(max_new_tokens or self.model.meta.max_new_tokens)
+
+    def _say(self, prediction: Prediction) -> Prediction:
+        """Tell a Python user of each kind of warning once. The study is not named: file names may name patients."""
+        if self.warn:
+            for warning in prediction.warnings:
+                code, message = warning["code"], warning["message"]
+                tell(code, f"{message} [{code}] (told once; each prediction has its own `warnings`)")
+        return prediction
 
     def features(
         self, studies: Iterable[Study], *, root: str | Path = ".", batch_size: int = 16
@@ -193,17 +269,22 @@ class Findings:
         tower = models.vision_tower(self.model.llava)
         remaining = iter(studies)
         while several := list(islice(remaining, batch_size)):
-            found = [self._pixels(root, image.path) if (image := shown_image(s)) else None for s in several]
-            good = [x.pixels_CHW for x in found if isinstance(x, _Film)]
+            found = [
+                film_of(image, self.model.preprocessing, root, self.limits)
+                if (image := shown_image(s))
+                else None
+                for s in several
+            ]
+            good = [x.pixels_CHW for x in found if isinstance(x, Film)]
             vectors = iter(
                 embedding(tower, torch.stack(good).to(self._device, self._dtype)).numpy() if good else ()
             )
-            yield from (next(vectors) if isinstance(x, _Film) else None for x in found)
+            yield from (next(vectors) if isinstance(x, Film) else None for x in found)
 
-    def about(self, decoding: Decoding, images: str = "true", seed: int = 0) -> dict[str, Any]:
+    def about(self, decoding: Decoding, images: Images = "own", seed: int = 0) -> dict[str, Any]:
         """What every prediction says of the model and the decoding."""
-        said = decoding.to_json()
-        if images != "true":
+        said, images = decoding.to_json(), images_named(images)
+        if images != "own":
             said |= {"images": images} | ({"seed": seed} if images == "shuffled" else {})
         if self._dtype != torch.float32:
             said["dtype"] = str(self._dtype).removeprefix("torch.")
@@ -213,26 +294,27 @@ class Findings:
             "preprocess_sha256": meta.preprocess_sha256, "decoding": said,
         }  # fmt: skip
 
-    def _task(self, study: Study, about: dict[str, Any]) -> _Task:
+    def _task(self, study: Study, about: dict[str, Any], keep_film: bool) -> Task:
         prediction = Prediction(study.study_id, patient_id=study.patient_id, **deepcopy(about))
-        return _Task(study, prediction, self.model.prompt_ids(prompt_for(study, self.model.meta.prompt)))
+        ids = self.model.prompt_ids(prompt_for(study, self.model.meta.prompt))
+        return Task(study, prediction, ids, keep_film=keep_film)
 
     def _run(
         self,
-        tasks: list[_Task],
+        tasks: list[Task],
         root: Path,
-        images: str,
+        images: Images,
         decoding: Decoding,
-        sentences: str,
+        sentences: Sentences,
         static_cache: bool,
     ) -> None:
         started = time.perf_counter()
         for task in tasks:
-            self._read(task, root, images)
+            read_films(task, self.model, root, images, self.limits)
         good = [t for t in tasks if t.pixels_ICHW is not None]
         if good:
             pixels = torch.cat([t.pixels_ICHW for t in good]).to(self._device, self._dtype)
-            if self.outliers and images == "true":
+            if self.outliers and images == "own":
                 self._check(good)
             prompts = [t.prompt_ids for t in good]
             written = generate_ids(
@@ -247,93 +329,48 @@ class Findings:
             task.pixels_ICHW = None
             task.prediction.seconds = round(seconds, 4)
 
-    def _tell(self, task: _Task, ids: list[int], most: int) -> None:
+    def _tell(self, task: Task, ids: list[int], most: int) -> None:
         """Put the words into the prediction."""
         text = self.model.tokenizer.decode(ids, skip_special_tokens=True).strip()
         for section, words in sections_of(text, self.model.meta.prompt.section).items():
             setattr(task.prediction, section, words)
         if len(ids) == most and ids[-1] != self.model.tokenizer.eos_token_id:
-            self._warn(
-                task, "cut_off", f"the findings were cut off after {most} tokens; raise max_new_tokens"
-            )
+            task.warn("cut_off", f"the findings were cut off after {most} tokens; raise max_new_tokens")
         if not text:
-            self._warn(task, "empty", "the model wrote nothing")
+            task.warn("empty", "the model wrote nothing")
 
     def _score(self, tasks, prompts, written, pixels: Tensor, dependence: bool) -> None:
         llava, model = self.model.llava, self.model
         seen, blank = answer_logprobs(llava, model, prompts, written, pixels), [None] * len(tasks)
         if dependence:
-            grey = model.preprocessing(np.full((8, 8), BLANK, np.float32)).to(pixels)
+            grey = blank_film(model.preprocessing).to(pixels)
             blank = answer_logprobs(llava, model, prompts, written, grey.expand_as(pixels))
         for task, ids, one, other in zip(tasks, written, seen, blank, strict=True):
             task.prediction.sentences = scored_sentences(model.tokenizer, ids, one, other)
 
-    def _read(self, task: _Task, root: Path, images: str) -> None:
-        """The images shown. One that cannot be used is an error if it is the main one, else left out of the prompt."""
-        style, study, films = self.model.meta.prompt, task.study, {}
-        while bad := [shown for shown in shown_images(study, style) if shown.image.path not in films]:
-            for role, image in bad:
-                film = self._pixels(root, image.path)
-                if isinstance(film, _Film):
-                    films[image.path] = film
-                    if images != "blank":
-                        self._pass_on(task, role, image, film)
-                elif role == "Frontal":
-                    task.prediction.error = {"code": film.code, "message": str(film)}
-                    return
-                else:
-                    self._warn(task, film.code, f"the {role.lower()} image was left out: {film}")
-                    prior = study.prior
-                    study = replace(
-                        study,
-                        images=[i for i in study.images if i.path != image.path],
-                        prior=prior
-                        and replace(prior, images=[i for i in prior.images if i.path != image.path]),
-                    )
-        if study is not task.study:
-            task.study, task.prompt_ids = study, self.model.prompt_ids(prompt_for(study, style))
-        films = [films[image.path].pixels_CHW for _, image in shown_images(study, style)]
-        if not films:
-            error = InputError("no_images", "the study has no image", study.study_id)
-            task.prediction.error = {"code": error.code, "message": str(error)}
-            return
-        if images == "blank":
-            grey = self.model.preprocessing(np.full((8, 8), BLANK, np.float32))
-            films = [grey] * len(films)
-        task.pixels_ICHW = torch.stack(films)
-
-    def _pixels(self, root: str | Path, path: str) -> _Film | InputError:
-        try:
-            radiograph = read(Path(root) / path, self.limits)
-        except InputError as error:
-            return error
-        warnings = [{"code": w.code, "message": w.message} for w in radiograph.warnings]
-        return _Film(self.model.preprocessing(radiograph.pixels), warnings)
-
-    def _pass_on(self, task: _Task, role: str, image: Image, film: _Film) -> None:
-        """What the reader warned about; of a lateral film only where a frontal one is expected."""
-        lateral_wanted = role == "Lateral"
-        for warning in film.warnings:
-            if not (lateral_wanted and warning["code"] == "lateral"):
-                task.prediction.warnings.append(warning)
-        if (
-            image.view == "lateral"
-            and not lateral_wanted
-            and all(w["code"] != "lateral" for w in film.warnings)
-        ):
-            self._warn(task, "lateral", "a lateral view, as the study says")
-
-    def _check(self, tasks: Sequence[_Task]) -> None:
+    def _check(self, tasks: Sequence[Task]) -> None:
         """Whether the main images are like those the model knows."""
         tower = models.vision_tower(self.model.llava)
         pixels_BCHW = torch.stack([t.pixels_ICHW[0] for t in tasks]).to(self._device, self._dtype)
         for task, distance in zip(tasks, self.outliers.distances(tower, pixels_BCHW).tolist(), strict=True):
             if distance > self.outliers.threshold:
-                self._warn(task, "out_of_distribution", self.outliers.message(distance))
+                task.warn("out_of_distribution", self.outliers.message(distance))
 
-    @staticmethod
-    def _warn(task: _Task, code: str, message: str) -> None:
-        task.prediction.warnings.append({"code": code, "message": message})
+    def __repr__(self) -> str:
+        """Say what is loaded, where, and what it is asked."""
+        return f"Findings({', '.join(self._facts())})"
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook, with the notice."""
+        return figure(None, [", ".join(self._facts()), self.notice])
+
+    def _facts(self) -> list[str]:
+        meta, style = self.model.meta, self.model.meta.prompt.to_json()
+        told = [name for name, value in style.items() if value is True]
+        return [
+            repr(meta.name), f"writes {style['section']}", f"is told {', '.join(told) or 'nothing'}",
+            f"{self.model.preprocessing.size} px", f"{self._device}, {str(self._dtype).removeprefix('torch.')}",
+        ]  # fmt: skip
 
     @property
     def _device(self) -> torch.device:
@@ -352,10 +389,3 @@ def derangement(n: int, seed: int = 0) -> list[int]:
     for place, following in zip(order, order[1:] + order[:1], strict=True):
         result[place] = following
     return result
-
-
-def _as_study(item: Study | str | Path) -> Study:
-    if isinstance(item, Study):
-        return item
-    path = Path(item)
-    return Study(study_id=path.name, images=[Image(str(path.absolute()))])

@@ -36,9 +36,13 @@ class InputError(UserError):
         super().__init__(code, message, path)
         self.code, self.message, self.path = code, message, Path(path)
 
+    @property
+    def sentence(self) -> str:
+        """The place and the message, for where the code stands elsewhere."""
+        return self.message if self.path == Path() else f"{self.path}: {self.message}"
+
     def __str__(self) -> str:
-        where = "" if self.path == Path() else f"{self.path}: "
-        return f"{where}{self.message} [{self.code}]"
+        return f"{self.sentence} [{self.code}]"
 
 
 class Warn(NamedTuple):

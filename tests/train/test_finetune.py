@@ -49,9 +49,9 @@ def test_it_follows_the_image(train, studies_file, tmp_path):
                 studies, findings.generate(studies, root=studies_file.parent, images=images), strict=True
             )
         )
-        for images in ("true", "shuffled")
+        for images in ("own", "shuffled")
     }
-    assert right["true"] >= 14 and right["shuffled"] <= 10  # of 16
+    assert right["own"] >= 14 and right["shuffled"] <= 10  # of 16
     best = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
     assert best["eval_f1"] > best["eval_f1_shuffled"] + 0.3
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "merged")

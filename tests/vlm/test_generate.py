@@ -153,7 +153,7 @@ def test_an_unusual_image_is_warned_about(findings_model, studies, studies_file,
 
 
 def test_bad_arguments(findings, studies):
-    with pytest.raises(ValueError, match="true, shuffled, blank"):
+    with pytest.raises(ValueError, match="own, shuffled, blank"):
         next(findings.generate(studies, images="white"))
     with pytest.raises(ValueError, match="at least 1"):
         next(findings.generate(studies, batch_size=0))

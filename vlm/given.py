@@ -1,0 +1,211 @@
+"""What people give a model, an image of any kind and what is known beside it -> studies."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict, cast
+
+from encoder.radiograph import Radiograph, Source, parse_view
+from encoder.radiograph.reader import name_of
+from vlm.prompts import PromptStyle, prompt_for, shown_image, shown_images
+from vlm.study import Image, Prior, Study, StudyError
+
+Given: TypeAlias = Source | Study
+GivenPrior: TypeAlias = Source | Study | Prior | tuple[Source | None, str | None]
+
+SEXES = {"f": "F", "female": "F", "woman": "F", "m": "M", "male": "M", "man": "M"}
+OLDEST = 130  # years
+PICTURES = {".dcm", ".dicom", ".png", ".jpg", ".jpeg"}
+
+
+class Beside(TypedDict, total=False):
+    """What may be told beside an image."""
+
+    indication: str | None
+    prior: GivenPrior | None
+    age: float | None
+    sex: str | None
+    view: str | None
+    lateral: Source | None
+
+
+class Told(TypedDict, total=False):
+    """The same of all images, or by a list of each."""
+
+    indication: str | list[str | None] | None
+    prior: GivenPrior | list[GivenPrior | None] | None
+    age: float | list[float | None] | None
+    sex: str | list[str | None] | None
+    view: str | list[str | None] | None
+    lateral: Source | list[Source | None] | None
+
+
+@dataclass(slots=True)
+class Held(Image):
+    """An image that is not (only) a file: `path` says in words what it is, `source` is what `read` reads."""
+
+    source: Any = field(default=None, repr=False, compare=False)
+
+
+def as_study(given: Given, name: str = "image") -> Study:
+    """Make a study of one image, called by its file's name or, where it has none, by `name`; a study stays as it is.
+    Raises TypeError for what no image can be read from."""
+    if isinstance(given, Study):
+        return given
+    image = _image(given)
+    file = image.path if not isinstance(image, Held) else _file_name(given)
+    return Study(study_id=Path(file).name or name, images=[image])
+
+
+def fill(study: Study, beside: Beside) -> Study:
+    """Add to a study what is told beside it.
+
+    Raises StudyError for a value of another kind, and where the study says something else already: which of the two is
+    meant, only the caller knows.
+    """
+    told = {key: value for key, value in beside.items() if value is not None}
+    new: dict[str, Any] = {}
+    if (indication := _text(told.get("indication"), "indication")) is not None:
+        new["indication"] = indication
+    if "age" in told:
+        new["age"] = _age(told["age"])
+    if "sex" in told:
+        new["sex"] = _sex(told["sex"])
+    for key, value in new.items():
+        _differ(study, key, getattr(study, key) not in (None, value))
+    if "prior" in told:
+        _differ(study, "prior", bool(study.prior and (study.prior.images or study.prior.findings)))
+        new["prior"] = _prior(told["prior"])
+    images = list(study.images)
+    if "view" in told and (main := shown_image(study)):
+        view = _view(told["view"])
+        _differ(study, "view", main.view not in ("unknown", view))
+        images = [replace(image, view=view) if image is main else image for image in images]
+    if "lateral" in told:
+        _differ(study, "lateral", any(image.view == "lateral" for image in images))
+        images.append(_image(told["lateral"], "lateral", "lateral"))
+    return replace(study, images=images, **new)
+
+
+def unused(study: Study, beside: Beside, style: PromptStyle) -> list[str]:
+    """Name what was told and changes neither the words of the prompt nor the images shown."""
+
+    def shown(other: Study) -> tuple[str, list[tuple[str, str]]]:
+        return prompt_for(other, style), [(role, image.path) for role, image in shown_images(other, style)]
+
+    told = {key for key, value in beside.items() if value is not None}
+    without: dict[str, Study] = {key: replace(study, **{key: None}) for key in ("indication", "age", "sex")}
+    main, prior = shown_image(study), study.prior
+    unknown = [replace(i, view="unknown") if i is main else i for i in study.images]
+    without["view"] = replace(study, images=unknown)
+    without["lateral"] = replace(study, images=[i for i in study.images if i is main or i.view != "lateral"])
+    names = [key for key in without if key in told and shown(without[key]) == shown(study)]
+    if main and main.view == "lateral" and "view" in names:
+        # it was used: the prediction warns of a lateral film
+        names.remove("view")
+    if prior and "prior" in told:
+        if prior.images and shown(replace(study, prior=replace(prior, images=[]))) == shown(study):
+            names.append("the prior's image")
+        if prior.findings and shown(replace(study, prior=replace(prior, findings=None))) == shown(study):
+            names.append("the prior's findings")
+    return names
+
+
+def one_each(told: Told, count: int) -> list[Beside]:
+    """Deal what is told to several images: a list has one entry for each, anything else is told of all. Raises
+    StudyError for a list of another length."""
+    for key, value in told.items():
+        if isinstance(value, list) and len(value) != count:
+            raise StudyError(f"{key} has {len(value)} entries for {count} images; give one each, or None")
+    return [
+        cast(Beside, {key: value[i] if isinstance(value, list) else value for key, value in told.items()})
+        for i in range(count)
+    ]
+
+
+def _image(given: Source, view: str = "unknown", what: str = "") -> Image:
+    """An image by its absolute path, or one that is held. `what` tells it from others of the study that have no
+    path."""
+    name = name_of(given)
+    if isinstance(given, str | os.PathLike):
+        return Image(str(Path(given).absolute()), view)
+    return Held(f"{what}: {name}" if what else str(name), view, source=given)
+
+
+def _file_name(given: Any) -> str:
+    """The name of the file behind an open file or a Pillow image; "" where there is none."""
+    if isinstance(given, Radiograph):
+        return ""
+    name = getattr(given, "name", None) or getattr(given, "filename", None)
+    return name if isinstance(name, str) else ""
+
+
+def _prior(given: GivenPrior) -> Prior:
+    if isinstance(given, Prior):
+        return given
+    if isinstance(given, Study):
+        if not given.images and not given.findings:
+            raise StudyError(f"the prior study {given.study_id!r} has neither images nor findings")
+        return Prior(list(given.images), given.findings)
+    if isinstance(given, tuple):
+        if len(given) != 2:
+            raise StudyError(f"prior is a tuple of {len(given)}; as a tuple it is (image, findings)")
+        image, text = given
+        if image is None and text is None:
+            raise StudyError("prior is (None, None); leave it out where nothing is known")
+        return Prior([] if image is None else [_image(image, what="prior")], _text(text, "prior's findings"))
+    if isinstance(given, str) and not _names_a_file(given):
+        return Prior(findings=_text(given, "prior"))
+    return Prior([_image(given, what="prior")])
+
+
+def _names_a_file(text: str) -> bool:
+    """Whether a text is a path: it ends as a picture's does, or such a file exists."""
+    if Path(text).suffix.lower() in PICTURES and "\n" not in text:
+        return True
+    try:
+        return os.path.isfile(text)
+    except ValueError:  # a null character
+        return False
+
+
+def _text(value: Any, key: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise StudyError(f"{key} must be a text, not {type(value).__name__}")
+    return value if value and value.strip() else None
+
+
+def _age(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= OLDEST:
+        found = (
+            f"{value:g}" if isinstance(value, Real) and not isinstance(value, bool) else type(value).__name__
+        )
+        raise StudyError(f"age must be a number of years from 0 to {OLDEST}, not {found}")
+    return float(value)
+
+
+def _sex(value: Any) -> str:
+    sex = SEXES.get(value.strip().lower()) if isinstance(value, str) else None
+    if sex is None:
+        raise StudyError(
+            f"sex must be 'F' or 'M' (also female, woman, male, man), not {value!r}; leave out others"
+        )
+    return sex
+
+
+def _view(value: Any) -> str:
+    view = parse_view(value) if isinstance(value, str) else "unknown"
+    if view == "unknown" and not (isinstance(value, str) and value.strip().lower() == "unknown"):
+        raise StudyError(f"view must be PA, AP, frontal, lateral or unknown, not {value!r}")
+    return view
+
+
+def _differ(study: Study, key: str, differ: bool) -> None:
+    if differ:
+        raise StudyError(
+            f"study {study.study_id!r} has another {key} already: leave the keyword out, or change the study by "
+            f"dataclasses.replace"
+        )
