@@ -6,22 +6,17 @@
     FOLDER/KEY/0-00000.safetensors  cls, mean (N, C) float32; cells (N, cells², C), patches (N, P, C layers) float16
 
 A file that is moved, copied or renamed is the same image. Each process of accelerate computes its share and writes
-files of its own, under another name until they are whole, so an interrupted extraction goes on where it stopped. Two
-runs that need features of the same encoder wait for each other.
+files of its own. An interrupted extraction resumes, and two runs that need features of the same encoder wait for each
+other (encoder/store.py).
 
 Shape letters: N images, P patches, C channels.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,21 +24,26 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from encoder.errors import ModelError
-from encoder.files import one_at_a_time
+from encoder.files import key_of, sha256_of, write_json
 from encoder.frozen import Encoder, Tokens
-from encoder.radiograph import InputError, read
+from encoder.inputs import Input, Inputs
+from encoder.progress import bar
+from encoder.radiograph import Radiograph
+from encoder.store import Store, TensorShards
+from encoder.transforms import Preprocessing
 
-CONTENTS, INDEX, ABOUT, LOCK = "contents", "index", "about.json", ".lock"
-PER_FILE, MOST, PATIENCE = 256 << 20, 4096, 60.0  # a file is written at so many bytes, images or seconds
-TOLD = 1 << 30  # bytes of features that are announced before
+CONTENTS, ABOUT = "contents", "about.json"
+# A file is written at so many bytes or images, or after encoder.store.PATIENCE seconds.
+PER_FILE, MOST = 256 << 20, 4096
+# Bytes of features that are announced before.
+TOLD = 1 << 30
 
 
 @dataclass
-class Features:
+class FeatureSet:
     """Of the images that could be read, in the order they were asked for: `rows` are their places in that order."""
 
     rows: np.ndarray  # (N,)
@@ -94,7 +94,7 @@ def extract(
     look: Callable[[np.ndarray], np.ndarray] | None = None,
     looked: str = "",
     say: Callable[[str], None] = print,
-) -> Features:
+) -> FeatureSet:
     """Features of the images, from `folder` where it has them. With `patches` also the patch tokens of the last
     `layers` layers, with `cells` the means of those of the last one in `cells` x `cells` parts of the image.
 
@@ -109,27 +109,30 @@ def extract(
         "preprocess_sha256": encoder.preprocessing.sha256, "patches": patches, "layers": layers,
         **({"precision": "bf16"} if half else {}), **({"cells": cells} if cells else {}),
     }  # fmt: skip
-    key = hashlib.sha256(json.dumps({**about, "encoder": ""}).encode()).hexdigest()[:16]
-    store = folder / key
-    if state.is_main_process:
-        store.mkdir(parents=True, exist_ok=True)
-    state.wait_for_everyone()
-    with _locked(store, state, say):
+    store = Store(
+        folder / key_of({**about, "encoder": ""}), "sha256", index="index-*.jsonl", shard="{file}",
+        process=state.process_index,
+    )  # fmt: skip
+    with store.writing(state, say):
         if state.is_main_process:
-            (store / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+            write_json(store.folder / ABOUT, about)
         contents = digests(paths, folder, state)
-        state.wait_for_everyone()
-        known = _index(store)
+        known = store.rows(state)
         wanted = {contents[p]: p for p in paths if p in contents}
         missing = [(d, p) for d, p in wanted.items() if "file" not in known.get(d, {})]
-        kept = _Kept(patches, layers, cells)
+        kept = _Parts(patches, layers, cells)
         if state.is_main_process:
-            _room(folder, kept.size(encoder) * len(missing), encoder.name, len(missing), say)
+            _announce(store, kept.size(encoder) * len(missing), encoder.name, len(missing), say)
         mine = missing[state.process_index :: state.num_processes]
         if mine:
-            _extract(encoder, mine, known, store, kept, half, batch, workers, state, look, say)
-        state.wait_for_everyone()
-        known = _index(store)
+            make = partial(_seen, look, encoder.preprocessing) if look else encoder.preprocessing
+            batches = Inputs(mine, make).batches(batch, workers)
+            if state.is_main_process:
+                batches = bar(batches, f"{encoder.name}: features", len(mine), size=len, say=say)
+            full = max(batch, min(MOST, PER_FILE // kept.size(encoder)))
+            shards = TensorShards(store, f"{state.process_index}-{{:05d}}.safetensors", known, full)
+            _extract(encoder.to(state.device), batches, shards, kept, half, state.device)
+        known = store.rows(state)
     rows, where, errors = [], [], {}
     for place, path in enumerate(paths):
         line = known.get(contents.get(path, ""), {"error": "unreadable"})
@@ -137,9 +140,9 @@ def extract(
             errors[place] = line["error"]
         else:
             rows.append(place)
-            where.append((store / line["file"], line["row"]))
+            where.append((store.folder / line["file"], line["row"]))
     vectors = _vectors(where)
-    return Features(
+    return FeatureSet(
         np.array(rows, dtype=np.int64), vectors["cls"], vectors["mean"], vectors.get("cells"),
         [contents[paths[i]] for i in rows], errors, layers, where,
     )  # fmt: skip
@@ -149,6 +152,7 @@ def digests(paths: Sequence[Path], folder: Path, state: PartialState | None = No
     """Digest of what each file contains; files that are as they were (size, time) are not read again. Those that
     cannot be opened are left out. Each process reads its share."""
     state = state or PartialState()
+    fields = ("path", "size", "mtime_ns")
     stamps: dict[Path, tuple] = {}
     for path in dict.fromkeys(paths):
         try:
@@ -156,76 +160,43 @@ def digests(paths: Sequence[Path], folder: Path, state: PartialState | None = No
         except OSError:
             continue
         stamps[path] = (str(path.absolute()), about.st_size, about.st_mtime_ns)
-    known = _contents(folder)
-    state.wait_for_everyone()  # nobody writes while another still reads
-    missing = [path for path, stamp in stamps.items() if stamp not in known]
-    mine, lines = missing[state.process_index :: state.num_processes], []
-    file = folder / f"{CONTENTS}-{state.process_index}.jsonl"
-    for number, path in enumerate(mine, 1):
-        try:
-            with path.open("rb") as content:
-                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-        except OSError:
-            continue
-        lines.append(dict(zip(("path", "size", "mtime_ns", "sha256"), (*stamps[path], sha256), strict=True)))
-        if len(lines) == 500 or number == len(mine):
-            _append(file, lines)
-            lines = []
-    _append(file, lines)
-    state.wait_for_everyone()
-    known = _contents(folder)
-    return {path: known[stamp] for path, stamp in stamps.items() if stamp in known}
+    store = Store(folder, fields, index=f"{CONTENTS}-*.jsonl", own=CONTENTS, process=state.process_index)
+    with store.writing(state):
+        known = store.rows(state)
+        missing = [path for path, stamp in stamps.items() if stamp not in known]
+        mine, lines = missing[state.process_index :: state.num_processes], []
+        for path in bar(mine, "digests", unit="files") if state.is_main_process else mine:
+            try:
+                lines.append({**dict(zip(fields, stamps[path], strict=True)), "sha256": sha256_of(path)})
+            except OSError:
+                continue
+            if len(lines) == 500:
+                store.append(lines)
+                lines = []
+        store.append(lines)
+        known = store.rows(state)
+    return {path: known[stamp]["sha256"] for path, stamp in stamps.items() if stamp in known}
 
 
-def _contents(folder: Path) -> dict[tuple, str]:
-    files = sorted(folder.glob(f"{CONTENTS}-*.jsonl"))
-    lines = [line for file in files for line in _lines(file)]
-    return {(line["path"], line["size"], line["mtime_ns"]): line["sha256"] for line in lines}
-
-
-@contextmanager
-def _locked(store: Path, state: PartialState, say: Callable[[str], None]) -> Iterator[None]:
-    """The first process keeps other runs out of the store; those of its own run wait for it."""
-    if not state.is_main_process:
-        state.wait_for_everyone()
-        yield
-        return
-    with one_at_a_time(store / LOCK, f"another run computes features in {store}; waiting", say=say):
-        state.wait_for_everyone()
-        yield
-
-
-def _room(folder: Path, size: int, name: str, images: int, say: Callable[[str], None]) -> None:
-    free = shutil.disk_usage(folder).free
-    if size > free:
+def _announce(store: Store, size: int, name: str, images: int, say: Callable[[str], None]) -> None:
+    """Say how much the features will take. Raises ModelError where the disk is too small for them."""
+    if no_room := store.no_room(size):
         raise ModelError(
-            f"{name}: features of {images} images take {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left; "
-            "choose another features folder, a smaller size, fewer layers, or tasks that need no patch tokens"
+            f"{name}: features of {images} images {no_room}; choose another features folder, a smaller size, fewer "
+            "layers, or tasks that need no patch tokens"
         )
     if size > TOLD:
-        say(f"{name}: features of {images} images will take {size / 1e9:.1f} GB of {folder}")
+        say(f"{name}: features of {images} images will take {size / 1e9:.1f} GB of {store.folder.parent}")
 
 
-class _Films(torch.utils.data.Dataset):
-    """(digest, path) -> (digest, pixels (3, H, W) or the code of the reason why there are none)."""
-
-    def __init__(self, items: list[tuple[str, Path]], preprocessing, look) -> None:
-        self.items, self.preprocessing, self.look = items, preprocessing, look
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, i: int) -> tuple[str, Tensor | str]:
-        digest, path = self.items[i]
-        try:
-            pixels = read(path).pixels
-        except InputError as error:
-            return digest, error.code
-        return digest, self.preprocessing(self.look(pixels) if self.look else pixels)
+def _seen(
+    look: Callable[[np.ndarray], np.ndarray], preprocessing: Preprocessing, image: Radiograph
+) -> Tensor:
+    return preprocessing(look(image.pixels))
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Parts:
     """What is kept of each image, beside CLS and mean."""
 
     patches: bool
@@ -250,93 +221,19 @@ class _Kept:
 
 
 def _extract(
-    encoder, mine, known, store: Path, kept: _Kept, half: bool, batch, workers, state, look, say
+    encoder: Encoder, batches: Iterable[list[Input]], shards: TensorShards, kept: _Parts, half: bool, device
 ) -> None:
-    encoder = encoder.to(state.device)
-    loader = torch.utils.data.DataLoader(
-        _Films(mine, encoder.preprocessing, look), batch, num_workers=workers, collate_fn=list
-    )
-    full = max(batch, min(MOST, PER_FILE // kept.size(encoder)))
-    rank = state.process_index
-    number = 1 + max((int(p.stem.split("-")[1]) for p in store.glob(f"{rank}-*.safetensors")), default=-1)
-    started = written = time.perf_counter()
-    said, seen = 0.0, 0
-    waiting: list[dict] = []
-    parts: defaultdict[str, list[Tensor]] = defaultdict(list)
-
-    def write() -> None:
-        nonlocal number, written
-        lines, count = [], 0
-        for line in waiting:
-            if "error" not in line:
-                line = {**line, "file": f"{rank}-{number:05d}.safetensors", "row": count}
-                count += 1
-            lines.append(line)
-        if count:
-            file = store / f"{rank}-{number:05d}.safetensors"
-            tensors = {name: torch.cat(found) for name, found in parts.items()}
-            save_file(tensors, file.with_suffix(".part"))
-            file.with_suffix(".part").replace(file)
-            number += 1
-        _append(
-            store / f"{INDEX}-{rank}.jsonl", [line for line in lines if known.get(line["sha256"]) != line]
-        )
-        written = time.perf_counter()
-        waiting.clear()
-        parts.clear()
-
-    for items in loader:
-        good = [(digest, x) for digest, x in items if not isinstance(x, str)]
-        waiting += [{"sha256": digest, "error": x} for digest, x in items if isinstance(x, str)]
+    """Encode what could be read of each batch, and put all into the shards."""
+    for items in batches:
+        lines = [{"sha256": i.key, "error": i.error.code} if i.error else {"sha256": i.key} for i in items]
+        good = [i.x for i in items if i.x is not None]
+        tensors = {}
         if good:
-            with torch.autocast(state.device.type, torch.bfloat16, enabled=half):
-                tokens = encoder(torch.stack([x for _, x in good]).to(state.device), kept.layers)
-            waiting += [{"sha256": digest} for digest, _ in good]
-            for name, x in kept.of(tokens, encoder.grid):
-                parts[name].append(x)
-        if len(waiting) >= full or time.perf_counter() - written > PATIENCE:
-            write()
-        seen += len(items)
-        passed = time.perf_counter() - started
-        if state.is_main_process and (passed - said > 10 or seen == len(mine)):
-            said = passed
-            say(f"{encoder.name}: features of {seen}/{len(mine)} images, {seen / passed:.0f} images/s")
-    if waiting:
-        write()
-
-
-def _index(store: Path) -> dict[str, dict]:
-    """Lines by digest, where there are several those of images that could be read."""
-    found: dict[str, dict] = {}
-    for file in sorted(store.glob(f"{INDEX}-*.jsonl")):
-        for line in _lines(file):
-            if "file" in line or "file" not in found.get(line["sha256"], {}):
-                found[line["sha256"]] = line
-    return found
-
-
-def _append(file: Path, lines: Sequence[dict]) -> None:
-    """After the last whole line: one that was cut off would take the next with it."""
-    if not lines:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+b") as out:
-        if end := out.tell():
-            out.seek(end - 1)
-            if out.read(1) != b"\n":
-                out.write(b"\n")
-        out.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
-def _lines(file: Path) -> list[dict]:
-    """Those that are whole."""
-    found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                tokens = encoder(torch.stack(good).to(device), kept.layers)
+            tensors = dict(kept.of(tokens, encoder.grid))
+        shards.add(lines, tensors)
+    shards.write()
 
 
 def _vectors(where: list[tuple[Path, int]]) -> dict[str, np.ndarray]:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
+
+# Paths may hold bytes that are not UTF-8; they survive a round trip through the index of a folder.
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
 @contextmanager
 def one_at_a_time(
     path: Path, waiting: str, patience: float = -1, say: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Hold the lock file `path` while the block lasts. Where another process has it, says `waiting` and waits, for at
-    most `patience` seconds unless that is negative. Raises filelock.Timeout."""
+    """Hold the lock file `path` while the block lasts.
+
+    Where another process holds it, this says `waiting` and waits, for at most `patience` seconds unless that is
+    negative. Raises filelock.Timeout.
+    """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -29,10 +41,125 @@ def one_at_a_time(
         lock.release()
 
 
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[Path]:
+    """Yield a name beside `path` to write to; the file there replaces `path` once the block has ended.
+
+    Readers see the old content or the new one, also after a crash of the machine. If the block raises, or removes the
+    file, `path` stays as it was and nothing is left behind; a killed process alone leaves `.NAME.xxxxxxxx.new`. The
+    file has the permissions of any new file, whoever wrote it (safetensors' own are for the owner alone).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    with temporary.open("xb") as file:
+        mode = os.fstat(file.fileno()).st_mode & 0o777
+    try:
+        yield temporary
+        if not temporary.exists():
+            return
+        temporary.chmod(mode)
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file as UTF-8, as `write_atomically` does."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, **TEXT)
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
+    """Write a JSON file, as `write_atomically` does."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def sweep(folder: Path, start: str = "") -> None:
+    """Remove what killed processes left of `write_atomically` in `folder`, of files whose names begin with `start`. To
+    be called only where nobody else writes these."""
+    for left in folder.glob(f".{glob.escape(start)}*.????????.new"):
+        left.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Put folder `new` in the place of `final`. Between two renames `final` is briefly absent."""
+    old = None
+    if final.exists():
+        old = final.with_name(f".{final.name}.old.{os.getpid()}")
+        final.rename(old)
+    new.rename(final)
+    sync(final.parent)
+    if old:
+        shutil.rmtree(old)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some file systems cannot sync a folder.
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def whole_lines(path: Path) -> bytes:
-    """The lines of a file that grows by lines; a last one that was cut off is cut away."""
+    """Return the lines of a file that grows by lines, without a last one that was cut off, or is just being written."""
     data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
-    return whole
+    return data[: data.rfind(b"\n") + 1]
+
+
+def append(path: Path, text: str) -> None:
+    """Add whole lines to a file, and wait until they are on the disk; a line that was cut off before is dropped.
+
+    Only one process may append at a time: hold a lock.
+    """
+    if not text:
+        return
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.truncate(len(whole_lines(path)))
+        file.write(text.encode(**TEXT))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append_json(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Add a JSON object a line, as `append` does."""
+    append(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file that `append_json` wrote; [] where there is none. Lines that are no JSON are skipped:
+    earlier versions left them where a process was killed."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in whole_lines(path).decode(**TEXT).split("\n"):
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
+def sha256_of(*files: Path) -> str:
+    """Return the hex digest of what `files` contain, one after the other. Raises OSError."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def key_of(content: Any) -> str:
+    """Return 16 hex digits that name `content` (anything that has a JSON form)."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

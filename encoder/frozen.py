@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from encoder import towers
 from encoder.errors import ModelError
-from encoder.hub import fetched, sha256_of, weights_sha256
+from encoder.files import sha256_of
+from encoder.hub import fetched, weights_sha256
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
 
@@ -161,7 +162,7 @@ def _from_file(name: str, size: int | None) -> Encoder:
     except (ConversionError, FileNotFoundError) as error:
         raise ModelError(str(error)) from None
     preprocessing = loaded.preprocessing or Preprocessing(size=loaded.backbone.size)
-    return Backbone(name, sha256_of([Path(name)]), loaded.backbone, preprocessing).eval()
+    return Backbone(name, sha256_of(Path(name)), loaded.backbone, preprocessing).eval()
 
 
 def _random(name: str, size: int | None, attention: str) -> Encoder:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
 from encoder.errors import ModelError
+from encoder.files import sha256_of
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # nothing pickled, no code
 
@@ -37,17 +37,8 @@ def fetched(name: str | Path, what: str = "model", others: str = "") -> Path:
 
 
 def weights_sha256(folder: str | Path) -> str:
-    """Digest of a directory's safetensors files. Raises ModelError if there are none."""
+    """Return the digest of a directory's safetensors files. Raises ModelError if there are none."""
     files = sorted(Path(folder).glob("model*.safetensors"))
     if not files:
         raise ModelError(f"{folder} holds no model.safetensors (pickled weights are not read)")
-    return sha256_of(files)
-
-
-def sha256_of(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(*files)

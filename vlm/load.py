@@ -13,7 +13,8 @@ from transformers import (
     LlavaProcessor,
 )
 
-from encoder.hub import sha256_of, weights_sha256
+from encoder.files import sha256_of
+from encoder.hub import weights_sha256
 from encoder.transforms import Preprocessing
 from vlm.adapters import check_adapters, quiet_peft
 from vlm.errors import ModelError
@@ -119,7 +120,7 @@ def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> Find
         raise ModelError(
             f"{folder} does not fit its base {given}: {len(odd)} tensors without a partner, first {odd[0]}"
         )
-    return replace(model, llava=llava, meta=meta, adapter_sha256=sha256_of([file]))
+    return replace(model, llava=llava, meta=meta, adapter_sha256=sha256_of(file))
 
 
 def _base_of(folder: Path, meta: Meta) -> str | Path:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image as Picture
 
-from encoder import features
+from encoder import features, inputs, store
 from encoder.convert import load_backbone, save_backbone
 from encoder.errors import ModelError
 from encoder.features import CONTENTS, extract
@@ -117,7 +117,7 @@ def test_features_are_computed_once_whatever_a_file_is_called(folder, tmp_path):
     found = extract(encoder, asked, store, patches=True, batch=2, say=said.append)
     assert found.rows.tolist() == [0, 1, 2, 3, 4, 5] and found.errors == {6: "not_an_image", 7: "unreadable"}
     assert np.array_equal(found.cls_NC[0], found.cls_NC[5]) and "6/6" in said[-1]
-    pixels = torch.stack([encoder.preprocessing(read(p).pixels) for p in paths[:5]])
+    pixels = torch.stack([encoder.preprocessing(read(p)) for p in paths[:5]])
     tokens = encoder.cpu()(pixels)  # extraction took it to a GPU, where there is one
     np.testing.assert_allclose(found.cls_NC[:5], tokens.cls_BC.numpy(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.patches([4, 1]), tokens.patches_BPC[[4, 1]], rtol=2e-3, atol=2e-3)
@@ -153,18 +153,18 @@ def test_an_interrupted_extraction_loses_only_what_was_not_written(folder, tmp_p
     paths[6].write_bytes(b"still on its way")
     encoder = encoder_of(folder)
     monkeypatch.setattr(features, "MOST", 2)
-    calls, real = [], features.read
+    calls, real = [], inputs.read
 
-    def stopping(path):
+    def stopping(path, limits=None):
         calls.append(path)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return real(path)
+        return real(path, limits)
 
-    monkeypatch.setattr(features, "read", stopping)
+    monkeypatch.setattr(inputs, "read", stopping)
     with pytest.raises(KeyboardInterrupt):
         extract(encoder, paths, store, batch=1)
-    monkeypatch.setattr(features, "read", real)
+    monkeypatch.setattr(inputs, "read", real)
     (index,) = store.glob("*/index-0.jsonl")
     assert len(index.read_text().splitlines()) == 4
     for file in (index, store / f"{CONTENTS}-0.jsonl"):
@@ -180,7 +180,7 @@ def test_an_interrupted_extraction_loses_only_what_was_not_written(folder, tmp_p
     np.testing.assert_allclose(found.cls_NC, whole.cls_NC, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.mean_NC, whole.mean_NC, rtol=1e-4, atol=1e-5)
     assert found.digests == whole.digests
-    tokens = encoder.cpu()(torch.stack([encoder.preprocessing(read(p).pixels) for p in paths]))
+    tokens = encoder.cpu()(torch.stack([encoder.preprocessing(read(p)) for p in paths]))
     np.testing.assert_allclose(whole.mean_NC, tokens.patches_BPC.mean(1).numpy(), rtol=1e-4, atol=1e-5)
 
 
@@ -188,7 +188,7 @@ def test_means_of_cells_say_where(folder, tmp_path):
     """Also where the patches cannot be divided evenly: then cells share some."""
     paths, encoder = films(tmp_path, 2), encoder_of(folder)
     g = encoder.grid
-    tokens = encoder(torch.stack([encoder.preprocessing(read(p).pixels) for p in paths])).patches_BPC
+    tokens = encoder(torch.stack([encoder.preprocessing(read(p)) for p in paths])).patches_BPC
     maps = tokens.reshape(2, g, g, -1).numpy()
     for cells in (2, 3):
         found = extract(encoder, paths, tmp_path / "features", cells=cells).cells_NC.reshape(
@@ -224,7 +224,7 @@ def test_two_runs_share_a_folder(folder, tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_said_before(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(ModelError, match="GB left"):
         extract(encoder_of(folder), films(tmp_path, 6), tmp_path / "features", patches=True)
 

@@ -187,9 +187,7 @@ def test_what_does_not_go_together_is_refused(fields, message):
 
 
 def test_a_disk_that_is_too_small(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "train.finetune.images.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})
-    )
+    monkeypatch.setattr("encoder.store.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(ConfigError, match="--features online"):
         train("run", "--max_steps", "1")
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from cxr.cli.main import main
 from encoder import embed as embedding
+from encoder import inputs
 from encoder.convert import save_backbone
 from encoder.embed import done, read_features
 from encoder.frozen import encoder_of
@@ -51,7 +52,7 @@ def test_features_are_the_encoders(encoder_file, films, tmp_path, capsys):
     assert len(found) == 7 and not any("broken" in path or "notes" in path for path in found)
     for path, features in found.items():
         with torch.inference_mode():
-            tokens = vit.forward_features(Preprocessing(size=28)(read(path).pixels)[None])[0]
+            tokens = vit.forward_features(Preprocessing(size=28)(read(path))[None])[0]
         torch.testing.assert_close(features["cls"], tokens[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(features["patches"], tokens[1:], rtol=1e-4, atol=1e-5)
     errors = [row for row in done(out).values() if "error" in row]
@@ -64,7 +65,7 @@ def test_an_interrupted_run_goes_on(encoder_file, films, tmp_path, monkeypatch, 
     model, out, whole = encoder_file[1], tmp_path / "out", tmp_path / "whole"
     monkeypatch.setattr(embedding, "PER_FILE", 2)
     assert main(["embed", str(films), "--model", model, "--out", str(whole)]) == 0
-    calls, real = [], embedding.read
+    calls, real = [], inputs.read
 
     def interrupted(path, limits=None):
         calls.append(path)
@@ -72,13 +73,13 @@ def test_an_interrupted_run_goes_on(encoder_file, films, tmp_path, monkeypatch, 
             raise KeyboardInterrupt
         return real(path, limits)
 
-    monkeypatch.setattr(embedding, "read", interrupted)
+    monkeypatch.setattr(inputs, "read", interrupted)
     assert main(["embed", str(films), "--model", model, "--out", str(out)]) == 130
     kept = {p.name: p.read_bytes() for p in out.glob("features-*.safetensors")}
     assert 0 < len(done(out)) < 8
     with (out / "index.jsonl").open("a") as index:
         index.write('{"path": "cut o')  # the machine went down while this was written
-    monkeypatch.setattr(embedding, "read", real)
+    monkeypatch.setattr(inputs, "read", real)
     capsys.readouterr()
     assert main(["embed", str(films), "--model", model, "--out", str(out)]) == 0
     assert "are in" in capsys.readouterr().out
@@ -113,7 +114,7 @@ def test_any_encoder(kind, tower_dirs, films, tmp_path, capsys):
     assert main(["embed", str(films), "--model", model, "--out", str(out), "--patches"]) == 0
     encoder = encoder_of(model)
     for path, features in read_features(out):
-        tokens = encoder(encoder.preprocessing(read(path).pixels)[None])
+        tokens = encoder(encoder.preprocessing(read(path))[None])
         torch.testing.assert_close(features["cls"], tokens.cls_BC[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(features["patches"], tokens.patches_BPC[0], rtol=1e-4, atol=1e-5)
     if kind != "pixels":

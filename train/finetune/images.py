@@ -5,18 +5,19 @@ model alone. `Films` are pixels, read anew in every step for a tower that works 
 features no disk holds (2.1 MB an image for RAD-DINO), for augmentation, for an encoder that is trained.
 
 Both are keyed by encoder, preprocessing and images (path, size, time), so a change of any of them makes new ones. Every
-process reads its share; images that cannot be read are left out and listed.
+process reads its share; images that cannot be read are left out and listed; an interrupted run resumes.
+
+    FOLDER/KEY.npy       features (images, tokens, C) float16, in the order of the paths
+    FOLDER/KEY.json      that all are there, and which images could not be read
+    FOLDER/KEY-0.jsonl   until then: the rows that are there
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import shutil
-import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,22 +26,20 @@ from accelerate import PartialState
 from torch import Tensor
 from torchvision.transforms import v2
 
-from encoder.files import one_at_a_time
-from encoder.radiograph import InputError, read
+from encoder.files import key_of, write_json
+from encoder.inputs import Inputs
+from encoder.progress import Every, bar
+from encoder.radiograph import read
+from encoder.store import PATIENCE, Store
 from encoder.towers import shape_of
 from train.common.config import ConfigError
 from vlm.model import FindingsModel
 from vlm.projector import layers_of, tower_features
 
-TURN, SHIFT, SCALE = (
-    5.0,
-    (0.03, 0.03),
-    (0.92, 1.08),
-)  # degrees, share of the side, factor: how films really differ
-BRIGHTEN, STRETCH = (
-    0.1,
-    0.1,
-)  # of the standardised grey levels: added, and times. No flip: sides matter in findings
+# Degrees, share of the side, factor: how films really differ.
+TURN, SHIFT, SCALE = 5.0, (0.03, 0.03), (0.92, 1.08)
+# Of the standardised grey levels: added, and times. No flip: sides matter in findings.
+BRIGHTEN, STRETCH = 0.1, 0.1
 
 
 class Cached:
@@ -94,7 +93,7 @@ class Films:
 
     def __call__(self, paths: Sequence[Path], draw: np.random.Generator | None = None) -> Tensor:
         """What a step takes: (images, 3, H, W), augmented with what is drawn from `draw`, if it is given."""
-        films = [self.preprocessing(read(path).pixels) for path in paths]
+        films = [self.preprocessing(read(path)) for path in paths]
         if self.augment and draw is not None:
             films = [augmented(x_CHW, draw) for x_CHW in films]
         return torch.stack(films)
@@ -127,24 +126,6 @@ def augmented(x_CHW: Tensor, draw: np.random.Generator) -> Tensor:
     return moved_CHW * (1 + stretch) + level
 
 
-class Radiographs(torch.utils.data.Dataset):
-    """Paths -> (row, pixels (3, H, W)) or (row, reason why there are none); without `preprocessing` (row, None)."""
-
-    def __init__(self, items: list[tuple[int, Path]], preprocessing: Callable | None):
-        self.items, self.preprocessing = items, preprocessing
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, i: int):
-        row, path = self.items[i]
-        try:
-            pixels = read(path).pixels
-        except InputError as error:
-            return row, f"{error.code}: {path}"
-        return row, self.preprocessing(pixels) if self.preprocessing else None
-
-
 def image_features(
     model: FindingsModel,
     paths: list[Path],
@@ -153,12 +134,43 @@ def image_features(
     batch: int = 32,
     workers: int = 0,
 ) -> Cached:
-    """The features of all images that can be read, on disk in `folder`. Computed where the model is: on the device of
-    `state`. Raises ConfigError if no image could be read, a feature does not fit float16, or the disk is too small."""
-    described = [model.meta.encoder_sha256, model.meta.preprocess_sha256, model.meta.features]
+    """Return the features of all images that can be read, on disk in `folder`.
 
-    def compute(key: str) -> None:
-        _compute(model, paths, folder, key, state, batch, workers)
+    Collective. They are computed where the model is: on the device of `state`. Raises ConfigError if no image could be
+    read, a feature does not fit float16, or the disk is too small.
+    """
+    described = [model.meta.encoder_sha256, model.meta.preprocess_sha256, model.meta.features]
+    tower = model.llava.model.vision_tower
+    layers, norm = layers_of(model.llava), getattr(model.llava.config, "feature_norm", False)
+    sizes = shape_of(tower.config)
+    tokens = sizes.extra + (model.preprocessing.size // sizes.patch) ** 2
+    shape = (len(paths), tokens, sizes.width * len(layers))
+
+    def compute(store: Store) -> None:
+        file = folder / f"{store.own}.npy"
+        # Asked before the first process can have made it.
+        begun = file.is_file()
+        known = store.rows(state)
+        count = len(paths) - (len(known) if begun else 0)
+        size = np.prod(shape[1:], dtype=float) * 2 * count
+        if no_room := store.no_room(size):
+            raise ConfigError(
+                f"features of {count} images {no_room}: give another --features_dir, or --features online"
+            )
+        if state.is_main_process:
+            print(f"features of {count} images: {size / 2**20:,.0f} MB in {file}", flush=True)
+            # Earlier versions left it behind where they were killed.
+            file.with_name(f"{file.name}.part").unlink(missing_ok=True)
+        array = store.array(file.name, shape, np.float16, state)
+        tower.to(state.device)
+
+        def take(rows: list[int], pixels: list[Tensor]) -> None:
+            x_BNC = tower_features(tower, torch.stack(pixels).to(state.device), layers, norm).cpu()
+            if x_BNC.abs().max() > 65000:
+                raise ConfigError("a feature is too large for float16; is the encoder in order?")
+            array[rows] = x_BNC.numpy().astype(np.float16)
+
+        _visit(store, paths, model.preprocessing, state, batch, workers, "features", take, array.flush)
 
     key, rows = _once(described, paths, folder, state, compute)
     return Cached(np.load(folder / f"{key}.npy", mmap_mode="r"), rows)
@@ -172,34 +184,41 @@ def image_films(
     batch: int = 32,
     workers: int = 0,
 ) -> Films:
-    """The images themselves, each read once to know which can be; `folder` keeps the list of those that cannot. Raises
-    ConfigError if none can."""
+    """Return the images themselves, each read once to know which can be; `folder` keeps the list of those that cannot.
 
-    def compute(key: str) -> None:
-        unreadable = _visit(paths, None, state, batch, workers, "images read")
-        _gather(folder, key, unreadable, state)
+    Collective. Raises ConfigError if none can.
+    """
+
+    def compute(store: Store) -> None:
+        _visit(store, paths, None, state, batch, workers, "images read")
 
     _, rows = _once(["films"], paths, folder, state, compute)
     return Films(model, set(rows), batch)
 
 
 def _once(
-    described: list, paths: list[Path], folder: Path, state: PartialState, compute: Callable[[str], None]
+    described: list, paths: list[Path], folder: Path, state: PartialState, compute: Callable[[Store], None]
 ) -> tuple[str, dict[Path, int]]:
-    """(key, row of each path that could be read), after `compute` has been called, now or in an earlier run."""
+    """(key, row of each path that could be read), after `compute` has been called, now or in an earlier run. Raises
+    ConfigError where there are no images, or none can be read."""
+    if not paths:
+        raise ConfigError(
+            "no study of split 'train' or 'validate' has both an image and what is to be learnt"
+        )
     stamps = [
         [str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] if p.is_file() else [str(p)]
         for p in paths
     ]
-    key = hashlib.sha256(json.dumps([*described, stamps]).encode()).hexdigest()[:16]
+    key = key_of([*described, stamps])
     done = folder / f"{key}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / f"{key}.lock"
-    alone = one_at_a_time(lock, f"another run computes these features; waiting ({lock})")
-    with alone if state.is_main_process else nullcontext():
-        state.wait_for_everyone()
+    store = Store(folder, "row", index=f"{key}-*.jsonl", own=key, process=state.process_index)
+    with store.writing(state):
         if not done.exists():
-            compute(key)
+            compute(store)
+            rows = store.rows(state)
+            if state.is_main_process:
+                write_json(done, {"unreadable": [line["error"] for line in rows.values() if "error" in line]})
+                store.clear()
     unreadable = set(json.loads(done.read_text())["unreadable"])
     for line in sorted(unreadable)[:5]:
         state.print(f"left out, {line}")
@@ -212,74 +231,40 @@ def _once(
     return key, rows
 
 
-def _compute(model, paths, folder: Path, key: str, state: PartialState, batch: int, workers: int) -> None:
-    tower = model.llava.model.vision_tower.to(state.device)
-    layers, norm = layers_of(model.llava), getattr(model.llava.config, "feature_norm", False)
-    sizes = shape_of(tower.config)
-    tokens = sizes.extra + (model.preprocessing.size // sizes.patch) ** 2
-    shape = (len(paths), tokens, sizes.width * len(layers))
-    data, part = folder / f"{key}.npy", folder / f"{key}.npy.part"
-    size, free = np.prod(shape, dtype=float) * 2, shutil.disk_usage(folder).free
-    if size > free:
-        raise ConfigError(
-            f"features of {len(paths)} images take {size / 1e9:,.1f} GB, and {folder} has {free / 1e9:,.1f} GB free: "
-            "give another --features_dir, or --features online"
-        )
-    if state.is_main_process:
-        print(f"features of {len(paths)} images: {size / 2**20:,.0f} MB in {data}", flush=True)
-        np.lib.format.open_memmap(part, "w+", np.float16, shape)
-    state.wait_for_everyone()
-    array = np.lib.format.open_memmap(part, "r+")
-
-    def take(rows: list[int], pixels: list[Tensor]) -> None:
-        x_BNC = tower_features(tower, torch.stack(pixels).to(state.device), layers, norm).cpu()
-        if x_BNC.abs().max() > 65000:
-            raise ConfigError("a feature is too large for float16; is the encoder in order?")
-        array[rows] = x_BNC.numpy().astype(np.float16)
-
-    unreadable = _visit(paths, model.preprocessing, state, batch, workers, "features", take)
-    array.flush()
-    state.wait_for_everyone()
-    if state.is_main_process:
-        part.rename(data)
-    _gather(folder, key, unreadable, state)
-
-
 def _visit(
+    store: Store,
     paths: list[Path],
-    preprocessing: Callable | None,
+    make: Callable | None,
     state: PartialState,
     batch: int,
     workers: int,
     what: str,
     take: Callable[[list[int], list[Tensor]], None] | None = None,
-) -> list[str]:
-    """Read this process's share of the images and `take` them; returns what cannot be read."""
-    mine = list(enumerate(paths))[state.process_index :: state.num_processes]
-    loader = torch.utils.data.DataLoader(
-        Radiographs(mine, preprocessing), batch, num_workers=workers, collate_fn=list
-    )
-    unreadable, started, said, seen = [], time.perf_counter(), 0.0, 0
-    for items in loader:
-        good = [(row, x) for row, x in items if not isinstance(x, str)]
-        unreadable += [x for _, x in items if isinstance(x, str)]
-        if good and take:
-            take([row for row, _ in good], [x for _, x in good])
-        seen += len(items)
-        passed = time.perf_counter() - started
-        if state.is_main_process and (passed - said > 10 or seen == len(mine)):
-            said = passed
-            print(f"{what} {seen}/{len(mine)}  {seen / passed:.0f} images/s", flush=True)
-    return unreadable
-
-
-def _gather(folder: Path, key: str, unreadable: list[str], state: PartialState) -> None:
-    """What no process could read, in one file, which says that all is done."""
-    from accelerate.utils import gather_object
-
-    found = gather_object(unreadable)
+    flush: Callable[[], None] | None = None,
+) -> None:
+    """Read this process's share of the images that have no line yet, and `take` what was made of them. Before their
+    lines are written, `flush` brings to the disk what was taken."""
+    known = store.rows(state)
+    missing = [item for item in enumerate(paths) if item[0] not in known]
+    mine = missing[state.process_index :: state.num_processes]
+    batches = Inputs(mine, make).batches(batch, workers)
     if state.is_main_process:
-        part = folder / f"{key}.json.part"
-        part.write_text(json.dumps({"unreadable": found}))
-        part.rename(folder / f"{key}.json")
-    state.wait_for_everyone()
+        batches = bar(batches, what, len(mine), size=len, say=partial(print, flush=True))
+    lines, due = [], Every(PATIENCE)
+
+    def write() -> None:
+        if flush:
+            flush()
+        store.append(lines)
+        lines.clear()
+
+    for items in batches:
+        good = [item for item in items if item.error is None]
+        if good and take:
+            take([item.key for item in good], [item.x for item in good])
+        lines += [
+            {"row": i.key} | ({"error": f"{i.error.code}: {paths[i.key]}"} if i.error else {}) for i in items
+        ]
+        if due():
+            write()
+    write()
