@@ -99,7 +99,7 @@ def masks(folder: Path) -> tuple[Tensor, Tensor, Parts, list[str]]:
         mask = np.asarray(Image.open(folder / row["mask"]).convert("L"), np.float32) / 255
         truth = whole(mask)[0] > 0.5
         if truth.any():
-            images.append(Preprocessing(size=SIZE)(read(folder / row["image"]).pixels)[0])
+            images.append(Preprocessing(size=SIZE)(read(folder / row["image"]))[0])
             truths.append(truth)
             kept.append(row)
     splits = np.array([row["split"] for row in kept])

@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,23 +18,34 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from encoder.radiograph import GREY_RULE, Radiograph
+
 FILE = "preprocessor_config.json"
-RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESCALE = 1 / 255
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Evaluation preprocessing: pixels (H, W) in [0, 1] -> float32 (3, size, size).
+    """Evaluation preprocessing: a radiograph -> float32 (3, size, size).
 
     `crop`: shortest edge to `size`, antialiased, centre crop (RAD-DINO's). `pad`: longest edge to `size`, black (air)
     around it, for films whose anatomy the crop would cut. `stretch`: both edges to `size`, as SigLIP does.
+
+    A picture of 8 bits is resized and rounded as uint8, by the operations of transformers' processor and in their
+    order, so that plain transformers with the exported processor sees equal numbers. DICOM and 16 bits, which that
+    processor does not read, are resized in float32.
     """
 
     size: int = 518  # pixels; RAD-DINO's resolution
-    mode: str = "crop"  # crop | pad | stretch; crop is what RAD-DINO was trained with
+    # crop is what RAD-DINO was trained with
+    mode: Literal["crop", "pad", "stretch"] = "crop"
     mean: float | tuple[float, float, float] = 0.5307  # RAD-DINO's grey-level statistics, of MIMIC-CXR
     std: float | tuple[float, float, float] = 0.2583  # or one a channel, as CLIP has
-    resample: str = "bicubic"  # or bilinear
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    # Spread each 8-bit picture over the whole range first, as MAIRA-2's processor does. DICOM and 16 bits are spread by
+    # the reader.
+    full_range: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in ("crop", "pad", "stretch"):
@@ -53,62 +64,123 @@ class Preprocessing:
                 f"preprocessing needs size >= 1 and std > 0, got size {self.size}, std {self.std}"
             )
 
-    def __call__(self, pixels_HW: np.ndarray | Tensor) -> Tensor:
-        """Raises ValueError for anything but a two-dimensional floating array (8-bit pixels are not rescaled here)."""
-        x_HW = torch.as_tensor(pixels_HW)
+    def __call__(self, image: Radiograph | np.ndarray | Tensor) -> Tensor:
+        """Make the encoder's input, float32 (3, size, size).
+
+        Args:
+            image: a radiograph; or the levels of an 8-bit picture, uint8 (H, W) or (H, W, 3); or grey levels in [0, 1],
+                floating (H, W).
+
+        Raises:
+            ValueError: the image is an array of another type or shape.
+        """
+        if isinstance(image, Radiograph):
+            image = image.pixels if image.stored is None else image.stored
+        if isinstance(image, np.ndarray) and not image.flags.writeable:
+            # Pillow's arrays; torch warns about them
+            image = image.copy()
+        x_HW = torch.as_tensor(image)
+        if x_HW.dtype == torch.uint8:
+            return self._of_levels(x_HW)
         if x_HW.dim() != 2 or not x_HW.is_floating_point() or 0 in x_HW.shape:
-            raise ValueError(f"expected float pixels (H, W) in [0, 1], got {x_HW.dtype} {tuple(x_HW.shape)}")
+            raise ValueError(
+                "expected a Radiograph, uint8 levels (H, W) or (H, W, 3), or float pixels (H, W) in [0, 1], got "
+                f"{x_HW.dtype} {tuple(x_HW.shape)}"
+            )
         x_HW = x_HW.to(torch.float32)
-        H, W = x_HW.shape
-        h, w, top, left = self.place(H, W)
-        # black where the square reaches beyond the image; negative padding cuts
-        x_HW = F.pad(
-            _resize(x_HW, h, w, self.resample), (-left, left + self.size - w, -top, top + self.size - h)
-        )
+        h, w, top, left = self.place(*x_HW.shape)
+        x_HW = self._cut(_resize(x_HW, h, w, self.resample), top, left)
         mean_C11, std_C11 = (torch.tensor(_channels(x))[:, None, None] for x in (self.mean, self.std))
         return (x_HW - mean_C11) / std_C11
 
+    def _of_levels(self, x: Tensor) -> Tensor:
+        """Preprocess an 8-bit picture as transformers' BitImageProcessor does, of which every rounding is kept."""
+        # loaded where it is needed, because it takes as long as torch does
+        from torchvision.transforms.v2 import functional as tvF
+
+        if x.dim() not in (2, 3) or x.shape[2:] not in ((), (3,)) or 0 in x.shape:
+            raise ValueError(f"expected uint8 levels (H, W) or (H, W, 3), got {x.dtype} {tuple(x.shape)}")
+        x_CHW = x[None] if x.dim() == 2 else x.permute(2, 0, 1).contiguous()
+        if self.full_range:
+            x_CHW = _spread(x_CHW)
+        h, w, top, left = self.place(*x_CHW.shape[1:])
+        how = tvF.InterpolationMode(self.resample)
+        x_CHW = self._cut(tvF.resize(x_CHW, [h, w], how, antialias=True), top, left)
+        mean_C11, std_C11 = (
+            torch.tensor(_channels(x))[:, None, None] * (1 / RESCALE) for x in (self.mean, self.std)
+        )
+        return (x_CHW.float() - mean_C11) / std_C11
+
+    def _cut(self, x: Tensor, top: int, left: int) -> Tensor:
+        """Take the square at `top` and `left` out of a resized image (..., h, w), black where it reaches beyond."""
+        h, w = x.shape[-2:]
+        # negative padding cuts
+        return F.pad(x, (-left, left + self.size - w, -top, top + self.size - h))
+
     def place(self, H: int, W: int) -> tuple[int, int, int, int]:
         """(h, w, top, left) of an image of H x W pixels: it is resized to h x w, and the square's corner lies at row
-        `top` and column `left` of that (negative: outside, in the padding)."""
+        `top` and column `left` of that (negative: outside, in the padding). Sizes are rounded as transformers does."""
+        S = self.size
         if self.mode == "stretch":
-            return self.size, self.size, 0, 0
+            return S, S, 0, 0
         if self.mode == "crop":
-            short = min(H, W)
-            h, w = (int(self.size * edge / short) for edge in (H, W))
-            return h, w, (h - self.size) // 2, (w - self.size) // 2
-        long = max(H, W)
-        h, w = (max(1, round(self.size * edge / long)) for edge in (H, W))
-        return h, w, -((self.size - h) // 2), -((self.size - w) // 2)
+            h, w = (int(S * edge / min(H, W)) for edge in (H, W))
+        else:
+            # transformers rounds the shorter edge, leaves an image alone whose shorter edge has that length, and cuts
+            # off the fraction of the longer one, which may be a pixel less than `size` then
+            short = S * min(H, W) / max(H, W)
+            near, far = max(1, round(short)), max(1, int(short * max(H, W) / min(H, W)))
+            h, w = (H, W) if near == min(H, W) else (near, far) if H < W else (far, near)
+        # rounded towards zero, be it cut or padded
+        top, left = (int((edge - S) / 2) for edge in (h, w))
+        return h, w, top, left
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the canonical JSON of the fields (without `resample` where it is bicubic, as it once was
-        everywhere)."""
-        fields = {k: v for k, v in asdict(self).items() if (k, v) != ("resample", "bicubic")}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        """Hex digest of the canonical JSON of the fields and of the rule by which stored values become grey levels."""
+        return _sha256({**asdict(self), "grey_rule": GREY_RULE})
+
+    @property
+    def sha256_before(self) -> str:
+        """The digest by which models were saved that stretched every 8-bit picture (the first GREY_RULE)."""
+        unknown = [("full_range", self.full_range), ("resample", "bicubic")]
+        return _sha256({k: v for k, v in asdict(self).items() if (k, v) not in unknown})
+
+    @property
+    def unsaid(self) -> str:
+        """What transformers' processor cannot be told, in words; empty where it makes equal numbers of a picture."""
+        return "8-bit pictures are spread over the whole range first" if self.full_range else ""
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `preprocessor_config.json`, which transformers' AutoImageProcessor opens as a BitImageProcessor. The
-        mode is the extra key `cxr_mode`; transformers knows only `crop`."""
+        """Write `preprocessor_config.json`, which transformers' AutoImageProcessor opens as a BitImageProcessor that
+        makes equal numbers of a picture of 8 bits, but for what is `unsaid`. Extra keys are ours: `cxr_mode`,
+        `cxr_full_range`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         square = {"height": self.size, "width": self.size}
-        config = {
+        size = {
+            "crop": {"shortest_edge": self.size},
+            # no edge longer than `size`; the crop, which is larger then, adds the black
+            "pad": {"shortest_edge": self.size, "longest_edge": self.size},
+            "stretch": square,
+        }
+        config: dict[str, Any] = {
             "image_processor_type": "BitImageProcessor",
             "do_convert_rgb": True,
             "do_resize": True,
-            "size": square if self.mode == "stretch" else {"shortest_edge": self.size},
+            "size": size[self.mode],
             "resample": next(number for number, name in RESAMPLE.items() if name == self.resample),
             "do_center_crop": self.mode != "stretch",
             "crop_size": square,
             "do_rescale": True,
-            "rescale_factor": 1 / 255,
+            "rescale_factor": RESCALE,
             "do_normalize": True,
             "image_mean": list(_channels(self.mean)),
             "image_std": list(_channels(self.std)),
             "cxr_mode": self.mode,
         }
+        if self.full_range:
+            config["cxr_full_range"] = True
         (folder / FILE).write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
@@ -130,8 +202,9 @@ class Preprocessing:
             crop = {"height": crop, "width": crop}
         square = not isinstance(size, int) and size.get("height") is not None
         edge = size if isinstance(size, int) else size.get("height" if square else "shortest_edge")
-        mode = config.get("cxr_mode", "stretch" if square else "crop")
-        cut = config.get("do_center_crop", mode == "crop")
+        padded = not isinstance(size, int) and size.get("longest_edge") == edge
+        mode = config.get("cxr_mode", "stretch" if square else "pad" if padded else "crop")
+        cut = config.get("do_center_crop", mode != "stretch")
         if (
             edge is None
             or (square and size["width"] != edge)
@@ -143,11 +216,26 @@ class Preprocessing:
         resample = RESAMPLE.get(config.get("resample", 3))
         if resample is None:
             raise ValueError(f"{path}: resample {config['resample']} is neither bicubic (3) nor bilinear (2)")
-        return cls(edge, mode, config.get("image_mean", ()), config.get("image_std", ()), resample)
+        mean, std = (config.get(key, ()) for key in ("image_mean", "image_std"))
+        return cls(edge, mode, mean, std, resample, config.get("cxr_full_range", False))
+
+
+def _sha256(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _channels(value: float | tuple[float, float, float]) -> tuple[float, float, float]:
     return (value,) * 3 if isinstance(value, int | float) else value
+
+
+def _spread(x_CHW: Tensor) -> Tensor:
+    """Spread uint8 levels over 0 to 255, cutting off fractions, as MAIRA-2's processor does. Raises ValueError for an
+    image of one level."""
+    low, high = int(x_CHW.min()), int(x_CHW.max())
+    if low == high:
+        raise ValueError(f"every pixel is {low}, which cannot be spread over the whole range")
+    table = (np.arange(256) - low).clip(0) / (high - low) * 255
+    return torch.from_numpy(table.clip(0, 255).astype(np.uint8))[x_CHW.int()]
 
 
 def _resize(x_HW: Tensor, h: int, w: int, how: str = "bicubic") -> Tensor:

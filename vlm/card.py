@@ -46,6 +46,7 @@ def write_card(
         *(f"| {part} | {count:,} |" for part, count, _ in parameter_table(model.llava)),
         "", f"- features of the encoder: {meta.features}",
         f"- encoder sha256 {meta.encoder_sha256[:16]}, preprocessing sha256 {meta.preprocess_sha256[:16]}",
+        f"- pictures of 8 bits: {_pictures(model)}",
         f"- prompt: {_said(asdict(meta.prompt))}", f"- at most {meta.max_new_tokens} new tokens", "",
         "## What it learned from", "", *_training(run), "", "## How good it was", "", *_scores(run, scores), "",
         "## Limits", "",
@@ -58,6 +59,13 @@ def write_card(
         ]), "",
     ]  # fmt: skip
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _pictures(model: FindingsModel) -> str:
+    unsaid = model.preprocessing.unsaid
+    if unsaid:
+        return f"{unsaid}, which transformers' processor does not do; spread them yourself before it"
+    return "as they are, here and by transformers' processor"
 
 
 def _said(fields: dict[str, Any]) -> str:

@@ -2,4 +2,8 @@
 
 from encoder.errors import ModelError
 
-__all__ = ["ModelError"]
+__all__ = ["ModelError", "ModelWarning"]
+
+
+class ModelWarning(UserWarning):
+    """A model that is loaded, but that does not do all that it did when it was made; the message says what to do."""

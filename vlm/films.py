@@ -105,7 +105,7 @@ def film_of(
     except InputError as error:
         return error
     warned = [{"code": w.code, "message": w.message} for w in radiograph.warnings]
-    return Film(preprocessing(radiograph.pixels), warned, thumbnail(radiograph.pixels) if keep else None)
+    return Film(preprocessing(radiograph), warned, thumbnail(radiograph.pixels) if keep else None)
 
 
 def _pass_on(task: Task, role: str, image: Image, film: Film) -> None:

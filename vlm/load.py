@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,17 @@ from encoder.files import sha256_of
 from encoder.hub import weights_sha256
 from encoder.transforms import Preprocessing
 from vlm.adapters import check_adapters, quiet_peft
-from vlm.errors import ModelError
+from vlm.errors import ModelError, ModelWarning
 from vlm.hub import resolve
 from vlm.model import META, FindingsModel, Meta, attention_name
+from vlm.processor import image_processor
+
+STRETCHED = (
+    "{folder} was trained while 8-bit pictures (PNG, JPEG) were stretched to their full range. They are now read as "
+    "they are, as plain transformers reads them, so its answers to them may change. DICOM and 16-bit pictures are read "
+    'as before. To go on stretching, set "cxr_full_range": true in preprocessor_config.json (of an adapter: its '
+    "base's). To accept the new rule for good, write the model anew with `cxr export`."
+)
 
 
 def load_model(
@@ -63,18 +72,14 @@ def is_findings_model(folder: Path) -> bool:
     return (folder / META).is_file() or is_maira2(folder)
 
 
-def _load_whole(folder: Path, attention: str, dtype: torch.dtype | None) -> FindingsModel:
+def _load_whole(folder: Path, attention: str, dtype: torch.dtype | None, tell: bool = True) -> FindingsModel:
     if is_maira2(folder):
         from vlm import maira2
 
         return maira2.load(folder, attention=attention, dtype=dtype)
     meta = Meta.load(folder)
     preprocessing = Preprocessing.from_pretrained(folder)
-    if preprocessing.sha256 != meta.preprocess_sha256:
-        raise ModelError(
-            f"{folder}: the preprocessing ({preprocessing.sha256[:12]}) is not the one the model was trained with "
-            f"({meta.preprocess_sha256[:12]})"
-        )
+    meta = _digest_checked(folder, meta, preprocessing, "its preprocessor_config.json", tell)
     import vlm.llava  # noqa: F401  (which makes cxr_llava known)
 
     llava, report = AutoModelForImageTextToText.from_pretrained(
@@ -88,6 +93,8 @@ def _load_whole(folder: Path, attention: str, dtype: torch.dtype | None) -> Find
     if odd:
         raise ModelError(f"{folder}: the weights do not fit the configuration: {odd}")
     processor = LlavaProcessor.from_pretrained(folder)
+    # what an earlier version wrote there may say less than the preprocessing
+    processor.image_processor = image_processor(preprocessing)
     return FindingsModel(llava, processor, preprocessing, meta, revision=weights_sha256(folder))
 
 
@@ -102,12 +109,9 @@ def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> Find
             f"{folder} was trained on {meta.base} with weights {meta.base_sha256[:12]}, but {given} holds weights "
             f"{digest[:12]}"
         )
-    model = _load_whole(base_dir, attention, dtype)
-    if model.preprocessing.sha256 != meta.preprocess_sha256:
-        raise ModelError(
-            f"{folder} was trained with preprocessing {meta.preprocess_sha256[:12]}, but {given} has "
-            f"{model.preprocessing.sha256[:12]}"
-        )
+    # a base may be older than its adapter, whose digest says what pictures the two learned from
+    model = _load_whole(base_dir, attention, dtype, tell=False)
+    meta = _digest_checked(folder, meta, model.preprocessing, str(given))
     with quiet_peft():
         llava = PeftModel.from_pretrained(model.llava, folder, is_trainable=trainable)
     check_adapters(llava)
@@ -121,6 +125,28 @@ def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> Find
             f"{folder} does not fit its base {given}: {len(odd)} tensors without a partner, first {odd[0]}"
         )
     return replace(model, llava=llava, meta=meta, adapter_sha256=sha256_of(file))
+
+
+def _digest_checked(
+    folder: Path, meta: Meta, preprocessing: Preprocessing, where: str, tell: bool = True
+) -> Meta:
+    """Compare the digest in `folder`'s cxr.json with the preprocessing found at `where`.
+
+    Returns:
+        Meta with the digest of today. If `tell`, warns of a model that was trained under the rule before.
+
+    Raises:
+        ModelError: the model was trained with another preprocessing.
+    """
+    if meta.preprocess_sha256 == preprocessing.sha256_before:
+        if tell and not preprocessing.full_range:
+            warnings.warn(STRETCHED.format(folder=folder), ModelWarning, stacklevel=4)
+    elif meta.preprocess_sha256 != preprocessing.sha256:
+        raise ModelError(
+            f"{folder} was trained with preprocessing {meta.preprocess_sha256[:12]}, but {where} says "
+            f"{preprocessing.sha256[:12]}: restore the file that the model came with"
+        )
+    return replace(meta, preprocess_sha256=preprocessing.sha256)
 
 
 def _base_of(folder: Path, meta: Meta) -> str | Path:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -224,11 +225,11 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:
-    """preprocessor_config.json. MAIRA-2's processor first stretches the grey levels of each image to the whole range,
-    which our reader does. Raises ModelError."""
+    """preprocessor_config.json. MAIRA-2's processor first stretches the grey levels of each image to the whole range.
+    Raises ModelError."""
     path = folder / PREPROCESSOR
     try:
-        preprocessing = Preprocessing.from_pretrained(folder)
+        preprocessing = replace(Preprocessing.from_pretrained(folder), full_range=True)
         row = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: {error}") from None

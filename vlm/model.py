@@ -135,6 +135,8 @@ def save(model: FindingsModel, folder: str | Path, dtype: torch.dtype | None = N
     for part in (config.text_config, config.vision_config):
         part._name_or_path = ""  # where the parts once lay is nobody else's business
     config.use_cache = config.text_config.use_cache = True  # a training switches it off
+    # so that plain transformers stops where `Findings` does; its own default is 20
+    model.llava.generation_config.max_new_tokens = model.meta.max_new_tokens
     model.llava.save_pretrained(folder, state_dict=state)
     _name_weights(folder)
     _save_companions(model, folder)

@@ -1,6 +1,6 @@
 """Is this image like the radiographs the model knows? Mahalanobis distance of its features to a reference set.
 
-    python -m vlm.outliers MODEL FOLDER|FILE... --out MODEL/ood.safetensors
+    cxr outliers MODEL FOLDER|FILE... --out MODEL/ood.safetensors
 
 The features are the CLS token and the patch tokens averaged over a 4 x 4 grid, after the final LayerNorm: a small
 encoder's CLS token tells bright from dark, but it is the layout that tells a chest from a hip. A reference of several
@@ -12,8 +12,6 @@ as its nearest part.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,7 +200,7 @@ def fit_outliers(
     rows, pixels, unreadable = [], [], 0
     for i, path in enumerate(image_paths):
         try:
-            pixels.append(model.preprocessing(read(path).pixels))
+            pixels.append(model.preprocessing(read(path)))
         except InputError:
             unreadable += 1
         if pixels and (len(pixels) == batch or i == len(image_paths) - 1):
@@ -217,32 +215,3 @@ def fit_outliers(
     result = Outliers.fit(torch.cat(rows), quantile=quantile, encoder_sha256=model.meta.encoder_sha256)
     result.save(out)
     return result
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vlm.outliers", description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="findings model directory")
-    parser.add_argument(
-        "images", nargs="+", type=Path, help="image files, or folders of PNG, JPEG and DICOM files"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    parser.add_argument(
-        "--quantile", type=float, default=0.98, help="of reference images below the threshold"
-    )
-    args = parser.parse_args(argv)
-    if args.out.exists():
-        print(f"{args.out} exists; remove it first or choose another name", file=sys.stderr)
-        return 2
-    suffixes = {".png", ".jpg", ".jpeg", ".dcm"}
-    paths = []
-    for path in args.images:
-        paths += (
-            sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes) if path.is_dir() else [path]
-        )
-    result = fit_outliers(args.model, paths, args.out, quantile=args.quantile)
-    print(f"wrote {args.out}: {result.reference} images in {len(result.parts)} parts")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,6 +8,7 @@ from transformers import (
     LlavaProcessor,
 )
 
+from encoder.transforms import Preprocessing
 from vlm.errors import ModelError
 from vlm.prompts import IMAGE_TOKEN
 
@@ -21,10 +22,10 @@ def greedy(tokenizer) -> GenerationConfig:
     )
 
 
-def processor_of(tokenizer, preprocessing, side: int, select: str = "full") -> LlavaProcessor:
+def processor_of(tokenizer, preprocessing: Preprocessing, side: int, select: str = "full") -> LlavaProcessor:
     """The processor of a model that sees `side` x `side` tokens of an image."""
     return LlavaProcessor(
-        image_processor=_image_processor(preprocessing),
+        image_processor=image_processor(preprocessing),
         tokenizer=tokenizer,
         patch_size=_patch_size(preprocessing.size, side),
         vision_feature_select_strategy=select,
@@ -47,7 +48,8 @@ def _patch_size(size: int, side: int) -> int:
     return patch
 
 
-def _image_processor(preprocessing) -> BitImageProcessor:
+def image_processor(preprocessing: Preprocessing) -> BitImageProcessor:
+    """Say the preprocessing in transformers' words; what cannot be said so is `preprocessing.unsaid`."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

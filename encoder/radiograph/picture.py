@@ -9,8 +9,10 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from encoder.radiograph.grey import check_pixels, levels, look_up, size_warning
+from encoder.radiograph.grey import check_pixels, levels, look_up, size_warning, span
 from encoder.radiograph.types import Header, InputError, Limits, Radiograph
+
+GREEN = 1
 
 
 def read_picture(data: bytes, limits: Limits) -> Radiograph:
@@ -38,14 +40,26 @@ def of_image(image: Image.Image, limits: Limits, keeps_levels: bool = True) -> R
     return of_levels(_grey(ImageOps.exif_transpose(image)))
 
 
-def of_levels(stored_HW: np.ndarray) -> Radiograph:
-    """Make a radiograph of the stored grey levels of a picture, uint8 or uint16 (H, W), dark = air. Files, Pillow's
-    images, arrays and tensors all come here, so that equal levels give equal pixels. Raises InputError."""
+def of_levels(stored: np.ndarray) -> Radiograph:
+    """Make a radiograph of the stored levels of a picture, dark = air: uint8 or uint16, (H, W), or (H, W, 3) as
+    `grey_channels` gives them. Files, Pillow's images, arrays and tensors all come here, so that equal levels give
+    equal pixels.
+
+    8 bits are taken as they are, level / 255, because that is what transformers' processor takes them for. 16 bits,
+    which no processor reads, are spread so that what occurs spans [0, 1], as a DICOM without a window is. Raises
+    InputError.
+    """
+    stored_HW = stored if stored.ndim == 2 else stored[..., GREEN]
+    H, W = stored_HW.shape
+    header = Header(rows=H, columns=W, bits=8 * stored.itemsize)
+    if stored.dtype == np.uint8:
+        span(stored_HW)
+        return Radiograph(
+            np.divide(stored_HW, 255, dtype=np.float32), header, tuple(size_warning(H, W)), stored
+        )
     low, occurs = levels(stored_HW)
     pixels_HW = look_up(stored_HW, low, np.arange(len(occurs), dtype=np.float64), occurs)
-    H, W = pixels_HW.shape
-    bits = 8 * stored_HW.itemsize
-    return Radiograph(pixels_HW, Header(rows=H, columns=W, bits=bits), tuple(size_warning(H, W)))
+    return Radiograph(pixels_HW, header, tuple(size_warning(H, W)))
 
 
 @contextmanager
@@ -67,7 +81,8 @@ def _refusals() -> Iterator[None]:
 
 
 def _grey(image: Image.Image) -> np.ndarray:
-    """Take the grey levels (H, W), uint8 or uint16 as stored. Pillow's convert("L") would clip 16 bits to 255."""
+    """Take the levels as stored, uint8 (H, W) or (H, W, 3), or uint16 (H, W). Pillow's convert("L") would clip 16 bits
+    to 255."""
     if image.mode in {"1", "L"}:
         return np.asarray(image.convert("L"))
     if image.mode.startswith("I"):
@@ -79,7 +94,14 @@ def _grey(image: Image.Image) -> np.ndarray:
     channels_HWC = np.asarray(image.convert("RGBA"))
     if channels_HWC[..., 3].min() < 255:
         raise InputError("colour_image", "the picture has transparent parts")
-    return grey_of_channels(channels_HWC[..., :3])
+    return grey_channels(channels_HWC[..., :3])
+
+
+def grey_channels(channels_HW3: np.ndarray, level: float = 1) -> np.ndarray:
+    """Check that three channels are those of a grey picture, as `grey_of_channels` does: (H, W) where they agree, else
+    (H, W, 3), for plain transformers sees all three. Raises InputError for colour."""
+    grey_HW = grey_of_channels(channels_HW3, level)
+    return np.ascontiguousarray(grey_HW if (channels_HW3 == grey_HW[..., None]).all() else channels_HW3)
 
 
 def grey_of_channels(channels_HW3: np.ndarray, level: float = 1) -> np.ndarray:

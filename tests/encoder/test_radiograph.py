@@ -539,14 +539,51 @@ def test_a_strip_is_refused(tmp_path):
 
 def test_grey_pictures_in_every_dress(tmp_path):
     grey = np.add.outer(np.arange(H) * 3, np.arange(W) * 2).astype(np.uint8)
-    expected = scaled(grey)
+    assert 0 < np.ptp(grey) < 255
     for mode in ("L", "RGB", "RGBA", "LA", "P"):
         Image.fromarray(grey).convert(mode).save(tmp_path / "x.png")
-        assert np.abs(read(tmp_path / "x.png").pixels - expected).max() < 1e-6, mode
+        radiograph = read(tmp_path / "x.png")
+        assert np.array_equal(radiograph.pixels, (grey / 255).astype(np.float32)), mode
+        assert radiograph.pixels.dtype == np.float32 and np.array_equal(radiograph.stored, grey), mode
     for mode in ("L", "RGB"):
         Image.fromarray(grey).convert(mode).save(tmp_path / "x.jpg", quality=90)
         radiograph = read(tmp_path / "x.jpg")
-        assert np.abs(radiograph.pixels - expected).max() < 0.04 and radiograph.header.view == "unknown", mode
+        assert np.abs(radiograph.pixels - grey / 255).max() < 0.03 and radiograph.header.view == "unknown", (
+            mode
+        )
+
+
+@pytest.mark.parametrize("low, high", [(90, 140), (0, 40), (200, 255), (17, 18)])
+def test_8_bit_pictures_are_taken_as_they_are(low, high, tmp_path):
+    """As RAD-DINO's processor takes them: no level is moved, however few there are."""
+    grey = RNG.integers(low, high + 1, (H, W)).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "x.png")
+    Image.fromarray(grey).save(tmp_path / "x.jpg")
+    for name in ("x.png", "x.jpg"):
+        decoded = np.asarray(Image.open(tmp_path / name))
+        radiograph = read(tmp_path / name)
+        assert np.array_equal(radiograph.pixels, (decoded / 255).astype(np.float32))
+        assert np.array_equal(radiograph.stored, decoded) and radiograph.stored.dtype == np.uint8
+
+
+def test_16_bits_and_dicom_are_spread_over_their_range(tmp_path):
+    values = RNG.integers(1000, 3000, (H, W)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    save(dataset(values, 12), tmp_path / "x.dcm")
+    save(dataset((values // 16).astype(np.uint8), 8), tmp_path / "8.dcm")
+    for name, stored_HW in (("x.png", values), ("x.dcm", values), ("8.dcm", values // 16)):
+        radiograph = read(tmp_path / name)
+        assert np.abs(radiograph.pixels - scaled(stored_HW)).max() < 1e-6 and radiograph.stored is None, name
+
+
+def test_channels_that_differ_a_little_are_kept(tmp_path):
+    """Plain transformers sees all three, so they must reach the model; the pixels are the green one."""
+    grey = np.add.outer(np.arange(H) * 3, np.arange(W) * 2).astype(np.uint8)
+    tinted = np.stack([grey, grey, grey + np.uint8(2)], -1)
+    Image.fromarray(tinted).save(tmp_path / "x.png")
+    radiograph = read(tmp_path / "x.png")
+    assert np.array_equal(radiograph.stored, tinted)
+    assert np.array_equal(radiograph.pixels, (grey / 255).astype(np.float32))
 
 
 def test_a_photograph_is_turned_as_its_exif_says(tmp_path):

@@ -1,6 +1,7 @@
 """Evaluation preprocessing against transformers' own, multi-crop against its promises."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 from transformers import AutoImageProcessor
 
+from encoder.radiograph import read
 from encoder.transforms import MultiCrop, Preprocessing, gaussian_blur, random_box
 
 
@@ -18,8 +20,12 @@ def smooth(h, w, seed=0):
     return ((x - x.min()) / (x.max() - x.min()) * 255).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize("shape", [(77, 101), (101, 77), (300, 211), (56, 56), (57, 56), (40, 90)])
-@pytest.mark.parametrize("texture", ["smooth", "noise"])
+# Of one size, smaller, larger, odd; (10, 57) and (55, 6) are those that transformers leaves a pixel too long or short.
+SHAPES = [(77, 101), (101, 77), (300, 211), (56, 56), (57, 56), (40, 90), (10, 57), (55, 6), (19, 33)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("texture", ["smooth", "noise", "flat", "three channels"])
 @pytest.mark.parametrize(
     "prep",
     [
@@ -27,23 +33,63 @@ def smooth(h, w, seed=0):
         Preprocessing(56, mean=(0.481, 0.458, 0.408), std=(0.269, 0.261, 0.276)),  # as CLIP's
         Preprocessing(56, "stretch", 0.5, 0.5),  # as SigLIP's
         Preprocessing(56, "stretch", 0.5, 0.5, "bilinear"),
+        Preprocessing(56, "pad"),
+        Preprocessing(55, "pad", resample="bilinear"),
     ],
-    ids=["rad-dino", "clip", "siglip", "medsiglip"],
+    ids=["rad-dino", "clip", "siglip", "medsiglip", "pad", "odd pad"],
 )
-def test_equals_transformers_to_one_grey_level(tmp_path, shape, texture, prep):
+def test_an_8_bit_picture_gives_the_numbers_of_transformers(tmp_path, shape, texture, prep):
     prep.save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
-    pixels = (
-        smooth(*shape)
-        if texture == "smooth"
-        else np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
-    )
-    theirs = processor(Image.fromarray(pixels), return_tensors="pt").pixel_values[0]
-    ours = prep(pixels.astype(np.float32) / 255)
-    assert ours.shape == (3, 56, 56) and ours.dtype == torch.float32 and ours.is_contiguous()
-    # 8-bit resizing rounds after each of its two passes
-    assert (ours - theirs).abs().max() <= 1.1 / 255 / np.min(prep.std)
-    assert (ours - theirs).abs().mean() <= 0.5 / 255 / np.min(prep.std)
+    rng = np.random.default_rng(1)
+    levels = {
+        "smooth": lambda: smooth(*shape),
+        "noise": lambda: rng.integers(0, 256, shape),
+        "flat": lambda: rng.integers(90, 141, shape),
+        "three channels": lambda: smooth(*shape)[..., None] // 2 + rng.integers(0, 9, (*shape, 3)),
+    }[texture]().astype(np.uint8)
+    theirs = processor(Image.fromarray(levels), return_tensors="pt").pixel_values[0]
+    ours = prep(levels)
+    assert ours.shape == (3, prep.size, prep.size) and ours.dtype == torch.float32 and ours.is_contiguous()
+    assert torch.equal(ours, theirs)
+    if levels.ndim == 2:
+        # DICOM and 16 bits are resized in float32, without the rounding of 8 bits after each of two passes
+        in_float = prep(levels.astype(np.float32) / 255)
+        assert (in_float - theirs).abs().max() <= 1.1 / 255 / np.min(prep.std)
+        assert (in_float - theirs).abs().mean() <= 0.5 / 255 / np.min(prep.std)
+
+
+def test_a_radiograph_is_prepared_by_what_it_is(tmp_path):
+    """The levels of an 8-bit picture, the grey levels of one of 16 bits."""
+    levels, prep = smooth(70, 61), Preprocessing(size=56)
+    Image.fromarray(levels).save(tmp_path / "8.png")
+    Image.fromarray(levels.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    assert torch.equal(prep(read(tmp_path / "8.png")), prep(levels))
+    in_float = prep(levels.astype(np.float32) / 255)
+    assert not torch.equal(in_float, prep(levels))
+    torch.testing.assert_close(prep(read(tmp_path / "16.png")), in_float, rtol=0, atol=1e-5)
+
+
+def test_pixels_that_cannot_be_written_to_are_left_alone():
+    levels = smooth(60, 60)
+    levels.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's, of undefined behaviour
+        Preprocessing(size=56)(levels)
+
+
+@pytest.mark.parametrize("low, high", [(90, 140), (0, 255), (3, 4), (0, 17)])
+def test_full_range_is_that_of_maira2(low, high):
+    levels = np.random.default_rng(0).integers(low, high + 1, (66, 70)).astype(np.uint8)
+    levels[0, :2] = low, high
+    shown = levels.astype(np.float64) - low
+    shown = (shown / shown.max() * 255).astype(np.uint8)
+    assert shown.min() == 0 and shown.max() == 255
+    prep = Preprocessing(size=56, full_range=True)
+    assert torch.equal(prep(levels), Preprocessing(size=56)(shown))
+    assert prep.unsaid and not Preprocessing().unsaid
+    with pytest.raises(ValueError, match="every pixel is 7"):
+        prep(np.full((60, 60), 7, np.uint8))
 
 
 def test_pad_keeps_the_whole_film():
@@ -82,32 +128,53 @@ def test_siglip_and_timm_directories(tmp_path):
     assert Preprocessing.from_pretrained(tmp_path) == Preprocessing(56, "crop", (0.1, 0.2, 0.3), 0.5)
 
 
-def test_digests_of_models_trained_before_are_the_same():
-    """As computed when there was one way to resize and one mean."""
-    assert Preprocessing().sha256.startswith("947689539f3adc0e")
+def test_digests_are_those_of_their_version():
+    """As computed when there was one way to resize and one mean; and since 8-bit pictures are taken as they are."""
+    assert Preprocessing().sha256_before.startswith("947689539f3adc0e")
+    assert Preprocessing(full_range=True).sha256_before.startswith("947689539f3adc0e")
+    assert Preprocessing().sha256.startswith("a272db734b5f6b54")
 
 
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
 def test_saved_and_read_again(tmp_path, mode):
-    prep = Preprocessing(size=196, mode=mode, mean=0.4, std=(0.3, 0.2, 0.3))
-    prep.save_pretrained(tmp_path / "new")
-    assert Preprocessing.from_pretrained(tmp_path / "new") == prep
+    for full_range in (False, True):
+        prep = Preprocessing(size=196, mode=mode, mean=0.4, std=(0.3, 0.2, 0.3), full_range=full_range)
+        prep.save_pretrained(tmp_path / "new")
+        assert Preprocessing.from_pretrained(tmp_path / "new") == prep
+
+
+def test_what_was_saved_as_pad_before_still_is(tmp_path):
+    """Then transformers was told of a crop."""
+    Preprocessing(size=56, mode="pad").save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"size": {"shortest_edge": 56}}))
+    assert Preprocessing.from_pretrained(tmp_path) == Preprocessing(size=56, mode="pad")
+    del config["cxr_mode"]
+    path.write_text(json.dumps(config))
+    assert Preprocessing.from_pretrained(tmp_path) == Preprocessing(size=56, mode="pad")
 
 
 def test_sha256_is_of_the_content():
     assert Preprocessing().sha256 == Preprocessing(size=518, mode="crop").sha256
-    assert (
-        len({Preprocessing().sha256, Preprocessing(size=196).sha256, Preprocessing(mode="pad").sha256}) == 3
-    )
+    others = (Preprocessing(size=196), Preprocessing(mode="pad"), Preprocessing(full_range=True))
+    assert len({Preprocessing().sha256, Preprocessing().sha256_before, *(p.sha256 for p in others)}) == 5
 
 
 @pytest.mark.parametrize(
     "pixels",
-    [np.zeros((3, 8, 8), np.float32), np.zeros((8, 8), np.uint8), np.zeros((0, 8), np.float32)],
-    ids=["channels", "integers", "empty"],
+    [
+        np.zeros((3, 8, 8), np.float32),
+        np.zeros((8, 8), np.uint16),
+        np.zeros((0, 8), np.float32),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 0), np.uint8),
+        np.zeros(8, np.uint8),
+    ],
+    ids=["channels", "integers", "empty", "8-bit channels first", "8-bit empty", "8-bit row"],
 )
 def test_other_arrays_are_refused(pixels):
-    with pytest.raises(ValueError, match="float pixels"):
+    with pytest.raises(ValueError, match=r"expected .*\(H, W\)"):
         Preprocessing(size=8)(pixels)
 
 

@@ -240,7 +240,7 @@ def test_a_model_knows_the_images_it_was_trained_on(train, findings_model, tmp_p
     studies = make_studies(root, 40)
     paths = [root / s.images[0].path for s in load_studies(studies)]
     tower = models.vision_tower(merged.model.llava)
-    pixels = torch.stack([merged.model.preprocessing(read(p).pixels) for p in paths])
+    pixels = torch.stack([merged.model.preprocessing(read(p)) for p in paths])
     assert float((merged.outliers.distances(tower, pixels) < 1).float().mean()) > 0.8
     noise = torch.randn(4, *pixels.shape[1:], generator=torch.Generator().manual_seed(0))
     assert (merged.outliers.distances(tower, noise) > 1).all()

@@ -102,7 +102,7 @@ def test_the_model_reads_what_it_reads_when_it_generates(encoder_dir, llm_dir, s
     assert sorted({len(row["images"]) for row in rows}) == [1, 2, 3]
     expected = [p.findings for p in vlm.Findings(model).generate(few, max_new_tokens=12)]
     pixels = [
-        torch.stack([model.preprocessing(read(image.path).pixels) for _, image in shown_images(s, style)])
+        torch.stack([model.preprocessing(read(image.path)) for _, image in shown_images(s, style)])
         for s in few
     ]
     with torch.no_grad():

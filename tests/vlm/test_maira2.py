@@ -221,7 +221,7 @@ def seen(study: Study, model: models.FindingsModel) -> torch.Tensor:
     from vlm.prompts import shown_images
 
     shown = shown_images(study, model.meta.prompt)
-    return torch.stack([model.preprocessing(read(image.path).pixels) for _, image in shown])
+    return torch.stack([model.preprocessing(read(image.path)) for _, image in shown])
 
 
 @pytest.mark.parametrize("which", ["frontal", "three"])

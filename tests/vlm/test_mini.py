@@ -120,7 +120,7 @@ def _distances(mini, paths):
     prep, tower = mini.model.preprocessing, vision_tower(mini.model.llava)
     parts = [paths[i : i + 32] for i in range(0, len(paths), 32)]
     return torch.cat(
-        [mini.outliers.distances(tower, torch.stack([prep(read(p).pixels) for p in part])) for part in parts]
+        [mini.outliers.distances(tower, torch.stack([prep(read(p)) for p in part])) for part in parts]
     )
 
 

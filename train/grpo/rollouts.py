@@ -124,7 +124,7 @@ class StudyProcessor(LlavaProcessor):
         self.features = {path: x for path, x in self.features.items() if path in once}  # of the call before
         if new := [path for path in once if path not in self.features]:
             weight = next(self.tower.parameters())
-            pixels = torch.stack([self.model.preprocessing(read(path).pixels) for path in new])
+            pixels = torch.stack([self.model.preprocessing(read(path)) for path in new])
             seen = tower_features(self.tower, pixels.to(weight.device, weight.dtype), self.layers, self.norm)
             self.features |= dict(zip(new, seen, strict=True))
         ids = [self.model.prompt_ids(words) for words in text]
