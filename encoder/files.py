@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -133,8 +133,8 @@ def append(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def append_json(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Add a JSON object a line, as `append` does."""
+def append_json(path: Path, lines: Iterable[Any]) -> None:
+    """Add a JSON value a line, as `append` does."""
     append(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 

@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr.cli.main import main
+from encoder import files
 from encoder.radiograph import read
-from train.datasets import archive
 from train.datasets.archive import Archive, ArchiveError, index_lines, prepare
 from train.datasets.folder import image_paths, shrink
 from train.datasets.index import index as write_index
@@ -39,7 +39,7 @@ def test_images_are_those_of_the_reader(films, tmp_path, capsys):
     out = tmp_path / "out"
     assert (
         main(
-            ["prepare", str(films), "--out", str(out), "--short-side", "32", "--dataloader_num_workers", "2"]
+            ["prepare", str(films), "--out", str(out), "--short-side", "32", "--workers", "2"]
         )
         == 0
     )
@@ -72,8 +72,8 @@ def test_sixteen_bits_keep_the_grey_levels(films, tmp_path):
 @pytest.mark.parametrize(
     ("module", "name", "at"),
     [
-        (archive, "_sync", 2),  # while the second shard is written
-        (archive.json, "dumps", 7),  # when it is there, before its lines are in the index
+        (files, "sync", 5),  # while the second shard is written
+        (files.json, "dumps", 7),  # when it is there, before its lines are in the index
     ],
 )
 def test_an_interrupted_run_goes_on(films, tmp_path, monkeypatch, module, name, at):
@@ -156,14 +156,14 @@ def dicom_file(path, patient):
 def test_an_index_is_gone_on_with_and_trained_from(films, tmp_path, capsys):
     """A tree that is listed once: what is there is not read again, a line that was cut off is written anew."""
     out = tmp_path / "index.csv"
-    assert main(["prepare", str(films), "--out", str(out), "--dataloader_num_workers", "2"]) == 0
+    assert main(["prepare", str(films), "--out", str(out), "--workers", "2"]) == 0
     said = capsys.readouterr()
     assert "10 images found, 0 were there, 9 added" in said.out and "1 left out: not_an_image" in said.err
     whole = out.read_text()
     assert whole.splitlines()[0] == "file,view,width,height,error"
     assert sorted(image_paths(out)) == sorted(p for p in films.rglob("*.png") if p.name != "broken.png")
     out.write_text("".join(whole.splitlines(keepends=True)[:4]) + whole.splitlines()[4][:-3])
-    assert main(["prepare", str(films), "--out", str(out), "--dataloader_num_workers", "1"]) == 0
+    assert main(["prepare", str(films), "--out", str(out), "--workers", "1"]) == 0
     assert "3 were there" in capsys.readouterr().out and out.read_text() == whole
     assert not list(write_index(sorted(films.rglob("*.png")), out, workers=1))
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")

@@ -9,14 +9,14 @@ import json
 import logging
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from encoder.files import one_at_a_time
+from encoder.files import append_json, one_at_a_time, whole_lines, write_atomically, write_text
+from encoder.progress import bar
 from encoder.radiograph import InputError, Limits, read
 from vlm.study import StudyError, load_studies, normalise_split
 
@@ -160,8 +160,8 @@ class Radiographs:
     air, its shorter side at most `short_side`; sizes differ between items.
 
     With `cache`, a folder, all images are decoded once, in parallel, into one memory-mapped file in a sub-folder
-    named by the content (paths, sizes, times of change, short_side); an interrupted build goes on where it stopped,
-    and of several processes one builds while the others wait. Images that cannot be read are left out: `skipped`
+    named by the content (paths, sizes, times of change, short_side); an interrupted build resumes, and of several
+    processes one builds while the others wait. Images that cannot be read are left out: `skipped`
     lists (path, code, message), and so does `unreadable.csv` beside the cached pixels.
 
     Without `cache` every access decodes. An unreadable image is then logged with its code, and the next readable one
@@ -196,7 +196,8 @@ class Radiographs:
 
     def __getitem__(self, index: int) -> np.ndarray:
         if self._file is not None:
-            if self._pixels is None:  # opened anew in each process: a pickled memory map would be a full copy
+            # Opened anew in each process: a pickled memory map would be a full copy.
+            if self._pixels is None:
                 self._pixels = np.memmap(self._file, np.uint8, "r")
             start, H, W = self._extents[index]
             return np.array(self._pixels[start : start + H * W]).reshape(H, W)
@@ -253,17 +254,14 @@ class Radiographs:
         index.touch()
         pixels.touch()
         lines, promised = [], 0
-        for line in index.read_text().splitlines():  # the last line may be cut off
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                break
+        for line in whole_lines(index).decode().splitlines():
+            entry = json.loads(line)
             size = 0 if isinstance(entry[0], str) else entry[0] * entry[1]
             if promised + size > pixels.stat().st_size:
                 break
             promised += size
             lines.append(line + "\n")
-        index.write_text("".join(lines))
+        write_text(index, "".join(lines))
         os.truncate(pixels, promised)
 
         workers = min(16, os.cpu_count() or 1) if workers is None else workers
@@ -271,23 +269,22 @@ class Radiographs:
         decoded = DataLoader(
             _Decoder(self), batch_size=None, sampler=remaining, num_workers=workers, collate_fn=_as_is
         )
-        with pixels.open("ab") as pixel_file, index.open("a") as index_file:
-            pending: list[str] = []
+        with pixels.open("ab") as pixel_file:
+            pending: list[Sequence[int | str]] = []
 
             def flush() -> None:
                 pixel_file.flush()
                 os.fsync(pixel_file.fileno())
-                index_file.writelines(pending)
-                index_file.flush()
+                append_json(index, pending)
                 pending.clear()
 
             try:
-                for image in _progress(decoded, len(remaining), len(self.paths)):
+                for image in bar(decoded, "decoding", len(self.paths), done=len(lines)):
                     if isinstance(image, np.ndarray):
                         pixel_file.write(np.ascontiguousarray(image))
-                        pending.append(json.dumps(image.shape) + "\n")
+                        pending.append(image.shape)
                     else:
-                        pending.append(json.dumps(image) + "\n")
+                        pending.append(image)
                     if len(pending) >= 256:
                         flush()
             finally:
@@ -325,37 +322,8 @@ def _content_key(paths: Sequence[Path], short_side: int, limits: Limits) -> str:
 
 def _write_skipped(folder: Path, skipped: Sequence[tuple[Path, str, str]]) -> Path:
     path = folder / "unreadable.csv"
-    temporary = path.with_suffix(f".{os.getpid()}")
-    with temporary.open("w", newline="") as file:
+    with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "code", "message"])
         writer.writerows(skipped)
-    temporary.replace(path)
     return path
-
-
-def _progress(items, remaining: int, total: int) -> Iterator:
-    """A bar on a terminal, otherwise a line every ten seconds."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("", total=total, completed=total - remaining)
-            for item in items:
-                yield item
-                bar.advance(task)
-        return
-    start = last = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - last > 10:
-            last = now
-            rate = done / (now - start)
-            left = (remaining - done) / rate
-            log.info(
-                "decoded %d of %d images, %.0f/s, %.0f s left", total - remaining + done, total, rate, left
-            )

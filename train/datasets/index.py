@@ -3,21 +3,21 @@
 
     file, view, width, height, error        a line an image; `error` says why one cannot be used
 
-Every image is decoded once. An interrupted run goes on with the first image that has no line.
+Every image is decoded once. An interrupted run resumes with the first image that has no line, and of two runs on one
+index the second waits for the first.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Sequence, Set
-from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from encoder.files import whole_lines
+from encoder.files import append, one_at_a_time, whole_lines, write_text
 from encoder.radiograph import InputError, Limits, read
+from encoder.workers import pool
 from train.datasets.archive import ArchiveError
 from train.datasets.folder import named
 
@@ -33,24 +33,27 @@ def index(
     Names in `exclude` are treated as by `train.datasets.archive.prepare`. Raises ArchiveError if `out` is no index.
     """
     out = Path(out)
-    known = {row["file"] for row in index_rows(out)}
-    if not known:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(_lines([COLUMNS]), encoding="utf-8")
-    remaining = (str(path.absolute()) for path in paths)
-    jobs = ((path, exclude) for path in remaining if path not in known and not named(Path(path), exclude))
-    with ProcessPoolExecutor(min(32, os.cpu_count() or 1) if workers is None else workers) as pool:
+    # Also before a lock is left beside what is no index.
+    index_rows(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock")
+    with (
+        one_at_a_time(lock, f"another run is writing to {out}; waiting ({lock})"),
+        pool(workers) as processes,
+    ):
+        if not out.is_file():
+            write_text(out, _lines([COLUMNS]))
+        known = {row["file"] for row in index_rows(out)}
+        remaining = (str(path.absolute()) for path in paths)
+        jobs = ((p, exclude) for p in remaining if p not in known and not named(Path(p), exclude))
         while several := list(islice(jobs, PER_FLUSH)):
-            rows = list(pool.map(_row, several, chunksize=8))
-            with out.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                file.write(_lines([[row[name] for name in COLUMNS] for row in rows]))
-                file.flush()
-                os.fsync(file.fileno())
+            rows = list(processes.map(_row, several, chunksize=8))
+            append(out, _lines([[row[name] for name in COLUMNS] for row in rows]))
             yield from rows
 
 
 def index_rows(out: Path) -> list[dict[str, str]]:
-    """The rows of an index; a last one that was cut off is cut away."""
+    """Return the rows of an index. Raises ArchiveError if `out` is something else."""
     if not out.is_file():
         return []
     with out.open("rb") as file:

@@ -1,0 +1,43 @@
+"""Worker processes that do not outlive the one that started them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+
+# Seconds after which a worker notices at the latest that its parent is gone.
+WATCHED = 1.0
+
+
+def pool(workers: int | None = None, initializer: Callable[[], None] | None = None) -> ProcessPoolExecutor:
+    """Return a pool of `workers` processes (None: one a core, at most 32) that end with this one, also when it is
+    killed. Left to themselves they would sleep for good, with the memory and the locks that they have from it."""
+    if workers is None:
+        workers = min(32, os.cpu_count() or 1)
+    return ProcessPoolExecutor(workers, initializer=_begin, initargs=(os.getpid(), initializer))
+
+
+def _begin(parent: int, initializer: Callable[[], None] | None) -> None:
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if initializer:
+        initializer()
+
+
+def _watch(parent: int) -> None:
+    # Who started this process is `parent`, or a server that ends with it. A killed parent may still be there, as a
+    # process that nobody has waited for, but its children are not its own any more.
+    starter = os.getppid()
+    while os.getppid() == starter and _there(parent):
+        time.sleep(WATCHED)
+    os._exit(1)
+
+
+def _there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
