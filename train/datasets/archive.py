@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from encoder.files import write_atomically
-from encoder.radiograph import InputError, Limits, read
+from encoder.radiograph import GREY_RULE, InputError, Limits, read
 from encoder.store import Line, Store, StoreError
 from encoder.workers import pool
 from train.datasets.folder import named, shrink
@@ -59,7 +59,7 @@ def prepare(
     store, excluded = _store(Path(out)), set(exclude)
     store.refuse_other(ABOUT, "archive")
     with store.writing(), pool(workers) as processes:
-        store.agree(ABOUT, {"schema": 1, "short_side": short_side, "bits": bits})
+        store.agree(ABOUT, {"schema": 1, "short_side": short_side, "bits": bits, "grey_rule": GREY_RULE})
         known = store.rows()
         shard = 1 + max((line["shard"] for line in known.values() if "shard" in line), default=-1)
         remaining = (str(p.absolute()) for p in paths)

@@ -17,12 +17,13 @@ from PIL import Image
 
 from encoder.files import append_json, one_at_a_time, whole_lines, write_atomically, write_text
 from encoder.progress import bar
-from encoder.radiograph import InputError, Limits, read
+from encoder.radiograph import GREY_RULE, InputError, Limits, read
 from vlm.study import StudyError, load_studies, normalise_split
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".dcm", ".dicom", ".png", ".jpg", ".jpeg"}
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+IMAGE_SUFFIXES = {".dcm", ".dicom"} | PICTURE_SUFFIXES
 PATH_COLUMNS = ("file", "path", "image")
 UID_SUFFIX = re.compile(r"(\.\d+)?")  # DICOM files often have no suffix, or are named by a UID
 CACHE_VERSION = 1
@@ -309,7 +310,7 @@ def _as_is(item):
 
 
 def _content_key(paths: Sequence[Path], short_side: int, limits: Limits) -> str:
-    digest = hashlib.sha256(repr((CACHE_VERSION, short_side, limits)).encode())
+    digest = hashlib.sha256(repr((CACHE_VERSION, GREY_RULE, short_side, limits)).encode())
     for path in paths:
         try:
             status = path.stat()
