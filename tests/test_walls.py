@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ HEAVY = {
 
 
 def allowed(file: str) -> set[str]:
-    """The rooms that a file may import."""
+    """The rooms that a file may import: cxr -> train -> vlm, eval -> encoder."""
     room = file.split("/")[0]
     if file.startswith("eval/probes/"):
         return {"eval", "encoder"}
@@ -42,6 +42,15 @@ def allowed(file: str) -> set[str]:
     }[room]
 
 
+def imported_by_call(node: ast.AST) -> str | None:
+    """The module that `import_module("...")` or `__import__("...")` names."""
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        name = ast.unparse(node.func).split(".")[-1]
+        if name in {"import_module", "__import__"} and isinstance(node.args[0].value, str):
+            return node.args[0].value
+    return None
+
+
 def imports(tree: ast.AST, file: str) -> Iterator[tuple[str, int]]:
     """(dotted module, line) of every import, at whatever depth, also those through importlib."""
     for node in ast.walk(tree):
@@ -50,10 +59,65 @@ def imports(tree: ast.AST, file: str) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             base = file.split("/")[: -node.level] if node.level else []
             yield ".".join([*base, *([node.module] if node.module else [])]), node.lineno
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            name = ast.unparse(node.func).split(".")[-1]
-            if name in {"import_module", "__import__"} and isinstance(node.args[0].value, str):
-                yield node.args[0].value, node.lineno
+        elif called := imported_by_call(node):
+            yield called, node.lineno
+
+
+def modules_of(files: Iterable[str]) -> dict[str, str]:
+    """Dotted name -> file."""
+    return {file[:-3].replace("/", ".").removesuffix(".__init__"): file for file in files}
+
+
+def edges(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """file -> the files it imports, at whatever depth, type-only imports too. A face imports what it hands on; what a
+    file takes from its own face does not count, for the face is loaded before it in any case."""
+    known = modules_of(sources)
+    found: dict[str, set[str]] = {file: set() for file in sources}
+    for module, file in known.items():
+        package = module if file.endswith("__init__.py") else module.rpartition(".")[0]
+        for node in ast.walk(ast.parse(sources[file])):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            elif called := imported_by_call(node):
+                names = [called]
+            for name in names:
+                while name and name not in known:
+                    name = name.rpartition(".")[0]
+                if name and name != module and not module.startswith(f"{name}."):
+                    found[file].add(known[name])
+    return found
+
+
+def circles(sources: Mapping[str, str]) -> list[list[str]]:
+    """Files that import each other in a loop (Tarjan's strongly connected components)."""
+    arrows, index, low = edges(sources), {}, {}
+    stack: list[str] = []
+    found = []
+
+    def visit(file: str) -> None:
+        index[file] = low[file] = len(index)
+        stack.append(file)
+        for other in sorted(arrows[file]):
+            if other not in index:
+                visit(other)
+                low[file] = min(low[file], low[other])
+            elif other in stack:
+                low[file] = min(low[file], index[other])
+        if low[file] == index[file]:
+            loop = stack[stack.index(file) :]
+            del stack[stack.index(file) :]
+            if len(loop) > 1:
+                found.append(sorted(loop))
+
+    for file in sources:
+        if file not in index:
+            visit(file)
+    return found
 
 
 def trespasses(source: str, file: str) -> list[str]:
@@ -95,6 +159,25 @@ def test_imports_run_one_way(file):
     assert trespasses((ROOT / file).read_text(), file) == []
 
 
+def test_no_files_import_each_other_in_a_circle():
+    assert circles({file: (ROOT / file).read_text() for file in FILES}) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "loops"),
+    [
+        ({"a/x.py": "import a.y", "a/y.py": "def f():\n    from a import x"}, 1),
+        ({"a/x.py": "from a.y import z", "a/y.py": "if TYPE_CHECKING:\n    from a.x import T"}, 1),
+        ({"a/x.py": "import b.y", "b/y.py": "import c.z", "c/z.py": "import_module('a.x')"}, 1),
+        ({"a/__init__.py": "from a.x import f", "a/x.py": "from a.y import g", "a/y.py": ""}, 0),
+        ({"a/x.py": "from . import y", "a/y.py": "from .x import f"}, 1),
+        ({"a/x.py": "import a.y", "a/y.py": "import numpy"}, 0),
+    ],
+)  # fmt: skip
+def test_circles_are_seen(sources, loops):
+    assert len(circles(sources)) == loops
+
+
 @pytest.mark.parametrize("file", FILES + SCRIPTS)
 def test_nothing_unpickles_or_runs_what_it_reads(file):
     assert dangers((ROOT / file).read_text(), file) == []
@@ -106,7 +189,7 @@ def test_recipes_ask_for_no_remote_code():
 
 
 def test_the_command_line_starts_without_the_heavy_libraries():
-    script = f"import sys, cxr.cli.main; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    script = f"import sys, cxr, cxr.cli.main; print(*sorted({HEAVY!r} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == [], "import these inside the sub-commands"
@@ -127,6 +210,7 @@ def test_no_package_is_empty_of_rooms():
         ("eval/scores/x.py", "import encoder"),
         ("eval/baselines.py", "from encoder.radiograph import read"),
         ("eval/probes/x.py", "import vlm.model"),
+        ("train/x.py", "from cxr.cli.main import main"),
     ],
 )
 def test_the_wall_stops(file, source):

@@ -100,7 +100,7 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
     mini = load_model("mini")
     encoder = out / "mini_encoder"
     models.save_encoder(mini, encoder)
-    shape = models.vision_tower(mini.llava).config
+    shape = mini.parts.vision_tower.config
     print("The encoder goes on learning from images alone (fresh heads first, then the backbone):")
     launch(
         "train.pretrain",

@@ -166,7 +166,7 @@ def targets_of(args: argparse.Namespace, studies: list) -> dict[str, Path | None
                 "--floors needs at least two studies; one image has no other to be exchanged with"
             )
     elif args.training:
-        raise UsageError("--training serves --floors; give a folder with --floors, too")
+        raise UsageError("--training serves a baseline of --floors; give --floors DIR, too")
     for path in filter(None, targets.values()):
         if path.is_dir():
             raise UsageError(f"{path} is a folder; give a file to write")

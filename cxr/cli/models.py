@@ -169,7 +169,6 @@ def embed(args: argparse.Namespace) -> int:
 def _encoder(name: str, size: int | None):
     """-> (encoder, what to say of it): one that `encoder_of` knows, or of a findings model its tower."""
     from encoder.frozen import encoder_of, encoder_of_tower
-    from vlm import model as models
     from vlm.hub import resolve
     from vlm.load import is_findings_model, load_model
 
@@ -178,7 +177,7 @@ def _encoder(name: str, size: int | None):
         path = resolve(name)
         if is_findings_model(path):
             model = load_model(path)
-            tower, meta = models.vision_tower(model.llava), model.meta
+            tower, meta = model.parts.vision_tower, model.meta
             encoder = encoder_of_tower(meta.name, meta.encoder_sha256, tower, model.preprocessing, size)
             return encoder, {"encoder": meta.name, "encoder_sha256": meta.encoder_sha256}
         name = str(path)

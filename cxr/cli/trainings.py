@@ -21,7 +21,7 @@ TRAININGS = {
     "pretrain": Training("train.pretrain", "train.pretrain.config", "train an encoder on images alone"),
     "language-model": Training(
         "train.finetune.language_model",
-        "train.finetune.language_model",
+        "train.finetune.language_model.config",
         "train a small language model on report texts",
     ),
     "finetune": Training("train.finetune", "train.finetune.config", "train a findings model on an encoder"),
@@ -44,10 +44,13 @@ def options(parser) -> None:
 
 
 def run(args) -> int:
-    """Launch the training; raises StepFailed with its own exit status."""
+    """Launch the training; returns its exit status. What went wrong it has told itself."""
     training = TRAININGS[args.command]
     import_module(training.config).configured(args.rest, options)
-    from train.common.launcher import launch
+    from train.common.launcher import StepFailed, launch
 
-    launch(training.module, *args.rest, processes=args.processes, config_file=args.config_file)
+    try:
+        launch(training.module, *args.rest, processes=args.processes, config_file=args.config_file)
+    except StepFailed as failed:
+        return failed.exit_status
     return 0

@@ -43,16 +43,6 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_help_imports_nothing_heavy():
-    """`cxr --help` answers at once because torch and transformers are imported only by sub-commands."""
-    code = (
-        "import sys, cxr.cli.main; cxr.cli.main.build_parser().format_help(); "
-        "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
-
-
 def test_one_bad_file_does_not_stop_the_rest(model_dir, films, tmp_path, capsys):
     out = tmp_path / "predictions.jsonl"
     assert (
@@ -226,7 +216,7 @@ def test_the_nearest_training_xray_is_a_floor(model_dir, tmp_path, capsys):
     ]
     capsys.readouterr()
     assert main([*command, *training]) == 2
-    assert "give --floors" in capsys.readouterr().err
+    assert "give --floors DIR" in capsys.readouterr().err
     all_of_them = [word for word in command if word not in ("--split", "validate")]
     assert main([*all_of_them, *training, "--floors", str(tmp_path / "other")]) == 2
     assert "no training study is left" in capsys.readouterr().err
@@ -314,20 +304,30 @@ def test_export_merges_an_adapter(findings_model, tmp_path, capsys):
     assert "not empty" in capsys.readouterr().err
 
 
-def test_trainings_get_their_options(monkeypatch, capsys):
+def test_trainings_get_their_options(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(
         "train.common.launcher.launch", lambda *words, **options: calls.append((words, options))
     )
     assert main(["pretrain", "--recipe", "mini", "--processes", "2", "--out", "x"]) == 0
-    assert main(["finetune", "--help"]) == 0
+    assert main(["finetune", "--init", "mini", "--studies", "s", "--out", "x", "--config_file", "ddp"]) == 0
     assert calls == [
-        (("train.pretrain", "--recipe", "mini", "--out", "x"), {"processes": 2}),
-        (("train.finetune", "--help"), {"processes": 1}),
+        (("train.pretrain", "--recipe", "mini", "--out", "x"), {"processes": 2, "config_file": None}),
+        (
+            ("train.finetune", "--init", "mini", "--studies", "s", "--out", "x"),
+            {"processes": None, "config_file": "ddp"},
+        ),
     ]
-    with pytest.raises(SystemExit):
-        main(["doctor", "--recipe", "mini"])
-    assert "unrecognized arguments: --recipe mini" in capsys.readouterr().err
+
+
+def test_a_training_ends_with_its_own_status_and_one_line(tmp_path, capfd):
+    """accelerate ends with 1, whatever its training ended with."""
+    assert main(["pretrain", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
+    error = capfd.readouterr().err
+    assert (
+        error
+        == f"train.pretrain: {tmp_path / 'none'} does not exist; give a folder, a .csv or a studies .jsonl\n"
+    )
 
 
 def test_studies_check(tmp_path, capsys):

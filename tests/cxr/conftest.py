@@ -1,0 +1,5 @@
+"""Fixtures of `tests/tiny.py`."""
+
+from __future__ import annotations
+
+from tests.tiny import encoder_dir, findings_model, llm_dir, studies_file, tower_dirs  # noqa: F401
