@@ -23,7 +23,7 @@ def killed_run(argv: list[str], where: str, after: int) -> int:
 
 def _run(argv: list[str], where: str, after: int) -> None:
     from train.common import checkpoints
-    from train.pretrain import loop as pretrain
+    from train.pretrain import loop
     from train.pretrain.__main__ import main
 
     count = 0
@@ -43,5 +43,5 @@ def _run(argv: list[str], where: str, after: int) -> None:
     if where == "file":
         dying(checkpoints.save_file, checkpoints, "save_file")
     else:
-        dying(pretrain.update_teacher, pretrain, "update_teacher")
+        dying(loop.update_teacher, loop, "update_teacher")
     raise SystemExit(main(argv))

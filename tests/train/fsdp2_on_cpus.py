@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from train.common.entry import entry
-from train.pretrain import loop as pretrain
+from train.pretrain import session
 from train.pretrain.__main__ import main
 
 
@@ -22,5 +22,5 @@ class Split(Accelerator):
 
 
 if __name__ == "__main__":
-    pretrain.Accelerator = Split
+    session.Accelerator = Split
     sys.exit(entry(main, "train.pretrain"))

@@ -31,11 +31,12 @@ from encoder.vit import CropViT, sincos_positions
 from tests.killed import killed_run
 from train.common.config import ConfigError, load_config, recipe_path
 from train.common.entry import entry
-from train.pretrain import loop as pretrain
+from train.pretrain import loop, session
 from train.pretrain.__main__ import main
 from train.pretrain.config import PretrainConfig
-from train.pretrain.data import Samples, collate
+from train.pretrain.data import Samples, collate, multi_crop
 from train.pretrain.model import Distilled
+from train.pretrain.optim import apply_schedules, parameter_groups
 from train.pretrain.watch import effective_rank, flops_per_image
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +137,7 @@ def test_resuming_is_bit_for_bit(images, whole, tmp_path, options):
 
 
 def test_an_interrupt_saves_and_the_same_command_goes_on(images, whole, tmp_path, monkeypatch, capsys):
-    original = pretrain.update_teacher
+    original = loop.update_teacher
     calls = []
 
     def interrupted(*args):
@@ -146,14 +147,14 @@ def test_an_interrupt_saves_and_the_same_command_goes_on(images, whole, tmp_path
         return original(*args)
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(pretrain, "update_teacher", interrupted)
+    monkeypatch.setattr(loop, "update_teacher", interrupted)
     assert train(images, tmp_path / "run") == 130
-    assert "run the same command to go on" in capsys.readouterr().out
+    assert "the same command resumes" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
     stopped = len(curve(tmp_path / "run"))
     assert stopped in (3, 4)  # at the end of the step, or of the next where the signal came late
     assert train(images, tmp_path / "run") == 0
-    assert f"going on after step {stopped}" in capsys.readouterr().out
+    assert f"resuming after step {stopped}" in capsys.readouterr().out
     assert curve(tmp_path / "run") == curve(whole) and same(weights(tmp_path / "run"), weights(whole))
 
 
@@ -244,7 +245,7 @@ def test_no_data_is_refused(tmp_path, capsys):
 
 
 def test_three_bad_steps_end_the_run_and_one_is_left_out(images, tmp_path, monkeypatch, capsys):
-    original, steps = pretrain.losses, []
+    original, steps = loop.losses, []
 
     def poisoned(*args):
         parts = original(*args)
@@ -254,7 +255,7 @@ def test_three_bad_steps_end_the_run_and_one_is_left_out(images, tmp_path, monke
             parts["loss"] = parts["loss"] * torch.nan
         return parts
 
-    monkeypatch.setattr(pretrain, "losses", poisoned)
+    monkeypatch.setattr(loop, "losses", poisoned)
     assert train(images, tmp_path / "run") == 1
     said = capsys.readouterr().out
     assert len(steps) == 6 and "3 steps in a row were not finite, up to 5: " in said
@@ -415,7 +416,7 @@ def test_collate_orders_crop_by_crop():
 def test_parameter_groups_are_dinov2s():
     c = config(layerwise_decay=0.5, patch_embed_lr_mult=0.2)
     model = Distilled(c)
-    by_parameter = {id(p): group for group in pretrain.parameter_groups(model, c) for p in group["params"]}
+    by_parameter = {id(p): group for group in parameter_groups(model, c) for p in group["params"]}
     names = dict(model.named_parameters())
     assert len(by_parameter) == len(names)
 
@@ -445,10 +446,10 @@ def test_schedules_reach_the_groups():
         layerwise_decay=1.0,
     )
     model = Distilled(c)
-    optimizer = torch.optim.AdamW(pretrain.parameter_groups(model, c))
+    optimizer = torch.optim.AdamW(parameter_groups(model, c))
 
     def at(step):
-        pretrain.apply_schedules(optimizer, step, c)
+        apply_schedules(optimizer, step, c)
         groups = optimizer.param_groups
         pick = lambda **want: next(g for g in groups if all(g[k] == v for k, v in want.items()))  # noqa: E731
         last = pick(last_layer=True, decays=True)["lr"]
@@ -466,7 +467,7 @@ def test_counted_operations_are_those_of_pytorch():
     c = config(drop_path_rate=0.0, separate_ibot_head=True)
     model = Distilled(c)
     batch = collate([Samples(grey_images(4), [4], c)[i] for i in range(4)])
-    augment = pretrain.multi_crop(c).on_device
+    augment = multi_crop(c).on_device
     global_x, local_x = (
         augment(batch.global_GBHW, batch.global_look),
         augment(batch.local_LBHW, batch.local_look),
@@ -578,7 +579,7 @@ def test_two_processes_learn_what_one_learns(images, twenty, tmp_path, module, m
     out = tmp_path / "two"
     if module == "train.pretrain":
         assert "on 2 x cpu" in on_two(module, images, out, *twenty, "--stop_at", "4")
-        assert "going on after step 4" in on_two(module, images, out, *twenty, "--stop_at", "19")
+        assert "resuming after step 4" in on_two(module, images, out, *twenty, "--stop_at", "19")
     else:  # the same files: one process reads what several wrote
         assert "on 2 x cpu" in on_two(module, images, out, *twenty, "--stop_at", "12")
     assert train(images, out, *twenty) == 0
@@ -623,7 +624,7 @@ def test_launch_files_are_accelerates(name):
 def test_other_ways_of_spreading_are_refused(kind, version, message):
     accelerator = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=version == 2)
     with pytest.raises(ConfigError, match=message) if message else nullcontext():
-        pretrain.check_kind(accelerator)
+        session.check_kind(accelerator)
 
 
 def test_parts_of_a_batch_are_spread_alike(images, tmp_path):

@@ -12,7 +12,7 @@ from encoder.vit import CropViT
 from tests.train.test_pretrain import curve, fresh_accelerate, train  # noqa: F401
 from train.common.config import ConfigError
 from train.datasets.labelled import labelled_images
-from train.pretrain.knn import Probe
+from train.pretrain.knn import KnnProbe
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_studies_and_folders_of_classes(tmp_path):
 
 
 def test_what_can_be_seen_is_found(halves):
-    probe = Probe(str(halves), 28)
+    probe = KnnProbe(str(halves), 28)
     assert probe.names == ["above", "below", "coin"]
     torch.manual_seed(0)
     found = probe(CropViT(28, 7, 32, 1, 2, 0.5), torch.device("cpu"))
@@ -105,4 +105,4 @@ def test_a_run_with_a_probe(halves, tmp_path, capsys):
 def test_a_source_that_cannot_serve_is_refused(halves, text, message):
     (halves.parent / "few.csv").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        Probe(str(halves.parent / "few.csv"), 28)
+        KnnProbe(str(halves.parent / "few.csv"), 28)

@@ -82,6 +82,19 @@ def alone(run: Path, patience: float = 120.0) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Turn what the disk says to a write below `run` (full, over quota, read-only, gone) into a CheckpointError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(
+            f"{run} cannot be written: {why}; make room or mend that, and run the same command to resume from the last "
+            "checkpoint"
+        ) from error
+
+
 def save(
     run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], keep_last: int
 ) -> Path:

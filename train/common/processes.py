@@ -16,10 +16,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from encoder.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+
+T = TypeVar("T")
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -140,6 +145,31 @@ def settled_precision(wanted: str, before: str | None) -> str:
 def is_main() -> bool:
     """Whether this process is rank 0, before anything is initialised."""
     return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
+
+
+def first_alone(work: Callable[[], T], device: torch.device) -> T | None:
+    """Do `work` in the first process while the others wait. -> its result there, None elsewhere.
+
+    A UserError of the first is raised there, and one of its own in each other process, so that all leave together.
+    Collective: every process must call this.
+    """
+    import torch
+    import torch.distributed as dist
+
+    found, refused = None, None
+    if is_main():
+        try:
+            found = work()
+        except UserError as error:
+            refused = error
+    if dist.is_available() and dist.is_initialized():
+        flag = torch.tensor(float(refused is not None), device=device)
+        dist.all_reduce(flag)
+        if flag > 0 and refused is None:
+            refused = UserError("the first process refused")
+    if refused is not None:
+        raise refused
+    return found
 
 
 def _asked_for() -> int:

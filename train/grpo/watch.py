@@ -45,7 +45,7 @@ class Watch(TrainerCallback):
         self.watched, self.accelerator = watched, accelerator
         self.lines: list[dict] = []  # of the interval
         self.mark = (0, 0.0)  # step and time of its start
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts().install()
 
     def close(self) -> None:
         self.interrupts.restore()

@@ -1,4 +1,4 @@
-"""The samples of a pre-training: images of all sources in an order, cut into crops, with masks and stochastic depth.
+"""Samples of a pre-training: images of all sources in an order, cut into crops, with masks and stochastic depth.
 
 Shape letters: B images, G global and L local crops an image, P patches, M masked patches.
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from encoder.radiograph import InputError
 from encoder.selfdistill.masking import crop_masks
@@ -22,25 +22,32 @@ from train.pretrain.config import GLOBAL_CROPS, PretrainConfig
 
 
 class Batch(NamedTuple):
-    """Crops are ordered crop by crop, then image by image: index g * B + b."""
+    """Hold the crops of several images, crop by crop and then image by image: index g * B + b."""
 
-    global_GBHW: Tensor  # uint8
+    # uint8
+    global_GBHW: Tensor
     global_look: Tensor
-    local_LBHW: Tensor  # uint8
+    # uint8
+    local_LBHW: Tensor
     local_look: Tensor
-    masks_GBP: Tensor  # bool
-    masked_M: Tensor  # int64, indices into the flattened masks
-    weights_M: Tensor  # float32, 1 / masked patches of the same crop
-    residual_LRS: Tensor | None  # stochastic depth, for global then local crops; stays on the CPU
+    # bool
+    masks_GBP: Tensor
+    # int64, indices into the flattened masks
+    masked_M: Tensor
+    # float32, 1 / masked patches of the same crop
+    weights_M: Tensor
+    # Stochastic depth, for global then local crops; it stays on the CPU.
+    residual_LRS: Tensor | None
 
     def to(self, device: torch.device) -> Batch:
-        """What is read on the CPU stays there: the looks (MultiCrop.on_device) and stochastic depth (CropViT)."""
+        """Move what the device computes with; looks (MultiCrop.on_device) and stochastic depth (CropViT) are read on
+        the CPU and stay there."""
         moved = {k: x for k, x in self._asdict().items() if not k.endswith(("look", "LRS"))}
         return self._replace(**{k: x.to(device, non_blocking=True) for k, x in moved.items()})
 
 
 class Samples(Dataset):
-    """Item i is the i-th sample of the run: each epoch is a new order of the images, every draw keyed by (seed, i)."""
+    """Give the i-th sample of a run as item i. Each epoch is a new order of the images; (seed, i) keys every draw."""
 
     def __init__(self, images, counts: list[int], config: PretrainConfig) -> None:
         self.images, self.counts, self.config = images, counts, config
@@ -50,6 +57,7 @@ class Samples(Dataset):
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     def image_index(self, position: int) -> int:
+        """Return which image sample `position` shows."""
         epoch, offset = divmod(position, self.epoch_length)
         if epoch != self._epoch:
             rng = np.random.default_rng([self.config.seed, 1, epoch])
@@ -80,6 +88,8 @@ class Samples(Dataset):
 
 
 def collate(samples: list) -> Batch:
+    """Stack samples crop by crop."""
+
     def crop_major(arrays) -> Tensor:
         return torch.from_numpy(np.stack(list(arrays), axis=1)).flatten(0, 1)
 
@@ -101,6 +111,7 @@ def collate(samples: list) -> Batch:
 
 
 def multi_crop(c: PretrainConfig) -> MultiCrop:
+    """Return what cuts the crops that the recipe asks for."""
     return MultiCrop(
         global_size=c.size,
         global_crops=GLOBAL_CROPS,
@@ -117,7 +128,7 @@ def multi_crop(c: PretrainConfig) -> MultiCrop:
 
 
 def positions(steps: range, batch: int, rank: int, world: int, parts: int = 1) -> Iterator[list[int]]:
-    """The samples of this process, `parts` lists a step."""
+    """Yield the numbers of the samples that this process sees, `parts` lists a step."""
     share = batch // (world * parts)
     for step in steps:
         for part in range(parts):
@@ -125,8 +136,22 @@ def positions(steps: range, batch: int, rank: int, world: int, parts: int = 1) -
             yield list(range(first, first + share))
 
 
+def batches(samples: Samples, steps: range, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
+    """Cut the batches of these steps that this process sees, on the CPU, in pinned memory where they go to a GPU."""
+    c = samples.config
+    numbers = positions(steps, c.batch_size, rank, world, c.gradient_accumulation_steps)
+    loader = DataLoader(
+        samples,
+        batch_sampler=numbers,
+        num_workers=c.dataloader_num_workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+    )
+    return iter(loader)
+
+
 def load_data(c: PretrainConfig) -> tuple[Samples, str]:
-    """The samples, and a fingerprint of the list of images."""
+    """Return the samples, and a digest of the list of images. Raises ConfigError for data that cannot be used."""
     from train.datasets.archive import Archive, ArchiveError, is_archive
     from train.datasets.folder import NoSplits, Radiographs, image_paths, named, read_names
 
@@ -149,7 +174,8 @@ def load_data(c: PretrainConfig) -> tuple[Samples, str]:
             try:
                 paths = image_paths(source, c.split)
             except NoSplits:
-                paths = image_paths(source)  # a source that knows no splits is used whole
+                # A source that knows no splits is used whole.
+                paths = image_paths(source)
             kept = [path for path in paths if not named(path, excluded)]
             if not kept:
                 raise ValueError(f"{source}: every image is named in {c.exclude}")

@@ -1,7 +1,7 @@
-"""Does the encoder learn what matters? k nearest neighbours on labelled images, now and then during a pre-training.
+"""Ask during a pre-training whether the encoder learns what matters: k nearest neighbours on labelled images.
 
-It has nothing to fit and nothing to choose, so that its curve is the encoder's. What the encoder is worth in the end is
-for `eval.probes` to say, on images that no decision was made on.
+k-NN has nothing to fit and nothing to choose, so its curve shows the encoder alone. `eval.probes` says what the encoder
+is worth in the end, on images that no decision was made on.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from train.common.config import ConfigError
 from train.datasets.folder import Radiographs
 from train.datasets.labelled import labelled_images
 
-FEWEST = 5  # images of either kind, in either part, for a label to count
+# Images with a label, and without it, that each part needs for the label to count.
+FEWEST = 5
 BATCH = 32
 
 
-class Probe:
-    """Mean AUROC of k-NN over the labels, from CLS features: neighbours from split `train`, judged on `validate` (or
-    `test`, where there is none).
+class KnnProbe:
+    """Score CLS features by k-NN: the mean AUROC over the labels.
 
-    Raises ConfigError for a source that cannot be used, with the reason.
+    Neighbours come from split `train`; the judged images come from `validate`, or from `test` where there is none.
     """
 
     def __init__(self, source: str, size: int, cache: str | None = None) -> None:
+        """Read labels and images of side `size` pixels. Raises ConfigError for a source that cannot be used."""
         try:
             found = labelled_images(source)
             judged = "validate" if len(found.part("validate")) else "test"
@@ -37,7 +38,8 @@ class Probe:
         except (InputError, OSError, ValueError) as error:
             raise ConfigError(f"--probe {source}: {error}") from error
         row_of = {found.paths[i]: i for i in rows}
-        rows = np.array([row_of[path] for path in self.images.paths])  # unreadable ones are gone
+        # Images that cannot be read are gone.
+        rows = np.array([row_of[path] for path in self.images.paths])
         self.fit, self.judged = found.splits[rows] == "train", found.splits[rows] == judged
         self.labels_NL = found.labels_NL[rows]
         kinds = [
@@ -57,6 +59,7 @@ class Probe:
 
     @torch.inference_mode()
     def __call__(self, backbone: CropViT, device: torch.device) -> float:
+        """Return the mean AUROC with this backbone, which is moved to `device`."""
         backbone = backbone.to(device).eval()
         features = []
         for start in range(0, len(self.images), BATCH):

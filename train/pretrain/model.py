@@ -19,7 +19,7 @@ from encoder.selfdistill.losses import (
     koleo_loss,
     sinkhorn_knopp,
 )
-from encoder.state_dicts import ConversionError, load_strict
+from encoder.state_dicts import load_strict
 from encoder.vit import CropViT, sincos_positions
 from train.common.config import ConfigError
 from train.pretrain.config import GLOBAL_CROPS, PretrainConfig
@@ -27,7 +27,7 @@ from train.pretrain.data import Batch
 
 
 class Distilled(nn.Module):
-    """Backbone and heads; student and teacher are two of these."""
+    """Join backbone and heads; student and teacher are two of these."""
 
     def __init__(self, c: PretrainConfig) -> None:
         super().__init__()
@@ -52,14 +52,14 @@ class Distilled(nn.Module):
                     nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
 
     def forward(self, global_x: Tensor, local_x: Tensor | None, batch: Batch, masked: bool):
-        """CLS features of the global crops, CLS logits of all crops, patch logits of the masked patches.
+        """Return CLS features of the global crops, CLS logits of all crops, and logits of the masked patches.
 
-        `masked` hides those patches (the student); the teacher sees the whole crops.
+        `masked` hides those patches, for the student; the teacher sees whole crops.
         """
         crops, masks = [global_x], [batch.masks_GBP if masked else None]
         if local_x is not None and len(local_x):
             crops, masks = [*crops, local_x], [*masks, None]
-        # the heads see CLS and masked patches only
+        # The heads see only CLS and masked patches.
         cls_SC, patches_MC = self.backbone.forward_wanted(
             crops, masks, batch.residual_LRS if masked else None, batch.masked_M
         )
@@ -72,7 +72,7 @@ class Distilled(nn.Module):
 
 
 class Targets(nn.Module):
-    """Teacher logits -> targets; keeps the running centres where those are used."""
+    """Turn the teacher's logits into targets; keep the running centres where those are used."""
 
     def __init__(self, c: PretrainConfig) -> None:
         super().__init__()
@@ -93,12 +93,12 @@ class Targets(nn.Module):
 def losses(
     c: PretrainConfig, student: tuple[Tensor, ...], targets: tuple[Tensor, Tensor], batch: Batch
 ) -> dict[str, Tensor]:
-    """The parts, and `loss`, their weighted sum; DINO's terms are means over pairs of views."""
+    """Return the parts, and `loss`, their weighted sum. DINO's terms are means over pairs of views."""
     cls_SC, logits_SK, logits_MK = student
     B = len(cls_SC) // GLOBAL_CROPS
     views = logits_SK.split(B)
     target_views = targets[0].split(B)
-    # a global crop is matched with the other one, a local crop with both
+    # A global crop is matched with the other one, a local crop with both.
     dino_global = sum(
         dino_loss([views[i]], target_views[:i] + target_views[i + 1 :], c.student_temp)
         for i in range(GLOBAL_CROPS)
@@ -118,13 +118,15 @@ def losses(
 
 
 def initialise(student: Distilled, c: PretrainConfig) -> str:
-    """Weights of an encoder, and of a head if one is given. -> what was loaded, for the log. Raises ConfigError where
-    their shapes are not the recipe's."""
+    """Load the encoder and the head that the recipe starts from. -> what was loaded, for the log.
+
+    Raises ConfigError where they cannot be read, or their shapes are not the recipe's.
+    """
     loaded = []
     if c.init:
         try:
             found = load_backbone(c.init, size=c.size, heads=c.num_attention_heads)
-        except ConversionError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"--init {c.init}: {error}") from error
         theirs = found.backbone
         wanted = {
@@ -143,14 +145,14 @@ def initialise(student: Distilled, c: PretrainConfig) -> str:
             state = {name.removeprefix("dino_head."): x for name, x in state.items()}
             for head in filter(None, (student.dino_head, student.ibot_head)):
                 load_strict(head, state)
-        except ConversionError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"--init_head {c.init_head}: {error}") from error
         loaded.append(f"{len(state)} of {c.init_head}")
     return "; ".join(loaded)
 
 
 def backbone_of(teacher: dict[str, Tensor], c: PretrainConfig) -> CropViT:
-    """The backbone of a whole state dict."""
+    """Return the backbone in a teacher's state dict, whose tensors must be whole."""
     with torch.device("meta"):
         backbone = Distilled(c).backbone
     state = {k.removeprefix("backbone."): x for k, x in teacher.items() if k.startswith("backbone.")}

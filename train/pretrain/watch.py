@@ -1,39 +1,48 @@
-"""What is seen of a pre-training while it runs: measurements, trackers, speed, steps that are not finite, interrupts.
+"""What is seen of a pre-training while it runs: measurements, lines, trackers, speed, steps that are not finite.
 
 Shape letters: B images, S crops, C width, K prototypes, R processes, V values.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections import deque
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoder.selfdistill.losses import all_reduce, entropy
 from train.common import checkpoints
 from train.common.config import ConfigError
 from train.common.options import did_you_mean
+from train.common.processes import first_alone
 from train.pretrain.config import GLOBAL_CROPS, PretrainConfig
-from train.pretrain.data import Samples, collate
+from train.pretrain.data import Samples, collate, positions
 
-MAX_BAD_STEPS = 3  # not finite, in a row
+# Steps in a row that are not finite, after which a run ends.
+MAX_BAD_STEPS = 3
+# bf16 FLOP/s of the datasheets, dense.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 def flops_per_image(c: PretrainConfig) -> float:
-    """Floating-point operations of one image's step: student forward and backward, teacher forward. What stochastic
-    depth leaves out is not counted."""
+    """Count the floating-point operations of one image's step: student forward and backward, teacher forward.
+
+    What stochastic depth leaves out is not counted.
+    """
 
     def blocks(tokens: int, wanted: float) -> float:
         all_tokens = c.num_hidden_layers * (24 * tokens * c.hidden_size**2 + 4 * tokens**2 * c.hidden_size)
-        return all_tokens - 16 * (tokens - wanted) * c.hidden_size**2  # the last MLP sees what the heads see
+        # The last MLP sees only what the heads see.
+        return all_tokens - 16 * (tokens - wanted) * c.hidden_size**2
 
     def embedding(tokens: int) -> float:
         return 6 * c.patch_size**2 * c.hidden_size * tokens
@@ -41,7 +50,8 @@ def flops_per_image(c: PretrainConfig) -> float:
     big, small = (c.size // c.patch_size) ** 2 + 1, (c.local_crops_size // c.patch_size) ** 2 + 1
     widths = (c.hidden_size, c.head_hidden_dim, c.head_hidden_dim, c.head_bottleneck_dim, c.head_n_prototypes)
     head = 2 * sum(a * b for a, b in pairwise(widths))
-    wanted = 1 + (big - 1) * c.mask_sample_probability * sum(c.mask_ratio_min_max) / 2  # of a global crop
+    # Tokens of a global crop that the heads see: CLS and, in some crops, the masked patches.
+    wanted = 1 + (big - 1) * c.mask_sample_probability * sum(c.mask_ratio_min_max) / 2
     teacher = GLOBAL_CROPS * (blocks(big, wanted) + embedding(big) + wanted * head)
     student = GLOBAL_CROPS * blocks(big, wanted) + c.local_crops_number * blocks(small, 1)
     student = (1 - c.drop_path_rate) * student + GLOBAL_CROPS * (embedding(big) + wanted * head)
@@ -49,16 +59,14 @@ def flops_per_image(c: PretrainConfig) -> float:
     return 3 * student + teacher
 
 
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bf16 FLOP/s of the datasheets, dense
-
-
 def peak_flops(device: torch.device) -> float | None:
+    """Return the bf16 FLOP/s that the datasheet of this GPU promises; None where we know none."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for key, peak in PEAKS.items() if key in name), None)
 
 
 class Flags:
-    """What the host must know of a step, read one step later: the device is done with it by then, and never waits.
+    """Tell the host what it must know of a step, one step later: the device is done with it by then, and never waits.
 
     `bad_steps` counts steps in a row that were not finite, `culprits` names the losses and processes of the last one,
     as in "ibot, loss (process 1)"; `waiting` is how many steps are not read yet.
@@ -75,7 +83,7 @@ class Flags:
 
     def put(self, values: dict[str, Tensor], asked: bool) -> Tensor:
         """Hand in a step's values and whether this process was asked to stop. -> 1.0 if any value of any process is
-        not finite, else 0.0, on the device."""
+        not finite, else 0.0, on the device. Collective: every process must call this."""
         mine = (~torch.stack([x.detach().float() for x in values.values()]).isfinite()).float()
         flags_RV = mine.new_zeros(self.world, len(values) + 1)
         flags_RV[self.rank, :-1] = mine
@@ -90,10 +98,13 @@ class Flags:
         self._pending.append((copy, done, list(values)))
         return flags_RV[:, :-1].amax()
 
-    def take(self, wait: bool) -> Iterator[bool]:
-        """For each step but the last one (with `wait`: for that too) that was not read yet: was a stop asked for?
-        Ends early where the steps in a row have become too many."""
-        while len(self._pending) > (0 if wait else 1):
+    def take(self, wait: bool) -> bool:
+        """Read the steps that were not read yet, but the last one; with `wait` that one too.
+
+        -> whether a stop was asked for in one of them. Reads no further once too many steps in a row were bad.
+        """
+        stop = False
+        while len(self._pending) > (0 if wait else 1) and self.bad_steps < MAX_BAD_STEPS:
             copy, done, names = self._pending.popleft()
             if done is not None:
                 done.synchronize()
@@ -104,14 +115,32 @@ class Flags:
                 which = [name for name, flag in zip(names, row, strict=True) if flag]
                 found += [f"{', '.join(which)} (process {process})"] if which else []
             self.culprits = "; ".join(found)
-            yield any(asked)
-            if self.bad_steps == MAX_BAD_STEPS:
-                return
+            stop = stop or any(asked)
+        return stop
 
 
-def dump(out: Path, step: int, rank: int, which: list[int], samples: Samples) -> Path:
-    """The batch of a bad step, to be looked at: OUT/bad_step/00000007-process-0.safetensors, and beside it the images.
-    It holds crops of the X-rays, as the cache does."""
+def give_up(accelerator: Accelerator, flags: Flags, samples: Samples, steps: int) -> int:
+    """Write down the last bad batch of each process and say what can be done; returns the exit status of such a run.
+
+    `steps` is how many are done. Collective: every process must call this.
+    """
+    out, bad = Path(samples.config.out), steps - 1 - flags.waiting
+    with checkpoints.writing(out):
+        file = dump(out, bad, accelerator.process_index, accelerator.num_processes, samples)
+    accelerator.wait_for_everyone()
+    say = accelerator.print
+    say(f"stopped: {MAX_BAD_STEPS} steps in a row were not finite, up to {bad}: {flags.culprits}")
+    say(f"the last batch of each process: {file.parent}; last good: {checkpoints.latest(out)}")
+    say("try a lower --learning_rate, or --precision fp32")
+    return 1
+
+
+def dump(out: Path, step: int, rank: int, world: int, samples: Samples) -> Path:
+    """Write the batch of a bad step, to be looked at: OUT/bad_step/00000007-process-0.safetensors, and beside it the
+    paths of the images. It holds crops of the X-rays, as the cache does."""
+    c = samples.config
+    parts = positions(range(step, step + 1), c.batch_size, rank, world, c.gradient_accumulation_steps)
+    which = [position for part in parts for position in part]
     batch = collate([samples[position] for position in which])
     folder = out / "bad_step"
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,8 +152,61 @@ def dump(out: Path, step: int, rank: int, which: list[int], samples: Samples) ->
     return file
 
 
+class Report:
+    """Tell a run's numbers: an entry an interval in OUT/metrics.jsonl and in the trackers, and a line on the screen.
+
+    Its methods are collective: every process must call them, and the first one writes.
+    """
+
+    def __init__(self, c: PretrainConfig, accelerator: Accelerator, step: int) -> None:
+        """Open metrics and trackers of a run of which `step` steps are done. Raises CheckpointError where the disk
+        refuses."""
+        self.c, self.accelerator, self.out = c, accelerator, Path(c.out)
+        self.say = accelerator.print
+        self.flops, self.peak = flops_per_image(c), peak_flops(accelerator.device)
+        self._since, self._started = step, time.perf_counter()
+        first_alone(lambda: self._open(step), accelerator.device)
+
+    def _open(self, step: int) -> None:
+        with checkpoints.writing(self.out):
+            self.accelerator.init_trackers("tensorboard" if self.c.report_to == "auto" else "cxr-pretrain")
+            checkpoints.truncate_metrics(self.out / "metrics.jsonl", step)
+
+    def headline(self, images: int, backbone: nn.Module) -> None:
+        """Say what is trained on what."""
+        c, parameters = self.c, sum(p.numel() for p in backbone.parameters())
+        self.say(
+            f"{images:,} images · encoder {parameters / 1e6:.1f} M parameters · {c.size} px -> "
+            f"{(c.size // c.patch_size) ** 2} tokens · batch {c.batch_size} on {self.accelerator.num_processes} x "
+            f"{self.accelerator.device.type} · {c.precision} · {self.flops / 1e9:.1f} GFLOP an image"
+        )
+
+    def start(self, step: int) -> None:
+        """Start the clock of the next interval after `step`."""
+        self._since, self._started = step, time.perf_counter()
+
+    def speed(self, step: int) -> float:
+        """Return the images a second since `start`."""
+        return (step - self._since) * self.c.batch_size / (time.perf_counter() - self._started)
+
+    def write(self, step: int, line: dict[str, float], speed: float) -> None:
+        """Tell the numbers of a step and start the next interval. Raises CheckpointError where the disk refuses."""
+        self.start(step)
+        first_alone(lambda: self._write(step, line, speed), self.accelerator.device)
+
+    def _write(self, step: int, line: dict[str, float], speed: float) -> None:
+        with checkpoints.writing(self.out):
+            with (self.out / "metrics.jsonl").open("a") as file:
+                record = {"step": step, **line, "images_per_second": round(speed, 2)}
+                file.write(json.dumps(record) + "\n")
+            self.accelerator.log({**line, "images_per_second": speed}, step=step)
+        peak = self.peak and self.peak * self.accelerator.num_processes
+        self.say(log_line(step, self.c, line, speed, self.flops, peak))
+
+
 def tracker(c: PretrainConfig) -> str | None:
-    """Where else than to metrics.jsonl numbers are written. Raises ConfigError for a tracker that is not installed."""
+    """Return where else than to metrics.jsonl numbers are written. Raises ConfigError for a tracker that is not
+    installed."""
     there = [str(name) for name in get_available_trackers()]
     if c.report_to == "auto":
         return "tensorboard" if "tensorboard" in there else None
@@ -140,7 +222,8 @@ def tracker(c: PretrainConfig) -> str | None:
 def measurements(
     parts: dict[str, Tensor], targets_BK: Tensor, cls_SC: Tensor, rank: int, world: int
 ) -> dict[str, float]:
-    """The losses of this step, and whether they still mean something.
+    """Return the losses of this step, and numbers that say whether they still mean something. Collective: every
+    process must call this.
 
     `teacher_entropy` is near log K where the teacher cannot tell images apart; `usage_entropy` is near 0 where it gives
     all of them the same target, and `kl_uniform`, log K minus that, near 0 where it uses all prototypes alike.
@@ -158,13 +241,14 @@ def measurements(
 
 
 def effective_rank(x_BC: Tensor) -> Tensor:
-    """exp of the entropy of the singular values of the rows less their mean; 1 if they are all alike."""
+    """Return exp of the entropy of the singular values of the rows less their mean; 1 if all rows are alike."""
     values = torch.linalg.svdvals(x_BC - x_BC.mean(0))
     shares = values / values.sum().clamp(min=1e-12)
     return torch.special.entr(shares).sum().exp()
 
 
 def log_line(step: int, c: PretrainConfig, line: dict, speed: float, flops: float, peak: float | None) -> str:
+    """Write the line of a step for the screen; `flops` an image, `peak` of all processes."""
     left = (c.max_steps - step) * c.batch_size / speed
     unit, divisor = ("h", 3600) if left >= 3600 else ("min", 60) if left >= 60 else ("s", 1)
     clock = f"{left / divisor:.1f} {unit}"
