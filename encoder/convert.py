@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from encoder.files import write_atomically
 from encoder.state_dicts import (
     ConversionError,
     dinov2_to_timm,
@@ -103,9 +104,8 @@ def save_backbone(
     if dialect == "timm":
         del state["mask_token"]
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    save_file({name: x.detach().cpu().contiguous() for name, x in state.items()}, part, {"format": "pt"})
-    part.replace(out)
+    with write_atomically(out) as part:
+        save_file({name: x.detach().cpu().contiguous() for name, x in state.items()}, part, {"format": "pt"})
 
 
 def _preprocessing(folder: Path) -> Preprocessing | None:

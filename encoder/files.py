@@ -6,7 +6,6 @@ import glob
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-# Paths may hold bytes that are not UTF-8; they survive a round trip through the index of a folder.
+# Paths may hold bytes that are not UTF-8, which so survive being written and read.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
@@ -29,6 +26,9 @@ def one_at_a_time(
     Where another process holds it, this says `waiting` and waits, for at most `patience` seconds unless that is
     negative. Raises filelock.Timeout.
     """
+    # Not above: half of the time that importing this file would take.
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -50,7 +50,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     file has the permissions of any new file, whoever wrote it (safetensors' own are for the owner alone).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.new")
     with temporary.open("xb") as file:
         mode = os.fstat(file.fileno()).st_mode & 0o777
     try:
@@ -115,12 +115,12 @@ def whole_lines(path: Path) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def append(path: Path, text: str) -> None:
+def append(path: Path, lines: bytes) -> None:
     """Add whole lines to a file, and wait until they are on the disk; a line that was cut off before is dropped.
 
     Only one process may append at a time: hold a lock.
     """
-    if not text:
+    if not lines:
         return
     with path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
@@ -128,14 +128,16 @@ def append(path: Path, text: str) -> None:
             file.seek(end - 1)
             if file.read(1) != b"\n":
                 file.truncate(len(whole_lines(path)))
-        file.write(text.encode(**TEXT))
+        file.write(lines)
         file.flush()
         os.fsync(file.fileno())
 
 
 def append_json(path: Path, lines: Iterable[Any]) -> None:
     """Add a JSON value a line, as `append` does."""
-    append(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    # A path that is not UTF-8 comes out as JSON's \\udcXX.
+    append(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

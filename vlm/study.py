@@ -11,8 +11,6 @@ written back. Image paths are relative to the file. Split names such as `val` or
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder.errors import UserError
+from encoder.files import write_atomically
 
 SCHEMA = 1
 SPLITS = ("train", "validate", "test")
@@ -125,7 +124,7 @@ def load_studies(path: str | Path) -> list[Study]:
 
 
 def save_studies(studies: Iterable[Study], path: str | Path, overwrite: bool = False) -> None:
-    """Write a studies file: to a temporary file first, then renamed, so that a crash leaves no half of it.
+    """Write a studies file, whole or not at all.
 
     Raises StudyError if `path` exists and `overwrite` is not given, or if a value has no JSON form.
     """
@@ -133,23 +132,12 @@ def save_studies(studies: Iterable[Study], path: str | Path, overwrite: bool = F
     if path.exists() and not overwrite:
         raise StudyError(f"{path} exists; choose another name or allow overwriting")
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            for study in studies:
-                try:
-                    file.write(json.dumps(study_to_json(study), ensure_ascii=False, allow_nan=False) + "\n")
-                except (TypeError, ValueError) as error:
-                    raise StudyError(f"study {study.study_id!r} cannot be written as JSON: {error}") from None
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for study in studies:
+            try:
+                file.write(json.dumps(study_to_json(study), ensure_ascii=False, allow_nan=False) + "\n")
+            except (TypeError, ValueError) as error:
+                raise StudyError(f"study {study.study_id!r} cannot be written as JSON: {error}") from None
 
 
 def study_from_json(row: Any) -> Study:

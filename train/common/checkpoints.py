@@ -10,7 +10,6 @@ OUT/checkpoints/step_00001200/      written as .step_00001200.new, then renamed
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from encoder.files import one_at_a_time
+from encoder.files import one_at_a_time, replace_folder, sync, write_json, write_text
 from train.common.config import ConfigError
 from train.common.processes import is_main
 
@@ -115,7 +114,7 @@ def save(
         sizes[path.name] = path.stat().st_size
     write_json(temporary / STATE, {**state, "step": step, "files": sizes})
     for path in temporary.iterdir():
-        _sync(path)
+        sync(path)
     replace_folder(temporary, final)
     for _, old in _all(run)[:-keep_last]:
         shutil.rmtree(old)
@@ -194,26 +193,6 @@ def recorded(run: Path, names: Names = TODAY) -> dict[str, Any] | None:
     }
 
 
-def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write a JSON file in one piece: readers see the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=indent) + "\n")
-    _sync(temporary)
-    temporary.replace(path)
-
-
-def replace_folder(new: Path, final: Path) -> None:
-    """Put folder `new` in the place of `final`. Between two renames `final` is briefly absent."""
-    old = None
-    if final.exists():
-        old = final.with_name(f".{final.name}.old.{os.getpid()}")
-        final.rename(old)
-    new.rename(final)
-    _sync(final.parent)
-    if old:
-        shutil.rmtree(old)
-
-
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str]
 ) -> dict[str, Tensor]:
@@ -271,9 +250,7 @@ def truncate_metrics(path: Path, step: int) -> None:
         except (json.JSONDecodeError, KeyError, TypeError):  # cut off by a kill
             break
         kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_text(path, "".join(kept))
 
 
 def _all(run: Path) -> list[tuple[int, Path]]:
@@ -291,11 +268,3 @@ def _problem(checkpoint: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence, Set
 from itertools import islice
 from pathlib import Path
 
-from encoder.files import append, one_at_a_time, whole_lines, write_text
+from encoder.files import TEXT, append, one_at_a_time, whole_lines, write_text
 from encoder.radiograph import InputError, Limits, read
 from encoder.workers import pool
 from train.datasets.archive import ArchiveError
@@ -48,7 +48,7 @@ def index(
         jobs = ((p, exclude) for p in remaining if p not in known and not named(Path(p), exclude))
         while several := list(islice(jobs, PER_FLUSH)):
             rows = list(processes.map(_row, several, chunksize=8))
-            append(out, _lines([[row[name] for name in COLUMNS] for row in rows]))
+            append(out, _lines([[row[name] for name in COLUMNS] for row in rows]).encode(**TEXT))
             yield from rows
 
 
@@ -60,7 +60,7 @@ def index_rows(out: Path) -> list[dict[str, str]]:
         header = file.readline()
     if not (header.startswith(",".join(COLUMNS).encode()) and header.endswith(b"\n")):
         raise ArchiveError(f"{out} exists and is no index of cxr prepare; choose another name")
-    return list(csv.DictReader(io.StringIO(whole_lines(out).decode("utf-8", "surrogateescape"), newline="")))
+    return list(csv.DictReader(io.StringIO(whole_lines(out).decode(**TEXT), newline="")))
 
 
 def _row(job: tuple[str, Set[str]]) -> dict[str, str]:

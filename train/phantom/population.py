@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from encoder.files import write_atomically
 from encoder.progress import bar
+from encoder.workers import pool
 from train.common.config import ConfigError
 from train.phantom.film import Film
 from train.phantom.patient import LATERAL_OF_PA, SECOND_STUDY, Patient, Study, draw_patient
@@ -151,12 +152,12 @@ def generate(out: Path, studies: int, workers: int, **options) -> Iterator[list[
     if workers <= 1:
         yield from _until(map(job, range(studies)), studies)
         return
-    with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
+    with pool(workers, _one_thread) as processes:
         # Second studies make the last patients unnecessary: submit in slices so that none is rendered in vain.
         start, written = 0, 0
         while written < studies:
             stop = start + min(256, studies - written)
-            for lines in pool.map(job, range(start, stop), chunksize=4):
+            for lines in processes.map(job, range(start, stop), chunksize=4):
                 if written < studies:
                     written += len(lines)
                     yield lines
@@ -232,10 +233,8 @@ def write_population(out: str | Path, workers: int | None = None, **options) -> 
         size=asked.size, kind=asked.format, masks=asked.masks, wording=asked.wording, split=asked.split,
         **asked.shares,
     )  # fmt: skip
-    part = listing.with_suffix(".jsonl.part")
-    with part.open("w") as file:
+    with write_atomically(listing) as part, part.open("w") as file:
         for lines in bar(patients, "phantoms", asked.studies, size=len, unit="studies"):
             for line in lines:
                 file.write(json.dumps(line) + "\n")
-    part.rename(listing)
     return listing

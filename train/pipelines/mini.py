@@ -16,6 +16,7 @@ import shutil
 from datetime import date
 from pathlib import Path
 
+from encoder.files import replace_folder
 from train.common.launcher import StepFailed, launch, run_steps, small_model_processes
 from train.pipelines import judge
 from vlm.study import save_studies
@@ -216,16 +217,12 @@ def install(merged: Path) -> None:
     import vlm
 
     target = Path(vlm.__file__).parent / "mini"
-    fresh, old = target.with_name("mini.new"), target.with_name("mini.old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    fresh = target.with_name("mini.new")
+    shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(merged, fresh)
     for file in fresh.iterdir():
         file.chmod(0o644)  # safetensors files are written for their owner alone
-    if target.exists():
-        target.rename(old)
-    fresh.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(fresh, target)
     print(f"installed {target}")
 
 

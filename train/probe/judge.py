@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from encoder.files import key_of, write_json
 from train.common.processes import say_at_once as say
 from train.probe.config import SEGMENTED, SETTINGS, SEVERAL_LAYERS, Probe
 
@@ -43,7 +44,6 @@ class Judge:
         where it cannot be done."""
         from eval.probes.judged import Judged
         from eval.probes.overlap import Segmentation
-        from train.common.checkpoints import write_json
         from train.common.processes import all_cores
 
         if not self.state.is_main_process:
@@ -55,7 +55,7 @@ class Judge:
             "preprocessing_sha256": self.encoder.preprocessing.sha256, "layers": self.layers,
             "precision": self.config.precision, "data_sha256": self.data_sha256(task),
         }  # fmt: skip
-        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        key = key_of(about)
         name = re.sub(r"\W+", "-", Path(self.encoder.name).name)[:40]
         file = self.out / "parts" / f"{task}-{name}-{key}.json"
         if not file.is_file():

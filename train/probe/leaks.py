@@ -15,7 +15,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from PIL import Image
 
 from encoder.errors import UserError
 from encoder.radiograph import InputError, read
+from encoder.workers import pool
 from train.datasets.archive import Archive, index_lines, is_archive
 from train.datasets.folder import IMAGE_SUFFIXES, image_paths
 from train.datasets.labelled import KINDS, Labelled
@@ -263,8 +263,8 @@ def shared_by_pixels(
 
 def _thumbnails(paths: Sequence[Path], workers: int) -> tuple[list[int], np.ndarray]:
     if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            made = list(pool.map(_thumbnail_of, paths, chunksize=16))
+        with pool(workers) as processes:
+            made = list(processes.map(_thumbnail_of, paths, chunksize=16))
     else:
         made = list(map(_thumbnail_of, paths))
     rows = [i for i, x in enumerate(made) if x is not None]

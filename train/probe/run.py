@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from encoder.files import write_json
 from train.common.config import ConfigError
 from train.probe.config import ON_LABELS, SEGMENTED, TASKS, Probe
 from train.probe.judge import Judge, told
@@ -92,7 +93,6 @@ def run(config: Probe) -> int:
 
 def write(config: Probe, found, rows: dict, notes: list[str], pictures: dict, out: Path) -> None:
     from eval.probes.page import write_page
-    from train.common.checkpoints import write_json
 
     report = {
         "schema": 1, "data": config.data, "kind": found.kind, "notes": notes, "encoders": config.encoders,

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from encoder.files import write_atomically, write_json
 from train.common.config import Also, ConfigError
 from train.common.options import Parser, note
 
@@ -66,7 +67,6 @@ class Point:
 
     def claim(self, out: Path, recipe: str | None) -> None:
         """Keep what this point is. Raises ConfigError where OUT has it with other settings."""
-        from train.common.checkpoints import write_json
 
         file = out / "points" / f"{self.name}.json"
         about = json.loads(json.dumps({"recipe": recipe, "data": self.data, "changes": self.changes}))
@@ -233,19 +233,16 @@ def draw(point: Point, listing: Path, judged: Set[str] = frozenset()) -> None:
         raise ConfigError(f"{point.variant}: {point.amount} images are asked for, and there are {len(paths)}")
     order = np.random.default_rng(point.seed).permutation(len(paths))
     listing.parent.mkdir(parents=True, exist_ok=True)
-    part = listing.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with write_atomically(listing) as part, part.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["path"])
         rows.writerows([str(paths[i].absolute())] for i in sorted(order[: point.amount]))
-    part.replace(listing)
 
 
 def report(points: list[Point], study: dict[str, Any], out: Path) -> None:
     """scaling.json and scaling.html of the points that are finished."""
     from eval.plots import growth
     from eval.report import write_body
-    from train.common.checkpoints import write_json
 
     rows = []
     for point in points:

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from encoder.files import write_atomically
 from encoder.radiograph import parse_age
 from train.datasets.labelled import SHARES, Labelled, Row, gather
 from train.datasets.release import SUFFIXES, hashed_split
@@ -113,9 +114,8 @@ def convert(source: Path, out: Path) -> int:
         if stored.size != SIDE * SIDE:
             raise StudyError(f"{path} has {path.stat().st_size} bytes, and a film {2 * SIDE * SIDE}")
         pixels_HW = (TOP - stored.clip(0, TOP)).astype(np.uint16).reshape(SIDE, SIDE)
-        part = target.with_suffix(".part")
-        Image.fromarray(pixels_HW).save(part, format="PNG")
-        part.replace(target)
+        with write_atomically(target) as part:
+            Image.fromarray(pixels_HW).save(part, format="PNG")
         written += 1
     return written
 
