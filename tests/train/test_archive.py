@@ -13,7 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr.cli.main import main
 from encoder import files
-from encoder.radiograph import read
+from encoder.radiograph import GREY_RULE, read
+from encoder.store import StoreError
 from train.datasets.archive import Archive, ArchiveError, index_lines, prepare
 from train.datasets.folder import image_paths, shrink
 from train.datasets.index import index as write_index
@@ -37,12 +38,7 @@ def films(tmp_path):
 
 def test_images_are_those_of_the_reader(films, tmp_path, capsys):
     out = tmp_path / "out"
-    assert (
-        main(
-            ["prepare", str(films), "--out", str(out), "--short-side", "32", "--workers", "2"]
-        )
-        == 0
-    )
+    assert main(["prepare", str(films), "--out", str(out), "--short-side", "32", "--workers", "2"]) == 0
     said = capsys.readouterr()
     assert "10 images found, 0 were there, 9 added" in said.out and "1 left out: " in said.err
     images = Archive(out)
@@ -55,6 +51,41 @@ def test_images_are_those_of_the_reader(films, tmp_path, capsys):
         assert len(names) == 9 and np.array_equal(
             np.asarray(Image.open(tar.extractfile(names[3]))), images[3]
         )
+
+
+@pytest.mark.parametrize("side", [30, 64])
+def test_what_is_taken_out_of_an_archive_reads_as_it_was_put_in(tmp_path, side):
+    """A PNG of low contrast and a DICOM, shrunk or whole: no level is stretched on the way, nor twice."""
+    rng, folder = np.random.default_rng(0), tmp_path / "films"
+    folder.mkdir()
+    levels = rng.integers(90, 141, (40, 52)).astype(np.uint8)
+    Image.fromarray(levels).save(folder / "a.png")
+    dicom_file(folder / "b.dcm", "p")
+    list(prepare(image_paths(folder), tmp_path / "out", short_side=side, workers=1))
+    images = Archive(tmp_path / "out")
+    with tarfile.open(tmp_path / "out" / "images-00000.tar") as tar:
+        tar.extractall(tmp_path / "taken", filter="data")
+    taken = sorted((tmp_path / "taken").glob("*.png"))
+    assert len(taken) == len(images) == 2
+    for i, path in enumerate(taken):
+        again = read(path)
+        assert np.array_equal(again.stored, images[i])
+        assert np.array_equal(shrink(again.pixels, side), images[i])
+        original = shrink(read(images.paths[i]).pixels, side, bits=16) / 65535
+        assert np.abs(again.pixels - original).max() <= 0.5 / 255 + 1e-4
+    if side == 64:
+        assert np.array_equal(images[0], levels)
+
+
+def test_an_archive_of_the_rule_before_is_read_but_not_added_to(films, tmp_path):
+    list(prepare(image_paths(films)[:2], tmp_path / "out", short_side=32, workers=1))
+    about = tmp_path / "out" / "prepared.json"
+    row = json.loads(about.read_text())
+    assert row.pop("grey_rule") == GREY_RULE
+    about.write_text(json.dumps(row))
+    assert len(Archive(tmp_path / "out")) == 2
+    with pytest.raises(StoreError, match=r"grey_rule None \(now 2\)"):
+        list(prepare(image_paths(films), tmp_path / "out", short_side=32, workers=1))
 
 
 def test_sixteen_bits_keep_the_grey_levels(films, tmp_path):

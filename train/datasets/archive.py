@@ -11,6 +11,7 @@ the first (encoder/store.py). Images are read by seeking: the index knows where 
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import islice
@@ -122,7 +123,8 @@ def is_archive(folder: str | Path) -> bool:
 
 class Archive:
     """Map-style dataset of an archive's images: item i is a uint8 array (H, W), dark = air. `paths` are where they came
-    from; `skipped` lists (path, code, message) of those that could not be used.
+    from, `grey_rule` the version of the rule by which they were read; `skipped` lists (path, code, message) of those
+    that could not be used.
 
     `exclude` keeps out what has one of these names in the path it came from. Raises ArchiveError if there is no archive
     or nothing in it.
@@ -132,6 +134,8 @@ class Archive:
         self.folder = Path(folder)
         if not is_archive(folder):
             raise ArchiveError(f"{folder} has no {ABOUT}: it was not made by cxr prepare")
+        # By which its images were read; archives before the second did not say.
+        self.grey_rule = json.loads((self.folder / ABOUT).read_text(encoding="utf-8")).get("grey_rule", 1)
         lines = index_lines(self.folder)
         found = [line for line in lines if "shard" in line and not named(Path(line["path"]), exclude)]
         if not found:

@@ -192,6 +192,8 @@ class Radiographs:
         if cache is not None:
             self._open_cache(Path(cache), workers)
 
+    grey_rule = GREY_RULE
+
     def __len__(self) -> int:
         return len(self.paths)
 
