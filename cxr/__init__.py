@@ -8,8 +8,8 @@ print(prediction.text)
 print(cxr.score(references, predictions))  # lists of texts, a DataFrame, or files
 cxr.metric("rouge-l/coco").per_sample(references, predictions)
 
-Each name is imported when it is first used, so that `import cxr` takes no time; after it transformers' Auto classes know
-`cxr_llava`.
+Each name is imported when it is first used, so that `import cxr` takes no time. After it transformers' Auto classes
+know `cxr_llava`.
 """
 
 from __future__ import annotations

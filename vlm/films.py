@@ -78,7 +78,7 @@ def read_films(task: Task, model: FindingsModel, root: Path, images: Images, lim
                 task.prediction.error = {"code": film.code, "message": film.sentence}
                 return
             else:
-                task.warn(film.code, f"the {role.lower()} image was left out: {film.sentence}")
+                task.warn(film.code, f"the {role.lower()} image was left out: {film.message}")
                 prior = study.prior
                 study = replace(
                     study,

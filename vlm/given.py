@@ -66,7 +66,7 @@ def fill(study: Study, beside: Beside) -> Study:
     Raises StudyError for a value of another kind, and where the study says something else already: which of the two is
     meant, only the caller knows.
     """
-    told = {key: value for key, value in beside.items() if value is not None}
+    told: dict[str, Any] = {key: value for key, value in beside.items() if value is not None}
     new: dict[str, Any] = {}
     if (indication := _text(told.get("indication"), "indication")) is not None:
         new["indication"] = indication
@@ -97,7 +97,11 @@ def unused(study: Study, beside: Beside, style: PromptStyle) -> list[str]:
         return prompt_for(other, style), [(role, image.path) for role, image in shown_images(other, style)]
 
     told = {key for key, value in beside.items() if value is not None}
-    without: dict[str, Study] = {key: replace(study, **{key: None}) for key in ("indication", "age", "sex")}
+    without = {
+        "indication": replace(study, indication=None),
+        "age": replace(study, age=None),
+        "sex": replace(study, sex=None),
+    }
     main, prior = shown_image(study), study.prior
     unknown = [replace(i, view="unknown") if i is main else i for i in study.images]
     without["view"] = replace(study, images=unknown)

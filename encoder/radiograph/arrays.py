@@ -1,7 +1,7 @@
 """NumPy arrays and torch tensors -> `Radiograph`, by one rule for their shape and range.
 
 Shape: (H, W); one channel, (H, W, 1) or (1, H, W); or grey in three, (H, W, 3) or (3, H, W), whose channels agree as
-closely as those of a grey picture must (`picture.grey_of_channels`) and of which the second is taken.
+closely as those of a grey picture must (`picture.grey_of_channels`); the second gives `Radiograph.pixels`.
 
 Range, with dark = air: uint8 and uint16 are the stored levels of a picture, and give what the same picture saved as PNG
 gives. Floating-point numbers must lie in [0, 1] and are taken as they are, as in `Radiograph.pixels`; where all of them
@@ -42,34 +42,49 @@ def of_array(x: np.ndarray, limits: Limits) -> Radiograph:
     if not (x.dtype.kind == "f" or (x.dtype.kind == "u" and x.itemsize <= 2)):
         raise InputError("unsupported_array", f"pixels of type {x.dtype}; accepted are {ACCEPTED}")
     x = _channels_last(np.asarray(x))
-    check_pixels(*x.shape[:2], limits)
-    if x.dtype.kind == "u":
+    check_pixels(x.shape[0], x.shape[1], limits)
+    bits = 8 * x.itemsize
+    if x.dtype.kind == "f":
+        _check_range(x)
+        x = _levels_of(x.astype(np.float32, copy=False))
+    else:
+        # in this machine's byte order
         x = x.astype(f"u{x.itemsize}", copy=False)
-        return of_levels(x if x.ndim == 2 else grey_channels(x, 1 if x.itemsize == 1 else 257))
-    _check_range(x)
-    x_HW = x if x.ndim == 2 else grey_of_channels(x, 1 / 255)
-    return of_floats(x_HW, 8 * x.itemsize)
-
-
-def of_floats(x_HW: np.ndarray, bits: int) -> Radiograph:
-    """Read pixels in [0, 1], (H, W). Raises InputError."""
-    pixels_HW = np.ascontiguousarray(x_HW, np.float32)
-    levels_HW = np.rint(pixels_HW * 255).astype(np.uint8)
-    if np.array_equal(levels_HW / np.float32(255), pixels_HW):
-        return of_levels(levels_HW)
-    check_pixel_values(pixels_HW)
+    if x.dtype == np.uint8:
+        return of_levels(x if x.ndim == 2 else grey_channels(x))
+    if x.dtype == np.uint16:
+        return of_levels(x if x.ndim == 2 else grey_of_channels(x, 257))
+    pixels_HW = np.ascontiguousarray(x if x.ndim == 2 else grey_of_channels(x, 1 / 255))
+    _check_varied(pixels_HW)
     H, W = pixels_HW.shape
     return Radiograph(pixels_HW, Header(rows=H, columns=W, bits=bits), tuple(size_warning(H, W)))
 
 
-def check_pixel_values(pixels_HW: np.ndarray) -> None:
-    """Check what `Radiograph.pixels` promises. Raises InputError."""
-    if pixels_HW.ndim != 2 or not pixels_HW.size or pixels_HW.dtype.kind != "f":
+def check(radiograph: Radiograph) -> None:
+    """Check what a radiograph's fields promise. Raises InputError."""
+    pixels_HW, stored = radiograph.pixels, radiograph.stored
+    if pixels_HW.ndim != 2 or not pixels_HW.size or pixels_HW.dtype != np.float32:
         raise InputError(
             "unsupported_array",
             f"pixels of type {pixels_HW.dtype} and shape {pixels_HW.shape}; a radiograph's are float32 (H, W)",
         )
     _check_range(pixels_HW)
+    _check_varied(pixels_HW)
+    if stored is not None and not np.array_equal(of_levels(stored).pixels, pixels_HW):
+        raise InputError(
+            "unsupported_array",
+            "its `pixels` are not those of its `stored` levels, by which the model would go: where you change pixels, "
+            "give `stored=None`, or give the pixels alone",
+        )
+
+
+def _levels_of(x: np.ndarray) -> np.ndarray:
+    """Take float32 pixels for an 8-bit picture's levels where every one is a 255th, and leave them as they are else."""
+    levels = np.rint(x * 255).astype(np.uint8)
+    return levels if np.array_equal(np.divide(levels, 255, dtype=np.float32), x) else x
+
+
+def _check_varied(pixels_HW: np.ndarray) -> None:
     if pixels_HW.min() == pixels_HW.max():
         raise InputError("constant_image", "every pixel has the same grey value")
 

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset as parse_dataset
 from pydicom.multival import MultiValue
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
@@ -280,7 +280,7 @@ def _stored_values(
     if fragmented:
         if syntax == JPEG_12BIT and int(header.BitsStored) == 8:
             plugin = "pillow"
-        if not can_decode(syntax, plugin):
+        if plugin and not can_decode(syntax, plugin):
             raise InputError("unsupported_transfer_syntax", f"{name}: to decode it, {INSTALL[plugin]}")
         if (
             syntax == JPEG_12BIT
@@ -294,7 +294,7 @@ def _stored_values(
     header.add_new(0x7FE00010, "OB" if fragmented or allocated == 8 else "OW", value)
     header["PixelData"].is_undefined_length = fragmented
     try:
-        options = {"raw": True, "decoding_plugin": plugin or "", "allow_excess_frames": False}
+        options: dict[str, Any] = {"raw": True, "decoding_plugin": plugin or "", "allow_excess_frames": False}
         if fragmented and syntax != RLE and not _integer(header, "PixelRepresentation", 0):
             options["correct_unused_bits"] = (
                 False  # a lossy codec may overshoot BitsStored, and must not wrap to 0
@@ -389,7 +389,8 @@ def _window(header: Dataset, grey: np.ndarray) -> np.ndarray:
     if width <= 0 or function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
         raise ValueError
     if function == "SIGMOID":
-        return 1 / (1 + np.exp((-4 * (grey - centre) / width).clip(-700, 700)))
+        sigmoid: np.ndarray = 1 / (1 + np.exp((-4 * (grey - centre) / width).clip(-700, 700)))
+        return sigmoid
     return ((grey - centre) / width + 0.5).clip(0, 1)
 
 

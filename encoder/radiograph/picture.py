@@ -27,8 +27,8 @@ def of_image(image: Image.Image, limits: Limits, keeps_levels: bool = True) -> R
     """Read a Pillow image, turned as its EXIF says. `keeps_levels` is false where Pillow would silently keep 8 of 16
     bits. Raises InputError."""
     with _refusals():
-        if getattr(image, "n_frames", 1) > 1:
-            raise InputError("multi_frame", f"{image.n_frames} frames; give the one that is meant")
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise InputError("multi_frame", f"{frames} frames; give the one that is meant")
         W, H = image.size
         check_pixels(H, W, limits)
         if not keeps_levels:

@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 from PIL.Image import DecompressionBombWarning
 from PIL.Image import Image as Picture
 
-from encoder.radiograph.arrays import check_pixel_values, is_tensor, of_array, of_tensor
+from encoder.radiograph.arrays import check, is_tensor, of_array, of_tensor
 from encoder.radiograph.grey import check_bytes
 from encoder.radiograph.picture import of_image, read_picture
 from encoder.radiograph.types import InputError, Limits, Radiograph, Source
@@ -92,7 +92,7 @@ def is_dataset(source: object) -> bool:
 
 def _read(source: Any, limits: Limits) -> Radiograph:
     if isinstance(source, Radiograph):
-        check_pixel_values(source.pixels)
+        check(source)
         return source
     if isinstance(source, Picture):
         # mode F holds floating-point numbers, of which no file that is read here consists
@@ -150,22 +150,21 @@ def _bytes(source: Any, limits: Limits) -> bytes:
     return data
 
 
-_quiet_lock, _quiet_depth, _quiet_undo = threading.Lock(), 0, lambda: None
+_quiet_lock, _quiet_depth, _quiet_undo = threading.Lock(), 0, ExitStack()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """No word of pydicom's, in warnings or logs, while any thread reads; Pillow's bomb warning becomes an error."""
-    global _quiet_depth, _quiet_undo
+    global _quiet_depth
     with _quiet_lock:
         if _quiet_depth == 0:
-            logger, catcher = logging.getLogger("pydicom"), warnings.catch_warnings()
-            level = logger.level
-            catcher.__enter__()
+            logger = logging.getLogger("pydicom")
+            _quiet_undo.enter_context(warnings.catch_warnings())
+            _quiet_undo.callback(logger.setLevel, logger.level)
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", DecompressionBombWarning)
             logger.setLevel(logging.CRITICAL + 1)
-            _quiet_undo = lambda: (logger.setLevel(level), catcher.__exit__(None, None, None))  # noqa: E731
         _quiet_depth += 1
     try:
         yield
@@ -173,4 +172,4 @@ def quiet() -> Iterator[None]:
         with _quiet_lock:
             _quiet_depth -= 1
             if _quiet_depth == 0:
-                _quiet_undo()
+                _quiet_undo.close()

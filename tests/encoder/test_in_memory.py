@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -30,7 +31,10 @@ def png(pixels: np.ndarray | Image.Image, path: Path) -> Path:
 
 
 def same(a: Radiograph, b: Radiograph) -> bool:
-    return bool(np.array_equal(a.pixels, b.pixels)) and a.pixels.dtype == b.pixels.dtype == np.float32
+    stored = (a.stored is None and b.stored is None) or np.array_equal(a.stored, b.stored)
+    return (
+        stored and bool(np.array_equal(a.pixels, b.pixels)) and a.pixels.dtype == b.pixels.dtype == np.float32
+    )
 
 
 def code_of(source, **limits) -> str:
@@ -71,7 +75,7 @@ def test_what_was_read_may_be_given_again(tmp_path):
         file.pixels, file.pixels.astype(np.float64), torch.from_numpy(file.pixels), Image.fromarray(file.pixels, "F"),
         np.repeat(file.pixels[..., None], 3, -1),
     ):  # fmt: skip
-        assert same(read(source), file)
+        assert same(read(source), file) and np.array_equal(read(source).stored, GREY)
     deep = read(save(dataset(GREY.astype(np.uint16) * 11, 12), tmp_path / "x.dcm"))
     assert same(read(deep.pixels), deep) and read(deep) is deep
 
@@ -204,10 +208,15 @@ def test_files_and_bytes_that_are_refused(tmp_path):
             read(nothing)
 
 
-def test_a_radiograph_made_by_hand_is_checked():
+def test_a_radiograph_made_by_hand_is_checked(tmp_path):
     for pixels in (GREY, GREY.astype(np.float32), np.full((H, W), np.nan, np.float32), GREY[0] / 255):
         assert code_of(Radiograph(pixels, Header())) == "unsupported_array"
     assert code_of(Radiograph(np.zeros((H, W), np.float32), Header())) == "constant_image"
+    file = read(png(GREY, tmp_path / "x.png"))
+    negative = replace(file, pixels=1 - file.pixels)
+    with pytest.raises(InputError, match="stored=None"):
+        read(negative)
+    assert np.array_equal(read(replace(negative, stored=None)).pixels, negative.pixels)
 
 
 def test_words_never_quote_the_patient(tmp_path):

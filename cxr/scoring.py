@@ -1,0 +1,305 @@
+"""`cxr.score`: references and predictions in whatever form people have them, brought to `eval.score`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from eval.scores.clinical import Progress
+from eval.scores.inputs import Record, ScoreError, section_named
+from eval.scores.lexical import PROFILES
+from eval.scores.result import Scores
+from eval.scores.suite import score as score_records
+from vlm.prediction import Prediction
+from vlm.study import Study, study_to_json
+
+# A file; lists, tuples, columns (of pandas, polars or NumPy) of texts; lists of records, studies or predictions;
+# {study_id: text}; a data frame.
+Reports: TypeAlias = str | os.PathLike[str] | Iterable[Any] | Mapping[str, Any]
+# What the column of each side may be called in a table; else it is called as the section is.
+COLUMNS = {"references": ("reference", "references"), "predictions": ("prediction", "predictions")}
+
+
+def score(
+    references: Reports,
+    predictions: Reports | None = None,
+    *,
+    section: str = "findings",
+    compare: Reports | None = None,
+    floors: str | os.PathLike[str] | Mapping[str, Reports] | None = None,
+    groups: Mapping[str, Hashable] | Sequence[Hashable] | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+    training: Reports | None = None,
+    reference_labels: str = "text",
+    profiles: Sequence[str] = tuple(PROFILES),
+    min_support: int = 30,
+    clinical_models: str | Sequence[str] = "auto",
+    weights: str | Path | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """Score predictions against references, the references first, as in scikit-learn.
+
+        cxr.score(["The lungs are clear."], ["No consolidation."])
+        cxr.score(frame["findings"], frame["generated"])
+        cxr.score(frame)                                   # columns reference and prediction; others are kept
+        cxr.score(studies, model(studies))                 # Study and Prediction objects
+        cxr.score("studies.jsonl", "predictions.jsonl")
+
+    Args:
+        references: texts, in the order of the predictions; {study_id: text}; Study objects, or records with a study_id
+            and findings; a data frame with these columns; or a file of them (JSON Lines, CSV). Further keys that count:
+            patient_id, age, sex, view, indication, labels.
+        predictions: the same, of Prediction objects or of what `cxr generate` writes. Left out where a table has both
+            sides: columns `reference` and `prediction` (either may be called as the section is).
+        section: "findings", "impression", or "both".
+        compare: other predictions for the same references.
+
+    The other options are those of `eval.score`. Texts without ids are paired by their order, everything else by
+    study_id.
+
+    Raises:
+        ScoreError: there are not as many of both, the two sides seem to be swapped, or they cannot be scored.
+    """
+    section_named(section)
+    if predictions is None:
+        sides = _sides_of_one(references, section)
+    else:
+        sides = {
+            "references": _side(references, "references", section),
+            "predictions": _side(predictions, "predictions", section),
+        }
+    if compare is not None:
+        sides["compare"] = _side(compare, "predictions", section)
+    if isinstance(floors, Mapping):
+        sides |= {f"floor {name}": _side(given, "predictions", section) for name, given in floors.items()}
+        floors = None
+    sources = _paired(sides, section)
+    given_floors = {
+        name.removeprefix("floor "): s for name, s in sources.items() if name.startswith("floor ")
+    }
+    bank = None if training is None else _side(training, "references", section)
+    if isinstance(bank, _Texts):
+        raise ScoreError("training must be studies with a study_id each, not texts alone")
+    return score_records(
+        sources["predictions"],
+        sources.get("references"),
+        section=section,
+        compare=sources.get("compare"),
+        floors=given_floors or (None if floors is None else Path(floors)),
+        groups=groups,
+        n_boot=n_boot,
+        seed=seed,
+        training=bank,
+        reference_labels=reference_labels,
+        profiles=profiles,
+        min_support=min_support,
+        clinical_models=clinical_models,
+        weights=weights,
+        device=device,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts without ids: what belongs together stands at the same place. `index` is that of a pandas column."""
+
+    texts: list[str | None]
+    index: list[Any] | None = None
+
+    def records(self, ids: Sequence[str], section: str) -> list[Record]:
+        return [{"study_id": key, section: text} for key, text in zip(ids, self.texts, strict=True)]
+
+
+_Side: TypeAlias = Path | list[Record] | _Texts
+
+
+def _side(given: Reports, what: str, section: str) -> _Side:
+    """Bring one side into one of three forms; records have the text under the section's name. Raises ScoreError."""
+    side = _form(given, what, section)
+    if isinstance(side, Path):
+        _check_side(_first_line(side), what, f"{side}: ")
+        return side
+    if isinstance(side, _Texts):
+        return side
+    _check_side(side[0], what)
+    named: list[Record] = []
+    for record in side:
+        row = dict(record)
+        column = next((name for name in COLUMNS[what] if name in row), None)
+        if column is not None and section not in row:
+            row[section] = row.pop(column)
+        named.append(row)
+    return named
+
+
+def _form(given: Reports, what: str, section: str) -> _Side:
+    """A file, records, or texts. Raises ScoreError for anything else, or for nothing."""
+    side = _read_form(given, what, section)
+    if not isinstance(side, Path) and not (side.texts if isinstance(side, _Texts) else side):
+        raise ScoreError(f"there is not a single {what.removesuffix('s')}")
+    return side
+
+
+def _read_form(given: Reports, what: str, section: str) -> _Side:
+    if isinstance(given, str | os.PathLike):
+        path = Path(given)
+        if not path.is_file():
+            # it may be a report, which no message may show
+            shown = f"{path} " if path.suffix.lower() in (".jsonl", ".csv") else "a single text "
+            raise ScoreError(f"{what}: {shown}is not a file; give a file, or a list of texts")
+        return path
+    if isinstance(given, Mapping):
+        if not all(isinstance(text, str) or text is None for text in given.values()):
+            raise ScoreError(f"{what}: as a mapping they are {{study_id: text}}")
+        return [{"study_id": str(key), section: text} for key, text in given.items()]
+    if hasattr(given, "columns") and hasattr(given, "to_dicts"):
+        return [_plain_row(row) for row in given.to_dicts()]
+    if hasattr(given, "columns") and hasattr(given, "to_dict"):
+        return [_plain_row(row) for row in given.to_dict("records")]
+    if isinstance(given, set | frozenset):
+        raise ScoreError(f"{what}: a set has no order, by which texts could be paired; give a list")
+    items = [_plain(item) for item in given]
+    if all(isinstance(item, str) or item is None for item in items):
+        index = getattr(given, "index", None)
+        return _Texts(items, None if index is None or callable(index) else list(index))
+    if all(isinstance(item, Prediction) for item in items):
+        items = [item.to_json() for item in items]
+    elif all(isinstance(item, Study) for item in items):
+        items = [study_to_json(item) for item in items]
+    elif not all(isinstance(item, Mapping) for item in items):
+        kinds = ", ".join(sorted({type(item).__name__ for item in items}))
+        raise ScoreError(
+            f"{what}: a list of {kinds}; accepted are texts, or records, studies or predictions, not mixed"
+        )
+    return items
+
+
+def _sides_of_one(given: Reports, section: str) -> dict[str, _Side]:
+    """The two sides of one table; of a file, which brings its own references, it is scored as it is."""
+    rows = _form(given, "references", section)
+    if isinstance(rows, Path):
+        return {"predictions": rows}
+    keys = set() if isinstance(rows, _Texts) else {key for row in rows for key in row}
+    found = {what: next((n for n in names if n in keys), section) for what, names in COLUMNS.items()}
+    if not keys.issuperset(found.values()) or len(set(found.values())) < 2 or isinstance(rows, _Texts):
+        raise ScoreError(
+            "there is one side alone: give references and predictions, or a table with the columns `reference` and "
+            f"`prediction` (one of them may be called {section!r})"
+        )
+    if section == "both":
+        raise ScoreError(
+            "section 'both' needs references and predictions of their own, with both sections each"
+        )
+    return {
+        what: [
+            {**{k: v for k, v in row.items() if k not in found.values()}, section: row.get(name)}
+            for row in rows
+        ]
+        for what, name in found.items()
+    }
+
+
+def _paired(sides: dict[str, _Side], section: str) -> dict[str, Path | list[Record]]:
+    """Give ids to what has none, by its order."""
+    without = {name for name, side in sides.items() if isinstance(side, _Texts) or _no_ids(side)}
+    if not without:
+        return {name: side for name, side in sides.items() if not isinstance(side, _Texts)}
+    if section == "both" and any(isinstance(side, _Texts) for side in sides.values()):
+        raise ScoreError("section 'both' needs records that have findings and impression, not texts alone")
+    first, *others = sorted(sides, key=lambda name: name in without)
+    counts: dict[str, int] = {}
+    for name, side in sides.items():
+        if isinstance(side, Path):
+            raise ScoreError(
+                f"{', '.join(sorted(without))} have no ids, by which a file is matched; give {{study_id: text}}"
+            )
+        counts[name] = len(side.texts) if isinstance(side, _Texts) else len(side)
+    for name in others:
+        if counts[name] != counts[first]:
+            raise ScoreError(
+                f"{counts[first]} {first} but {counts[name]} {name}: without ids they are paired in order"
+            )
+    indexes = [side.index for side in sides.values() if isinstance(side, _Texts) and side.index is not None]
+    if any(index != indexes[0] for index in indexes[1:]):
+        raise ScoreError(
+            "the columns have different indexes, so their order does not pair them; align them first"
+        )
+    ids = [str(key) for key in indexes[0]] if indexes else [str(i) for i in range(counts[first])]
+    if len(set(ids)) < len(ids):
+        ids = [str(i) for i in range(len(ids))]
+    known = sides[first]
+    if first not in without and isinstance(known, list):
+        own = [str(row["study_id"]) for row in known]
+        ids = own if len(set(own)) == len(own) else ids
+    paired: dict[str, Path | list[Record]] = {}
+    for name, side in sides.items():
+        if isinstance(side, _Texts):
+            paired[name] = side.records(ids, section)
+        elif isinstance(side, list):
+            paired[name] = [{**row, "study_id": key} for key, row in zip(ids, side, strict=True)]
+    return paired
+
+
+def _no_ids(side: _Side) -> bool:
+    return isinstance(side, list) and all("study_id" not in row for row in side)
+
+
+def _check_side(row: object, what: str, where: str = "") -> None:
+    """Refuse a side that is the other one, as far as its first record tells. Raises ScoreError."""
+    if not isinstance(row, Mapping):
+        return
+    predicted = "model" in row and "decoding" in row
+    if what == "references" and predicted:
+        raise ScoreError(
+            f"{where}these are predictions, and references come first: cxr.score(references, predictions)"
+        )
+    images = row.get("images")
+    films = isinstance(images, list) and any(
+        isinstance(image, Mapping) and "path" in image for image in images
+    )
+    if what == "predictions" and films and not predicted:
+        raise ScoreError(
+            f"{where}these are studies, and references come first: cxr.score(references, predictions)"
+        )
+
+
+def _first_line(path: Path) -> object:
+    """The first record of a JSON Lines file; None where there is none, of which scoring itself tells."""
+    if path.suffix.lower() == ".csv":
+        return None
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return json.loads(next((line for line in file if line.strip()), "null"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _plain_row(row: Mapping[Any, Any]) -> Record:
+    """A row of a table as a record; `view` is that of the image, as in a CSV file."""
+    record = {str(key): _plain(value) for key, value in row.items()}
+    if record.get("view") and "images" not in record:
+        record["images"] = [{"view": record.pop("view")}]
+    return record
+
+
+def _plain(value: Any) -> Any:
+    """A cell without NumPy's and pandas' wrappings: NaN, NaT and NA become None."""
+    if value is None or isinstance(value, str | bool | int | list | Mapping | Prediction | Study):
+        return value
+    if hasattr(value, "item") and not hasattr(value, "__len__"):
+        value = value.item()
+    try:
+        return value if value == value else None
+    except TypeError:
+        # pandas.NA has no truth
+        return None
+    except ValueError:
+        # an array
+        return value
