@@ -136,7 +136,7 @@ def append(path: Path, lines: bytes) -> None:
 def append_json(path: Path, lines: Iterable[Any]) -> None:
     """Add a JSON value a line, as `append` does."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    # A path that is not UTF-8 comes out as JSON's \\udcXX.
+    # A path that is not UTF-8 comes out as JSON's \udcXX.
     append(path, text.encode("utf-8", "backslashreplace"))
 
 

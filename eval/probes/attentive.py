@@ -11,7 +11,6 @@ Shape letters: B images of a batch, P patches, C channels, L findings, H queries
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from encoder.progress import Every
 from eval.probes.findings import constant_floor, share_of_positives
 from eval.probes.judged import Judged, Part, check_parts
 from eval.probes.linear import CHOICES, one_kind
 from eval.probes.overlap import batches
 from eval.probes.segmentation import Tokens, statistics
-
-SAY_EVERY = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def _learnt(model, tokens, train, validate, rows, choose, options: Training, dev
     kept = _Kept(y_NL.shape[1])
     chooses_L = [not one_kind(y[~np.isnan(y)]) for y in validate.y_NL.T]
     steps = options.epochs * math.ceil(len(rows["train"]) / options.batch)
-    started, said, step, looks = time.perf_counter(), 0.0, 0, 0
+    due, step, looks = Every(), 0, 0
     for epoch in range(1, options.epochs + 1):
         queue = order.permutation(len(rows["train"]))
         for start in range(0, len(queue), options.batch):
@@ -199,14 +197,13 @@ def _learnt(model, tokens, train, validate, rows, choose, options: Training, dev
                 value = CHOICES[choose](validate.y_NL[known, label], answers_NJL[known, j, label])
                 better |= kept.look(model, label, j, epoch, value)
         looks = 0 if better else looks + 1
-        passed, last = time.perf_counter() - started, epoch == options.epochs or looks >= options.patience
-        if passed - said > SAY_EVERY or last:
-            said = passed
+        last = epoch == options.epochs or looks >= options.patience
+        if due() or last:
             best = kept.value_L[np.isfinite(kept.value_L)]
             say(
                 f"attentive: epoch {epoch}/{options.epochs}, "
                 + (f"validation {choose} {best.mean():.3f} at best, " if len(best) else "")
-                + f"{epoch * len(queue) / passed:.0f} images/s, {passed:.0f} s"
+                + f"{epoch * len(queue) / due.passed:.0f} images/s, {due.passed:.0f} s"
             )
         if last:
             break

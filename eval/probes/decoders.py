@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from encoder.progress import Every
 from eval.probes.overlap import Segmentation, Task, batches, dice_of, overlap
 from eval.probes.segmentation import Tokens, judged, statistics
 
 SCALES = (4, 2, 1, 0.5)  # of the patch grid; strides of a quarter to twice the patch
 HEADS = ("upernet", "vitdet")
-SAY_EVERY = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -225,7 +224,7 @@ def train(
     optimiser = torch.optim.AdamW(model.parameters(), options.lr, weight_decay=options.weight_decay)
     order = np.random.default_rng(options.seed)
     best, kept, of, looks = -1.0, None, None, 0
-    started, said, queue, seen = time.perf_counter(), 0.0, np.empty(0, np.int64), 0
+    due, queue, seen = Every(), np.empty(0, np.int64), 0
     size = max(2, min(options.batch, len(task.train)))  # of one image, UPerNet's pooled map has no variance
     model.train()
     for step in range(1, options.steps + 1):
@@ -247,13 +246,11 @@ def train(
             if value > best:
                 best, kept, of, looks = value, copy.deepcopy(model.state_dict()), (dice_K, step), 0
             last = last or looks >= options.patience
-        passed = time.perf_counter() - started
-        if passed - said > SAY_EVERY or last:
-            said = passed
+        if due() or last:
             say(
                 f"{options.head}: step {step}/{options.steps}, loss {float(loss.detach()):.3f}, "
                 + (f"validation Dice {best:.3f} at best, " if kept else "")
-                + f"{seen / passed:.0f} images/s, {passed:.0f} s"
+                + f"{seen / due.passed:.0f} images/s, {due.passed:.0f} s"
             )
         if last:
             break

@@ -10,7 +10,6 @@ Shape letters: P patches (g x g), C features, k clusters, K structures, H, W pix
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -21,13 +20,13 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from encoder.progress import bar
 from eval.probes.overlap import Segmentation, Task
 from eval.probes.segmentation import Tokens
 
 METHODS = ("spectral", "modularity")
 MATCHINGS = ("union", "hungarian")
 FAINT = 1e-6  # weight of every edge at least, so that the graph is connected
-SAY_EVERY = 10.0  # seconds
 
 
 def affinity(tokens_PC: np.ndarray, radius: float | None = None) -> np.ndarray:
@@ -229,15 +228,9 @@ def _judged(
         raise ValueError(f"the matching is {' or '.join(MATCHINGS)}, not {matching!r}")
     if k < 1:
         raise ValueError(f"at least one cluster is needed, not {k}")
-    found, started, said = [], time.perf_counter(), 0.0
-    for row, mask_KHW in task.each(task.test):
+    found = []
+    for row, mask_KHW in bar(task.each(task.test), str(choices["head"]), len(task.test), say=say):
         found.append(matched(*_shared(task, labelled(row), mask_KHW, k), matching))
-        passed = time.perf_counter() - started
-        if passed - said > SAY_EVERY:
-            said = passed
-            say(
-                f"{choices['head']}: {len(found)}/{len(task.test)} images, {len(found) / passed:.1f} images/s"
-            )
     return Segmentation(
         list(task.structures),
         task.test,
