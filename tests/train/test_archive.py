@@ -253,7 +253,11 @@ def test_pretraining_from_an_archive_is_that_from_the_files(films, tmp_path, cap
     assert both.counts == [counts, counts] and len(both.images) == 18
     assert all(np.array_equal(both.images[i], both.images[9 + i]) for i in range(9))
     prints = [load_data(PretrainConfig(data=[str(d)], **shapes))[1] for d in (tmp_path / "out", films)]
-    assert prints[0] == prints[1]
+    assert prints[0] == prints[1] and prints[0].endswith(f", grey rule {GREY_RULE}")
+    about = tmp_path / "out" / "prepared.json"
+    about.write_text(json.dumps({k: v for k, v in json.loads(about.read_text()).items() if k != "grey_rule"}))
+    old = load_data(PretrainConfig(data=[str(tmp_path / "out")], **shapes))[1]
+    assert f"{old}, grey rule {GREY_RULE}" == prints[0]
     shutil.rmtree(films)
     samples, _ = load_data(PretrainConfig(data=[str(tmp_path / "out")], **shapes))
     assert samples[0][0].global_GHW.shape == (2, 28, 28)

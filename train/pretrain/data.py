@@ -151,9 +151,10 @@ def batches(samples: Samples, steps: range, rank: int, world: int, device: torch
 
 
 def load_data(c: PretrainConfig) -> tuple[Samples, str]:
-    """Return the samples, and a digest of the list of images. Raises ConfigError for data that cannot be used."""
+    """Return the samples, and a digest of the list of images; where some are PNG or JPEG, with the rule by which these
+    are read. Raises ConfigError for data that cannot be used."""
     from train.datasets.archive import Archive, ArchiveError, is_archive
-    from train.datasets.folder import NoSplits, Radiographs, image_paths, named, read_names
+    from train.datasets.folder import PICTURE_SUFFIXES, NoSplits, Radiographs, image_paths, named, read_names
 
     if not c.data:
         raise ConfigError(
@@ -185,4 +186,8 @@ def load_data(c: PretrainConfig) -> tuple[Samples, str]:
     images = ConcatDataset(sources)
     images.paths = [path for source in sources for path in source.paths]
     listing = "\n".join(map(str, images.paths))
-    return Samples(images, [len(s) for s in sources], c), hashlib.sha256(listing.encode()).hexdigest()
+    digest = hashlib.sha256(listing.encode()).hexdigest()
+    rules = {s.grey_rule for s in sources if any(p.suffix.lower() in PICTURE_SUFFIXES for p in s.paths)}
+    # The first rule had no name in the digests of its time.
+    digest += "".join(f", grey rule {rule}" for rule in sorted(rules) if rule > 1)
+    return Samples(images, [len(s) for s in sources], c), digest

@@ -64,7 +64,7 @@ class KnnProbe:
         features = []
         for start in range(0, len(self.images), BATCH):
             several = [self.images[i] for i in range(start, min(start + BATCH, len(self.images)))]
-            x_BCHW = torch.stack([self.preprocessing(x.astype(np.float32) / 255) for x in several]).to(device)
+            x_BCHW = torch.stack([self.preprocessing(x) for x in several]).to(device)
             features.append(backbone.forward_features(x_BCHW)[:, 0].cpu().numpy())
         x_NC = np.concatenate(features)
         scores_ML = knn_scores(x_NC[self.fit], self.labels_NL[self.fit], x_NC[self.judged])
