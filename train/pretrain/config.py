@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from train.common.config import Also, ConfigError, check_fields, load_config
 
@@ -166,13 +167,19 @@ class PretrainConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        problems = check_fields(self)
-        if not problems:
-            problems = list(self._inconsistencies())
+        # Types come first, then ranges: what comes later relies on them.
+        problems = check_fields(self) or list(self._out_of_range()) or list(self._inconsistencies())
         if problems:
             raise ConfigError("; ".join(problems))
 
-    def _inconsistencies(self):
+    def _out_of_range(self) -> Iterator[str]:
+        for fits, wanted, names in RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    yield f"{name} must be {wanted}, not {value}"
+
+    def _inconsistencies(self) -> Iterator[str]:
         if self.size % self.patch_size or self.local_crops_size % self.patch_size:
             yield (
                 f"size={self.size} and local_crops_size={self.local_crops_size} must be multiples of "
@@ -180,26 +187,44 @@ class PretrainConfig:
             )
         if self.weights and len(self.weights) != len(self.data):
             yield f"{len(self.weights)} weights for {len(self.data)} data sources; give one for each"
-        if any(w <= 0 for w in self.weights):
-            yield f"weights must be positive, not {self.weights}"
+        if self.hidden_size % self.num_attention_heads:
+            yield f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"
         if self.position_embedding == "sincos" and self.hidden_size % 4:
             yield f"sincos needs a hidden_size that is a multiple of 4, not {self.hidden_size}"
-        for name in ("global_crops_scale", "local_crops_scale", "blur_sigma", "mask_ratio_min_max"):
-            pair = getattr(self, name)
-            if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
-                yield f"{name} must be two numbers in order, not {pair}"
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                yield f"{name} must be at least 1, not {getattr(self, name)}"
-        if not 0 <= self.drop_path_rate < 1:
-            yield f"drop_path_rate must be in [0, 1), not {self.drop_path_rate}"
 
 
-AT_LEAST_ONE = (
-    "max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps", "probe_steps", "save_steps",
-    "save_total_limit", "head_n_prototypes", "size", "patch_size", "local_crops_size", "hidden_size",
-    "num_hidden_layers", "num_attention_heads", "head_hidden_dim", "head_bottleneck_dim",
-)  # fmt: skip
+# What the values of a field must be, in code and in words. Fields that may be absent count only where they are given.
+RANGES: tuple[tuple[Callable[[Any], bool], str, str], ...] = (
+    (
+        lambda x: x >= 1,
+        "at least 1",
+        "max_steps stop_at batch_size gradient_accumulation_steps logging_steps probe_steps save_steps "
+        "save_total_limit head_n_prototypes head_hidden_dim head_bottleneck_dim size patch_size local_crops_size "
+        "hidden_size num_hidden_layers num_attention_heads short_side",
+    ),
+    (
+        lambda x: x >= 0,
+        "at least 0",
+        "seed local_crops_number warmup_teacher_temp_steps warmup_steps freeze_last_layer_steps head_warmup_steps "
+        "dataloader_num_workers threads dino_loss_weight ibot_loss_weight koleo_loss_weight learning_rate "
+        "learning_rate_end weight_decay weight_decay_end patch_embed_lr_mult",
+    ),
+    (lambda x: x > 0, "above 0", "student_temp teacher_temp warmup_teacher_temp max_grad_norm"),
+    (
+        lambda x: 0 <= x <= 1,
+        "from 0 to 1",
+        "layerscale flip_probability blur_probability brightness contrast mask_sample_probability momentum_teacher "
+        "layerwise_decay",
+    ),
+    (lambda x: 0 <= x < 1, "at least 0 and below 1", "drop_path_rate adam_beta2"),
+    (lambda x: all(w > 0 for w in x), "numbers above 0", "weights"),
+    (lambda x: len(x) == 2 and 0 <= x[0] <= x[1], "two numbers in order, at least 0", "blur_sigma"),
+    (
+        lambda x: len(x) == 2 and 0 <= x[0] <= x[1] <= 1,
+        "two numbers in order, from 0 to 1",
+        "global_crops_scale local_crops_scale mask_ratio_min_max",
+    ),
+)
 # Fields that may differ when a run is resumed: they change nothing that is computed.
 MAY_DIFFER = {
     "out", "report_to", "stop_at", "logging_steps", "save_steps", "probe", "probe_steps", "save_total_limit",

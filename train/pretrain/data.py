@@ -5,6 +5,7 @@ Shape letters: B images, G global and L local crops an image, P patches, M maske
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
+from encoder.errors import UserError
 from encoder.radiograph import InputError
 from encoder.selfdistill.masking import crop_masks
 from encoder.transforms import MultiCrop
 from train.common.config import ConfigError
+from train.datasets.archive import Archive, is_archive
+from train.datasets.folder import PICTURE_SUFFIXES, NoSplits, Radiographs, image_paths, named, read_names
 from train.pretrain.config import GLOBAL_CROPS, PretrainConfig
 
 
@@ -73,7 +77,12 @@ class Samples(Dataset):
     def __getitem__(self, position: int):
         c = self.config
         rng = np.random.default_rng([c.seed, 2, position])
-        crops = self.crop(self.images[self.image_index(position)], rng)
+        try:
+            image_HW = self.images[self.image_index(position)]
+        except InputError as error:
+            # With one argument, which the loader needs to hand an error on from a worker process.
+            raise OSError(str(error)) from error
+        crops = self.crop(image_HW, rng)
         side = c.size // c.patch_size
         masks = crop_masks(
             rng, GLOBAL_CROPS, side, side, c.mask_sample_probability, tuple(c.mask_ratio_min_max)
@@ -137,57 +146,75 @@ def positions(steps: range, batch: int, rank: int, world: int, parts: int = 1) -
 
 
 def batches(samples: Samples, steps: range, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
-    """Cut the batches of these steps that this process sees, on the CPU, in pinned memory where they go to a GPU."""
+    """Cut the batches of these steps that this process sees, on the CPU, in pinned memory where they go to a GPU.
+
+    The iterator raises ConfigError where an image cannot be read and no other can take its place.
+    """
     c = samples.config
-    numbers = positions(steps, c.batch_size, rank, world, c.gradient_accumulation_steps)
     loader = DataLoader(
         samples,
-        batch_sampler=numbers,
+        batch_sampler=positions(steps, c.batch_size, rank, world, c.gradient_accumulation_steps),
         num_workers=c.dataloader_num_workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
     )
-    return iter(loader)
+    return _readable(iter(loader))
+
+
+def _readable(loader: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from loader
+    except OSError as error:
+        # A worker process sends its whole traceback as the message; the reason stands at its end.
+        why = str(error).strip().splitlines()[-1].removeprefix("OSError: ")
+        raise ConfigError(f"an image to learn from can no longer be read: {why}") from error
 
 
 def load_data(c: PretrainConfig) -> tuple[Samples, str]:
     """Return the samples, and a digest of the list of images; where some are PNG or JPEG, with the rule by which these
     are read. Raises ConfigError for data that cannot be used."""
-    from train.datasets.archive import Archive, ArchiveError, is_archive
-    from train.datasets.folder import PICTURE_SUFFIXES, NoSplits, Radiographs, image_paths, named, read_names
-
     if not c.data:
         raise ConfigError(
             "nothing to train on: give --data with a folder, a CSV, a studies file or a prepared archive"
         )
-    sources = []
-    excluded: set[str] = set()
-    if c.exclude:
-        try:
-            excluded = read_names(c.exclude)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--exclude {c.exclude}: {error}") from error
-    for source in c.data:
-        try:
-            if is_archive(source):
-                sources.append(Archive(source, excluded))
-                continue
-            try:
-                paths = image_paths(source, c.split)
-            except NoSplits:
-                # A source that knows no splits is used whole.
-                paths = image_paths(source)
-            kept = [path for path in paths if not named(path, excluded)]
-            if not kept:
-                raise ValueError(f"{source}: every image is named in {c.exclude}")
-            sources.append(Radiographs(kept, c.short_side, cache=c.cache))
-        except (ArchiveError, InputError, OSError, ValueError) as error:
-            raise ConfigError(str(error)) from error
+    excluded = _excluded(c.exclude)
+    sources = [_source(source, c, excluded) for source in c.data]
     images = ConcatDataset(sources)
     images.paths = [path for source in sources for path in source.paths]
     listing = "\n".join(map(str, images.paths))
-    digest = hashlib.sha256(listing.encode()).hexdigest()
+    digest = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
     rules = {s.grey_rule for s in sources if any(p.suffix.lower() in PICTURE_SUFFIXES for p in s.paths)}
     # The first rule had no name in the digests of its time.
     digest += "".join(f", grey rule {rule}" for rule in sorted(rules) if rule > 1)
     return Samples(images, [len(s) for s in sources], c), digest
+
+
+def _excluded(file: str | None) -> set[str]:
+    try:
+        return read_names(file) if file else set()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--exclude {file}: {error}") from error
+
+
+def _source(source: str, c: PretrainConfig, excluded: set[str]) -> Archive | Radiographs:
+    """Open one source of images. Raises ConfigError, also where none of its images can be read."""
+    try:
+        if is_archive(source):
+            return Archive(source, excluded)
+        try:
+            paths = image_paths(source, c.split)
+        except NoSplits:
+            # A source that knows no splits is used whole.
+            paths = image_paths(source)
+        kept = [path for path in paths if not named(path, excluded)]
+        if not kept:
+            raise ValueError(f"{source}: every image is named in {c.exclude}")
+        found = Radiographs(kept, c.short_side, cache=c.cache)
+        # One image is read now, so that a source of broken ones is refused before anything is written.
+        found[0]
+        return found
+    except (UserError, OSError, ValueError, csv.Error) as error:
+        why = str(error)
+        if isinstance(error, OSError) and error.errno is not None:
+            why = f"{error.filename or c.cache or source}: {error.strerror}"
+        raise ConfigError(why if str(source) in why else f"--data {source}: {why}") from error

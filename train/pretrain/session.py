@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, fsdp2_prepare_model
 from torch import Tensor, nn
 
+from encoder.files import replace_folder
 from encoder.selfdistill.teacher import make_teacher
 from encoder.state_dicts import load_strict, save_dinov2
 from encoder.transforms import Preprocessing
@@ -168,7 +169,7 @@ class Session:
             temporary = self.out / ".encoder.new"
             shutil.rmtree(temporary, ignore_errors=True)
             save_dinov2(backbone_of(groups["teacher"], self.c), temporary, Preprocessing(size=self.c.size))
-            checkpoints.replace_folder(temporary, self.encoder)
+            replace_folder(temporary, self.encoder)
             # The checkpoint comes last: where the run's last one is, its encoder is.
             checkpoints.save(self.out, self.step, groups, {"schema": 1}, self.c.save_total_limit)
 

@@ -19,6 +19,7 @@ from accelerate.utils import LoggerType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from encoder.files import write_json
 from encoder.selfdistill.losses import all_reduce, entropy
 from train.common import checkpoints
 from train.common.config import ConfigError
@@ -148,7 +149,7 @@ def dump(out: Path, step: int, rank: int, world: int, samples: Samples) -> Path:
     save_file({k: x.contiguous() for k, x in batch._asdict().items() if x is not None}, file)
     paths = [str(samples.images.paths[samples.image_index(position)]) for position in which]
     about = {"step": step, "process": rank, "samples": which, "images": paths}
-    checkpoints.write_json(file.with_suffix(".json"), about)
+    write_json(file.with_suffix(".json"), about)
     return file
 
 
@@ -241,10 +242,14 @@ def measurements(
 
 
 def effective_rank(x_BC: Tensor) -> Tensor:
-    """Return exp of the entropy of the singular values of the rows less their mean; 1 if all rows are alike."""
-    values = torch.linalg.svdvals(x_BC - x_BC.mean(0))
+    """Return exp of the entropy of the singular values of the rows less their mean; 1 if all rows are alike, NaN if one
+    is not finite."""
+    x_BC = x_BC - x_BC.mean(0)
+    # Some of LAPACK's and MAGMA's routines raise an error where they meet NaN.
+    values = torch.linalg.svdvals(x_BC.nan_to_num(0, 0, 0))
     shares = values / values.sum().clamp(min=1e-12)
-    return torch.special.entr(shares).sum().exp()
+    rank = torch.special.entr(shares).sum().exp()
+    return torch.where(x_BC.isfinite().all(), rank, torch.nan)
 
 
 def log_line(step: int, c: PretrainConfig, line: dict, speed: float, flops: float, peak: float | None) -> str:
