@@ -89,7 +89,7 @@ def make_tower(kind: str, folder: Path) -> Path:
 def make_llm(folder: Path, seed: int = 0) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from train.finetune.language_model import train_tokenizer
+    from train.finetune.language_model.loop import train_tokenizer
 
     texts = [f"Indication: Fever and cough.\nPrior: {f}\nFindings: {f}" for f in FINDINGS]
     tokenizer = train_tokenizer(texts * 4, 340)

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from vlm.errors import ModelError
+from vlm.parts import parts
 
 # Linears of Llama, Vicuna, Mistral and Qwen; of Phi-3 (fused), of Phi-2
 LORA_TARGETS = (
     r".*language_model.*\."
     r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|qkv_proj|gate_up_proj|dense|fc1|fc2)"
 )
-logging.getLogger("bitsandbytes").setLevel(
-    logging.ERROR
-)  # peft imports it, and it tells of kernels we do not use
+# peft imports it, and it tells of kernels we do not use
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 TOWERS = ("vision_tower", "multi_modal_projector", "language_model")
 
 
@@ -51,11 +51,6 @@ def add_lora(
     return model
 
 
-def base_of(llava: nn.Module) -> nn.Module:
-    """The Llava model inside a PeftModel, or itself."""
-    return llava.get_base_model() if hasattr(llava, "get_base_model") else llava
-
-
 def quantise(llava: nn.Module) -> None:
     """QLoRA: the language model's linears in 4 bits (nf4, double quantisation), as they come to their device; products
     in bfloat16. Before `add_lora`; `lm_head` stays as it is. Raises ModelError where bitsandbytes is missing."""
@@ -63,7 +58,7 @@ def quantise(llava: nn.Module) -> None:
         from bitsandbytes.nn import Linear4bit, Params4bit
     except ImportError:
         raise ModelError("4-bit weights need bitsandbytes: pip install 'cxr-vlm[qlora]'") from None
-    language = llava.model.language_model
+    language = parts(llava).language_model
     for name, linear in [(n, m) for n, m in language.named_modules() if type(m) is nn.Linear]:
         small = Linear4bit(
             linear.in_features, linear.out_features, linear.bias is not None, torch.bfloat16,

@@ -19,6 +19,7 @@ from vlm import model as models
 from vlm.errors import ModelError
 from vlm.hub import resolve
 from vlm.llava import REDUCTIONS, CxrLlavaConfig, CxrLlavaForConditionalGeneration, is_stock, token_grid
+from vlm.parts import parts
 from vlm.processor import greedy, processor_of
 from vlm.projector import LAYERS, describe_features
 from vlm.prompts import IMAGE_TOKEN, PromptStyle
@@ -133,7 +134,7 @@ def assemble(config, vision: nn.Module, language: nn.Module, attention: str, see
     llava.model.vision_tower, llava.model.language_model = vision, language.model
     llava.lm_head = language.lm_head
     llava.tie_weights()
-    projector = llava.model.multi_modal_projector.to_empty(device="cpu").float()
+    projector = parts(llava).projector.to_empty(device="cpu").float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in projector.modules():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vlm.adapters import base_of
+from vlm.parts import parts
 
 if TYPE_CHECKING:
     from vlm.model import FindingsModel
@@ -112,7 +112,7 @@ def generate_ids(
 @contextmanager
 def _with_sdpa(llava: nn.Module) -> Iterator[None]:
     """The language model with PyTorch's attention."""
-    config = base_of(llava).model.language_model.config
+    config = parts(llava).language_model.config
     before, config._attn_implementation = config._attn_implementation, "sdpa"
     try:
         yield
@@ -135,7 +135,7 @@ def embed(
     ids_BN, mask_BN = ids_BN.to(pixels.device), mask_BN.to(pixels.device)
     embeds_BNH = llava.get_input_embeddings()(ids_BN)
     image_BN = (ids_BN == llava.config.image_token_id) & mask_BN.bool()
-    features = torch.cat(list(base_of(llava).get_image_features(pixels).pooler_output)).to(embeds_BNH.dtype)
+    features = torch.cat(list(parts(llava).base.get_image_features(pixels).pooler_output)).to(embeds_BNH.dtype)
     if int(image_BN.sum()) != len(features):
         raise ValueError(f"the prompts have {int(image_BN.sum())} image tokens, their images {len(features)}")
     return embeds_BNH.masked_scatter(image_BN[..., None], features), mask_BN

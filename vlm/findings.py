@@ -23,6 +23,7 @@ from encoder.radiograph import Limits, Source
 from encoder.radiograph.html import figure
 from vlm import model as models
 from vlm.decoding import Decoding, answer_logprobs, generate_ids, scored_sentences
+from vlm.errors import ModelError
 from vlm.films import Film, Images, Task, blank_film, film_of, images_named, read_films
 from vlm.given import Given, GivenPrior, Told, as_study, fill, one_each, unused
 from vlm.hub import resolve
@@ -85,12 +86,12 @@ class Findings:
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError) as error:  # unknown, absent, or torch built without it
             why = str(error).partition("\n")[0]
-            raise models.ModelError(f"device {str(device)!r} cannot be used here: {why}") from None
+            raise ModelError(f"device {str(device)!r} cannot be used here: {why}") from None
         model = load_model(name, base=base, attention=attention, dtype=dtype, device=device)
         folder = resolve(name)
         outliers = Outliers.load(folder / OUTLIERS) if (folder / OUTLIERS).is_file() else None
         if outliers and outliers.encoder_sha256 != model.meta.encoder_sha256:
-            raise models.ModelError(
+            raise ModelError(
                 f"{folder / OUTLIERS} was fitted with encoder {outliers.encoder_sha256[:12]}, the model has "
                 f"{model.meta.encoder_sha256[:12]}; fit it again"
             )
@@ -266,7 +267,7 @@ class Findings:
     ) -> Iterator[np.ndarray | None]:
         """What the encoder sees in each study's image, float32 (17 C,): CLS and a 4 x 4 grid of patches. None where the
         image cannot be used."""
-        tower = models.vision_tower(self.model.llava)
+        tower = self.model.parts.vision_tower
         remaining = iter(studies)
         while several := list(islice(remaining, batch_size)):
             found = [
@@ -313,9 +314,10 @@ class Findings:
             read_films(task, self.model, root, images, self.limits)
         good = [t for t in tasks if t.pixels_ICHW is not None]
         if good:
-            pixels = torch.cat([t.pixels_ICHW for t in good]).to(self._device, self._dtype)
+            pixels = torch.cat([t.pixels_ICHW for t in good if t.pixels_ICHW is not None])
+            pixels = pixels.to(self._device, self._dtype)
             if self.outliers and images == "own":
-                self._check(good)
+                self._check(good, self.outliers)
             prompts = [t.prompt_ids for t in good]
             written = generate_ids(
                 self.model.llava, self.model, prompts, pixels, decoding, static=static_cache
@@ -339,22 +341,32 @@ class Findings:
         if not text:
             task.warn("empty", "the model wrote nothing")
 
-    def _score(self, tasks, prompts, written, pixels: Tensor, dependence: bool) -> None:
+    def _score(
+        self,
+        tasks: list[Task],
+        prompts: list[list[int]],
+        written: list[list[int]],
+        pixels: Tensor,
+        dependence: bool,
+    ) -> None:
+        """Say of every sentence how sure the model was."""
         llava, model = self.model.llava, self.model
-        seen, blank = answer_logprobs(llava, model, prompts, written, pixels), [None] * len(tasks)
+        seen = answer_logprobs(llava, model, prompts, written, pixels)
+        blank: Sequence[list[float] | None] = [None] * len(tasks)
         if dependence:
             grey = blank_film(model.preprocessing).to(pixels)
             blank = answer_logprobs(llava, model, prompts, written, grey.expand_as(pixels))
         for task, ids, one, other in zip(tasks, written, seen, blank, strict=True):
             task.prediction.sentences = scored_sentences(model.tokenizer, ids, one, other)
 
-    def _check(self, tasks: Sequence[Task]) -> None:
-        """Whether the main images are like those the model knows."""
-        tower = models.vision_tower(self.model.llava)
-        pixels_BCHW = torch.stack([t.pixels_ICHW[0] for t in tasks]).to(self._device, self._dtype)
-        for task, distance in zip(tasks, self.outliers.distances(tower, pixels_BCHW).tolist(), strict=True):
-            if distance > self.outliers.threshold:
-                task.warn("out_of_distribution", self.outliers.message(distance))
+    def _check(self, tasks: Sequence[Task], outliers: Outliers) -> None:
+        """Warn of main images that are unlike those the model knows."""
+        first = [t.pixels_ICHW[0] for t in tasks if t.pixels_ICHW is not None]
+        pixels_BCHW = torch.stack(first).to(self._device, self._dtype)
+        distances = outliers.distances(self.model.parts.vision_tower, pixels_BCHW)
+        for task, distance in zip(tasks, distances.tolist(), strict=True):
+            if distance > outliers.threshold:
+                task.warn("out_of_distribution", outliers.message(distance))
 
     def __repr__(self) -> str:
         """Say what is loaded, where, and what it is asked."""

@@ -19,15 +19,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    LlavaProcessor,
-)
+from transformers import LlavaProcessor
 
 from encoder.hub import weights_sha256
 from encoder.transforms import Preprocessing
-from vlm.adapters import TOWERS, base_of
+from vlm.adapters import TOWERS
 from vlm.errors import ModelError
 from vlm.hub import resolve
+from vlm.parts import Parts, parts
 from vlm.prompts import PromptStyle, chat_template
 
 META = "cxr.json"
@@ -76,6 +75,11 @@ class FindingsModel:
     meta: Meta
     adapter_sha256: str | None = None
     revision: str = ""  # digest of the weights (of the base, where there is an adapter)
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of `llava` as they are now."""
+        return parts(self.llava)
 
     @property
     def tokenizer(self):
@@ -147,7 +151,7 @@ def save_encoder(model: FindingsModel, folder: str | Path) -> None:
     """The vision tower with its preprocessing as an encoder checkpoint, for pre-training or `build` to start from."""
     folder = Path(folder)
     _fresh(folder)
-    vision_tower(model.llava).save_pretrained(folder)
+    model.parts.vision_tower.save_pretrained(folder)
     model.preprocessing.save_pretrained(folder)
 
 
@@ -203,8 +207,3 @@ def parameter_table(model: nn.Module) -> list[tuple[str, int, int]]:
         parts[part] = [total + p.numel(), trained + p.numel() * p.requires_grad]
     rows = [(part, *numbers) for part, numbers in parts.items()]
     return [*rows, ("total", sum(r[1] for r in rows), sum(r[2] for r in rows))]
-
-
-def vision_tower(llava: nn.Module) -> nn.Module:
-    """The tower, whether or not an adapter is around the model."""
-    return base_of(llava).model.vision_tower

@@ -192,11 +192,10 @@ def fit_outliers(
 ) -> Outliers:
     """Fit to the readable ones of `image_paths` with the encoder of a findings model and write `out`."""
     from encoder.radiograph import InputError, read
-    from vlm import model as models
     from vlm.load import load_model
 
     model = load_model(model_dir)
-    tower = models.vision_tower(model.llava)
+    tower = model.parts.vision_tower
     rows, pixels, unreadable = [], [], 0
     for i, path in enumerate(image_paths):
         try:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from encoder.towers import hidden_states
+from vlm.parts import parts
 
 LAYERS = (-1,)  # the last block's output; stock Llava takes it before the final LayerNorm
 
@@ -29,7 +30,7 @@ def statistics(llava: nn.Module, features_BNC: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,), (C,) of every channel over the patch tokens, to standardise features by;
     0 and 1 for a projector that normalises by itself."""
     x_TC = patches(llava, features_BNC).double().flatten(0, 1)
-    if hasattr(llava.model.multi_modal_projector, "resampler"):
+    if hasattr(parts(llava).projector, "resampler"):
         return torch.zeros(x_TC.shape[1]), torch.ones(x_TC.shape[1])
     mean_C, std_C = x_TC.mean(0), x_TC.std(0)
     return mean_C.float(), std_C.clamp_min(1e-3 * float(std_C.mean()) + 1e-8).float()
@@ -48,7 +49,7 @@ def calibrate(llava: nn.Module, features_BNC: Tensor, gain: float = 3.0) -> None
     `features_BNC` are the tower's features of some images, CLS first. The standardisation is folded into linear_1, so
     the model stays stock.
     """
-    projector = llava.model.multi_modal_projector
+    projector = parts(llava).projector
     generator = torch.Generator().manual_seed(0)
     for linear in linears(projector):
         w = torch.randn(linear.weight.shape, generator=generator) * linear.in_features**-0.5
@@ -170,6 +171,11 @@ def layers_of(llava: nn.Module) -> list[int]:
     """The layers whose hidden states a model reads."""
     layers = llava.config.vision_feature_layer
     return [layers] if isinstance(layers, int) else list(layers)
+
+
+def normed(llava: nn.Module) -> bool:
+    """Whether a model reads hidden states after the tower's final LayerNorm."""
+    return bool(getattr(llava.config, "feature_norm", False))
 
 
 def describe_features(layers: Sequence[int], norm: bool = False, tokens: int | None = None) -> str:

@@ -11,9 +11,13 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cxr.cli import generate
 from cxr.cli.terminal import UsageError, positive
+
+if TYPE_CHECKING:
+    from eval import Scores
 
 # a population that mini's training (train/pipelines/mini.py) has nothing to do with
 SEED = 2024
@@ -89,7 +93,7 @@ def say(line: str) -> None:
     Console().print(f"\n[bold]{line}[/bold]")
 
 
-def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
+def taste(out: Path) -> dict[str, list[tuple[float, float]]]:
     """Two short trainings; returns their loss curves by name."""
     from train.common.launcher import launch
     from train.phantom.population import write_population
@@ -100,7 +104,7 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
     mini = load_model("mini")
     encoder = out / "mini_encoder"
     models.save_encoder(mini, encoder)
-    shape = mini.parts.vision_tower.config
+    shape: Any = mini.parts.vision_tower.config
     print("The encoder goes on learning from images alone (fresh heads first, then the backbone):")
     launch(
         "train.pretrain",
@@ -142,7 +146,14 @@ def taste(out: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def write(page: Path, scores, curves: dict, references: dict, found: list[dict], root: Path) -> None:
+def write(
+    page: Path,
+    scores: Scores,
+    curves: dict[str, list[tuple[float, float]]],
+    references: dict[str, dict[str, Any]],
+    found: list[dict[str, Any]],
+    root: Path,
+) -> None:
     from encoder.radiograph import read
     from eval.report import write_page
 
@@ -167,9 +178,9 @@ def write(page: Path, scores, curves: dict, references: dict, found: list[dict],
     )
 
 
-def _rows(path: Path) -> list[dict]:
+def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
 
 
-def _curve(metrics: Path) -> list[tuple[int, float]]:
+def _curve(metrics: Path) -> list[tuple[float, float]]:
     return [(row["step"], row["loss"]) for row in _rows(metrics) if "loss" in row]

@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from cxr.cli.terminal import BASE, DEVICE, UsageError, files_below, positive
 
@@ -86,17 +87,16 @@ def export(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.scores} does not exist")
     if args.run_folder and not (args.run_folder / "run.json").is_file():
         raise UsageError(f"{args.run_folder} is not the folder of a fine-tuning: it has no run.json")
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     model = models.merge(load_model(args.model, base=args.base))
     models.save(model, args.out, models.DTYPES[args.dtype])
     known = resolve(args.model) / OUTLIERS  # what the model takes for an ordinary chest
     if known.is_file():
         shutil.copy(known, args.out)
     write_card(model, args.out, run=args.run_folder, scores=args.scores, licences=args.licence or ())
-    if model.llava.config.model_type != "llava":
-        print(
-            f"{args.out} is a {model.llava.config.model_type}: plain transformers opens it after `import vlm`"
-        )
+    kind = str(getattr(model.llava.config, "model_type", ""))
+    if kind != "llava":
+        print(f"{args.out} is a {kind}: plain transformers opens it after `import vlm`")
     print(f"wrote {args.out}: AutoModelForImageTextToText and AutoProcessor of transformers open it")
     return 0
 
@@ -166,7 +166,7 @@ def embed(args: argparse.Namespace) -> int:
     return 1 if refused == len(paths) else 0
 
 
-def _encoder(name: str, size: int | None):
+def _encoder(name: str, size: int | None) -> tuple[Any, dict[str, Any]]:
     """-> (encoder, what to say of it): one that `encoder_of` knows, or of a findings model its tower."""
     from encoder.frozen import encoder_of, encoder_of_tower
     from vlm.hub import resolve

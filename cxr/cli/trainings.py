@@ -3,10 +3,11 @@ and launches the training through accelerate."""
 
 from __future__ import annotations
 
+import argparse
 from importlib import import_module
 from typing import NamedTuple
 
-from cxr.cli.terminal import positive
+from cxr.cli.terminal import Options, positive
 
 
 class Training(NamedTuple):
@@ -33,7 +34,7 @@ TRAININGS = {
 }  # fmt: skip
 
 
-def options(parser) -> None:
+def options(parser: Options) -> None:
     """What the launch takes; all else, and --help, are the training's own."""
     parser.add_argument("--processes", type=positive, help="Processes: one a GPU, or shares of the cores.")
     parser.add_argument(
@@ -43,7 +44,7 @@ def options(parser) -> None:
     )
 
 
-def run(args) -> int:
+def run(args: argparse.Namespace) -> int:
     """Launch the training; returns its exit status. What went wrong it has told itself."""
     training = TRAININGS[args.command]
     import_module(training.config).configured(args.rest, options)

@@ -5,10 +5,10 @@ import signal
 import sys
 
 from train.common.entry import entry
-from train.common.trainer import Loop
+from train.common.trainer import AnswerTrainer
 from train.finetune.__main__ import main
 
-step = Loop.training_step
+step = AnswerTrainer.training_step
 
 
 def training_step(self, *args, **kwargs):
@@ -18,5 +18,5 @@ def training_step(self, *args, **kwargs):
 
 
 if __name__ == "__main__":
-    Loop.training_step = training_step
+    AnswerTrainer.training_step = training_step
     sys.exit(entry(main, "train.finetune"))

@@ -32,7 +32,7 @@ def test_a_step_of_pretraining(phantoms, tmp_path, attention):
     mini = load_model("mini")
     encoder = tmp_path / "encoder"
     models.save_encoder(mini, encoder)
-    shape = models.vision_tower(mini.llava).config
+    shape = mini.parts.vision_tower.config
     with Calls() as calls:
         status = pretrain([
             "--recipe=demo", f"--init={encoder}", f"--hidden_size={shape.hidden_size}",

@@ -22,7 +22,7 @@ from tests.tiny import make_encoder, make_studies, metrics
 from train.common.batches import answer_loss, collate, grouped_order
 from train.common.config import ConfigError
 from train.common.entry import INTERRUPTED
-from train.common.trainer import Loop
+from train.common.trainer import AnswerTrainer
 from train.finetune.__main__ import main
 from train.finetune.examples import Examples
 from train.finetune.images import Cached
@@ -73,14 +73,14 @@ def test_studies_of_several_images_whose_context_is_dropped_at_random(
     )
     more = (*more, "--token_reduction", "pool", "--projector_depth", "3", "--merge", "--max_steps", "12")
     assert train("whole", *more, studies=several_images) == 0
-    step = Loop.training_step
+    step = AnswerTrainer.training_step
 
     def interrupted(self, *args, **kwargs):
         if self.state.global_step == 9:  # in the second epoch, which drops other things than the first
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(Loop, "training_step", interrupted)
+    monkeypatch.setattr(AnswerTrainer, "training_step", interrupted)
     assert train("parts", *more, studies=several_images) == INTERRUPTED
     monkeypatch.undo()
     assert train("parts", *more, studies=several_images) == 0
@@ -162,7 +162,7 @@ def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeyp
     assert (
         "trained" in plan and "memory:" in plan and "with shuffled images" in plan and "alignment 6/6" in plan
     )
-    step = Loop.training_step
+    step = AnswerTrainer.training_step
 
     def stopped(how):
         def training_step(self, *args, **kwargs):
@@ -189,10 +189,10 @@ def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         train("parts", *more)
     monkeypatch.undo()
-    monkeypatch.setattr(Loop, "training_step", stopped(interrupt))
+    monkeypatch.setattr(AnswerTrainer, "training_step", stopped(interrupt))
     assert train("parts", *more) == INTERRUPTED
     assert (tmp_path / "parts" / "checkpoint-6" / "complete").exists()
-    monkeypatch.setattr(Loop, "training_step", stopped(kill))
+    monkeypatch.setattr(AnswerTrainer, "training_step", stopped(kill))
     with pytest.raises(Killed):
         train("parts", *more)
     shutil.copytree(tmp_path / "parts" / "checkpoint-8", tmp_path / "parts" / "checkpoint-9")
@@ -239,7 +239,7 @@ def test_a_model_knows_the_images_it_was_trained_on(train, findings_model, tmp_p
     root = tmp_path / "data"
     studies = make_studies(root, 40)
     paths = [root / s.images[0].path for s in load_studies(studies)]
-    tower = models.vision_tower(merged.model.llava)
+    tower = merged.model.parts.vision_tower
     pixels = torch.stack([merged.model.preprocessing(read(p)) for p in paths])
     assert float((merged.outliers.distances(tower, pixels) < 1).float().mean()) > 0.8
     noise = torch.randn(4, *pixels.shape[1:], generator=torch.Generator().manual_seed(0))
@@ -298,7 +298,7 @@ def test_another_configuration_is_refused(train, tmp_path):
         train("run", "--max_steps", "1", encoder=make_encoder(tmp_path / "other", seed=9))
     with pytest.raises(ConfigError, match="--encoder and --llm, or --init"):
         main(["--studies", "x", "--out", str(tmp_path / "new")])
-    with pytest.raises(ConfigError, match="batch_size 9 cannot"):
+    with pytest.raises(ConfigError, match=r"batch_size=9 is not divisible by .* 2 accumulation steps; use 8 or 10"):
         train("odd", "--batch_size", "9", "--gradient_accumulation_steps", "2")
 
 

@@ -3,6 +3,8 @@ stages, four bits."""
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from tests.tiny import SMALL, metrics
-from train.common.config import ConfigError
+from train.common.config import ConfigError, check_fields
 from train.common.entry import INTERRUPTED
-from train.common.trainer import Loop
+from train.common.trainer import AnswerTrainer
 from train.finetune.__main__ import main
 from train.finetune.config import Finetune, check
 from train.finetune.images import Films, augmented
@@ -34,13 +36,13 @@ def close(a: list[dict], b: list[dict], rel: float) -> bool:
 def test_packed_studies_learn_what_padded_ones_learn(train, several_images, tmp_path, monkeypatch):
     """Of one to three images, with another attention, and where nothing of a study may see another's."""
     lengths = []
-    step = Loop.training_step
+    step = AnswerTrainer.training_step
 
     def watched(self, model, inputs, *rest):
         lengths.append(tuple(inputs["input_ids"].shape))
         return step(self, model, inputs, *rest)
 
-    monkeypatch.setattr(Loop, "training_step", watched)
+    monkeypatch.setattr(AnswerTrainer, "training_step", watched)
     assert train("packed", *SEVERAL, studies=several_images) == 0
     packed, lengths[:] = list(lengths), []
     assert train("padded", *SEVERAL, "--packing", "false", studies=several_images) == 0
@@ -116,13 +118,13 @@ def test_the_projector_first(train, tmp_path, monkeypatch, capsys):
     stage, second = metrics(tmp_path / "whole" / "projector"), metrics(tmp_path / "whole")
     assert [r["step"] for r in stage] == list(range(1, 7))
     assert second[0]["loss"] < metrics(tmp_path / "without")[0]["loss"]
-    step = Loop.training_step
+    step = AnswerTrainer.training_step
 
     def interrupted(self, *args, **kwargs):
-        self.stop.asked = self.state.global_step == 4
+        self.interrupts.signal = signal.SIGINT if self.state.global_step == 4 else 0
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(Loop, "training_step", interrupted)
+    monkeypatch.setattr(AnswerTrainer, "training_step", interrupted)
     assert train("parts", *options) == INTERRUPTED and "in the first stage" in capsys.readouterr().out
     assert train("parts", *options) == INTERRUPTED
     monkeypatch.undo()
@@ -172,18 +174,24 @@ def test_augmented_films_differ_a_little_and_by_the_draw_alone():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"features": "disk"}, "cached, online"),
         ({"augment": True}, "--features online"),
         ({"train_encoder": True}, "--features online"),
         ({"train_encoder": True, "features": "online"}, "--merge"),
         ({"features": "online", "align_steps": 5}, "--features cached"),
-        ({"llm_dtype": "int8"}, "fp32, bf16, nf4"),
         ({"llm_dtype": "nf4", "lora": False}, "frozen language model"),
     ],
 )
 def test_what_does_not_go_together_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         check(Finetune(out="-", studies=["-"], encoder="e", llm="l", **fields))
+
+
+def test_a_value_that_is_not_among_the_choices():
+    config = Finetune(out="-", studies=["-"], features="disk", llm_dtype="int8")
+    assert check_fields(config) == [
+        "llm_dtype must be one of fp32, bf16, nf4, not 'int8'",
+        "features must be one of cached, online, not 'disk'",
+    ]
 
 
 def test_a_disk_that_is_too_small(train, tmp_path, monkeypatch):

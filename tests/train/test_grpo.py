@@ -18,7 +18,7 @@ import vlm
 from encoder.radiograph import read
 from eval import metric
 from tests.tiny import FINDINGS
-from train.common.config import ConfigError, load_config
+from train.common.config import ConfigError, check_fields, load_config
 from train.common.entry import INTERRUPTED
 from train.grpo.config import Grpo, check
 from train.grpo.loop import run
@@ -199,7 +199,6 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
     config = Grpo(out="o", studies=["s"], init="mini", reward=["rouge-l/coco"])
     check(config)
     for wrong, words in (
-        ({"loss_type": "ppo"}, "loss_type must be one of dapo, grpo, dr_grpo, not 'ppo'"),
         ({"num_generations": 1}, "num_generations must be at least 2, not 1"),
         ({"reward_weights": [1.0, 2.0]}, "1 rewards but 2 reward_weights"),
         ({"num_iterations": 3}, "save_steps 50 is not a multiple of num_iterations 3"),
@@ -207,6 +206,9 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
     ):
         with pytest.raises(ConfigError, match=words):
             check(replace(config, **wrong))
+    assert check_fields(replace(config, loss_type="ppo")) == [
+        "loss_type must be one of dapo, grpo, dr_grpo, not 'ppo'"
+    ]
     with pytest.raises(ConfigError, match="names of their own"):
         run(replace(config, init="mini", reward=["rouge-l/coco"] * 2, threads=1))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -275,16 +277,16 @@ def test_advantages_and_gradient_against_formulas_written_out(init, studies, tmp
     the gradient is that of A log p; the KL divergence by its gradient, E[log(p/q) d log p]."""
     from accelerate import PartialState
 
-    from train.grpo.trainer import Loop
+    from train.grpo.trainer import GrpoTrainer
 
     beta, most = 0.3, 20
-    config = configured(tmp_path / "run", init, "", loss=loss, beta=beta, projector=True)
+    config = configured(tmp_path / "run", init, "", loss_type=loss, beta=beta, projector=True)
     model = load_model(init)
     model.llava.requires_grad_(False)
     rows = rows_of(studies, model.meta.prompt)
     processor = StudyProcessor.of(model)
     rewards = [Reward(arbitrary), Reward(references_agree)]
-    loop = Loop(config, model, processor, rewards, [2.0, 1.0], rows, PartialState())
+    loop = GrpoTrainer(config, model, processor, rewards, [2.0, 1.0], rows, PartialState())
     llava = model.llava
     torch.manual_seed(0)
     for name, p in llava.named_parameters():
@@ -348,7 +350,7 @@ def test_a_planted_reward_rises_and_the_rest_stays(init, studies_file, tmp_path,
     before = load_file(init / "model.safetensors")
     config = configured(
         out, init, studies_file, reward=["words/generated"], reward_weights=[0.0], max_steps=16,
-        group=8, learning_rate=3e-3, eval_steps=8, eval_studies=6, merge=True,
+        num_generations=8, learning_rate=3e-3, eval_steps=8, eval_studies=6, merge=True,
     )  # fmt: skip
     assert run(config, [lungs]) == 0
     lines = metrics(out)

@@ -11,8 +11,9 @@ import pytest
 from tests.tiny import FINDINGS
 from train.common.config import ConfigError
 from train.common.entry import INTERRUPTED
-from train.common.trainer import Loop
-from train.finetune.language_model import main, train_tokenizer
+from train.common.trainer import AnswerTrainer
+from train.finetune.language_model.__main__ import main
+from train.finetune.language_model.loop import train_tokenizer
 
 SMALL = [
     "--vocab_size", "320", "--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2",
@@ -64,16 +65,16 @@ def test_it_learns_to_write(studies_file, tmp_path):
 
 def test_an_interrupted_run_goes_on_exactly(studies_file, tmp_path, monkeypatch, capsys):
     assert train(studies_file, tmp_path / "whole", "--max_steps", "11") == 0
-    step = Loop.training_step
+    step = AnswerTrainer.training_step
 
     def interrupted(self, *args, **kwargs):
         if self.state.global_step == 5:
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(Loop, "training_step", interrupted)
+    monkeypatch.setattr(AnswerTrainer, "training_step", interrupted)
     assert train(studies_file, tmp_path / "parts", "--max_steps", "11") == INTERRUPTED
-    assert "goes on from there" in capsys.readouterr().out
+    assert "stopped at step 6 of 11; run the same command to resume" in capsys.readouterr().out
     assert not (tmp_path / "parts" / "model.safetensors").exists()
     monkeypatch.undo()
     assert train(studies_file, tmp_path / "parts", "--max_steps", "11") == 0

@@ -115,9 +115,7 @@ def test_at_most_one_nih_chest_in_twenty_is_warned_about(mini, cxr_data):
 
 
 def _distances(mini, paths):
-    from vlm.model import vision_tower
-
-    prep, tower = mini.model.preprocessing, vision_tower(mini.model.llava)
+    prep, tower = mini.model.preprocessing, mini.model.parts.vision_tower
     parts = [paths[i : i + 32] for i in range(0, len(paths), 32)]
     return torch.cat(
         [mini.outliers.distances(tower, torch.stack([prep(read(p)) for p in part])) for part in parts]

@@ -61,7 +61,7 @@ def pixels(n, seed=0):
 
 def features(model, pixels_BCHW):
     norm = getattr(model.llava.config, "feature_norm", False)
-    tower = models.vision_tower(model.llava)
+    tower = model.parts.vision_tower
     return projectors.tower_features(tower, pixels_BCHW, projectors.layers_of(model.llava), norm)
 
 

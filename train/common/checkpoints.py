@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,29 +56,35 @@ def alone(run: Path, patience: float = 120.0) -> Iterator[None]:
     """Keep other runs out of the folder `run` while the block lasts; the first process does so for all of its run.
 
     An interrupted run may still be saving when its command is given again (`accelerate launch` leaves earlier than
-    what it launched), so this waits for `patience` seconds. Raises CheckpointError if the folder is still taken then.
+    what it launched), so this waits for `patience` seconds. Raises CheckpointError if the folder is still taken then,
+    or cannot be written.
     """
     if not is_main():
         yield
         return
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise CheckpointError(f"{run} is a file; choose another --out") from None
-    try:
-        with one_at_a_time(
-            run / LOCK, f"another process is at work in {run}; waiting for it to save and leave", patience
-        ):
-            try:
-                yield
-            finally:
-                if [path.name for path in run.iterdir()] == [LOCK]:  # refused before there was a run
+    waiting = f"another process is at work in {run}; waiting for it to save and leave"
+    with ExitStack() as held:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            held.enter_context(one_at_a_time(run / LOCK, waiting, patience))
+        except (FileExistsError, NotADirectoryError) as error:
+            raise CheckpointError(f"{error.filename} is a file; choose another --out") from None
+        except Timeout:
+            raise CheckpointError(
+                f"another process is still at work in {run}; wait for it or stop it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise CheckpointError(
+                f"{run} cannot be written: {error.strerror or error}; choose another --out"
+            ) from error
+        try:
+            yield
+        finally:
+            # Refused before there was a run: nothing is left behind.
+            with suppress(OSError):
+                if [path.name for path in run.iterdir()] == [LOCK]:
                     (run / LOCK).unlink()
                     run.rmdir()
-    except Timeout:
-        raise CheckpointError(
-            f"another process is still at work in {run}; wait for it or stop it, or choose another --out"
-        ) from None
 
 
 @contextmanager
@@ -143,8 +149,11 @@ def claim(
     may_differ: Iterable[str] = (),
     defaults: Mapping[str, Any] | None = None,
     names: Names = TODAY,
+    make: bool = True,
 ) -> bool:
     """Make `run` the directory of a run with this config; True if it already is (then it is to be resumed).
+
+    With `make` false nothing is written: the directory is only compared.
 
     Fields in `may_differ` do not change what is computed. A field that the stored config does not know counts as
     `defaults` has it; `names` translate what an older version wrote. Raises CheckpointError if the directory belongs to
@@ -168,8 +177,9 @@ def claim(
         return True
     if run.exists() and any(p.name not in BEFORE for p in run.iterdir()):
         raise CheckpointError(f"{run} exists and is not a run of this training; choose another --out")
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / RUN, config)
+    if make:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / RUN, config)
     return False
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed (ZeRO-2 and ZeRO-3) under a fine-tuning: what of it our Loop has to know, so that its checkpoints are those
+"""DeepSpeed (ZeRO-2 and ZeRO-3) under a fine-tuning: what of it AnswerTrainer has to know, so that its checkpoints are those
 of any other run, weights and optimiser whole and by name.
 
 DeepSpeed keeps the trained weights and the optimiser's state in flat parts of its own; `safe_get_full_...` put them

@@ -12,6 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,13 +20,16 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from encoder.files import write_atomically
 from eval.scores.labels import NO_FINDING, label_report, sentences
-from train.common.processes import use_cores
+from train.common.processes import say_at_once, use_cores
 from train.common.schedules import warmup_cosine
 from train.finetune.config import Finetune
-from train.finetune.examples import Examples
-from vlm import projector as projectors
-from vlm.projector import linears, rescale, spread
+from train.finetune.examples import Examples, spaced
+from train.finetune.tower import standardised
+from vlm.model import FindingsModel
+from vlm.projector import linears, patches, rescale, spread
+from vlm.prompts import answer_for
 
 SIDES = re.compile(r"\b(left|right|bilateral|both|bibasilar)\b")
 BOTH = {"bilateral", "both", "bibasilar"}
@@ -104,8 +108,7 @@ def align(
     other, other_reports = held_out
     truth = torch.tensor([[mentions(r).get(name, 0.0) for name in names] for r in other_reports])
     generator = torch.Generator().manual_seed(seed)
-    probe = torch.linspace(0, len(reports) - 1, min(256, len(reports))).long().tolist()
-    probe_BNC = features(probe).to(device)
+    probe_BNC = features(spaced(len(reports), 256)).to(device)
     before = spread(projector, probe_BNC)
     rescale(projector, probe_BNC, torch.zeros_like(before[0]), 1.0)
     with torch.no_grad():
@@ -141,41 +144,46 @@ def align(
 
 
 def align_projector(
-    llava: nn.Module,
+    model: FindingsModel,
     data: dict[str, Examples],
     statistics: tuple[Tensor, Tensor],
     config: Finetune,
     state: PartialState,
 ) -> None:
-    """By the first process; the others, and the same command after an interruption, read its outcome."""
-    mean_C, std_C = statistics
-    projector, file = llava.model.multi_modal_projector, Path(config.out) / "aligned.safetensors"
+    """Align the projector of `model`, or read what came of it before. Collective: the first process does the work."""
+    projector, file = model.parts.projector, Path(config.out) / "aligned.safetensors"
     if state.is_main_process and not file.exists():
+        (mean_C, std_C), learned, held_out = statistics, data["train"], data["validate"]
 
-        def tokens(examples: Examples, rows: list[int]):
-            return (projectors.patches(llava, examples.first(rows)) - mean_C) / std_C
+        def tokens(examples: Examples, rows: list[int]) -> Tensor:
+            return (patches(model.llava, examples.first(rows)) - mean_C) / std_C
 
         threads = torch.get_num_threads()
-        use_cores(0, 1)  # the other processes wait
-        projectors.unfold(projector.to(state.device), mean_C, std_C)
-        align(
-            projector,
-            lambda rows: tokens(data["train"], rows),
-            [s.findings for s in data["train"].studies],
-            (lambda rows: tokens(data["validate"], rows), [s.findings for s in data["validate"].studies]),
-            steps=config.align_steps,
-            precision=config.precision,
-            seed=config.seed,
-            device=state.device,
-            say=lambda line: print(line, flush=True),
-        )
-        projectors.fold(projector.cpu(), mean_C, std_C)
+        # The other processes wait.
+        use_cores(0, 1)
+        projector.to(state.device)
+        with standardised(model, statistics, config):
+            align(
+                projector,
+                partial(tokens, learned),
+                _reports(learned),
+                (partial(tokens, held_out), _reports(held_out)),
+                steps=config.align_steps,
+                precision=config.precision,
+                seed=config.seed,
+                device=state.device,
+                say=say_at_once,
+            )
+            projector.cpu()
         torch.set_num_threads(threads)
-        part = file.with_suffix(".part")
-        save_file(projector.state_dict(), part)
-        part.rename(file)
+        with write_atomically(file) as part:
+            save_file(projector.state_dict(), part)
     state.wait_for_everyone()
     projector.load_state_dict(load_file(file))
+
+
+def _reports(examples: Examples) -> list[str]:
+    return [answer_for(study, examples.style) for study in examples.studies]
 
 
 @torch.no_grad()

@@ -7,12 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from train.finetune.images import Cached, Films
 from vlm.model import FindingsModel
 from vlm.prompts import answer_for, dropped_out, prompt_for, shown_image, shown_images, with_images_of
 from vlm.study import Image, Study
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """Return numbers from 0 to `count` - 1, evenly spaced: all of them, or `most`."""
+    return torch.linspace(0, count - 1, min(most, count)).long().tolist()
 
 
 class Examples:
@@ -89,7 +95,8 @@ class Examples:
     def _readable(self, study: Study) -> Study:
         prior = study.prior
         if prior:
-            before = shown_image(prior)  # its other images are not shown in its place
+            # Its other images are not shown in its place.
+            before = shown_image(prior)
             prior = replace(prior, images=[before] if self._known(before) else [])
         main = shown_image(study)
         others = [i for i in study.images if i is main or not self.style.lateral or self._known(i)]

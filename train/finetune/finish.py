@@ -6,49 +6,41 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from train.finetune.config import Finetune
-from train.finetune.examples import Examples
+from train.finetune.examples import Examples, spaced
 from vlm import model as models
 from vlm import projector as projectors
-from vlm.adapters import base_of
 from vlm.findings import OUTLIERS
 from vlm.hub import resolve
 from vlm.load import load_model
 from vlm.outliers import Outliers, pooled
 
-LEAST_KNOWN, MOST_KNOWN = 200, 2000  # training images that say what an ordinary one is
+# Training images that say what an ordinary one is.
+LEAST_KNOWN, MOST_KNOWN = 200, 2000
 
 
-def finish(
-    model: models.FindingsModel,
-    tower: nn.Module,
-    statistics: tuple[Tensor, Tensor],
-    examples: Examples,
-    config: Finetune,
-    base: Path,
-) -> None:
-    """Write OUT/adapter, OUT/merged and, of a trained encoder, OUT/encoder, as `config` asks for."""
+def finish(model: models.FindingsModel, examples: Examples, config: Finetune, base: Path) -> None:
+    """Write OUT/adapter, OUT/merged and, of a trained encoder, OUT/encoder, as `config` asks for. The tower of `model`
+    is in its place, and its projector reads raw features."""
     out = Path(config.out)
     for name in ("adapter", "merged", "encoder"):
+        # Of an end that was cut off.
         if (out / name).exists():
-            shutil.rmtree(out / name)  # of an end that was cut off
-    projector = base_of(model.llava).model.multi_modal_projector
-    projectors.fold(getattr(projector, "modules_to_save", {"default": projector})["default"], *statistics)
-    base_of(model.llava).model.vision_tower = tower
+            shutil.rmtree(out / name)
     model.llava.eval()
     if config.train_encoder:
         models.save_encoder(model, out / "encoder")
         model.meta.encoder_sha256 = models.weights_sha256(out / "encoder")
         print(f"wrote {out / 'encoder'}")
-    known = known_images(model, tower, examples, config.init)
+    known = known_images(model, examples, config.init)
     written = []
     if config.lora and not config.train_encoder:
         models.save_adapter(model, out / "adapter", base)
         written.append(out / "adapter")
     if config.merge or not config.lora:
-        if config.llm_dtype == "nf4":  # into the weights before they were quantised
+        if config.llm_dtype == "nf4":
+            # Into the weights before they were quantised.
             model = load_model(out / "adapter", attention=config.attention, dtype=torch.bfloat16)
         models.save(models.merge(model), out / "merged", models.DTYPES[config.merged_dtype])
         written.append(out / "merged")
@@ -58,12 +50,12 @@ def finish(
         print(f"wrote {folder}")
 
 
-def known_images(
-    model: models.FindingsModel, tower: nn.Module, examples: Examples, init: str | None
-) -> Outliers | None:
-    """Statistics of the training images, by which generation warns about others; of `init`'s where those are few."""
+def known_images(model: models.FindingsModel, examples: Examples, init: str | None) -> Outliers | None:
+    """Return statistics of the training images, by which generation warns about others; where those are few, `init`'s;
+    where there can be none, None, with the reason on the screen."""
+    tower = model.parts.vision_tower
     inherited = resolve(init) / OUTLIERS if init else None
-    if tower.config.model_type != "dinov2" or getattr(model.llava.config, "feature_norm", False):
+    if tower.config.model_type != "dinov2" or projectors.normed(model.llava):
         print(
             "no warnings about unusual images: they need a DINOv2 tower's features before the final LayerNorm"
         )
@@ -79,7 +71,7 @@ def known_images(
         )
         print(f"no warnings about unusual images: {why} (python -m vlm.outliers makes them from more)")
         return None
-    rows = torch.linspace(0, len(examples) - 1, min(MOST_KNOWN, len(examples))).long()
+    rows = torch.tensor(spaced(len(examples), MOST_KNOWN))
     with torch.inference_mode():
         parts = []
         for part in rows.unique().split(64):

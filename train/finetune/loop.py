@@ -5,8 +5,8 @@
 
 The encoder is frozen, so its features are computed once and kept on disk; the steps then cost the language model
 alone (`--features online` lets it work in every step instead). Watch the label F1 of generated findings with true and
-with shuffled images, not the loss: a model may write well and look at nothing. Stop with SIGINT; the same command goes
-on, with the losses of an uninterrupted run.
+with shuffled images, not the loss: a model may write well and look at nothing. Stop with SIGINT; run the same command
+to resume, with the losses of an uninterrupted run.
 
 OUT holds `base/` (what the adapter belongs to), `adapter/` and with --merge `merged/`, which plain transformers opens.
 """
@@ -18,99 +18,119 @@ import shutil
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from encoder.files import write_atomically
+from train.common import deepspeed
+from train.common.batches import collate
 from train.common.config import ConfigError
+from train.common.entry import INTERRUPTED
+from train.common.resume import load_trained
+from train.common.runs import asked_for, begin, check_batch, last_checkpoint, merged, start, weights_are_split
+from train.common.studies import studies_of
+from train.common.trainer import arguments, checkpointing
+from train.finetune.align import align_projector
 from train.finetune.config import MAY_DIFFER, RENAMED, Finetune
+from train.finetune.data import load_data
+from train.finetune.examples import Examples, spaced
+from train.finetune.finish import finish
+from train.finetune.plan import print_plan
+from train.finetune.tower import standardised
+from train.finetune.watch import FindingsTrainer
+from vlm import adapters
+from vlm import model as models
+from vlm import projector as projectors
+from vlm.build import build
+from vlm.hub import resolve
+from vlm.load import load_model
+from vlm.model import FindingsModel
+from vlm.prompts import PromptStyle, style_of
 
 
 def run(config: Finetune) -> int:
-    import torch
-
-    from train.common import deepspeed
-    from train.common.checkpoints import recorded
-    from train.common.entry import INTERRUPTED
-    from train.common.processes import process_state, settled_precision, use_cores
-    from train.common.trainer import file_sha256, open_run, quiet
-    from train.finetune.finish import finish
-    from train.finetune.plan import print_plan
-    from vlm import adapters
-    from vlm import model as models
-    from vlm import projector as projectors
-    from vlm.hub import resolve
-
-    quiet()
-    state = process_state()
-    use_cores(config.threads, state.num_processes)
-    out = Path(config.out)
-    config.precision = settled_precision(config.precision, (recorded(out) or {}).get("precision"))
-    if config.init and (resolve(config.init) / "adapter_config.json").exists():
-        raise ConfigError(f"{config.init} is an adapter: merge it first (cxr export {config.init} OUT)")
-    parts = ("init",) if config.init else ("encoder", "llm")
-    digests = {f"sha256 of {p}": models.weights_sha256(resolve(getattr(config, p))) for p in parts}
-    digests["sha256 of studies"] = [file_sha256(Path(p)) for p in config.studies]
-    with state.main_process_first():
-        checkpoint = open_run(out, config, MAY_DIFFER, digests, RENAMED)
-    if (out / "finished").exists():
-        state.print(f"{out} is finished; choose another --out to train anew")
+    """Train, or resume, and write the model; returns the exit status. Raises UserError."""
+    # ------------------------------------------------------------------------------------------------------------------
+    # Find the run again, or a free folder. A resumed run must read what it read before, which digests tell.
+    state = start(config)
+    check_launch(config, state)
+    run = begin(config, state, digests_of(config), MAY_DIFFER, RENAMED)
+    if run.finished:
         return 0
 
-    # the parts
+    # ------------------------------------------------------------------------------------------------------------------
+    # Put the model together, and read the studies with what is shown of their images: features, on disk, or films.
+    studies = studies_of(config.studies, state)
     model = parts_of(config, state)
-    if config.packing and (window := adapters.sliding_window(model.llava.config.text_config)):
-        config.packing = False
-        state.print(f"not packed: the language model has a sliding window of {window} tokens")
+    data = load_data(model, studies, config, state)
+    run.claim()
 
-    # the studies, and what is shown of their images
-    data = load_data(model, config, state)
-
-    # calibrate; put what gives standardised features in the place of the tower; remember the base
-    llava = model.llava
-    sample = torch.linspace(0, len(data["train"]) - 1, min(256, len(data["train"]))).long().tolist()
-    sample_BNC = data["train"].first(sample)
-    statistics = projectors.statistics(llava, sample_BNC)
+    # ------------------------------------------------------------------------------------------------------------------
+    # Give the projector a good start: scale it to the language model, then align it with what reports name, then let
+    # it learn alone through the frozen language model. The adapter will belong to the model as it is then.
+    sample_BNC = data["train"].first(spaced(len(data["train"]), 256))
+    statistics = projectors.statistics(model.llava, sample_BNC)
     if not config.init:
-        projectors.calibrate(llava, sample_BNC, config.projector_gain)
-        if config.align_steps:
-            from train.finetune.align import align_projector
-
-            align_projector(llava, data, statistics, config, state)
+        projectors.calibrate(model.llava, sample_BNC, config.projector_gain)
+    if config.align_steps and not config.init:
+        align_projector(model, data, statistics, config, state)
     if config.projector_steps and not first_stage(model, statistics, data, config, state):
         return INTERRUPTED
-    base = Path(config.init) if config.init and not config.projector_steps else out / "base"
-    if config.lora and base == out / "base" and state.is_main_process:
-        if base.exists():  # of a start that was cut off
-            shutil.rmtree(base)
-        models.save(model, base)
-    state.wait_for_everyone()
-    tower = prepare(model, statistics, config)
-    if state.is_main_process:
-        print_plan(model.llava, tower, data["train"], config)
+    base = remembered(model, config, state)
 
-    loop = make_loop(model, data, config, out, state)
-    if not loop.run(checkpoint):
-        state.print(f"stopped at step {loop.state.global_step}; the same command goes on from there")
-        return INTERRUPTED
-    if loop.split and state.is_main_process:  # the one that was trained is in parts
-        if loop.is_deepspeed_enabled:
-            deepspeed.end()
-        model = replace(model, llava=parts_of(config, state).llava)
-        tower = prepare(model, statistics, config)
-    loop.load_best(model.llava)
+    # ------------------------------------------------------------------------------------------------------------------
+    # Train. Meanwhile the projector reads standardised features, in which all channels learn equally fast.
+    with standardised(model, statistics, config) as tower:
+        adapt(model, tower, config)
+        if state.is_main_process:
+            print_plan(model.llava, tower, data["train"], config)
+        trainer = trainer_of(model, data, config, run.out, state)
+        if not trainer.run(run.checkpoint):
+            return INTERRUPTED
+        weights = trainer.best_weights()
+        if state.is_main_process and not trainer.split:
+            load_trained(model.llava, weights)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Write the adapter, or the whole model, with the best weights. Those that processes share are put into a new model.
     if state.is_main_process:
-        finish(model, tower, statistics, data["train"], config, base)
-        (out / "finished").touch()
+        if trainer.split:
+            model = rebuilt(weights, statistics, config, state)
+        finish(model, data["train"], config, base)
+        (run.out / "finished").touch()
     state.wait_for_everyone()
     return 0
 
 
-def parts_of(config: Finetune, state):
-    """The findings model to begin with: `init`, or encoder and language model with a fresh projector."""
-    import torch
+def check_launch(config: Finetune, state: PartialState) -> None:
+    """Raise ConfigError for what cannot be trained by these processes, before anything is loaded."""
+    stages = ("batch_size", *(["projector_batch_size"] if config.projector_steps else []))
+    for name in stages:
+        check_batch(getattr(config, name), config.gradient_accumulation_steps, state.num_processes, name)
+    if weights_are_split():
+        for asked, what in (
+            (config.llm_dtype == "nf4", "weights in 4 bits are"),
+            (config.projector_steps, "a first stage (projector_steps) is"),
+        ):
+            if asked:
+                raise ConfigError(f"{what} not split among processes: launch it by train/launch/ddp.yaml")
 
-    from vlm.build import build
-    from vlm.load import load_model
-    from vlm.prompts import PromptStyle, style_of
 
+def digests_of(config: Finetune) -> dict[str, str]:
+    """Return the digests of the models that a run begins with. Raises ConfigError for an adapter, ModelError."""
+    if config.init:
+        return {"sha256 of init": models.weights_sha256(merged(config.init))}
+    folders = {"encoder": resolve(config.encoder, "encoder"), "llm": resolve(config.llm, "language model")}
+    return {f"sha256 of {part}": models.weights_sha256(folder) for part, folder in folders.items()}
+
+
+def parts_of(config: Finetune, state: PartialState) -> FindingsModel:
+    """Return the findings model to begin with: `init`, or encoder and language model with a fresh projector between.
+    Raises ConfigError, ModelError."""
     try:
         style = style_of(**{f.name: getattr(config, f.name) for f in fields(PromptStyle)})
     except ValueError as error:
@@ -129,33 +149,71 @@ def parts_of(config: Finetune, state):
     model.meta.name = config.name
     model.meta.notice = " ".join(filter(None, (config.notice, model.meta.licence)))
     model.meta.max_new_tokens = config.max_new_tokens
+    if config.packing and (window := adapters.sliding_window(model.llava.config.text_config)):
+        config.packing = False
+        state.print(f"not packed: the language model has a sliding window of {window} tokens")
     return model
 
 
-def standardised(llava, statistics, config: Finetune):
-    """Put what gives standardised features in the place of the tower, and out of the projector. -> the tower."""
-    from vlm import projector as projectors
+def first_stage(
+    model: FindingsModel,
+    statistics: tuple[Tensor, Tensor],
+    data: dict[str, Examples],
+    config: Finetune,
+    state: PartialState,
+) -> bool:
+    """LLaVA's first stage: the projector alone learns through the frozen language model. Its checkpoints and outcome
+    lie in OUT/projector.
 
-    tower, layers = llava.model.vision_tower, projectors.layers_of(llava)
-    norm = getattr(llava.config, "feature_norm", False)
-    if config.features == "cached":
-        llava.model.vision_tower = projectors.FeatureTower(*statistics, layers)
-    else:
-        llava.model.vision_tower = projectors.StandardTower(
-            tower, *statistics, layers, norm, config.train_encoder
-        )
-    projectors.unfold(llava.model.multi_modal_projector, *statistics)
-    return tower
+    Returns:
+        False if it was stopped.
+    """
+    projector, out = model.parts.projector, Path(config.out) / "projector"
+    file = out / "projector.safetensors"
+    if not file.exists():
+        out.mkdir(exist_ok=True)
+        state.print(f"first stage: the projector alone, {config.projector_steps} steps")
+        stage = replace(
+            config, max_steps=config.projector_steps, batch_size=config.projector_batch_size, projector_lr_mult=1.0,
+            learning_rate=config.projector_learning_rate, warmup_steps=max(1, round(0.03 * config.projector_steps)),
+            eval_steps=0, train_encoder=False,
+        )  # fmt: skip
+        with standardised(model, statistics, stage):
+            model.llava.requires_grad_(False)
+            projector.requires_grad_(True)
+            trainer = trainer_of(model, data, stage, out, state)
+            finished = trainer.run(last_checkpoint(out), "in the first stage, ")
+            # DistributedDataParallel has put its hooks on the projector, and itself around the forward pass.
+            trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+            del trainer
+            gc.collect()
+            model.llava.cpu()
+        if not finished:
+            return False
+        if state.is_main_process:
+            with write_atomically(file) as part:
+                save_file(projector.state_dict(), part)
+        state.wait_for_everyone()
+    projector.load_state_dict(load_file(file))
+    return True
 
 
-def prepare(model, statistics, config: Finetune):
-    """The model as it is trained: LoRA or the whole language model, projector, encoder. -> its tower."""
-    import torch
+def remembered(model: FindingsModel, config: Finetune, state: PartialState) -> Path:
+    """Return what an adapter will belong to: `init`, or the model as it is now, written to OUT/base. Collective."""
+    if config.init and not config.projector_steps:
+        return Path(config.init)
+    base = Path(config.out) / "base"
+    if config.lora and state.is_main_process:
+        # Of a start that was cut off.
+        if base.exists():
+            shutil.rmtree(base)
+        models.save(model, base)
+    state.wait_for_everyone()
+    return base
 
-    from vlm import adapters
-    from vlm.adapters import base_of
 
-    tower = standardised(model.llava, statistics, config)
+def adapt(model: FindingsModel, tower: nn.Module, config: Finetune) -> None:
+    """Make trainable what is to be trained: LoRA or the whole language model, projector, `tower`."""
     torch.manual_seed(config.seed)
     if config.lora:
         if config.llm_dtype == "nf4":
@@ -166,119 +224,38 @@ def prepare(model, statistics, config: Finetune):
     tower.requires_grad_(config.train_encoder)
     if config.train_encoder:
         size = model.preprocessing.size
-        base_of(model.llava).model.vision_tower.freeze_unused(torch.zeros(1, 3, size, size))
-    return tower
+        model.parts.vision_tower.freeze_unused(torch.zeros(1, 3, size, size))
 
 
-def load_data(model, config: Finetune, state) -> dict:
-    """The Examples of splits `train` and `validate`. Raises ConfigError if there are none to train on."""
-    from train.common.trainer import load_listing
-    from train.finetune.examples import Examples
-    from train.finetune.images import image_features, image_films
-    from vlm.prompts import answer_for, shown_images
-    from vlm.study import absolute
-
-    style, names = model.meta.prompt, ", ".join(config.studies)
-    studies = [
-        absolute(study, Path(listing).parent)
-        for listing in config.studies
-        for study in load_listing(listing, state)
-        if answer_for(study, style) and (study.split or "train") in ("train", "validate")
-    ]
-    paths = list(dict.fromkeys(Path(image.path) for s in studies for _, image in shown_images(s, style)))
-    place = Path(config.features_dir) if config.features_dir else Path(config.out) / "features"
-    settings = (model, paths, place, state, config.feature_batch_size, config.dataloader_num_workers)
-    if config.features == "cached":
-        images = dict.fromkeys(("train", "validate"), image_features(*settings))
-    else:
-        films = image_films(*settings)
-        images = {"train": films.with_augmentation(config.augment), "validate": films}
-    data = {}
-    for split in ("train", "validate"):
-        chosen = [s for s in studies if (s.split or "train") == split]
-        dropout = config.context_dropout if split == "train" else 0.0
-        data[split] = Examples(chosen, images[split], model, dropout, config.seed)
-        before = len(data[split])
-        data[split].keep([i for i in range(before) if data[split].words(i) <= config.max_length])
-        if len(data[split]) < before:
-            state.print(
-                f"{split}: {before - len(data[split])} studies of more than {config.max_length} tokens left out"
-            )
-        state.print(f"{split}: {len(data[split])} studies")
-    if not len(data["train"]):
-        raise ConfigError(f"{names}: no study of split 'train' has an image and {config.section}")
-    data["validate"].keep(list(range(len(data["validate"])))[: config.eval_studies])
-    return data
-
-
-def first_stage(model, statistics, data: dict, config: Finetune, state) -> bool:
-    """LLaVA's first stage: the projector alone learns through the frozen language model. Its checkpoints and outcome
-    lie in OUT/projector. False if it was stopped."""
-    from safetensors.torch import load_file, save_file
-
-    from train.common.trainer import last_checkpoint
-    from vlm import projector as projectors
-
-    llava, out = model.llava, Path(config.out) / "projector"
-    projector, file = llava.model.multi_modal_projector, out / "projector.safetensors"
-    if not file.exists():
-        out.mkdir(exist_ok=True)
-        state.print(f"first stage: the projector alone, {config.projector_steps} steps")
-        tower = standardised(llava, statistics, replace(config, train_encoder=False))
-        llava.requires_grad_(False)
-        projector.requires_grad_(True)
-        stage = replace(
-            config, max_steps=config.projector_steps, batch_size=config.projector_batch_size, projector_rate=1.0,
-            learning_rate=config.projector_learning_rate, warmup_steps=max(1, round(0.03 * config.projector_steps)),
-            eval_steps=0, train_encoder=False,
-        )  # fmt: skip
-        loop = make_loop(model, data, stage, out, state)
-        if loop.split:
-            raise ConfigError(
-                "projector_steps runs on DistributedDataParallel alone: give train/launch/ddp.yaml"
-            )
-        if not loop.run(last_checkpoint(out)):
-            state.print(
-                f"stopped in the first stage, at step {loop.state.global_step}; the same command goes on"
-            )
-            return False
-        loop.accelerator.unwrap_model(loop.model_wrapped, keep_fp32_wrapper=False)  # its forward as it was
-        del loop
-        gc.collect()  # and with it DistributedDataParallel's hooks on the projector
-        llava.cpu().model.vision_tower = tower
-        projectors.fold(projector, *statistics)
-        if state.is_main_process:
-            part = file.with_suffix(".part")
-            save_file(projector.state_dict(), part)
-            part.rename(file)
-        state.wait_for_everyone()
-    projector.load_state_dict(load_file(file))
-    return True
-
-
-def make_loop(model, data: dict, config: Finetune, out: Path, state):
-    """The Trainer."""
-    from train.common.batches import collate
-    from train.common.trainer import arguments, checkpointing
-    from train.finetune.watch import WatchedLoop
-
-    evaluate = bool(config.eval_steps and len(data["validate"]))
-    args = arguments(
-        out, config, state.num_processes,
-        eval_strategy="steps" if evaluate else "no",
-        eval_steps=config.eval_steps if evaluate else None,
-        **(checkpointing() if config.gradient_checkpointing else {}),
-        dataloader_num_workers=config.dataloader_num_workers if config.features == "online" else 0,
-    )  # fmt: skip
-    loop = WatchedLoop(
+def trainer_of(
+    model: FindingsModel, data: dict[str, Examples], config: Finetune, out: Path, state: PartialState
+) -> FindingsTrainer:
+    """Return the Trainer of a model whose tower gives standardised features."""
+    evaluated = data["validate"] if len(data["validate"]) else None
+    more: dict[str, Any] = checkpointing() if config.gradient_checkpointing else {}
+    if config.eval_steps and evaluated:
+        more |= {"eval_strategy": "steps", "eval_steps": config.eval_steps}
+    if config.features == "online":
+        more["dataloader_num_workers"] = config.dataloader_num_workers
+    return FindingsTrainer(
         model,
         config,
         precision=config.precision,
-        args=args,
+        args=arguments(out, config, state.num_processes, **more),
         train_dataset=data["train"],
-        eval_dataset=data["validate"] if len(data["validate"]) else None,
+        eval_dataset=evaluated,
         data_collator=partial(collate, pad=model.tokenizer.pad_token_id, pack=config.packing),
     )
-    if loop.split and config.llm_dtype == "nf4":
-        raise ConfigError("weights in 4 bits are not split among processes: give train/launch/ddp.yaml")
-    return loop
+
+
+def rebuilt(
+    weights: Path, statistics: tuple[Tensor, Tensor], config: Finetune, state: PartialState
+) -> FindingsModel:
+    """Return the model once more, whole in this process, with the trained weights of a file."""
+    if asked_for("DEEPSPEED"):
+        deepspeed.end()
+    model = parts_of(config, state)
+    with standardised(model, statistics, config) as tower:
+        adapt(model, tower, config)
+        load_trained(model.llava, weights)
+    return model

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from train.finetune.config import Finetune
 from train.finetune.examples import Examples
-from vlm.adapters import TOWERS, add_lora, base_of
+from vlm.adapters import TOWERS, add_lora
+from vlm.parts import parts
 
 GB = 1e9
 MASTER = 4  # bytes of a gradient, and of each of AdamW's two moments: trained weights are float32
@@ -57,7 +58,7 @@ def weight_bytes(llava: nn.Module, nf4: bool = False) -> int:
     with double quantisation, 0.127 for its scales (QLoRA, arXiv 2305.14314)."""
     quantised = set()
     if nf4:
-        language = next(m for n, m in llava.named_modules() if n.endswith("language_model"))
+        language = parts(llava).language_model
         linears = (m for n, m in language.named_modules() if isinstance(m, nn.Linear) and "lora_" not in n)
         quantised = {id(m.weight) for m in linears}
     return round(
@@ -105,7 +106,7 @@ def activations(
 ) -> int:
     """Bytes that autograd keeps of a forward pass with loss, each storage once, parameters not counted. Without
     `blocks` those outside of the language model's blocks."""
-    base = base_of(llava)
+    of = parts(llava)
     own = {p.untyped_storage()._cdata for p in [*llava.parameters(), *llava.buffers()]}
     kept: dict[int, tuple[int, Tensor]] = {}
 
@@ -120,9 +121,8 @@ def activations(
         return activations(
             llava, batch=batch, text=text, images=images, answer=answer, bf16=False, blocks=blocks
         )
-    device, dtype = next(llava.parameters()).device, base.lm_head.weight.dtype
-    width, config = base.model.language_model.config.hidden_size, base.config
-    projector = base.model.multi_modal_projector
+    device, dtype = next(llava.parameters()).device, of.lm_head.weight.dtype
+    width, config = of.language_model.config.hidden_size, of.base.config
     layers = config.vision_feature_layer
     count = 1 if isinstance(layers, int) else len(layers)
     patches = getattr(config, "grid", 0) ** 2 or config.image_seq_length
@@ -132,12 +132,12 @@ def activations(
     features = torch.empty(batch * images, patches, channels, device=device, dtype=dtype)
     words = torch.empty(batch, text, width, device=device, dtype=dtype)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        seen = projector(features).reshape(batch, -1, width)
+        seen = of.projector(features).reshape(batch, -1, width)
         x_BNH = torch.cat([seen, words], 1)
         if blocks:
-            with _unmasked(base.model.language_model.config):
-                x_BNH = base.model.language_model(inputs_embeds=x_BNH, use_cache=False).last_hidden_state
-        logits = base.lm_head(x_BNH[:, -answer - 1 : -1])
+            with _unmasked(of.language_model.config):
+                x_BNH = of.language_model(inputs_embeds=x_BNH, use_cache=False).last_hidden_state
+        logits = of.lm_head(x_BNH[:, -answer - 1 : -1])
         target = torch.zeros(batch * answer, dtype=torch.long, device=device)
         nn.functional.cross_entropy(logits.flatten(0, 1).float(), target)
     return sum(size for size, _ in kept.values())
@@ -232,10 +232,10 @@ def dry_model(encoder: str | Path, llm: str | Path, config) -> nn.Module:
         llava.requires_grad_(False)
         if config.lora:
             if config.llm_dtype != "fp32":
-                llava.model.language_model.bfloat16()
-                llava.lm_head.bfloat16()
+                parts(llava).language_model.bfloat16()
+                parts(llava).lm_head.bfloat16()
             return add_lora(llava, config.lora_rank, config.lora_alpha, config.lora_dropout)
-    llava.model.language_model.requires_grad_(True)
-    llava.model.multi_modal_projector.requires_grad_(True)
-    llava.lm_head.requires_grad_(True)
+    of = parts(llava)
+    for part in (of.language_model, of.projector, of.lm_head):
+        part.requires_grad_(True)
     return llava

@@ -14,19 +14,21 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
+from encoder.files import replace_folder, write_json
 from eval.scores.labels import label_report
 from train.common.batches import answer_loss
-from train.common.checkpoints import replace_folder, write_json
 from train.common.processes import inside, split_again
-from train.common.trainer import WEIGHTS, Loop, load_trained, trained_weights
+from train.common.resume import WEIGHTS, trained_weights
+from train.common.trainer import AnswerTrainer
 from vlm.decoding import Decoding, generate_ids
 from vlm.findings import derangement
 from vlm.prompts import answer_for
 
-LAST = "last"  # folder of the weights at the end of a run that judged none
+# Folder of the weights at the end of a run that judged none.
+LAST = "last"
 
 
-class WatchedLoop(Loop):
+class FindingsTrainer(AnswerTrainer):
     """`model` is the FindingsModel whose `llava` is trained, its tower replaced by what gives standardised
     features; `config` the Finetune."""
 
@@ -92,13 +94,14 @@ class WatchedLoop(Loop):
         return line
 
     def keep_best(self, line: dict) -> None:
+        """Keep the weights as they are if no evaluation before was better. Collective."""
         best = Path(self.args.output_dir) / "best"
-        weights = self.whole()  # by all processes
+        weights = self.whole()
         if not self.args.should_save:
             return
         if best.is_dir():
             before = json.loads((best / "metrics.json").read_text())
-            # after a resume the same evaluations come again; a best from later than this step does not count yet
+            # After a resume the same evaluations come again; a best from later than this step does not count yet
             if before["step"] < line["step"] and quality(before) >= quality(line):
                 return
         part = best.with_name(".best")
@@ -126,20 +129,20 @@ class WatchedLoop(Loop):
             )  # fmt: skip
         return self.optimizer
 
-    def load_best(self, llava) -> None:
-        """Give `llava` the best weights, or the last where none were judged; all processes must ask, the first gets
-        them."""
+    def best_weights(self) -> Path:
+        """Return the file of the best weights, or of the last where none were judged. Collective."""
         best = Path(self.args.output_dir) / "best"
         if not best.is_dir():
-            self.save_model(str(Path(self.args.output_dir) / LAST))
-        if self.args.should_save:
-            load_trained(llava, (best if best.is_dir() else best.with_name(LAST)) / WEIGHTS)
-            if best.is_dir():
-                line = json.loads((best / "metrics.json").read_text())
-                self.say(f"best: step {line['step']}, label F1 {line['eval_f1']:.3f}")
+            last = best.with_name(LAST)
+            self.save_model(str(last))
+            return last / WEIGHTS
+        line = json.loads((best / "metrics.json").read_text())
+        self.say(f"best: step {line['step']}, label F1 {line['eval_f1']:.3f}")
+        return best / WEIGHTS
 
 
 def quality(line: dict) -> tuple[float, float]:
+    """Return what makes an evaluation better than another: its F1, and of equal ones the lower loss."""
     return line["eval_f1"], -line["eval_loss"]
 
 

@@ -9,66 +9,61 @@ al., DeepSeekMath, arXiv 2402.03300). The trainer is trl's GRPOTrainer as it is;
 train/grpo/rollouts.py. LoRA learns, and the projector if asked for; the encoder does not. Watch the rewards of held-out
 studies, with true and with shuffled images (train/grpo/watch.py).
 
-Stop with SIGINT; the same command goes on, with the numbers of an uninterrupted run. OUT holds `adapter/`, which `cxr
-generate` takes, and with --merge `merged/`, which plain transformers opens.
+Stop with SIGINT; run the same command to resume, with the numbers of an uninterrupted run. OUT holds `adapter/`, which
+`cxr generate` takes, and with --merge `merged/`, which plain transformers opens.
 """
 
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from huggingface_hub import constants
+
 from train.common.config import ConfigError
+from train.common.entry import INTERRUPTED
+from train.common.runs import begin, merged, start
+from train.common.studies import SPLITS, split_of, studies_of, with_answer
 from train.grpo.config import MAY_DIFFER, RENAMED, Grpo
+from train.grpo.rollouts import Reward, StudyProcessor, exchanged, rows_of, unreadable
+from vlm import model as models
+from vlm.findings import OUTLIERS, derangement
+from vlm.load import load_model
+from vlm.model import FindingsModel
+from vlm.study import Study
 
 
 def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
-    """`functions` are rewards of one's own (see train.grpo.rollouts.Reward), beside those that the config names; each
-    weighs 1."""
-    import warnings
+    """Train, or resume, and write the model; returns the exit status. Raises UserError.
 
-    import torch
-    from huggingface_hub import constants
-    from transformers.utils import logging
-
-    from train.common.checkpoints import recorded
-    from train.common.entry import INTERRUPTED
-    from train.common.processes import process_state, settled_precision, use_cores
-    from train.grpo.rollouts import Reward, StudyProcessor, exchanged
-    from vlm import model as models
-    from vlm.findings import derangement
-    from vlm.hub import resolve
-    from vlm.load import load_model
-
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # trl tells its makers of every run
-    logging.disable_progress_bar()
-    # names that trl, not we, will have to change
-    warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing\w*` is deprecated")
-    state = process_state()
-    use_cores(config.threads, state.num_processes)
-    out = Path(config.out)
-    config.precision = settled_precision(config.precision, (recorded(out) or {}).get("precision"))
-    start = resolve(config.init)
-    if (start / "adapter_config.json").exists():
-        raise ConfigError(f"{config.init} is an adapter: merge it first (cxr export {config.init} OUT)")
-    rewards = [Reward(key, config.score_weights, config.score_device) for key in config.reward]
-    rewards += map(Reward, functions)
-    weights = [*(config.reward_weights or [1.0] * len(config.reward)), *[1.0] * len(functions)]
-    names = [reward.__name__ for reward in rewards]
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"rewards must be there, and have names of their own, not {names}")
-    with state.main_process_first():
-        checkpoint = open_run(out, config, start)
-    if (out / "finished").exists():
-        state.print(f"{out} is finished; choose another --out to train anew")
+    `functions` are rewards of one's own (see train.grpo.rollouts.Reward), beside those that the config names; each
+    weighs 1.
+    """
+    # ------------------------------------------------------------------------------------------------------------------
+    # Find the run again, or a free folder. A resumed run must read what it read before, which digests tell.
+    state = start(config)
+    check_shares(config, state)
+    rewards, weights = rewards_of(config, functions)
+    start_from = merged(config.init)
+    digests = {"sha256 of init": models.weights_sha256(start_from)}
+    run = begin(config, state, digests, MAY_DIFFER, RENAMED)
+    if run.finished:
         return 0
 
+    # ------------------------------------------------------------------------------------------------------------------
+    # Load the model, all of it frozen, and draw the studies to learn from and those to watch.
+    listed = studies_of(config.studies, state)
     model = load_model(config.init, attention=config.attention, dtype=models.DTYPES[config.dtype])
     model.llava.requires_grad_(False)
     model.meta.name = config.name
     model.meta.max_new_tokens = config.max_new_tokens or model.meta.max_new_tokens
-    studies, rows = data_of(config, model, state)
+    studies, rows = data_of(config, model, listed, state)
+    run.claim()
     watched = {}
     if held_out := studies["validate"]:
         watched["true"] = rows["validate"]
@@ -76,74 +71,79 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
             order = derangement(len(held_out), config.seed)
             watched["shuffled"] = exchanged(held_out, order, model.meta.prompt)
 
-    from train.grpo.trainer import Loop
+    # ------------------------------------------------------------------------------------------------------------------
+    # Train. The tower looks at every image once, outside of the model, and its features go for the pixels.
+    quiet_trl()
+    from train.grpo.trainer import GrpoTrainer
     from train.grpo.watch import Watch
 
     processor = StudyProcessor.of(model)
     torch.manual_seed(config.seed)
-    loop = Loop(config, model, processor, rewards, weights, rows["train"], state)
-    watch = Watch(config, processor, rewards, weights, watched, loop.accelerator)
-    loop.add_callback(watch)
+    trainer = GrpoTrainer(config, model, processor, rewards, weights, rows["train"], state)
+    trainer.add_callback(Watch(trainer, processor, rewards, weights, watched))
     if state.is_main_process:
-        print_plan(model, processor, config)
+        print_plan(model, processor)
         named = " + ".join(f"{w:g} x {r.__name__}" for w, r in zip(weights, rewards, strict=True))
         print(
             f"reward {named}: {config.num_generations} answers to each of {config.batch_size} studies a step; "
             f"{len(rows['train'])} studies to learn from, {len(rows['validate'])} held out",
             flush=True,
         )
-    try:
-        finished = loop.run(checkpoint)
-    finally:
-        watch.close()
-    if not finished:
-        state.print(f"stopped at step {loop.state.global_step}; the same command goes on from there")
+    if not trainer.run(run.checkpoint):
         return INTERRUPTED
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Write the adapter, and the merged model.
     if state.is_main_process:
         processor.restore()
-        write(config, model, start)
+        write(config, model, start_from)
     state.wait_for_everyone()
     return 0
 
 
-def open_run(out: Path, config: Grpo, start: Path) -> Path | None:
-    """Make the run folder or find it again; returns the last complete checkpoint, if there is one."""
-    from train.common import trainer
-    from vlm import model as models
+def check_shares(config: Grpo, state: PartialState) -> None:
+    """Raise ConfigError where the answers of a step cannot be shared by processes and accumulated batches."""
+    # Where answers serve several steps, all of a step's are drawn at once, else each accumulated batch draws its own.
+    draws = 1 if config.num_iterations > 1 else config.gradient_accumulation_steps
+    share = state.num_processes * config.gradient_accumulation_steps
+    if config.batch_size % draws or config.batch_size * config.num_generations % share:
+        raise ConfigError(
+            f"{config.batch_size} studies x {config.num_generations} answers cannot be shared by "
+            f"{state.num_processes} processes x {config.gradient_accumulation_steps} accumulated batches"
+        )
 
-    studies = [trainer.file_sha256(Path(path)) for path in config.studies]
-    digests = {"sha256 of init": models.weights_sha256(start), "sha256 of studies": studies}
-    return trainer.open_run(out, config, MAY_DIFFER, digests, RENAMED)
+
+def rewards_of(config: Grpo, functions: Sequence[Callable]) -> tuple[list[Reward], list[float]]:
+    """Return the rewards and their weights. Raises ConfigError for one that is none, or if there are none or two of a
+    name."""
+    rewards = [Reward(key, config.score_weights, config.score_device) for key in config.reward]
+    rewards += map(Reward, functions)
+    weights = [*(config.reward_weights or [1.0] * len(config.reward)), *[1.0] * len(functions)]
+    names = [reward.__name__ for reward in rewards]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"rewards must be there, and have names of their own, not {names}")
+    return rewards, weights
 
 
-def data_of(config: Grpo, model, state) -> tuple[dict[str, list], dict[str, list[dict]]]:
-    """({split: studies}, {split: their rows}): as many as the run can come to, drawn by `seed`, every image readable,
-    every prompt short enough. What is left out is counted on the screen."""
-    import torch
-    from accelerate.utils import gather_object
+def quiet_trl() -> None:
+    """Keep trl from telling its makers of every run, and from warning of names that it, not we, will have to change."""
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing\w*` is deprecated")
 
-    from train.grpo.rollouts import rows_of, unreadable
-    from vlm.study import absolute, load_studies, patients_across_splits
 
+def data_of(
+    config: Grpo, model: FindingsModel, listed: Sequence[Study], state: PartialState
+) -> tuple[dict[str, list[Study]], dict[str, list[dict]]]:
+    """Return ({split: studies}, {split: their rows}): as many as the run can come to, drawn by `seed`, every image
+    readable, every prompt short enough. What is left out is counted on the screen. Collective. Raises ConfigError."""
     style = model.meta.prompt
-    usable: dict[str, list] = {"train": [], "validate": []}
-    for listing in config.studies:
-        found = load_studies(listing)
-        if shared := patients_across_splits(found):
-            state.print(
-                f"warning: {len(shared)} patients of {listing} are in several splits, so held-out rewards will be too "
-                f"good; cxr studies check {listing} names them"
-            )
-        for study in found:
-            if (split := study.split or "train") in usable and rows_of([study], style):
-                usable[split].append(absolute(study, Path(listing).parent))
+    chosen = with_answer(listed, style, config.studies)
+    usable = {split: [study for study in chosen if split_of(study) == split] for split in SPLITS}
     generator = torch.Generator().manual_seed(config.seed)
     wanted = {
         "train": config.max_steps // config.num_iterations * config.batch_size,
-        "validate": config.eval_studies,
+        "validate": config.eval_studies if config.eval_steps else 0,
     }
-    if not config.eval_steps:
-        wanted["validate"] = 0
     studies, rows = {}, {}
     for split, found in usable.items():
         order = torch.randperm(len(found), generator=generator)[: wanted[split]].tolist()
@@ -157,53 +157,50 @@ def data_of(config: Grpo, model, state) -> tuple[dict[str, list], dict[str, list
             state.print(f"... and {len(bad) - 5} more images that cannot be read")
         pairs = [(study, row) for study, row in pairs if not gone.intersection(row["images"])]
         kept = [(study, row) for study, row in pairs if words_of(model, row) <= config.max_length]
-        if len(kept) < len(pairs):
+        if long := len(pairs) - len(kept):
             state.print(
-                f"{split}: {len(pairs) - len(kept)} studies with prompts of more than {config.max_length} tokens left "
-                "out"
+                f"{split}: {long} studies with prompts of more than {config.max_length} tokens left out"
             )
         studies[split], rows[split] = [s for s, _ in kept], [row for _, row in kept]
     if len(rows["train"]) < config.batch_size:
         raise ConfigError(
             f"{', '.join(config.studies)}: {len(rows['train'])} studies of split 'train' have an image that can be "
-            f"read and {style.section}; a step takes {config.batch_size}"
+            f"read, {style.section} and a prompt of at most {config.max_length} tokens; a step takes "
+            f"{config.batch_size} (--batch_size)"
         )
     return studies, rows
 
 
-def words_of(model, row: dict) -> int:
-    """Tokens of a row's prompt beside those of its images."""
+def words_of(model: FindingsModel, row: dict) -> int:
+    """Return the tokens of a row's prompt beside those of its images."""
     return len(model.prompt_ids(row["prompt"][0]["content"])) - model.image_tokens * len(row["images"])
 
 
-def print_plan(model, processor, config: Grpo) -> None:
-    """What is trained."""
-    from vlm.model import parameter_table
-
+def print_plan(model: FindingsModel, processor: StudyProcessor) -> None:
+    """Print what is trained."""
     tower = sum(p.numel() for p in processor.tower.parameters())
-    *parts, (name, total, trained) = parameter_table(model.llava)
+    *parts, (name, total, trained) = models.parameter_table(model.llava)
     for part, count, trainable in [("vision_tower", tower, 0), *parts, (name, total + tower, trained)]:
         print(
             f"{part:22} {count:>14,} parameters  {trainable:>12,} trained  {100 * trainable / max(count, 1):5.1f} %"
         )
 
 
-def write(config: Grpo, model, start: Path) -> None:
-    """The adapter, and with `merge` the merged model."""
-    from vlm import model as models
-    from vlm.findings import OUTLIERS
-
+def write(config: Grpo, model: FindingsModel, start_from: Path) -> None:
+    """Write the adapter, and with `merge` the merged model."""
     out = Path(config.out)
     model.llava.eval()
     written = [out / "adapter", *([out / "merged"] if config.merge else [])]
     for folder in written:
+        # Of an end that was cut off.
         if folder.exists():
-            shutil.rmtree(folder)  # of an end that was cut off
+            shutil.rmtree(folder)
     models.save_adapter(model, out / "adapter", config.init)
     if config.merge:
         models.save(models.merge(model), out / "merged", models.DTYPES[config.merged_dtype])
     for folder in written:
-        if (start / OUTLIERS).is_file():  # the images it knows are those of the start
-            shutil.copy(start / OUTLIERS, folder)
+        # The images it knows are those of the start.
+        if (start_from / OUTLIERS).is_file():
+            shutil.copy(start_from / OUTLIERS, folder)
         print(f"wrote {folder}")
     (out / "finished").touch()

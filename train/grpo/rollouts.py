@@ -24,11 +24,13 @@ from eval.scores.inputs import ScoreError
 from train.common.config import ConfigError
 from vlm.decoding import Decoding, generate_ids
 from vlm.model import FindingsModel
-from vlm.projector import layers_of, tower_features
+from vlm.parts import put_tower
+from vlm.projector import layers_of, normed, tower_features
 from vlm.prompts import IMAGE_TOKEN, PromptStyle, answer_for, prompt_for, shown_images, with_images_of
 from vlm.study import Study
 
-REFERENCE = "reference"  # the column that rewards compare answers with
+# The column that rewards compare answers with.
+REFERENCE = "reference"
 
 
 def rows_of(studies: Sequence[Study], style: PromptStyle) -> list[dict[str, Any]]:
@@ -61,7 +63,8 @@ class Seen(nn.Module):
 
     def __init__(self, layers: Sequence[int]):
         super().__init__()
-        self.layers, self.final_norm = list(layers), nn.Identity()  # features read after the norm are kept so
+        # Features that are read after the norm are kept so.
+        self.layers, self.final_norm = list(layers), nn.Identity()
 
     def forward(self, pixel_values: Tensor, **_) -> SimpleNamespace:
         parts = pixel_values.chunk(len(self.layers), dim=-1)
@@ -92,15 +95,14 @@ class StudyProcessor(LlavaProcessor):
         )
         processor.model, processor.features = model, {}
         processor.layers = layers_of(model.llava)
-        processor.norm = getattr(model.llava.config, "feature_norm", False)
-        processor.tower = model.llava.model.vision_tower.eval()
-        model.llava.model.vision_tower = Seen(processor.layers)
+        processor.norm = normed(model.llava)
+        processor.tower = model.parts.vision_tower.eval()
+        put_tower(model.llava, Seen(processor.layers))
         return processor
 
     def restore(self) -> None:
-        llava = self.model.llava
-        base = llava.get_base_model() if hasattr(llava, "get_base_model") else llava
-        base.model.vision_tower = self.tower
+        """Put the tower back into the model."""
+        put_tower(self.model.llava, self.tower)
 
     def apply_chat_template(self, conversation: list, *, tokenize: bool = False, **_) -> Any:
         """The text of a conversation (of several: a list); with `tokenize` what the call makes of texts and images."""
@@ -121,7 +123,8 @@ class StudyProcessor(LlavaProcessor):
                 )
         wanted = [path for paths in images for path in paths]
         once = dict.fromkeys(wanted)
-        self.features = {path: x for path, x in self.features.items() if path in once}  # of the call before
+        # Of the call before.
+        self.features = {path: x for path, x in self.features.items() if path in once}
         if new := [path for path in once if path not in self.features]:
             weight = next(self.tower.parameters())
             pixels = torch.stack([self.model.preprocessing(read(path)) for path in new])

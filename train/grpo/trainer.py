@@ -1,24 +1,18 @@
-"""trl's GRPOTrainer around a findings model: its arguments, exact resume, checkpoints of the trained weights alone.
+"""trl's GRPOTrainer around a findings model, and its arguments.
 
 The only module here that imports trl (the extra `rl`).
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from accelerate import PartialState
 from datasets import Dataset
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from train.common.checkpoints import truncate_metrics
-from train.common.config import ConfigError
-from train.common.trainer import COMPLETE, WEIGHTS, load_trained, trained_weights
+from train.common.resume import ExactResume
 from train.grpo.rollouts import Groups, Reward, StudyProcessor
 from vlm.adapters import check_adapters, lora_config, quiet_peft
 from vlm.model import FindingsModel
@@ -27,7 +21,7 @@ if TYPE_CHECKING:
     from train.grpo.config import Grpo
 
 
-class Loop(GRPOTrainer):
+class GrpoTrainer(ExactResume, GRPOTrainer):
     """`model.llava` gets LoRA and is trained, its tower already replaced by `processor`."""
 
     def __init__(
@@ -38,9 +32,9 @@ class Loop(GRPOTrainer):
         rewards: Sequence[Reward],
         weights: Sequence[float],
         rows: list[dict],
-        state,
+        state: PartialState,
     ):
-        self.config = config
+        self.config, self.round_of_steps = config, config.num_iterations
         # Where answers serve several steps, all of a step's are drawn at once; else each accumulated batch draws its
         # own, in the memory that its studies need.
         self.at_once = config.gradient_accumulation_steps if config.num_iterations > 1 else 1
@@ -56,7 +50,6 @@ class Loop(GRPOTrainer):
         model.llava = self.model
         check_adapters(model.llava)
         processor.tower.to(self.accelerator.device)
-        self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, dataset=None) -> Groups:
         # trl's own takes a new order an epoch from a generator whose state no checkpoint holds
@@ -70,57 +63,15 @@ class Loop(GRPOTrainer):
             seed=config.seed,
         )
 
-    def trained(self) -> dict[str, Tensor]:
-        return trained_weights(self.accelerator.unwrap_model(self.model))
-
     def create_model_card(self, *args, **kwargs) -> None:
         """None for a checkpoint, which is no model."""
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}, folder / WEIGHTS
-        )
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        load_trained(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / WEIGHTS)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
-
-    def run(self, checkpoint: Path | None) -> bool:
-        """Train to the end or to a stop signal; True if it came to the end."""
-        out, step = Path(self.args.output_dir), int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        if self.args.should_save:
-            for part in out.glob("checkpoint-*"):
-                if not (part / COMPLETE).exists():
-                    shutil.rmtree(part)
-            truncate_metrics(out / "metrics.jsonl", step)
-        self.accelerator.wait_for_everyone()
-        if step >= self.config.max_steps:  # killed before the model was written
-            self._load_from_checkpoint(str(checkpoint))
-            self.state.global_step = step
-            return True
-        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return self.state.global_step >= self.config.max_steps
-
-
-def arguments(config: Grpo, weights: Sequence[float], most: int, at_once: int, state) -> GRPOConfig:
-    """What decides what is computed is said here, whatever trl's defaults become. Raises ConfigError where a step's
-    answers cannot be shared."""
+def arguments(
+    config: Grpo, weights: Sequence[float], most: int, at_once: int, state: PartialState
+) -> GRPOConfig:
+    """Return trl's arguments: what decides what is computed is said here, whatever its defaults become."""
     share = state.num_processes * config.gradient_accumulation_steps
-    if (
-        config.batch_size % (config.gradient_accumulation_steps // at_once)
-        or config.batch_size * config.num_generations % share
-    ):
-        raise ConfigError(
-            f"{config.batch_size} studies x {config.num_generations} answers cannot be shared by "
-            f"{state.num_processes} processes x {config.gradient_accumulation_steps} accumulated batches"
-        )
     return GRPOConfig(
         output_dir=config.out,
         max_steps=config.max_steps,
@@ -134,7 +85,8 @@ def arguments(config: Grpo, weights: Sequence[float], most: int, at_once: int, s
         top_p=1.0,
         top_k=0,
         beta=config.beta,
-        use_bias_correction_kl=True,  # the gradient of the KL divergence itself (DeepSeek-V3.2, arXiv 2512.02556)
+        # The gradient of the KL divergence itself (DeepSeek-V3.2, arXiv 2512.02556).
+        use_bias_correction_kl=True,
         epsilon=config.epsilon,
         loss_type=config.loss_type,
         scale_rewards=config.scale_rewards,
@@ -160,5 +112,6 @@ def arguments(config: Grpo, weights: Sequence[float], most: int, at_once: int, s
         report_to=[],
         logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,
-        log_completions=False,  # reports are nothing for a log
+        # Reports do not belong in a log.
+        log_completions=False,
     )

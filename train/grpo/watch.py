@@ -1,27 +1,23 @@
-"""Watching a reinforcement run: a line an interval, metrics.jsonl, rewards on held-out studies, and stop signals.
+"""Watching a reinforcement run: a line an interval, metrics.jsonl, and rewards on held-out studies.
 
-A reward may be had without looking at the image, and what it does not count is free to drift. So held-out studies are
+A reward can be earned without using the image, and what it does not count is free to drift. So held-out studies are
 answered greedily, with their own and with each other's images, and the length of answers is told.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from train.common.interrupts import Interrupts
+from train.common.resume import Pace, clock
 from train.grpo.rollouts import REFERENCE, Reward, StudyProcessor, answers
 
 if TYPE_CHECKING:
-    from train.grpo.config import Grpo
+    from train.grpo.trainer import GrpoTrainer
 
 KEPT = {
     "loss", "grad_norm", "learning_rate", "reward", "reward_std", "frac_reward_zero_std", "kl", "entropy",
@@ -34,72 +30,48 @@ class Watch(TrainerCallback):
 
     def __init__(
         self,
-        config: Grpo,
+        trainer: GrpoTrainer,
         processor: StudyProcessor,
         rewards: Sequence[Reward],
         weights: Sequence[float],
         watched: dict[str, list[dict]],
-        accelerator: Accelerator,
     ):
-        self.config, self.processor, self.rewards, self.weights = config, processor, rewards, weights
-        self.watched, self.accelerator = watched, accelerator
-        self.lines: list[dict] = []  # of the interval
-        self.mark = (0, 0.0)  # step and time of its start
-        self.interrupts = Interrupts().install()
-
-    def close(self) -> None:
-        self.interrupts.restore()
-
-    def say(self, line: str) -> None:
-        if self.accelerator.is_main_process:
-            print(line, flush=True)
-
-    def record(self, line: dict) -> None:
-        if self.accelerator.is_main_process:
-            with (Path(self.config.out) / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        self.trainer, self.config, self.accelerator = trainer, trainer.config, trainer.accelerator
+        self.processor, self.rewards, self.weights, self.watched = processor, rewards, weights, watched
+        # Of the interval.
+        self.lines: list[dict] = []
+        self.pace = Pace()
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:
             self.held_out(0)
-        self.mark = (state.global_step, time.perf_counter())
-
-    def on_step_end(self, args, state, control, **kwargs):
-        asked = self.interrupts.signal
-        if self.accelerator.num_processes > 1:  # the signal may reach the processes at different steps
-            asked = int(self.accelerator.reduce(torch.tensor(asked, device=self.accelerator.device), "sum"))
-        # the answers of a round are not saved, so it is brought to its end
-        if (
-            asked
-            and state.global_step < state.max_steps
-            and state.global_step % self.config.num_iterations == 0
-        ):
-            control.should_save = control.should_training_stop = True
+        self.pace.mark(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "reward" not in logs:  # the Trainer's summary at the end
+        # The Trainer's summary at the end has none.
+        if "reward" not in logs:
             return
         step, config = state.global_step, self.config
         self.lines.append({k: v for k, v in logs.items() if k in KEPT or k.startswith("rewards/")})
-        self.record({"step": step, **self.lines[-1]})
+        self.trainer.record({"step": step, **self.lines[-1]})
         if step % config.logging_steps == 0 or step == state.max_steps or control.should_training_stop:
             self.tell(step, state.max_steps)
         if config.eval_steps and (step % config.eval_steps == 0 or step == state.max_steps):
             self.held_out(step)
-            self.mark = (step, time.perf_counter())  # the pace is that of training
+            self.pace.mark(step)
 
     def tell(self, step: int, steps: int) -> None:
         mean = {k: sum(line[k] for line in self.lines) / len(self.lines) for k in self.lines[0]}
-        pace = (time.perf_counter() - self.mark[1]) / max(1, step - self.mark[0])
         each = "".join(f"  {r.__name__} {mean[f'rewards/{r.__name__}/mean']:.3f}" for r in self.rewards)
         kl = f"  KL {mean['kl']:.4f}" if "kl" in mean else ""
-        self.say(
+        self.trainer.say(
             f"step {step}/{steps}  reward {mean['reward']:.3f} (spread {mean['reward_std']:.3f}){each}{kl}  "
             f"{mean['completions/mean_length']:.0f} tokens, {100 * mean['completions/clipped_ratio']:.0f} % cut off  "
             f"{100 * mean['frac_reward_zero_std']:.0f} % of groups equal  lr {mean['learning_rate']:.1e}  "
-            f"{pace:.2f} s/step  {_clock(pace * (steps - step))} left"
+            f"{self.pace.words(step, steps)}"
         )
-        self.lines, self.mark = [], (step, time.perf_counter())
+        self.lines = []
+        self.pace.mark(step)
 
     def held_out(self, step: int) -> None:
         """Mean rewards of greedy answers; every process answers its share."""
@@ -111,10 +83,10 @@ class Watch(TrainerCallback):
             line |= {f"held_out/{images}/{name}": value for name, value in mean.items()}
             each = ", ".join(f"{r.__name__} {mean[r.__name__]:.3f}" for r in self.rewards)
             said.append(f"with {images} images {mean['reward']:.3f} ({each}; {mean['words']:.0f} words)")
-        self.record(line)
-        self.say(
+        self.trainer.record(line)
+        self.trainer.say(
             f"step {step}  held-out reward {', '.join(said)}  {len(rows)} studies, "
-            f"{_clock(time.perf_counter() - started)}"
+            f"{clock(time.perf_counter() - started)}"
         )
 
     def means(self, rows: list[dict]) -> dict[str, float]:
@@ -133,7 +105,3 @@ class Watch(TrainerCallback):
         total = sum(weight * mean for weight, mean in zip(self.weights, each, strict=True))
         names = [reward.__name__ for reward in self.rewards]
         return {"reward": total, **dict(zip(names, each, strict=True)), "words": words}
-
-
-def _clock(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

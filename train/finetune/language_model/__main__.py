@@ -1,0 +1,24 @@
+"""`accelerate launch -m train.finetune.language_model ...`: the command line is read before slow imports."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from train.finetune.language_model.config import configured
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run or resume; returns the exit status. Raises UserError."""
+    config = configured(argv)
+    from train.common.checkpoints import alone
+    from train.finetune.language_model.loop import run
+
+    with alone(Path(config.out)):
+        return run(config)
+
+
+if __name__ == "__main__":
+    from train.common.entry import entry
+
+    sys.exit(entry(main, "train.finetune.language_model"))
