@@ -9,6 +9,7 @@ other, so whole patients are drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -127,7 +128,8 @@ def paired_permutation(
         differences_B = metric(total_a + swapped_BK) - metric(total_b - swapped_BK)
         # rounding of the sums must not turn a tie with the observed difference into "less extreme"
         extreme += (~(np.abs(differences_B) < observed - 1e-12)).sum(axis=0)
-    return _scalar(np.where(np.isnan(observed), np.nan, (extreme + 1) / (n_permutations + 1)))
+    p: float = _scalar(np.where(np.isnan(observed), np.nan, (extreme + 1) / (n_permutations + 1)))
+    return p
 
 
 def bootstrap_p(differences_B: np.ndarray) -> float:
@@ -160,5 +162,5 @@ def _paired(
     return patient_sums(stats_a_NK, groups), patient_sums(stats_b_NK, groups)
 
 
-def _scalar(x: np.ndarray) -> float | np.ndarray:
+def _scalar(x: Any) -> Any:
     return float(x) if np.ndim(x) == 0 else x

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlm.study import Image, Prior, Study
 
@@ -53,7 +53,7 @@ class PromptStyle:
     prior_image: bool = False  # the prior's frontal image, likewise
     section: str = "findings"  # what is to be written: findings, impression, or both
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.wording not in WORDINGS:
             raise ValueError(f"prompt wording {self.wording!r} is unknown; there are {', '.join(WORDINGS)}")
         if self.section not in SECTIONS:
@@ -64,14 +64,14 @@ class PromptStyle:
                 "wording, or section findings without demographics"
             )
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 MAIRA2 = PromptStyle("maira2", technique=True, comparison=True, lateral=True, prior_image=True)
 
 
-def style_of(**options) -> PromptStyle:
+def style_of(**options: Any) -> PromptStyle:
     """The style of options given by hand: `maira2` alone means all that its prompt has a place for. Raises
     ValueError."""
     style = PromptStyle(**options)
@@ -128,7 +128,7 @@ def prompt_for(study: Study, style: PromptStyle | None = None, *, image: bool = 
     return "\n".join([*(images if image else ()), *context, last])
 
 
-def chat_template(tokenizer) -> str:
+def chat_template(tokenizer: Any) -> str:
     """The Jinja template by which a server of chats words a message as the model knows prompts: its parts in their
     order, a line for each image, and nothing of the language model's own chat. The start token is written out where
     the tokenizer would put one, for servers tokenize the rendered text without special tokens."""
@@ -198,7 +198,7 @@ def dropped_out(study: Study, style: PromptStyle, probability: float, rng: np.ra
             strict=True,
         )
     )
-    gone = {k: None for k in ("indication", "technique", "comparison", "age", "sex") if lost[k]}
+    gone: dict[str, Any] = {k: None for k in ("indication", "technique", "comparison", "age", "sex") if lost[k]}
     images, prior = study.images, study.prior
     main = shown_image(study)
     if lost["lateral"]:

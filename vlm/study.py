@@ -11,8 +11,10 @@ written back. Image paths are relative to the file. Split names such as `val` or
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,34 @@ class Study:
     )
     diagnoses: list[str] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Say what is there, with the findings shortened and without the patient's id."""
+        return f"Study({', '.join([repr(self.study_id), *self._facts()])})"
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook, with its first image where that is found from here."""
+        from encoder.radiograph import InputError, read
+        from encoder.radiograph.html import figure
+
+        film = None
+        with suppress(InputError):
+            film = read(self.images[0].path).pixels if self.images else None
+        texts = [(name, getattr(self, name)) for name in TEXTS]
+        prior = self.prior.findings if self.prior else None
+        lines = [f"{name}: {text}" for name, text in [*texts, ("prior findings", prior)] if text]
+        return figure(film, [", ".join([self.study_id, *self._facts()[:-1]]), *lines])
+
+    def _facts(self) -> list[str]:
+        views = ", ".join(image.view for image in self.images)
+        count = f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}"
+        person = " ".join(
+            filter(None, (self.sex, "" if self.age is None else str(self.age).removesuffix(".0")))
+        )
+        told = [name for name in TEXTS[:3] if getattr(self, name)] + (["prior"] if self.prior else [])
+        found = self.findings or self.impression
+        said = repr(textwrap.shorten(str(found), 80, placeholder=" ...")) if found else "no findings"
+        return [*filter(None, (self.split, f"{count} ({views})" if views else count, person)), *told, said]
 
     def image_paths(self, root: str | Path) -> list[Path]:
         """Where the images lie, `root` being the folder of the studies file."""
@@ -290,7 +320,7 @@ def _shown(value: Any) -> str:
 
 def _kind(value: Any, kind: type, key: str) -> Any:
     if not isinstance(value, kind):
-        names = {dict: "an object", list: "a list", str: "a text"}
+        names: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
         raise StudyError(f"{key!r} must be {names[kind]}, not {type(value).__name__}")
     return value
 

@@ -101,13 +101,13 @@ def make_studies(args: argparse.Namespace) -> int:
     from dataclasses import replace
     from importlib import import_module
 
-    from train.common.options import did_you_mean
-    from vlm.study import counts, patients_across_splits, save_studies
+    from encoder.errors import did_you_mean
+    from vlm.study import Image, counts, patients_across_splits, save_studies
 
     if args.dataset not in (*DATASETS, "table"):
-        known = (*DATASETS, "table")
-        near = did_you_mean(args.dataset, known)
-        raise UsageError(f"no data set is called {args.dataset!r}{near}; there are {', '.join(known)}")
+        there = (*DATASETS, "table")
+        near = did_you_mean(args.dataset, there)
+        raise UsageError(f"no data set is called {args.dataset!r}{near}; there are {', '.join(there)}")
     if args.out.exists() and not args.overwrite:
         raise UsageError(f"{args.out} exists; choose another file or give --overwrite")
     if args.dataset == "table":
@@ -126,7 +126,7 @@ def make_studies(args: argparse.Namespace) -> int:
     folder = args.out.parent.absolute()
     base = os.path.relpath(root.absolute(), folder)
 
-    def placed(images):
+    def placed(images: list[Image]) -> list[Image]:
         return [replace(i, path=Path(base, i.path).as_posix()) for i in images]
 
     save_studies(
@@ -178,9 +178,8 @@ def prepare(args: argparse.Namespace) -> int:
     errors: Counter[str] = Counter()
     added = 0
     for line in bar(made, "images", len(paths), done=found):
-        error = line.get("error")
-        if error:
-            errors[error if isinstance(error, str) else error["code"]] += 1
+        if wrong := line.get("error"):
+            errors[wrong if isinstance(wrong, str) else wrong["code"]] += 1
         else:
             added += 1
     print(f"{len(paths)} images found, {found} were there, {added} added to {args.out}")

@@ -9,8 +9,16 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, files_below, positive, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vlm.decoding import Decoding
+    from vlm.prediction import Prediction
+    from vlm.study import Study
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
     return _generate(args, studies, targets, bank, decoding)
 
 
-def targets_of(args: argparse.Namespace, studies: list) -> dict[str, Path | None]:
+def targets_of(args: argparse.Namespace, studies: list[Study]) -> dict[str, Path | None]:
     """What is shown -> where its predictions go. Raises UsageError for files that are in the way."""
     from vlm.predictions import remove_parts
 
@@ -177,7 +185,7 @@ def targets_of(args: argparse.Namespace, studies: list) -> dict[str, Path | None
     return targets
 
 
-def _decoding(args: argparse.Namespace):
+def _decoding(args: argparse.Namespace) -> Decoding:
     """What of the decoding was asked for."""
     from vlm.decoding import Decoding
 
@@ -193,7 +201,13 @@ def _decoding(args: argparse.Namespace):
         raise UsageError(str(error)) from None
 
 
-def _generate(args: argparse.Namespace, studies, targets, bank, decoding) -> int:
+def _generate(
+    args: argparse.Namespace,
+    studies: list[Study],
+    targets: dict[str, Path | None],
+    bank: list[Study],
+    decoding: Decoding,
+) -> int:
     from dataclasses import replace
 
     from rich.console import Console
@@ -205,7 +219,7 @@ def _generate(args: argparse.Namespace, studies, targets, bank, decoding) -> int
     from vlm.predictions import Share, write_predictions
 
     # bars of loading weights are over before they are read
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     console = Console(soft_wrap=True)
     model = Findings.from_pretrained(
         args.model, base=args.base, device=args.device, attention=args.attention, dtype=DTYPES[args.dtype],
@@ -219,14 +233,14 @@ def _generate(args: argparse.Namespace, studies, targets, bank, decoding) -> int
     share = None if alone else Share(*map(int, args.share.split("/")))
     refused = 0
     for images, path in targets.items():
-        if images == "nearest":
+        if images == "nearest" and path:
             if not alone:
                 continue
             from cxr.cli.nearest import write_nearest
 
             count = write_nearest(path, model, studies, bank, args.batch_size)
         else:
-            settings = {
+            settings: dict[str, Any] = {
                 "batch_size": args.batch_size, "images": images, "seed": args.seed, "decoding": decoding,
                 "sentences": args.sentences, "static_cache": args.static_cache,
             }  # fmt: skip
@@ -273,7 +287,7 @@ def _spread(args: argparse.Namespace) -> None:
         raise UsageError("a process failed, as it says above; run the same command to resume")
 
 
-def studies_of(args: argparse.Namespace) -> Iterator:
+def studies_of(args: argparse.Namespace) -> Iterator[Study]:
     """Studies of all inputs with absolute image paths, in the order given. Files are called by their name in their
     folder, or, where two inputs have the same, by their path as given."""
     from vlm.study import Image, Study, absolute, load_studies, normalise_split
@@ -311,7 +325,7 @@ def _name(given: Path, file: Path) -> str:
     return str(file.relative_to(given)) if given.is_dir() else file.name
 
 
-def _show(console, prediction) -> None:
+def _show(console: Console, prediction: Prediction) -> None:
     from rich.markup import escape as escape_markup
 
     def escape(text: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cxr
 from cxr.cli.trainings import TRAININGS
@@ -60,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         if rest and args.command not in PASSED_ON:
             chosen.error(chosen.unknown(rest))
         args.rest = rest
-        return args.run(args)
+        return int(args.run(args))
     except BrokenPipeError:  # of `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
         if str(error):
             print(f"{chosen.prog}: {printable(str(error))}", file=sys.stderr)
-        return status
+        return int(status)
 
 
 def build_parser(command: str | None) -> tuple[Parser, Parser]:
@@ -98,12 +97,8 @@ def build_parser(command: str | None) -> tuple[Parser, Parser]:
             chosen = p
             module = import_module(about.module)
             getattr(module, about.options)(p)
-            p.set_defaults(run=_function(module, about.run))
+            p.set_defaults(run=getattr(module, about.run))
     return parser, chosen
-
-
-def _function(module: Any, name: str) -> Callable[[Any], int]:
-    return getattr(module, name)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def context_of(text: str) -> dict[str, Any]:
     return found
 
 
-def write(path: Path, predictions: list[dict], rows: dict[str, dict]) -> None:
+def write(path: Path, predictions: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> None:
     """ReXrank's rows with what was predicted, in one piece."""
     out = {}
     for prediction in predictions:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from cxr.cli.terminal import UsageError, positive
 
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def references_of(args: argparse.Namespace):
+def references_of(args: argparse.Namespace) -> Any:
     """The studies file, or its studies of one split. Raises UsageError."""
     if not args.split:
         return args.studies
@@ -146,7 +147,7 @@ def references_of(args: argparse.Namespace):
     return references
 
 
-def images_of(study_ids: Iterable[str], listing: Path) -> dict:
+def images_of(study_ids: Iterable[str], listing: Path) -> dict[str, Any]:
     """Pixels of the first image of each study that can be read; a page without a picture is a page still."""
     from encoder.radiograph import InputError, read
     from vlm.study import load_studies

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 from encoder.errors import UserError
 
@@ -13,6 +14,12 @@ NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml",
 DEVICE = "Device: cpu, cuda, cuda:1, ... (default: a GPU if there is one)."
 MODEL = "Findings model: mini (shipped), a directory or a hub id."
 BASE = "Base model of an adapter, where it is not where the adapter remembers it."
+
+
+class Options(Protocol):
+    """A parser, or a group of one."""
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action: ...
 
 
 class UsageError(UserError):

@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from cxr.cli.terminal import UsageError, files_below, positive
+from cxr.cli.terminal import Options, UsageError, files_below, positive
 
 
 def phantom_options(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,7 @@ def phantom(args: argparse.Namespace) -> int:
     return 0
 
 
-def plan_options(parser: argparse.ArgumentParser) -> None:
+def plan_options(parser: Options) -> None:
     """What is not a fine-tuning's own; `--out` and `--studies` are not needed here."""
     add = parser.add_argument
     add("--text", type=positive, metavar="N", default=256, help="Tokens of a study beside its images'.")
@@ -83,7 +84,8 @@ def plan(args: argparse.Namespace) -> int:
         checkpointing=config.gradient_checkpointing, nf4=config.llm_dtype == "nf4",
     )  # fmt: skip
     print("\n".join(made.lines()))
-    tokens = llava.config.image_seq_length * args.images + args.text
+    config_of: Any = llava.config
+    tokens = config_of.image_seq_length * args.images + args.text
     print(f"a step of a process: {batch} studies of {args.images} images, {tokens:,} tokens each")
     return 0
 

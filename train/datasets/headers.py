@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from encoder.radiograph import parse_age, quiet
 
@@ -48,7 +49,7 @@ def dicom_header(path: Path) -> PatientHeader:
             return PatientHeader()
 
 
-def plausible(what: str, value) -> float | None:
+def plausible(what: str, value: Any) -> float | None:
     """A weight in kg or a height in m; None for anything that no patient has."""
     try:
         number = float(value)

@@ -7,10 +7,11 @@ import csv
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ class Labelled:
     splits: np.ndarray
     patients: np.ndarray
     numbers: dict[str, np.ndarray] = field(default_factory=dict)
-    sex: np.ndarray = field(default=None)  # type: ignore[assignment]
+    sex: np.ndarray = field(default_factory=lambda: np.empty(0, object))
     structures: list[str] = field(default_factory=list)
     masks: list[Mapping[str, Parts]] = field(default_factory=list)
     also: dict[str, np.ndarray] = field(default_factory=dict)
@@ -76,7 +77,7 @@ class Labelled:
 
     def __post_init__(self) -> None:
         N = len(self.paths)
-        if self.sex is None:
+        if not len(self.sex):
             self.sex = np.full(N, "")
         self.masks = self.masks or [{}] * N
 
@@ -120,7 +121,7 @@ class Row:
     also: dict[str, str] = field(default_factory=dict)
 
 
-def load(source: str | Path, folder: str | Path | None = None, **options) -> Labelled:
+def load(source: str | Path, folder: str | Path | None = None, **options: Any) -> Labelled:
     """load("vindr-cxr", "/data/vindr"), load("vindr-cxr:/data/vindr") or load("labels.csv").
 
     The kinds are the keys of KINDS; anything else is a path, read like `labelled_images` does, except that labels may
@@ -244,7 +245,12 @@ def validation_of(patient: str) -> str:
     return hashed_split(patient, {"train": 1 - VALIDATE, "validate": VALIDATE})
 
 
-def _checked(function, options: dict, what: str, without: Sequence[str] = ("root", "kind")) -> dict:
+def _checked(
+    function: Callable[..., Any],
+    options: dict[str, Any],
+    what: str,
+    without: Sequence[str] = ("root", "kind"),
+) -> dict[str, Any]:
     there = [name for name in inspect.signature(function).parameters if name not in without]
     if unknown := [name for name in options if name not in there]:
         raise ValueError(
@@ -253,7 +259,7 @@ def _checked(function, options: dict, what: str, without: Sequence[str] = ("root
     return options
 
 
-def _release(kind: str, root: Path, options: dict) -> Labelled:
+def _release(kind: str, root: Path, options: dict[str, Any]) -> Labelled:
     if not root.exists():
         raise StudyError(f"{root} does not exist")
     if kind == "phantom":
@@ -261,7 +267,7 @@ def _release(kind: str, root: Path, options: dict) -> Labelled:
         return _phantoms(root)
     module = import_module(f"train.datasets.{KINDS[kind]}")
     if hasattr(module, "labelled"):
-        read = module.labelled
+        read: Callable[..., Labelled] = module.labelled
         more = {"kind": kind} if "kind" in inspect.signature(read).parameters else {}
         return read(root, **more, **_checked(read, options, kind))
     options = {"priors": False} | _checked(module.studies, options, kind)
@@ -279,7 +285,7 @@ def _phantoms(root: Path) -> Labelled:
         raise StudyError(f"{file} is missing; cxr phantom {root} writes one")
     found = _own(file, strict=False, unsaid=0.0)
     found.kind = "phantom"
-    found.masks = [dict.fromkeys(found.structures, ()) | masks if masks else {} for masks in found.masks]
+    found.masks = [{**dict.fromkeys(found.structures, ()), **masks} if masks else {} for masks in found.masks]
     return found
 
 
@@ -331,7 +337,7 @@ def _from_csv(source: Path, columns: Mapping[str, str], strict: bool) -> list[Ro
             split, numbers = normalise_split(row["split"]), {n: _number(n, row.get(n)) for n in NUMBERS}
         except StudyError as error:
             raise StudyError(f"{source}, row {number}: {error}") from None
-        masks = {
+        masks: dict[str, Parts] = {
             key.partition("_")[2] or "mask": (source.parent / path,)
             for key, path in row.items()
             if key.startswith("mask") and path
@@ -369,7 +375,7 @@ def _where(source: Path, header: Sequence[str], table: Sequence[Mapping[str, str
 
 
 def _number(name: str, text: str | None) -> float | None:
-    if known(text) is None:
+    if text is None or known(text) is None:
         return None
     value = parse_age(text) if name == "age" else as_number(text)
     if name in ("weight", "height") and value is not None:

@@ -130,4 +130,4 @@ def hashed_split(patient: str, shares: Mapping[str, float]) -> str:
         if u < share:
             return split
         u -= share
-    return next(reversed(shares))
+    return list(shares)[-1]

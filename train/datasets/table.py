@@ -130,6 +130,7 @@ def _study(cells: Mapping[str, Any], image_root: str | Path) -> Study:
         if not paths:
             raise StudyError("neither a study id nor an image")
         study_id = paths[0]
+    texts: dict[str, Any] = {key: None if cells.get(key) is None else str(cells[key]) for key in TEXTS}
     patient_id, split, sex = cells.get("patient_id"), cells.get("split"), cells.get("sex")
     return Study(
         study_id=str(study_id).strip(),
@@ -142,7 +143,7 @@ def _study(cells: Mapping[str, Any], image_root: str | Path) -> Study:
         age=_age(cells.get("age")),
         sex=None if sex is None else SEXES.get(str(sex).strip().lower()),
         diagnoses=_list(cells.get("diagnoses")) or None,
-        **{key: None if cells.get(key) is None else str(cells[key]) for key in TEXTS},
+        **texts,
     )
 
 

@@ -31,6 +31,7 @@ from PIL import Image
 from encoder.files import write_atomically
 from encoder.radiograph import parse_age
 from train.datasets.labelled import SHARES, Labelled, Row, gather
+from train.datasets.masks import Parts
 from train.datasets.release import SUFFIXES, hashed_split
 from train.datasets.table import SEXES
 from vlm.study import StudyError
@@ -77,7 +78,7 @@ def labelled(root: str | Path) -> Labelled:
 
 def _people(root: Path) -> dict[str, tuple[float | None, str | None]]:
     """film -> (age, sex)."""
-    found = {}
+    found: dict[str, tuple[float | None, str | None]] = {}
     for path in root.rglob("*"):
         if path.name.lower() in ("clndat_en.txt", "cnndat_en.txt"):
             pieces = re.split(f"({FILM.pattern})\\.IMG", path.read_text("utf-8", "replace"), flags=re.I)
@@ -87,10 +88,10 @@ def _people(root: Path) -> dict[str, tuple[float | None, str | None]]:
     return found
 
 
-def _files(root: Path) -> tuple[dict[str, Path], dict[str, dict[str, tuple[Path]]]]:
+def _files(root: Path) -> tuple[dict[str, Path], dict[str, dict[str, Parts]]]:
     """-> (film -> image, film -> its masks)."""
     images: dict[str, Path] = {}
-    masks: dict[str, dict[str, tuple[Path]]] = {}
+    masks: dict[str, dict[str, Parts]] = {}
     for path in sorted(root.rglob("*")):
         if FILM.fullmatch(path.stem) and path.suffix.lower() in (*SUFFIXES, ".gif"):
             film, folder = path.stem.upper(), path.parent.name.lower().replace("_", " ")

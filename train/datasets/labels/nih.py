@@ -55,8 +55,8 @@ def labelled(root: str | Path, view: str | None = None) -> Labelled:
         places = [name for name, images in lists.items() if image in images]
         if len(places) != 1:
             raise StudyError(f"{table}: {image} is in {len(places)} of train_val_list.txt and test_list.txt")
-        findings = set(findings.split("|"))
-        if unknown := findings - set(NAMES):
+        named = set(findings.split("|"))
+        if unknown := named - set(NAMES):
             raise StudyError(
                 f"{table}: {image} has {', '.join(unknown)[:60]!r}, which is no label of this data set"
             )
@@ -65,7 +65,7 @@ def labelled(root: str | Path, view: str | None = None) -> Labelled:
             Path(image),
             "test" if places == ["test_list.txt"] else validation_of(patient),
             patient,
-            {name: float(name in findings) for name in NAMES},
+            {name: float(name in named) for name in NAMES},
             {"age": parse_age(age)},
             SEXES.get((sex or gender).strip().lower()),
         )

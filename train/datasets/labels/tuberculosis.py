@@ -20,6 +20,7 @@ from pathlib import Path
 
 from encoder.radiograph import AGE_UNITS
 from train.datasets.labelled import SHARES, Labelled, Row, gather
+from train.datasets.masks import Parts
 from train.datasets.release import hashed_split, images_below
 from vlm.study import StudyError
 
@@ -48,8 +49,10 @@ def labelled(root: str | Path, kind: str) -> Labelled:
     rows = []
     for name, path in sorted(images.items()):
         age, sex = _person(root / "ClinicalReadings" / f"{name}.txt")
-        labels = {"Tuberculosis": float(pattern.fullmatch(name)[1])}
-        drawn = {structure: (of[name],) for structure, of in masks.items() if name in of}
+        match = pattern.fullmatch(name)
+        assert match is not None
+        labels = {"Tuberculosis": float(match[1])}
+        drawn: dict[str, Parts] = {structure: (of[name],) for structure, of in masks.items() if name in of}
         rows.append(Row(path, hashed_split(name, SHARES), name, labels, {"age": age}, sex, drawn))
     return gather(rows, kind, structures=list(masks) if any(row.masks for row in rows) else ())
 

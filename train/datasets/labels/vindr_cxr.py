@@ -65,4 +65,4 @@ def labelled(root: str | Path, headers: bool = True) -> Labelled:
 def _majority(votes_RL: np.ndarray) -> list[float]:
     """Of R readers; NaN where as many say yes as no."""
     yes, no = (votes_RL == 1).sum(0), (votes_RL == 0).sum(0)
-    return np.where(yes > no, 1.0, np.where(no > yes, 0.0, np.nan)).tolist()
+    return [float(x) for x in np.where(yes > no, 1.0, np.where(no > yes, 0.0, np.nan))]

@@ -21,6 +21,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from encoder.radiograph import parse_age
 from train.datasets.release import as_number, find_table, missing_file, read_table
@@ -124,8 +125,9 @@ def _studies(table: Path, tree: str, suffix: str, priors: bool) -> tuple[dict[st
 
 def _study(row: dict[str, str], study_id: str, patient: str) -> Study:
     years = parse_age(row["age"])
-    texts = {
-        name: " ".join(filter(None, (_text(row[c]) for c in columns))) for name, columns in SECTIONS.items()
+    texts: dict[str, Any] = {
+        name: " ".join(filter(None, (_text(row[c]) for c in columns))) or None
+        for name, columns in SECTIONS.items()
     }
     split = known(row["split"])
     return Study(
@@ -134,7 +136,7 @@ def _study(row: dict[str, str], study_id: str, patient: str) -> Study:
         None if split is None else normalise_split(split),
         age=int(years) if years is not None and years == int(years) else years,
         sex=SEXES.get(row["sex"].strip().lower()),
-        **{name: text or None for name, text in texts.items()},
+        **texts,
         extra={"path_to_image": row["path_to_image"].strip()},  # what the labels are found by
     )
 
@@ -199,7 +201,7 @@ def _add_labels(root: Path, kind: str, found: Iterable[Study]) -> None:
         study.labels = labels or None
 
 
-def _lines(path: Path) -> Iterator[dict]:
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     number = 0
     try:
         with path.open(encoding="utf-8-sig") as file:

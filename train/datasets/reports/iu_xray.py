@@ -169,8 +169,8 @@ def _from_xml(root: Path) -> Iterator[Study]:
             (uid is not None and uid.get("id")) or f"CXR{path.stem}",
             images=[
                 Image(
-                    images.get(_key(parent.get("id")), f"NLMCXR_png/{parent.get('id')}.png"),
-                    views.get(_key(parent.get("id")), caption_view),
+                    images.get(_key(parent.get("id", "")), f"NLMCXR_png/{parent.get('id')}.png"),
+                    views.get(_key(parent.get("id", "")), caption_view),
                 )
                 for parent in parents
             ],

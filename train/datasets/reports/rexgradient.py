@@ -87,7 +87,7 @@ def _studies(path: Path, split: str, prefix: str, when: dict[str, float]) -> Ite
             when[study_id] = date
         patient = known(entry.get("PatientID")) or study_id.partition("_")[0].removeprefix("p")
         years = parse_age(str(entry.get("PatientAge")))
-        texts = {name.lower(): _text(entry.get(name)) for name in SECTIONS}
+        texts: dict[str, Any] = {name.lower(): _text(entry.get(name)) for name in SECTIONS}
         yield Study(
             study_id,
             str(patient),
