@@ -17,9 +17,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from cxr.rooms import check
+from cxr.rooms import refuse_strangers
 
-check("vlm")
+refuse_strangers("vlm")
 import vlm  # noqa: E402, F401  (makes cxr_llava known)
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def __getattr__(name: str) -> object:
         found: object = _version()
     elif name in _HOME:
         module, *rooms = _HOME[name]
-        check(*rooms)
+        refuse_strangers(*rooms)
         found = getattr(import_module(module), name)
     else:
         raise AttributeError(f"module 'cxr' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -22,6 +22,7 @@ from vlm.study import Study, study_to_json
 Reports: TypeAlias = str | os.PathLike[str] | Iterable[Any] | Mapping[str, Any]
 # What the column of each side may be called in a table; else it is called as the section is.
 COLUMNS = {"references": ("reference", "references"), "predictions": ("prediction", "predictions")}
+SWAPPED = "and references come first: cxr.score(references, predictions)"
 
 
 def score(
@@ -162,7 +163,11 @@ def _read_form(given: Reports, what: str, section: str) -> _Side:
     if hasattr(given, "columns") and hasattr(given, "to_dicts"):
         return [_plain_row(row) for row in given.to_dicts()]
     if hasattr(given, "columns") and hasattr(given, "to_dict"):
-        return [_plain_row(row) for row in given.to_dict("records")]
+        rows = given.to_dict("records")
+        index = getattr(given, "index", None)
+        index = range(len(rows)) if index is None else index
+        # pandas' own ids, where there is no column of ours
+        return [_plain_row({"study_id": key, **row}) for key, row in zip(index, rows, strict=True)]
     if isinstance(given, set | frozenset):
         raise ScoreError(f"{what}: a set has no order, by which texts could be paired; give a list")
     items = [_plain(item) for item in given]
@@ -170,15 +175,17 @@ def _read_form(given: Reports, what: str, section: str) -> _Side:
         index = getattr(given, "index", None)
         return _Texts(items, None if index is None or callable(index) else list(index))
     if all(isinstance(item, Prediction) for item in items):
-        items = [item.to_json() for item in items]
-    elif all(isinstance(item, Study) for item in items):
-        items = [study_to_json(item) for item in items]
-    elif not all(isinstance(item, Mapping) for item in items):
-        kinds = ", ".join(sorted({type(item).__name__ for item in items}))
-        raise ScoreError(
-            f"{what}: a list of {kinds}; accepted are texts, or records, studies or predictions, not mixed"
-        )
-    return items
+        return [item.to_json() for item in items]
+    if all(isinstance(item, Study) for item in items):
+        if what == "predictions":
+            raise ScoreError(f"these are studies, {SWAPPED}")
+        return [study_to_json(item) for item in items]
+    if all(isinstance(item, Mapping) for item in items):
+        return [_plain_row(item) for item in items]
+    kinds = ", ".join(sorted({type(item).__name__ for item in items}))
+    raise ScoreError(
+        f"{what}: a list of {kinds}; accepted are texts, or records, studies or predictions, not mixed"
+    )
 
 
 def _sides_of_one(given: Reports, section: str) -> dict[str, _Side]:
@@ -257,17 +264,13 @@ def _check_side(row: object, what: str, where: str = "") -> None:
         return
     predicted = "model" in row and "decoding" in row
     if what == "references" and predicted:
-        raise ScoreError(
-            f"{where}these are predictions, and references come first: cxr.score(references, predictions)"
-        )
+        raise ScoreError(f"{where}these are predictions, {SWAPPED}")
     images = row.get("images")
     films = isinstance(images, list) and any(
         isinstance(image, Mapping) and "path" in image for image in images
     )
     if what == "predictions" and films and not predicted:
-        raise ScoreError(
-            f"{where}these are studies, and references come first: cxr.score(references, predictions)"
-        )
+        raise ScoreError(f"{where}these are studies, {SWAPPED}")
 
 
 def _first_line(path: Path) -> object:

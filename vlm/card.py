@@ -28,7 +28,7 @@ def write_card(
     `cxr score --out`, `licences` lines such as "encoder: MIT"."""
     meta, config = model.meta, model.llava.config
     kind = "a stock `LlavaForConditionalGeneration`" if config.model_type == "llava" else "a `cxr_llava`"
-    needs = "" if config.model_type == "llava" else "import vlm  # makes cxr_llava known\n"
+    needs = "" if config.model_type == "llava" else "import cxr  # makes cxr_llava known\n"
     text = config.text_config
     notice = "" if meta.notice == Meta.notice else f" {meta.notice}"
     lines = [
@@ -40,8 +40,8 @@ def write_card(
         f"{text.num_hidden_layers} layers, width {text.hidden_size}.",
         "", "```python", f"{needs}from transformers import AutoModelForImageTextToText, AutoProcessor",
         'model = AutoModelForImageTextToText.from_pretrained("DIRECTORY")', "```", "",
-        'or, with DICOM files, warnings and the right prompt: `from vlm import Findings; '
-        'Findings.from_pretrained("DIRECTORY")("chest.dcm").text`.',
+        'or, with DICOM files, warnings and the right prompt: `import cxr; '
+        'cxr.Findings.from_pretrained("DIRECTORY")("chest.dcm").text`.',
         "", "## What it is", "", "| part | parameters |", "|---|---|",
         *(f"| {part} | {count:,} |" for part, count, _ in parameter_table(model.llava)),
         "", f"- features of the encoder: {meta.features}",

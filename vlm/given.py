@@ -85,7 +85,7 @@ def fill(study: Study, beside: Beside) -> Study:
         _differ(study, "view", main.view not in ("unknown", view))
         images = [replace(image, view=view) if image is main else image for image in images]
     if "lateral" in told:
-        _differ(study, "lateral", any(image.view == "lateral" for image in images))
+        _differ(study, "lateral", any(image.view == "lateral" for image in study.images))
         images.append(_image(told["lateral"], "lateral", "lateral"))
     return replace(study, images=images, **new)
 

@@ -112,6 +112,15 @@ class Scores:
     def __str__(self) -> str:
         return self.table()
 
+    def __repr__(self) -> str:
+        """The headline numbers in one line; print() shows the tables."""
+        found = [f"{name} {value}" for name, value in tables.headlines(self)]
+        return f"Scores({tables.studies(self.n)}: {', '.join(found)})"
+
+    def _repr_html_(self) -> str:
+        """The headline numbers with their intervals, beside the floors', for notebooks."""
+        return tables.headline_html(self)
+
 
 def is_scores(path: Path) -> bool:
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
@@ -54,6 +55,35 @@ def with_interval(s: Score | None) -> str:
         return "-"
     low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{x:.3f}") for x in (s.low, s.high))
     return f"{s.value:.3f} [{low} {high}]"
+
+
+def headlines(scores: Scores) -> list[tuple[str, str]]:
+    """(name, value with its interval) of the headline scores."""
+    keys = _headline_keys(scores)
+    return [(short_name(key), with_interval(scores.scores.get(key))) for key in keys]
+
+
+def headline_html(scores: Scores) -> str:
+    """The headline scores, beside the floors', as an HTML table."""
+    keys = _headline_keys(scores)
+    systems = [("predictions", scores.scores), *((floor.name, floor.scores) for floor in scores.floors)]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ["", *map(short_name, keys)])
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td>"
+        + "".join(f"<td>{with_interval(found.get(key))}</td>" for key in keys)
+        + "</tr>"
+        for name, found in systems
+    )
+    return (
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<p>{studies(scores.n)}; scored: {html.escape(scored(scores))}; brackets: "
+        f"{html.escape(scores.settings['interval'])}. print() shows all scores.</p>"
+    )
+
+
+def _headline_keys(scores: Scores) -> list[str]:
+    least = scores.settings["min_support"]
+    return [*headline_keys(scores.scores, least), *clinical_keys(scores.scores, least)]
 
 
 def render(scores: Scores, width: int = 110) -> str:
