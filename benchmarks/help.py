@@ -1,4 +1,4 @@
-"""Claim: every command explains itself in under 1.5 seconds of processor time, without torch, transformers or accelerate.
+"""Claim: every command explains itself in under 1.5 seconds of processor time, without torch or accelerate.
 
     python benchmarks/help.py [--save]
 

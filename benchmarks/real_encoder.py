@@ -42,7 +42,7 @@ from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
 from eval.probes.linear import knn_scores, logistic_scores
 from eval.probes.measures import auroc, replicate_weights, weighted_auroc
-from eval.probes.overlap import Frame, Segmentation, Task
+from eval.probes.overlap import Frame, MaskTask, Segmentation
 from eval.probes.segmentation import floors, linear
 from eval.resampling import percentile_interval
 from train.datasets.labelled import labelled_images
@@ -111,7 +111,7 @@ def masks(folder: Path) -> tuple[Tensor, Tensor, Parts, list[str]]:
 def lungs(folder: Path, models: dict[str, CropViT]) -> Iterator[tuple[str, float, np.ndarray, list[str]]]:
     """Name, Dice on validation, Dice of each test image, patients."""
     images, truth, parts, patients = masks(folder)
-    task = Task(
+    task = MaskTask(
         lambda rows: truth[rows, None].numpy(),
         ["lungs"],
         *(parts[p] for p in PARTS),

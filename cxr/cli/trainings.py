@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cxr.cli.terminal import Options, positive
 
 
-class Training(NamedTuple):
+class LaunchedTraining(NamedTuple):
     """`module` is launched; `config` reads its command line without importing torch."""
 
     module: str
@@ -19,16 +19,16 @@ class Training(NamedTuple):
 
 
 TRAININGS = {
-    "pretrain": Training("train.pretrain", "train.pretrain.config", "train an encoder on images alone"),
-    "language-model": Training(
+    "pretrain": LaunchedTraining("train.pretrain", "train.pretrain.config", "train an encoder on images alone"),
+    "language-model": LaunchedTraining(
         "train.finetune.language_model",
         "train.finetune.language_model.config",
         "train a small language model on report texts",
     ),
-    "finetune": Training("train.finetune", "train.finetune.config", "train a findings model on an encoder"),
-    "grpo": Training("train.grpo", "train.grpo.config", "train a findings model on scores as rewards"),
-    "probe": Training("train.probe", "train.probe.config", "judge what frozen encoders know of labelled images"),
-    "scaling": Training(
+    "finetune": LaunchedTraining("train.finetune", "train.finetune.config", "train a findings model on an encoder"),
+    "grpo": LaunchedTraining("train.grpo", "train.grpo.config", "train a findings model on scores as rewards"),
+    "probe": LaunchedTraining("train.probe", "train.probe.config", "judge what frozen encoders know of images"),
+    "scaling": LaunchedTraining(
         "train.probe.scaling", "train.probe.scaling", "pre-train and probe by amounts of data"
     ),
 }  # fmt: skip

@@ -28,7 +28,7 @@ from eval.probes.segmentation import Tokens, statistics
 
 
 @dataclass(frozen=True)
-class Training:
+class AttentiveTraining:
     """How the heads are learnt. What is no matter of taste is chosen on validation, for each finding by itself: the
     learning rate and the epoch."""
 
@@ -45,7 +45,7 @@ class AttentiveHeads(nn.Module):
     """Tokens (B, P, C) -> logits (B, J, L): for every learning rate tried, and every finding, the sum over its queries
     of softmax_P(query . token) (head . token), and a bias."""
 
-    def __init__(self, mean_C: Tensor, std_C: Tensor, bias_L: Tensor, options: Training) -> None:
+    def __init__(self, mean_C: Tensor, std_C: Tensor, bias_L: Tensor, options: AttentiveTraining) -> None:
         super().__init__()
         J, L, H, C = len(options.rates), len(bias_L), options.queries, len(mean_C)
         generator = torch.Generator().manual_seed(options.seed)
@@ -75,7 +75,7 @@ def attentive_probe(
     names: Sequence[str],
     *,
     choose: str = "auprc",
-    options: Training | None = None,
+    options: AttentiveTraining | None = None,
     device: str | torch.device = "cpu",
     say: Callable[[str], None] = print,
 ) -> Judged:
@@ -88,7 +88,7 @@ def attentive_probe(
     Deterministic on a CPU with the same number of threads. Raises ValueError where a patient is in two parts, where
     nothing can be learnt, or for another `choose`.
     """
-    options = options or Training()
+    options = options or AttentiveTraining()
     if choose not in CHOICES:
         raise ValueError(f"validation cannot go by {choose!r}; there are {', '.join(CHOICES)}")
     check_parts(names, train=train, validate=validate, test=test)
@@ -147,7 +147,7 @@ class _Kept:
             for x, best in zip(three, self.weights_L[label], strict=True):
                 x[label] = best
 
-    def said(self, label: int, options: Training) -> dict:
+    def said(self, label: int, options: AttentiveTraining) -> dict:
         rate, epoch = self.of_L[label]
         found = {"rate": options.rates[rate], "epoch": epoch, "validation": float(self.value_L[label])}
         if not np.isfinite(self.value_L[label]):
@@ -155,7 +155,7 @@ class _Kept:
         return found
 
 
-def _learnt(model, tokens, train, validate, rows, choose, options: Training, device, say) -> _Kept:
+def _learnt(model, tokens, train, validate, rows, choose, options: AttentiveTraining, device, say) -> _Kept:
     groups = [
         {"params": [model.query_JLHC[j], model.head_JLHC[j], model.bias_JL[j]], "lr": rate, "rate": rate}
         for j, rate in enumerate(options.rates)

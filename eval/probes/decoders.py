@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoder.progress import Every
-from eval.probes.overlap import Segmentation, Task, batches, dice_of, overlap
+from eval.probes.overlap import MaskTask, Segmentation, batches, dice_of, overlap
 from eval.probes.segmentation import Tokens, judged, statistics
 
 SCALES = (4, 2, 1, 0.5)  # of the patch grid; strides of a quarter to twice the patch
@@ -25,7 +25,7 @@ HEADS = ("upernet", "vitdet")
 
 
 @dataclass(frozen=True)
-class Training:
+class DecoderTraining:
     """How a head is built and trained. On 500 images of 16 x 16 tokens the defaults take a few minutes on one core."""
 
     head: str = "upernet"  # or vitdet
@@ -127,7 +127,7 @@ class SimplePyramidHead(nn.Module):
 class Decoder(nn.Module):
     """Tokens (B, P, C) -> logits (B, K, h, w) at the finest scale."""
 
-    def __init__(self, channels: int, structures: int, options: Training) -> None:
+    def __init__(self, channels: int, structures: int, options: DecoderTraining) -> None:
         super().__init__()
         if channels % options.layers:
             raise ValueError(f"{channels} channels are not {options.layers} layers side by side")
@@ -159,9 +159,9 @@ def dice_and_cross_entropy(logits_BKhw: Tensor, shares_BKhw: Tensor) -> Tensor:
 
 
 def decoder(
-    task: Task,
+    task: MaskTask,
     tokens: Tokens,
-    options: Training | None = None,
+    options: DecoderTraining | None = None,
     *,
     device: str | torch.device = "cpu",
     say: Callable[[str], None] = print,
@@ -171,7 +171,7 @@ def decoder(
 
     Deterministic on a CPU with the same number of threads.
     """
-    options = options or Training()
+    options = options or DecoderTraining()
     model, best, step = train(task, tokens, options, device=device, say=say)
 
     @torch.inference_mode()
@@ -197,9 +197,9 @@ def decoder(
 
 
 def train(
-    task: Task,
+    task: MaskTask,
     tokens: Tokens,
-    options: Training,
+    options: DecoderTraining,
     *,
     device: str | torch.device = "cpu",
     say: Callable[[str], None] = print,
@@ -265,7 +265,7 @@ def _schedule(step: int, warmup: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _validation(model: Decoder, task: Task, tokens: Tokens, truth: Tensor, device) -> np.ndarray:
+def _validation(model: Decoder, task: MaskTask, tokens: Tokens, truth: Tensor, device) -> np.ndarray:
     """Mean Dice over images of each structure, (K,)."""
     model.eval()
     found, place = [], 0

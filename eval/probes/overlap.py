@@ -96,7 +96,7 @@ def _areas(cells: int, low: float, high: float, pixels: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Task:
+class MaskTask:
     """What is to be segmented, and in which images: rows of `train`, `validate` and `test` among N images.
 
     `masks(rows)` gives one bool array (K, H, W) a row, at the size of the image as it is on disk, and is called anew
@@ -163,7 +163,7 @@ def overlap(A: Tensor, B: Tensor) -> Tensor:
     return torch.stack([x.flatten(-2).sum(-1) for x in torch.broadcast_tensors(A & B, A, B)], -1)
 
 
-def counts(task: Task, rows: np.ndarray, predict: Predictor) -> np.ndarray:
+def counts(task: MaskTask, rows: np.ndarray, predict: Predictor) -> np.ndarray:
     """Pixels at the resolution of the images: in both, predicted, true; int64 (n, K, 3)."""
     found, masks = [], task.each(rows)
     for part in batches(rows):
@@ -177,7 +177,7 @@ def counts(task: Task, rows: np.ndarray, predict: Predictor) -> np.ndarray:
     return torch.stack(found).numpy()
 
 
-def found_masks(task: Task, rows: np.ndarray, predict: Predictor) -> list[np.ndarray]:
+def found_masks(task: MaskTask, rows: np.ndarray, predict: Predictor) -> list[np.ndarray]:
     """What is found in each image, bool (K, h, w), its longer side `EXAMPLE` pixels at most."""
     found = []
     for (_, mask_KHW), maps_Khw in zip(task.each(rows), predict(rows), strict=True):
@@ -222,7 +222,7 @@ def _ratio(a: np.ndarray, b: np.ndarray, where: np.ndarray | None = None) -> np.
 
 
 def choose(
-    task: Task, candidates: Callable[[np.ndarray], Tensor], names: Sequence[Any]
+    task: MaskTask, candidates: Callable[[np.ndarray], Tensor], names: Sequence[Any]
 ) -> tuple[Predictor, dict[str, Any], dict[str, float]]:
     """Of J candidates, rows -> (n, J, K, h, w), the one with the best mean Dice on validation for each structure:
     what predicts, and of each structure the candidate's name and its Dice there.

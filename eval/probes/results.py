@@ -33,7 +33,7 @@ LEAST = 10  # patients with a finding, and without, for it to count in means ove
 
 
 @dataclass(frozen=True)
-class Found(Score):
+class FoundScore(Score):
     """A number, beside the same of answers that did not look (`floor`: of AUPRC the prevalence, of AUROC a half)."""
 
     patients: int
@@ -91,7 +91,7 @@ class Gap(Score):
 
 def measured(
     judged: Judged, metric: str, *, n_boot: int = REPLICATES, seed: int = 0, least: int = LEAST
-) -> list[Found]:
+) -> list[FoundScore]:
     """`metric` (of METRICS) of every answer with its 95 % percentile bootstrap interval over patients, and for auprc
     and auroc the mean over the findings that at least `least` patients have and as many have not.
 
@@ -108,7 +108,7 @@ def measured(
         if enough(judged, label, least) and not np.isnan(mean_B[0]):
             counted.append((name, values_DB, floor_of(judged, metric, label)))
         found.append(
-            Found(
+            FoundScore(
                 f"{metric}/{name}", float(mean_B[0]), *percentile_interval(mean_B[1:]), int(known.sum()),
                 signed(judged, metric, n_boot), len(np.unique(judged.patients[known])),
                 int(np.nansum(judged.truth_ML[:, label])) if metric in OF_LABELS else None,
@@ -162,11 +162,11 @@ def compared(
     ]  # fmt: skip
 
 
-def table(rows: Iterable[Found] | Iterable[Gap]) -> str:
+def table(rows: Iterable[FoundScore] | Iterable[Gap]) -> str:
     """Numbers with intervals, prevalence and floor, or differences with p, as plain text."""
     rows = list(rows)
     head = ["", "value", "other", "difference", "p", "p (Holm)", "images"]
-    if not rows or isinstance(rows[0], Found):
+    if not rows or isinstance(rows[0], FoundScore):
         head = ["", "value", "prevalence", "floor", "images", "patients", "positives"]
     lines = [head, *(row.cells() for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -231,14 +231,14 @@ def _more(judged: Judged, label: int, values_D: np.ndarray) -> dict[str, Any]:
     return more
 
 
-def _macro(judged: Judged, metric: str, counted: list, n_boot: int, least: int) -> Found:
+def _macro(judged: Judged, metric: str, counted: list, n_boot: int, least: int) -> FoundScore:
     """The mean over findings, draw by draw."""
     images, patients = len(judged.truth_ML), len(np.unique(judged.patients))
     sign = signed(judged, metric, n_boot, avg="macro", least=f"{least}-patients", findings=len(counted))
     nan = float("nan")
     if not counted:
         reason = f"no finding that {least} patients have and {least} have not"
-        return Found(
+        return FoundScore(
             f"{metric}/macro", nan, nan, nan, images, sign, patients, None, nan, {"reasons": [reason]}
         )
     mean_B = np.mean([_mean(values_DB) for _, values_DB, _ in counted], axis=0)
@@ -248,7 +248,7 @@ def _macro(judged: Judged, metric: str, counted: list, n_boot: int, least: int) 
         more["draws"] = [number(v) for v in draws]  # null where a draw has not all of the findings
         defined = draws[~np.isnan(draws)]
         more["spread"] = float(defined.std(ddof=1)) if len(defined) > 1 else None
-    return Found(
+    return FoundScore(
         f"{metric}/macro", float(mean_B[0]), *percentile_interval(mean_B[1:]), images, sign, patients, None,
         float(np.mean([floor for _, _, floor in counted])), more,
     )  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.probes.overlap import EXAMPLES, Segmentation, Task, batches, choose, counts, found_masks
+from eval.probes.overlap import EXAMPLES, MaskTask, Segmentation, batches, choose, counts, found_masks
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # penalties tried; the best on validation is kept
 PCA_COMPONENTS = (16, 32, 64, 128)
@@ -180,7 +180,7 @@ class LinearHead:
 
 
 def linear(
-    task: Task,
+    task: MaskTask,
     tokens: Tokens,
     *,
     ridges: Sequence[float] = RIDGES,
@@ -219,7 +219,9 @@ def linear(
     )
 
 
-def _patches(task: Task, tokens: Tokens, most: int | None, seed: int, device: str | torch.device) -> Patches:
+def _patches(
+    task: MaskTask, tokens: Tokens, most: int | None, seed: int, device: str | torch.device
+) -> Patches:
     """Patches of the training images, at most `most`."""
     rng, place = np.random.default_rng(seed), 0
     x_MC = y_MK = place_M = torch.empty(0)
@@ -244,12 +246,12 @@ def _patches(task: Task, tokens: Tokens, most: int | None, seed: int, device: st
     return Patches(x_MC.sub_(mean_C).div_(std_C), y_MK, mean_C, std_C, place_M, P)
 
 
-def _chosen(task: Task, candidates: Tokens, names: Sequence[object], **choices: object) -> Segmentation:
+def _chosen(task: MaskTask, candidates: Tokens, names: Sequence[object], **choices: object) -> Segmentation:
     predict, chosen, validation = choose(task, candidates, names)
     return judged(task, predict, chosen, validation, choice=f"validation@{task.cells}", **choices)
 
 
-def judged(task: Task, predict, chosen=None, validation=None, **choices: object) -> Segmentation:
+def judged(task: MaskTask, predict, chosen=None, validation=None, **choices: object) -> Segmentation:
     """What a predictor finds in the test images. `choices` are of the signature."""
     return Segmentation(
         list(task.structures),
@@ -267,7 +269,7 @@ def judged(task: Task, predict, chosen=None, validation=None, **choices: object)
 # Floors.
 
 
-def mean_mask(task: Task) -> Segmentation:
+def mean_mask(task: MaskTask) -> Segmentation:
     """The same for every image: where more than some share of the training images have the structure."""
     sum_Khw = sum(task.shares(part, task.cells).sum(0) for part in batches(task.train))
     mean_Khw = sum_Khw / len(task.train)
@@ -280,12 +282,12 @@ def mean_mask(task: Task) -> Segmentation:
     )
 
 
-def raw_patches(task: Task, pixels: Tokens, **options) -> Segmentation:
+def raw_patches(task: MaskTask, pixels: Tokens, **options) -> Segmentation:
     """A linear head on the grey levels of a patch and its place. `options` as of `linear`."""
     return linear(task, pixels, position=True, head="raw-patches", **options)
 
 
-def whole_image(task: Task, images_NC: np.ndarray) -> Segmentation:
+def whole_image(task: MaskTask, images_NC: np.ndarray) -> Segmentation:
     """A ridge regression of the mask on principal components of the whole image, small: what its outline tells. Rows
     of `images_NC` are all the task's images (such as CLS of the encoder `pixels`)."""
     from sklearn.decomposition import PCA
@@ -307,7 +309,7 @@ def whole_image(task: Task, images_NC: np.ndarray) -> Segmentation:
     return _chosen(task, candidates, components, head="pca-of-the-image")
 
 
-def floors(task: Task, pixels: Tokens, images_NC: np.ndarray, **options) -> dict[str, Segmentation]:
+def floors(task: MaskTask, pixels: Tokens, images_NC: np.ndarray, **options) -> dict[str, Segmentation]:
     """What a segmentation reaches without an encoder: each must be beaten. `pixels`: grey levels of the patches."""
     return {
         "mean mask": mean_mask(task),

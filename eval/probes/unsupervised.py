@@ -21,7 +21,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from encoder.progress import bar
-from eval.probes.overlap import Segmentation, Task
+from eval.probes.overlap import MaskTask, Segmentation
 from eval.probes.segmentation import Tokens
 
 METHODS = ("spectral", "modularity")
@@ -148,7 +148,7 @@ def clusters(
 
 
 def segment(
-    task: Task,
+    task: MaskTask,
     tokens: Tokens,
     *,
     method: str = "spectral",
@@ -195,7 +195,7 @@ def with_place(pixels_PC: np.ndarray, weight: float = 1.0) -> np.ndarray:
 
 
 def floors(
-    task: Task,
+    task: MaskTask,
     pixels: Tokens,
     *,
     method: str = "spectral",
@@ -222,7 +222,7 @@ def floors(
 
 
 def _judged(
-    task: Task, labelled: Callable[[int], np.ndarray], k: int, matching: str, say, **choices: object
+    task: MaskTask, labelled: Callable[[int], np.ndarray], k: int, matching: str, say, **choices: object
 ) -> Segmentation:
     if matching not in MATCHINGS:
         raise ValueError(f"the matching is {' or '.join(MATCHINGS)}, not {matching!r}")
@@ -241,7 +241,7 @@ def _judged(
 
 
 def _shared(
-    task: Task, labels_gg: np.ndarray, mask_KHW: np.ndarray, k: int
+    task: MaskTask, labels_gg: np.ndarray, mask_KHW: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels of each cluster in each structure (k, K), of each cluster (k,), of each structure (K,)."""
     maps_kgg = torch.from_numpy(np.eye(k, dtype=np.float32)[labels_gg]).permute(2, 0, 1)

@@ -27,7 +27,7 @@ BATCH_TOKENS = 4096  # of a forward pass, padding counted
 
 
 @dataclass(frozen=True)
-class Reading:
+class ChexbertLabels:
     """What CheXbert makes of N reports. An empty report is not read: no labels, and a vector of zeros."""
 
     labels_N14: np.ndarray  # float64: 1, 0, -1, NaN where not mentioned
@@ -35,7 +35,7 @@ class Reading:
 
 
 class CheXbert(nn.Module):
-    """`CheXbert.load(folder)(reports) -> Reading`."""
+    """`CheXbert.load(folder)(reports) -> ChexbertLabels`."""
 
     def __init__(self, state: Mapping[str, Tensor], tokenizer, sha256: str) -> None:
         """`state` is the checkpoint's, without its prefix; the shapes are read from it. Raises ScoreError if anything
@@ -113,7 +113,9 @@ class CheXbert(nn.Module):
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @torch.no_grad()
-    def forward(self, reports: Sequence[str], progress: Callable[[int, int], None] | None = None) -> Reading:
+    def forward(
+        self, reports: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> ChexbertLabels:
         """Each text is read once, however often it occurs. `progress(read, of)` is called after each batch."""
         clean = [" ".join(report.split()) for report in reports]
         texts = sorted({text for text in clean if text}, key=lambda t: (self._pieces(t), t), reverse=True)
@@ -135,7 +137,7 @@ class CheXbert(nn.Module):
             done += len(batch)
             if progress:
                 progress(done, len(texts))
-        return Reading(
+        return ChexbertLabels(
             np.array([labels[text] for text in clean]).reshape(-1, len(CONDITIONS)),
             np.array([vectors[text] for text in clean], np.float32).reshape(-1, width),
         )

@@ -23,7 +23,7 @@ from eval.signature import signature
 
 if TYPE_CHECKING:
     from eval.scores.bertscore import BertScore
-    from eval.scores.chexbert import CheXbert, Reading
+    from eval.scores.chexbert import CheXbert, ChexbertLabels
     from eval.scores.radgraph import RadGraph
 
 Progress = Callable[[str, int, int], None]  # (what is read, done, of how many)
@@ -36,7 +36,7 @@ class Readings:
     """What the models make of N reports."""
 
     reports: Sequence[str]
-    chexbert: Reading | None = None
+    chexbert: ChexbertLabels | None = None
     radgraph: dict[str, list[Any]] = field(default_factory=dict)  # model -> annotations
 
 

@@ -99,7 +99,7 @@ _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*$")
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReportFacts:
     """What the scores need of one report."""
 
     words: int
@@ -112,16 +112,16 @@ class Reading:
 
 
 @lru_cache(maxsize=16384)  # references are read again for every set of predictions
-def read(text: str) -> Reading:
+def read(text: str) -> ReportFacts:
     """Read one report. A text without a word is empty: nothing else is said of it."""
     said = [w for w in plain_tokens(text) if w[0].isalnum()]
     if not said:
-        return Reading(0, frozenset(), (), False, 0.0, False, ())
+        return ReportFacts(0, frozenset(), (), False, 0.0, False, ())
     parts = sentences(text)
     spoken = [tuple(words) for s in parts if len(words := re.findall(r"\w+", s)) > 1]
     compares = {m.lastgroup for s in parts for m in COMPARISON.finditer(_NO_COMPARISON.sub(" ", s))}
     grams = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
-    return Reading(
+    return ReportFacts(
         words=len(said),
         temporal=frozenset(m.lastgroup for s in parts for m in TEMPORAL.finditer(s)),
         comparison=tuple(group for group in COMPARISON.groupindex if group in compares),
@@ -164,7 +164,7 @@ def _findings(sentence: str) -> list[tuple[str, dict[str, int]]]:
     return [(" ".join(pieces), labels) for pieces, labels in found]
 
 
-def swapped_sides(reference: Reading, predicted: Reading) -> tuple[list[str], list[str]]:
+def swapped_sides(reference: ReportFacts, predicted: ReportFacts) -> tuple[list[str], list[str]]:
     """Conditions of which both reports name one side, and those of them whose sides differ."""
     ref, hyp = dict(reference.sides), dict(predicted.sides)
     compared = [c for c in SIDED if {ref.get(c), hyp.get(c)} <= {"left", "right"}]
@@ -180,7 +180,7 @@ def prior_given(study: Study) -> bool:
     return bool(report_text(prior)[0])
 
 
-def temporal_scores(reference: Reading, predicted: Reading) -> tuple[float, float, float]:
+def temporal_scores(reference: ReportFacts, predicted: ReportFacts) -> tuple[float, float, float]:
     """Precision, recall and F1 between two sets of temporal words; 0 where one is empty, also if both are."""
     ref, hyp = reference.temporal, predicted.temporal
     common = len(ref & hyp)

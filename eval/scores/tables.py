@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-class Scores(Protocol):
+class Tabled(Protocol):
     """What of eval.scores.result.Scores, which prints itself by these tables, stands in them."""
 
     n: int
@@ -44,7 +44,7 @@ def studies(n: int) -> str:
     return f"{n} stud{'y' if n == 1 else 'ies'}"
 
 
-def scored(scores: Scores) -> str:
+def scored(scores: Tabled) -> str:
     """Which text, in words."""
     return SECTIONS[scores.settings["section"]].said
 
@@ -57,13 +57,13 @@ def with_interval(s: Score | None) -> str:
     return f"{s.value:.3f} [{low} {high}]"
 
 
-def headlines(scores: Scores) -> list[tuple[str, str]]:
+def headlines(scores: Tabled) -> list[tuple[str, str]]:
     """(name, value with its interval) of the headline scores."""
     keys = _headline_keys(scores)
     return [(short_name(key), with_interval(scores.scores.get(key))) for key in keys]
 
 
-def headline_html(scores: Scores) -> str:
+def headline_html(scores: Tabled) -> str:
     """The headline scores, beside the floors', as an HTML table."""
     keys = _headline_keys(scores)
     systems = [("predictions", scores.scores), *((floor.name, floor.scores) for floor in scores.floors)]
@@ -81,12 +81,12 @@ def headline_html(scores: Scores) -> str:
     )
 
 
-def _headline_keys(scores: Scores) -> list[str]:
+def _headline_keys(scores: Tabled) -> list[str]:
     least = scores.settings["min_support"]
     return [*headline_keys(scores.scores, least), *clinical_keys(scores.scores, least)]
 
 
-def render(scores: Scores, width: int = 110) -> str:
+def render(scores: Tabled, width: int = 110) -> str:
     """Everything in `scores` as plain text, `width` columns wide."""
     from rich.console import Console
 
@@ -156,7 +156,7 @@ def _table(title: str, *columns: str, caption: str | None = None) -> Table:
     return table
 
 
-def _floors(scores: Scores) -> Iterator[Table]:
+def _floors(scores: Tabled) -> Iterator[Table]:
     least = scores.settings["min_support"]
     keys = headline_keys(scores.scores, least)
     systems = [("predictions", scores.scores), *((floor.name, floor.scores) for floor in scores.floors)]
@@ -173,7 +173,7 @@ def _floors(scores: Scores) -> Iterator[Table]:
         yield table
 
 
-def _comparison(scores: Scores) -> Table:
+def _comparison(scores: Tabled) -> Table:
     compared = scores.comparison
     table = _table(
         f"Against {compared.other}, in pairs", "", "predictions", "other", "difference", "p", "p (Holm)",
@@ -186,7 +186,7 @@ def _comparison(scores: Scores) -> Table:
     return table
 
 
-def _subgroups(scores: Scores) -> Table:
+def _subgroups(scores: Tabled) -> Table:
     keys = subgroup_keys(scores.scores, scores.settings["min_support"])
     table = _table("By sex, age and view", "", "studies", *map(short_name, keys))
     for group in scores.subgroups:
@@ -195,14 +195,14 @@ def _subgroups(scores: Scores) -> Table:
     return table
 
 
-def _safety(scores: Scores) -> Table:
+def _safety(scores: Tabled) -> Table:
     table = _table("Change, sides, length, repetition", "", "predictions", "references")
     for key, (name, reference) in SAFETY.items():
         table.add_row(name, with_interval(scores[key]), with_interval(scores.scores.get(reference)))
     return table
 
 
-def _label_f1(scores: Scores, name: str, title: str) -> Table:
+def _label_f1(scores: Tabled, name: str, title: str) -> Table:
     table = _table(
         title, "average", "14, unc. absent", "14, unc. present", "5, unc. absent", "5, unc. present",
     )  # fmt: skip
@@ -214,11 +214,11 @@ def _label_f1(scores: Scores, name: str, title: str) -> Table:
     return table
 
 
-def lexical_profiles(scores: Scores) -> list[str]:
+def lexical_profiles(scores: Tabled) -> list[str]:
     return [key.split("/")[1] for key in scores.scores if key.startswith("bleu-4/")]
 
 
-def _lexical(scores: Scores) -> Table:
+def _lexical(scores: Tabled) -> Table:
     profiles = lexical_profiles(scores)
     table = _table("Text overlap by profile", "", *profiles)
     for name in LEXICAL:
@@ -226,7 +226,7 @@ def _lexical(scores: Scores) -> Table:
     return table
 
 
-def _radgraph(scores: Scores) -> Table:
+def _radgraph(scores: Tabled) -> Table:
     kinds = ("precision", "recall", "f1")
     table = _table("RadGraph", "model", "level", *kinds)
     for key in scores.scores:
@@ -237,7 +237,7 @@ def _radgraph(scores: Scores) -> Table:
     return table
 
 
-def _conditions(scores: Scores, name: str) -> Table:
+def _conditions(scores: Tabled, name: str) -> Table:
     reader = "CheXbert" if name == "chexbert-f1" else "labeller `rules`"
     table = _table(
         f"By condition, {reader} (uncertain as absent)", "condition", "support", "predicted", "precision", "recall",
@@ -250,7 +250,7 @@ def _conditions(scores: Scores, name: str) -> Table:
     return table
 
 
-def _not_computed(scores: Scores) -> Table:
+def _not_computed(scores: Tabled) -> Table:
     return _rows(
         "Not computed",
         ("score", "why", "command"),

@@ -95,7 +95,7 @@ def folder(chosen: str | Path | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundWeights:
     """What there is of one model."""
 
     model: Weights
@@ -119,7 +119,7 @@ class Found:
             return None  # it is no such archive, which whoever reads it says
 
 
-def find(name: str, chosen: str | Path | None = None) -> Found:
+def find(name: str, chosen: str | Path | None = None) -> FoundWeights:
     """Look for the files of one of MODELS. Raises ScoreError for another name."""
     if name not in MODELS:
         raise ScoreError(f"no clinical model {name!r}; there are {', '.join(MODELS)}")
@@ -127,10 +127,10 @@ def find(name: str, chosen: str | Path | None = None) -> Found:
     present = [place / file for file in model.weights if (place / file).is_file()]
     missing = () if present else (model.weights[0],)
     missing += tuple(pattern for pattern in model.beside if not any(place.glob(pattern)))
-    return Found(model, place, present[0] if present else None, missing)
+    return FoundWeights(model, place, present[0] if present else None, missing)
 
 
-def not_computed(found: Found, chosen: str | Path | None = None) -> list[NotComputed]:
+def not_computed(found: FoundWeights, chosen: str | Path | None = None) -> list[NotComputed]:
     """The scores that cannot be had without what is missing of one model, each with the command that fetches it."""
     reason = f"needs {found.model.name}/{found.missing[0]}"
     command = f"cxr weights{f' --folder {chosen}' if chosen else ''} --fetch {found.model.name}"
@@ -139,7 +139,7 @@ def not_computed(found: Found, chosen: str | Path | None = None) -> list[NotComp
 
 def fetch(
     name: str, chosen: str | Path | None = None, progress: Callable[[str], None] | None = None
-) -> Found:
+) -> FoundWeights:
     """Bring what is missing of one model from the Hugging Face hub.
 
     Raises ScoreError if the hub cannot be reached or refuses; what is already there stays.
@@ -185,7 +185,7 @@ def fetch(
     return find(name, chosen)
 
 
-def encoder_repository(found: Found) -> str:
+def encoder_repository(found: FoundWeights) -> str:
     """The repository of the encoder that a RadGraph archive names in its configuration."""
     try:
         if found.weights.name == "weights.th":

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from eval.probes.attentive import AttentiveHeads, Training, attentive_probe
+from eval.probes.attentive import AttentiveHeads, AttentiveTraining, attentive_probe
 from eval.probes.findings import linear_probe
 from eval.probes.judged import Part
 from eval.probes.results import measured
 
 NAMES = ["planted", "noise", "one kind"]
 PATCHES, WIDTH = 25, 8
-QUICK = Training(rates=(3e-3, 3e-2), epochs=12)
+QUICK = AttentiveTraining(rates=(3e-3, 3e-2), epochs=12)
 
 
 def images(seed: int, n: int):
@@ -43,7 +43,7 @@ def quiet(line):
 
 
 def test_heads_are_the_formula_and_begin_as_a_constant():
-    options = Training(queries=2, rates=(1e-3, 1e-2, 1e-1))
+    options = AttentiveTraining(queries=2, rates=(1e-3, 1e-2, 1e-1))
     mean, std = torch.randn(WIDTH), torch.rand(WIDTH) + 0.5
     model = AttentiveHeads(mean, std, torch.tensor([0.3, -2.0]), options)
     x = torch.randn(4, PATCHES, WIDTH)
@@ -77,7 +77,7 @@ def test_a_patch_is_found_that_the_mean_hides():
 
 def test_a_finding_learns_the_same_beside_others_and_for_itself():
     alone = [Part(p.x_NC, p.y_NL[:, :1], p.patients) for p in PARTS]
-    options = Training(rates=(3e-2,), epochs=3, patience=9)
+    options = AttentiveTraining(rates=(3e-2,), epochs=3, patience=9)
     both = attentive_probe(tokens_of, *PARTS, NAMES, options=options, say=quiet).scores_DML[0, :, 0]
     one = attentive_probe(tokens_of, *alone, NAMES[:1], options=options, say=quiet).scores_DML[0, :, 0]
     np.testing.assert_allclose(both, one, rtol=1e-3, atol=1e-4)
@@ -86,7 +86,9 @@ def test_a_finding_learns_the_same_beside_others_and_for_itself():
 def test_what_cannot_be_chosen_or_learnt_is_said():
     train, validate, test = PARTS
     flat = Part(validate.x_NC, np.zeros_like(validate.y_NL), validate.patients)
-    judged = attentive_probe(tokens_of, train, flat, test, NAMES, options=Training(epochs=2), say=quiet)
+    judged = attentive_probe(
+        tokens_of, train, flat, test, NAMES, options=AttentiveTraining(epochs=2), say=quiet
+    )
     assert judged.chosen[0][0]["epoch"] == 2 and "not both kinds" in judged.chosen[0][0]["reason"]
     with pytest.raises(ValueError, match="patients are in train and in test"):
         attentive_probe(tokens_of, train, validate, train, NAMES, options=QUICK)

@@ -5,20 +5,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.probes.decoders import HEADS, Decoder, Training, decoder, dice_and_cross_entropy, train
-from eval.probes.overlap import Frame, Task
+from eval.probes.decoders import HEADS, Decoder, DecoderTraining, decoder, dice_and_cross_entropy, train
+from eval.probes.overlap import Frame, MaskTask
 
 SMALL = dict(width=8, scales=(2, 1, 0.5), steps=80, batch=4, lr=1e-2, warmup=5, every=20)  # noqa: C408
 
 
-def toy(n: int = 8, side: int = 5, seed: int = 0) -> tuple[Task, torch.Tensor]:
+def toy(n: int = 8, side: int = 5, seed: int = 0) -> tuple[MaskTask, torch.Tensor]:
     """Two structures of random outline; tokens are what a fixed random map makes of their halves of each patch. The
     images of `validate` and `test` are those of `train` again."""
     generator = torch.Generator().manual_seed(seed)
     masks = F.interpolate(torch.rand(n, 2, 3, 3, generator=generator), 40, mode="bicubic") > 0.5
     fine = F.adaptive_avg_pool2d(masks.float(), 2 * side)
     tokens = F.unfold(fine, 2, stride=2).transpose(1, 2) @ torch.randn(8, 12, generator=generator)
-    task = Task(
+    task = MaskTask(
         lambda rows: masks.repeat(3, 1, 1, 1)[rows].numpy(), ["a", "b"], np.arange(n), np.arange(n, 2 * n),
         np.arange(2 * n, 3 * n), [i % n for i in range(3 * n)], Frame(),
     )  # fmt: skip
@@ -29,7 +29,7 @@ def toy(n: int = 8, side: int = 5, seed: int = 0) -> tuple[Task, torch.Tensor]:
 def test_a_head_learns_a_toy_set_by_heart(head):
     task, tokens = toy()
     lines = []
-    found = decoder(task, lambda rows: tokens[rows], Training(head=head, **SMALL), say=lines.append)
+    found = decoder(task, lambda rows: tokens[rows], DecoderTraining(head=head, **SMALL), say=lines.append)
     assert found.scores(20)["mean"]["dice"].value > 0.93
     assert min(found.validation.values()) > 0.93 and f"head:{head}" in found.signature
     assert lines and lines[-1].startswith(f"{head}: step ")
@@ -44,7 +44,10 @@ def test_equal_seeds_give_equal_heads(head):
         torch.manual_seed(torch.seed())  # the world outside does not matter, nor is it changed
         before = torch.random.get_rng_state()
         model, _, _ = train(
-            task, lambda rows: tokens[rows], Training(head=head, seed=seed, **options), say=lambda line: None
+            task,
+            lambda rows: tokens[rows],
+            DecoderTraining(head=head, seed=seed, **options),
+            say=lambda line: None,
         )
         assert torch.equal(before, torch.random.get_rng_state())
         return model(tokens[:4]).detach()
@@ -57,19 +60,19 @@ def test_equal_seeds_give_equal_heads(head):
 @pytest.mark.parametrize("side", [1, 3, 5, 8])
 def test_grids_may_be_odd(head, side):
     for scales, finest in (((4, 2, 1, 0.5), 4 * side), ((1, 0.5), side), ((0.5,), -(-side // 2))):
-        model = Decoder(6, 3, Training(head=head, width=4, scales=scales)).eval()
+        model = Decoder(6, 3, DecoderTraining(head=head, width=4, scales=scales)).eval()
         assert model(torch.randn(2, side * side, 6)).shape == (2, 3, finest, finest)
 
 
 def test_several_layers_feed_one_scale_each():
-    model = Decoder(8, 1, Training(head="vitdet", width=4, scales=(2, 1), layers=2)).eval()
+    model = Decoder(8, 1, DecoderTraining(head="vitdet", width=4, scales=(2, 1), layers=2)).eval()
     tokens = torch.randn(1, 9, 8)
     maps = model.pyramid(tokens.transpose(1, 2).unflatten(2, (3, 3)))
     tokens[..., 4:] = 0  # the second layer
     changed = model.pyramid(tokens.transpose(1, 2).unflatten(2, (3, 3)))
     assert torch.equal(maps[0], changed[0]) and not torch.equal(maps[1], changed[1])
     with pytest.raises(ValueError, match="7 channels"):
-        Decoder(7, 1, Training(scales=(2, 1), layers=2))
+        Decoder(7, 1, DecoderTraining(scales=(2, 1), layers=2))
 
 
 def test_the_loss_by_hand():
@@ -85,7 +88,7 @@ def test_the_loss_by_hand():
 def test_the_best_look_at_validation_is_kept():
     """A rate at which it falls apart after a while: what is judged is from before."""
     task, tokens = toy(4)
-    options = Training(**{**SMALL, "head": "vitdet", "steps": 40, "every": 5, "patience": 2})
+    options = DecoderTraining(**{**SMALL, "head": "vitdet", "steps": 40, "every": 5, "patience": 2})
     model, dice, step = train(task, lambda rows: tokens[rows], options, say=lambda line: None)
     predicted = model(tokens[task.validate]) > 0
     truth = task.shares(task.validate, predicted.shape[-1]) > 0.5
@@ -106,16 +109,16 @@ def test_the_best_look_at_validation_is_kept():
 )
 def test_impossible_trainings_are_refused(fields, wrong):
     with pytest.raises(ValueError, match=wrong):
-        Training(**fields)
+        DecoderTraining(**fields)
 
 
 def test_what_cannot_be_trained_is_refused():
     task, tokens = toy(2)
-    one = Task(task.masks, task.structures, [0], [2], [4], task.patients)
+    one = MaskTask(task.masks, task.structures, [0], [2], [4], task.patients)
     with pytest.raises(ValueError, match="at least two training images"):
-        train(one, lambda rows: tokens[rows], Training())
-    empty = Task(
+        train(one, lambda rows: tokens[rows], DecoderTraining())
+    empty = MaskTask(
         lambda rows: np.zeros((len(rows), 2, 9, 9), bool), task.structures, [0, 1], [2], [4], task.patients
     )
     with pytest.raises(ValueError, match="nothing to choose by"):
-        train(empty, lambda rows: tokens[rows], Training())
+        train(empty, lambda rows: tokens[rows], DecoderTraining())

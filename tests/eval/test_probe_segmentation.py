@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score, jaccard_score
 
 from encoder.transforms import Preprocessing
 from eval.probes import overlap
-from eval.probes.overlap import Frame, Segmentation, Task, compare
+from eval.probes.overlap import Frame, MaskTask, Segmentation, compare
 from eval.probes.segmentation import LinearHead, floors, linear
 
 SIZES = ((40, 40), (61, 40), (40, 57), (64, 48))  # of images, also not square
@@ -27,12 +27,12 @@ def blobs(n: int, K: int = 2, seed: int = 0, sizes=SIZES) -> list[np.ndarray]:
     return found
 
 
-def task_of(masks: list[np.ndarray], frame: Frame | None = None, **options) -> Task:
+def task_of(masks: list[np.ndarray], frame: Frame | None = None, **options) -> MaskTask:
     n = len(masks)
     parts = np.split(np.arange(n), [n // 2, 3 * n // 4])
     names = [f"s{k}" for k in range(len(masks[0]))]
     patients = [f"p{i // 2}" for i in range(n)]
-    return Task(
+    return MaskTask(
         lambda rows: [masks[i] for i in rows],
         names,
         *parts,
@@ -42,7 +42,7 @@ def task_of(masks: list[np.ndarray], frame: Frame | None = None, **options) -> T
     )
 
 
-def planted(task: Task, side: int = 8, seed: int = 1, noise: float = 1.0) -> torch.Tensor:
+def planted(task: MaskTask, side: int = 8, seed: int = 1, noise: float = 1.0) -> torch.Tensor:
     """Tokens that tell how much of their patch each structure covers, among other things."""
     generator = torch.Generator().manual_seed(seed)
     shares_NKP = task.shares(np.arange(len(task.patients)), side).flatten(2)
@@ -182,13 +182,15 @@ def test_intervals_and_differences_are_by_patient():
 def test_bad_tasks_are_refused():
     masks = blobs(8)
     with pytest.raises(ValueError, match="two splits"):
-        Task(lambda rows: masks, ["a", "b"], np.arange(4), np.arange(3, 6), np.arange(6, 8), list(range(8)))
+        MaskTask(
+            lambda rows: masks, ["a", "b"], np.arange(4), np.arange(3, 6), np.arange(6, 8), list(range(8))
+        )
     with pytest.raises(ValueError, match="test has none"):
-        Task(lambda rows: masks, ["a", "b"], np.arange(4), np.arange(4, 6), np.arange(0), list(range(8)))
+        MaskTask(lambda rows: masks, ["a", "b"], np.arange(4), np.arange(4, 6), np.arange(0), list(range(8)))
     with pytest.raises(ValueError, match="left-out"):
         task_of(masks, outside="ignored")
     for bad in ([m.astype(np.uint8) for m in masks], [m[:1] for m in masks]):
-        task = Task(
+        task = MaskTask(
             lambda rows, bad=bad: [bad[i] for i in rows],
             ["a", "b"],
             *np.split(np.arange(8), [4, 6]),

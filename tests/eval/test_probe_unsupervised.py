@@ -10,7 +10,7 @@ from sklearn.cluster import SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 
 from eval.probes import unsupervised as u
-from eval.probes.overlap import Frame, Task, dice_of
+from eval.probes.overlap import Frame, MaskTask, dice_of
 
 
 def regions(side: int = 8) -> np.ndarray:
@@ -26,12 +26,12 @@ def tokens_of(labels: np.ndarray, noise: float = 0.3, seed: int = 0) -> np.ndarr
     return rng.normal(size=(3, 16))[labels.ravel()] + noise * rng.normal(size=(labels.size, 16)) + 5
 
 
-def toy(n: int = 4, side: int = 8, size: int = 64) -> tuple[Task, torch.Tensor]:
+def toy(n: int = 4, side: int = 8, size: int = 64) -> tuple[MaskTask, torch.Tensor]:
     labels = regions(side)
     big = labels.repeat(size // side, 0).repeat(size // side, 1)
     masks = np.stack([big == 1, big == 2])
     tokens = np.stack([tokens_of(labels, seed=i) for i in range(n + 2)])
-    task = Task(
+    task = MaskTask(
         lambda rows: [masks] * len(rows), ["a", "b"], [0], [1], np.arange(2, n + 2), range(n + 2), Frame()
     )
     return task, torch.from_numpy(tokens)

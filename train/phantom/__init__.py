@@ -7,16 +7,16 @@ words and labels, `population.py` writes studies. Nothing here is learned or cop
 """
 
 from train.phantom.film import Film
-from train.phantom.patient import Finding, Patient, Study, draw_patient
+from train.phantom.patient import Examination, Finding, Patient, draw_patient
 from train.phantom.render import render_frontal, render_lateral
 from train.phantom.report import Report, write_report
 
 __all__ = [
+    "Examination",
     "Film",
     "Finding",
     "Patient",
     "Report",
-    "Study",
     "draw_patient",
     "render_frontal",
     "render_lateral",

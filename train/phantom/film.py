@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from train.phantom.canvas import Canvas, curve
-from train.phantom.patient import Study
+from train.phantom.patient import Examination
 
 
 @dataclass
@@ -27,7 +27,11 @@ class Film:
 
 
 def expose(
-    c: Canvas, attenuation: np.ndarray, study: Study, masks: dict[str, np.ndarray], rng: np.random.Generator
+    c: Canvas,
+    attenuation: np.ndarray,
+    study: Examination,
+    masks: dict[str, np.ndarray],
+    rng: np.random.Generator,
 ) -> Film:
     style = study.style
     film = attenuation.astype(np.float32)

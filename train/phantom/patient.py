@@ -96,7 +96,7 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Study:
+class Examination:
     """One examination of a patient."""
 
     index: int  # 0 for the first, 1 for a follow-up
@@ -113,7 +113,7 @@ class Patient:
     number: int
     age: int
     sex: str
-    studies: tuple[Study, ...] = field(default=())
+    studies: tuple[Examination, ...] = field(default=())
 
 
 def draw_patient(
@@ -166,7 +166,7 @@ def _hidden(rng: np.random.Generator, share: float) -> list[Finding]:
     return found
 
 
-def _with_hidden(study: Study, behind: list[Finding]) -> Study:
+def _with_hidden(study: Examination, behind: list[Finding]) -> Examination:
     seen = {f.kind for f in study.findings}
     return replace(
         study, findings=tuple(_settle([*study.findings, *(f for f in behind if f.kind not in seen)]))
@@ -291,12 +291,12 @@ def _study(
     findings: tuple[Finding, ...],
     sick: bool,
     laterals: float,
-) -> Study:
+) -> Examination:
     portable = sick or any(f.detail == "endotracheal_tube" for f in findings)
     view = "AP" if portable or rng.random() < 0.08 else "PA"
     if view == "AP":  # a shallower breath, and a heart further from the detector
         anatomy = replace(anatomy, height=anatomy.height * rng.uniform(0.82, 0.94), ctr=anatomy.ctr * 1.05)
-    return Study(
+    return Examination(
         index=index,
         view=view,
         lateral=view == "PA" and bool(rng.random() < laterals),

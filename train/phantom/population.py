@@ -18,7 +18,7 @@ from encoder.progress import bar
 from encoder.workers import pool
 from train.common.config import ConfigError
 from train.phantom.film import Film
-from train.phantom.patient import LATERAL_OF_PA, SECOND_STUDY, Patient, Study, draw_patient
+from train.phantom.patient import LATERAL_OF_PA, SECOND_STUDY, Examination, Patient, draw_patient
 from train.phantom.render import render_frontal, render_lateral
 from train.phantom.report import write_report
 
@@ -92,14 +92,14 @@ def write_patient(
     return lines
 
 
-def write_film(path: Path, film: Film, patient: Patient, study: Study, view: str, kind: str) -> None:
+def write_film(path: Path, film: Film, patient: Patient, study: Examination, view: str, kind: str) -> None:
     if kind == "png":
         Image.fromarray((film.display() * 255 + 0.5).astype(np.uint8)).save(path, compress_level=1)
         return
     save_dicom(path, film, patient, study, view)
 
 
-def save_dicom(path: Path, film: Film, patient: Patient, study: Study, view: str) -> None:
+def save_dicom(path: Path, film: Film, patient: Patient, study: Examination, view: str) -> None:
     """A CR or DX file as an archive would hold it: 12 or 16 bits stored, MONOCHROME1 or 2, and a window that
     says what of the stored range is shown. Which of these a film gets is drawn from its own seed."""
     from pydicom.dataset import FileDataset, FileMetaDataset

@@ -11,7 +11,7 @@ from PIL import ImageDraw
 
 from train.phantom.canvas import Canvas, curve, soft
 from train.phantom.film import Film, expose
-from train.phantom.patient import Anatomy, Finding, Study
+from train.phantom.patient import Anatomy, Examination, Finding
 
 BODY, LUNG = 0.95, 0.72  # attenuation of the trunk; what a lung takes away from it
 
@@ -62,7 +62,7 @@ def sides_of(f: Finding) -> tuple[str, ...]:
     return ("left", "right") if f.side == "bilateral" else (f.side,)
 
 
-def render_frontal(study: Study, sex: str, size: int = 512) -> Film:
+def render_frontal(study: Examination, sex: str, size: int = 512) -> Film:
     """The PA or AP film of a study; `size` is the shorter side in pixels."""
     a, style = study.anatomy, study.style
     c = Canvas(size, style)
@@ -452,7 +452,7 @@ def _device(c: Canvas, chest: Chest, f: Finding) -> np.ndarray:
 # ------------------------------------------------------------------------------------------ lateral anatomy
 
 
-def render_lateral(study: Study, sex: str, size: int = 512) -> Film:
+def render_lateral(study: Examination, sex: str, size: int = 512) -> Film:
     """The lateral film: sternum on the left, spine on the right. A simpler body than the frontal one; of the
     findings it shows what a lateral adds: heart size, fluid behind, patches and nodules by depth; and those that the
     frontal film hides, which alone have masks here."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.phantom.patient import Finding, Study
+from train.phantom.patient import Examination, Finding
 
 LABEL_OF = {
     "cardiomegaly": "Cardiomegaly",
@@ -64,7 +64,7 @@ class Writer:
                 self.labels[name] = value
 
 
-def write_report(study: Study, prior: Study | None = None, wording: str = "prose") -> Report:
+def write_report(study: Examination, prior: Examination | None = None, wording: str = "prose") -> Report:
     """`wording` is prose, or telegraphic: another hospital's habit, with a heading a topic."""
     rng = np.random.default_rng([study.report_seed, 21])
     w = Writer(rng)

@@ -138,11 +138,11 @@ class Judge:
         return {"linear": linear_probe(*self.parts(y_NL), names, choose=self.config.choose, **self.reduced)}
 
     def attentive(self) -> dict:
-        from eval.probes.attentive import Training, attentive_probe
+        from eval.probes.attentive import AttentiveTraining, attentive_probe
 
         names, y_NL = self.labels
         parts = self.parts(y_NL, np.arange(len(self.features))[:, None])
-        options = Training(seed=self.config.seed)
+        options = AttentiveTraining(seed=self.config.seed)
         judged = attentive_probe(
             self.features.last, *parts, names, choose=self.config.choose, options=options, device=self.state.device,
             say=say,
@@ -204,14 +204,14 @@ class Judge:
     @cached_property
     def task(self):
         """Structures by the images that have them all annotated."""
-        from eval.probes.overlap import Frame, Task
+        from eval.probes.overlap import Frame, MaskTask
 
         rows, masked = self.features.rows, self.found.masked()
         at = {
             split: np.flatnonzero(np.isin(rows, masked) & (self.found.splits[rows] == split))
             for split in ("train", "validate", "test")
         }
-        return Task(
+        return MaskTask(
             lambda wanted: [self.found.mask(rows[i]) for i in wanted], self.found.structures,
             at["train"], at["validate"], at["test"], self.found.patients[rows],
             Frame(self.encoder.preprocessing, self.encoder.patch), self.config.outside,
@@ -236,9 +236,9 @@ class Judge:
         return self._decoder("vitdet")
 
     def _decoder(self, head: str) -> dict:
-        from eval.probes.decoders import SCALES, Training, decoder
+        from eval.probes.decoders import SCALES, DecoderTraining, decoder
 
-        options = Training(
+        options = DecoderTraining(
             head, layers=self.layers if self.layers == len(SCALES) else 1, seed=self.config.seed
         )
         return {head: decoder(self.task, self.features.patches, options, device=self.state.device, say=say)}
