@@ -99,6 +99,19 @@ def check_sdist(sdist: Path, files: set[str]) -> list[str]:
     return compare("sdist", found, (name for name in files if not name.startswith(".")))
 
 
+def check_papers(version: str, citation: str, changelog: str) -> list[str]:
+    """Problems of the two files that name the version. Between releases (0.2.0.dev0) the last one is cited."""
+    release, problems = version.split(".dev")[0], []
+    if version == release and f"version: {version}" not in citation.splitlines():
+        problems.append(f"CITATION.cff has no line `version: {version}`")
+    headings = [line for line in changelog.splitlines() if line.startswith("## ") and release in line.split()]
+    if not headings:
+        problems.append(f"CHANGELOG.md has no heading `## {release}`")
+    elif version == release and "unreleased" in headings[0]:
+        problems.append(f"CHANGELOG.md gives no date: `{headings[0]}`")
+    return problems
+
+
 def main(argv: list[str] | None = None) -> int:
     """Check the one wheel and the one source distribution of a folder; returns the exit status."""
     (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
@@ -111,11 +124,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     files = tracked()
     problems = check_wheel(wheels[0], files, version) + check_sdist(sdists[0], files)
-    cited = f"version: {version}"
-    if cited not in (ROOT / "CITATION.cff").read_text().splitlines():
-        problems.append(f"CITATION.cff has no line `{cited}`")
-    if f"## {version}" not in (ROOT / "CHANGELOG.md").read_text():
-        problems.append(f"CHANGELOG.md has no heading `## {version}`")
+    problems += check_papers(
+        version, *((ROOT / name).read_text() for name in ("CITATION.cff", "CHANGELOG.md"))
+    )
     print("\n".join(problems) or f"{wheels[0].name} and {sdists[0].name} hold what git tracks")
     return 1 if problems else 0
 

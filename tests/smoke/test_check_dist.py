@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from tests.smoke.check_dist import PACKAGES, ROOT, check_sdist, check_wheel, compare, tracked
+from tests.smoke.check_dist import PACKAGES, ROOT, check_papers, check_sdist, check_wheel, compare, tracked
 
 TRACKED = {
     ".gitignore",
@@ -107,6 +107,23 @@ def test_both_sides_are_named():
         "wheel: c is missing; add it to package-data in pyproject.toml",
         "wheel: a is not one of the packages' files that git tracks",
     ]
+
+
+@pytest.mark.parametrize(
+    ("version", "problems"),
+    [
+        ("0.2.0", 0),
+        ("0.3.0.dev0", 0),
+        ("0.2.1", 2),
+        ("0.3.0", 2),
+        ("0.2", 2),
+        ("0.4.0.dev0", 1),
+    ],
+)
+def test_papers_name_the_version(version, problems):
+    citation = "cff-version: 1.2.0\nversion: 0.2.0\n"
+    changelog = "# Changelog\n\n## 0.3.0 (unreleased)\n\n## 0.2.0 (2026-12-24)\n"
+    assert len(check_papers(version, citation, changelog)) == problems
 
 
 def test_git_is_asked():
