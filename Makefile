@@ -25,7 +25,8 @@ test-fast: $(STAMP)  ## the tests that are not marked slow
 
 test-extras:  ## the tests that need the extras rl, qlora and deepspeed
 	test -x .venv-extras/bin/python || $(PYTHON) -m venv .venv-extras
-	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev,rl,qlora,deepspeed]" -c constraints.txt
+	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev,rl,qlora,deepspeed]" \
+		-c constraints.txt -c constraints-extras.txt
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-extras/bin/python -m pytest -n 2 --dist worksteal \
 		tests/train/test_grpo.py tests/train/test_finetune_ways.py tests/train/test_finetune_processes.py
 
@@ -34,8 +35,9 @@ test-floor:  ## the same tests on the oldest versions we promise
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints-floor.txt
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-floor/bin/python -m pytest -n 2 --dist worksteal
 
-lint: $(STAMP)
+lint: $(STAMP)  ## style, and types: strict rooms without an error, the rest counted
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python tests/typecheck.py
 
 hooks: $(STAMP)  ## check style and walls before every commit from now on
 	$(BIN)/pre-commit install
