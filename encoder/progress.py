@@ -67,7 +67,7 @@ class Bars:
             self._bars.stop()
         if error == (None, None, None):
             for what, count in self._counts.items():
-                if count.done > count.begun and (self.say or count.told):
+                if count.done not in (count.begun, count.told) and (self.say or count.told):
                     self._tell(what, count)
 
     def __call__(self, what: str, done: int, total: int) -> None:
@@ -81,11 +81,11 @@ class Bars:
             if count.task is None:
                 count.task = self._bars.add_task(what, total=total, completed=done)
             self._bars.update(count.task, completed=done, total=total)
-        elif count.due() and done < total:
+        elif count.due():
             self._tell(what, count)
 
     def _tell(self, what: str, count: _Count) -> None:
-        count.told = True
+        count.told = count.done
         rate = (count.done - count.begun) / max(count.due.passed, 1e-9)
         line = f"{what}: {count.done}/{count.total} {self.unit}, {_short(rate)} {self.unit}/s"
         if rate and count.done < count.total:
@@ -99,7 +99,7 @@ class Bars:
 class _Count:
     def __init__(self, begun: int, task: Any) -> None:
         self.begun = self.done = self.total = begun
-        self.due, self.task, self.told = Every(), task, False
+        self.due, self.task, self.told = Every(), task, 0
 
 
 def _short(number: float) -> str:

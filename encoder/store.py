@@ -102,8 +102,8 @@ class Store:
 
     def refuse_other(self, name: str, what: str) -> None:
         """Raise StoreError if the folder holds files but not `name`, so that it is not a `what`. To be called before
-        `writing`, which leaves a lock."""
-        others = self.folder.is_dir() and any(path != self.lock for path in self.folder.iterdir())
+        `writing`, which leaves a lock. Hidden files do not count: the lock, and what a killed run left."""
+        others = self.folder.is_dir() and any(not f.name.startswith(".") for f in self.folder.iterdir())
         if others and not (self.folder / name).is_file():
             raise StoreError(f"{self.folder} is not empty and no {what}; choose another folder")
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence, Set
 from itertools import islice
 from pathlib import Path
 
-from encoder.files import TEXT, append, one_at_a_time, whole_lines, write_text
+from encoder.files import TEXT, append, one_at_a_time, sweep, whole_lines, write_text
 from encoder.radiograph import InputError, Limits, read
 from encoder.workers import pool
 from train.datasets.archive import ArchiveError
@@ -41,6 +41,7 @@ def index(
         one_at_a_time(lock, f"another run is writing to {out}; waiting ({lock})"),
         pool(workers) as processes,
     ):
+        sweep(out.parent, out.name)
         if not out.is_file():
             write_text(out, _lines([COLUMNS]))
         known = {row["file"] for row in index_rows(out)}
