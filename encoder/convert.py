@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from encoder.files import write_atomically
+from encoder.hub import resolve
 from encoder.state_dicts import (
     ConversionError,
     dinov2_to_timm,
@@ -27,10 +29,15 @@ from encoder.state_dicts import (
     timm_to_dinov2,
     transformers_to_timm,
 )
+from encoder.towers import load_tower, tower_config
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
 
+if TYPE_CHECKING:
+    from transformers import Dinov2Model
+
 DIALECTS = ("transformers", "timm", "dinov2")
+FILES = (".safetensors", ".pth", ".pt", ".bin")
 HEAD_WIDTH = 64  # of attention, in every DINOv2 model
 FOREIGN = {
     "register_tokens": "has register tokens",
@@ -53,14 +60,18 @@ class Loaded:
 
 
 def load_backbone(path: str | Path, size: int | None = None, heads: int | None = None) -> Loaded:
-    """From a transformers directory, or a .safetensors, .pth, .pt or .bin file in any of DIALECTS.
+    """From a transformers directory, a hub id or "mini", of a findings model its tower; or from a .safetensors, .pth,
+    .pt or .bin file in any of DIALECTS.
 
     size: pixels; position embeddings of another grid are resampled (bicubic, as DINOv2 does). heads: of attention, by
-    default of 64 each. Raises ConversionError for what is no plain DINOv2 encoder, FileNotFoundError.
+    default of 64 each. Raises ConversionError for what is no plain DINOv2 encoder, ModelError for a name
+    that is none, FileNotFoundError.
     """
-    path = Path(path)
+    given, path = str(path), Path(path)
+    if not path.is_file() and path.suffix not in FILES:
+        path = resolve(given, "encoder", "nor a weights file, ")
     if path.is_dir():
-        model = load_encoder(path, attention="sdpa")
+        model = _tower(path)
         names = [name for name in model.state_dict() if name]
         state, dialect, left_out = transformers_to_timm(model.state_dict()), "transformers", []
         heads, layerscale = model.config.num_attention_heads, model.config.layerscale_value
@@ -106,6 +117,16 @@ def save_backbone(
     out.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(out) as part:
         save_file({name: x.detach().cpu().contiguous() for name, x in state.items()}, part, {"format": "pt"})
+
+
+def _tower(folder: Path) -> Dinov2Model:
+    """An encoder directory, or that of a findings model -> a Dinov2Model. Raises ConversionError for another tower."""
+    config, within = tower_config(folder)
+    if not within:
+        return load_encoder(folder, attention="sdpa")
+    if config.model_type != "dinov2":
+        raise ConversionError(f"{folder} holds a {config.model_type} tower, expected dinov2")
+    return load_tower(folder, "sdpa")[0]
 
 
 def _preprocessing(folder: Path) -> Preprocessing | None:

@@ -1,5 +1,12 @@
 """What goes wrong: errors that are the user's to mend, and those of models."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(Exception):
     """Something the user gave or asked for; told in one line without a traceback. The message says what was wrong, what
@@ -12,3 +19,28 @@ class UserError(Exception):
 
 class ModelError(UserError, ValueError):
     """Parts that do not belong together, or a directory that holds no such model; the message names both sides."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean X?` for the nearest of `known`, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name where it says nothing."""
+    return next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def reading(folder: str | Path, what: str) -> Iterator[None]:
+    """Turn what a library raises at a spoilt file of a model (cut off, of another kind) into a ModelError of one line.
+
+    The libraries that read models have no error of their own for that: it may be any.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{folder}: {what} cannot be read: {first_line(error)}") from error

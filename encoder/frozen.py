@@ -2,7 +2,7 @@
 
     encoder_of("runs/encoder/encoder")          ours, RAD-DINO, DINOv2 with or without registers, CLIP, SigLIP, timm's
     encoder_of("microsoft/rad-dino")            ViTs: a transformers directory, or a hub id
-    encoder_of("vlm/mini")                      the tower of a findings model, merged
+    encoder_of("mini")                          the tower of a findings model, merged; a directory, or a hub id
     encoder_of("dinov2_vitb14.pth")             a file of the DINOv2 repository or of timm
     encoder_of("random:microsoft/rad-dino@1")   the same architecture with random weights (seed 1): a floor
     encoder_of("pixels")                        no encoder: grey levels, which probes reduce by PCA: another floor
@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoder import towers
+from encoder.convert import FILES, load_backbone
 from encoder.errors import ModelError
 from encoder.files import sha256_of
-from encoder.hub import fetched, weights_sha256
+from encoder.hub import resolve, weights_sha256
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
 
 PIXELS, SIDE, PATCH = "pixels", 64, 14  # side of the whole image and of a patch, as `pixels` shows them
-FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 class Tokens(NamedTuple):
@@ -140,7 +140,7 @@ def encoder_of(name: str | Path, size: int | None = None, attention: str = "cxr"
 
     if attention not in TRANSFORMERS:
         raise ModelError(f"attention {attention!r} is unknown; there are {', '.join(TRANSFORMERS)}")
-    folder = fetched(name, "encoder", "nor 'pixels', nor 'random:ENCODER', nor a weights file, ")
+    folder = resolve(name, "encoder", "nor 'pixels', nor 'random:ENCODER', nor a weights file, ")
     tower, preprocessing = towers.load_tower(folder, TRANSFORMERS[attention])
     return encoder_of_tower(name, weights_sha256(folder), tower, preprocessing, size)
 
@@ -154,7 +154,6 @@ def encoder_of_tower(
 
 
 def _from_file(name: str, size: int | None) -> Encoder:
-    from encoder.convert import load_backbone
     from encoder.state_dicts import ConversionError
 
     try:

@@ -9,7 +9,8 @@ before the final LayerNorm.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from encoder.errors import ModelError
+from encoder.errors import ModelError, reading
+from encoder.hub import of_a_run
 from encoder.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ CLASSES = {
     "siglip_vision_model": "SiglipVisionModel",
     "timm_wrapper": "TimmWrapperModel",
 }
+# The findings models of vlm, which hold a tower.
+FINDINGS_MODELS = ("llava", "cxr_llava")
 NORMS = ("layernorm", "post_layernorm", "vision_model.post_layernorm", "timm_model.norm")
 
 
@@ -65,32 +69,21 @@ def load_tower(
     folder: str | Path, attention: str, size: int | None = None
 ) -> tuple[nn.Module, Preprocessing]:
     """An encoder directory -> (tower in fp32 and evaluation mode, its preprocessing). `attention` is transformers' name
-    of it; timm's towers have their own. The text towers of CLIP and SigLIP are left out, and of a Llava (a findings
-    model, merged) all but its tower. Raises ModelError."""
+    of it; timm's towers have their own. The text towers of CLIP and SigLIP are left out, and of a findings model
+    (merged) all but its tower. Raises ModelError."""
     import transformers
 
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{folder / 'config.json'} does not exist; is {folder} an encoder checkpoint directory?"
-        )
-    try:
-        config = whole = transformers.AutoConfig.from_pretrained(folder)
-        if config.model_type == "llava":
-            config = config.vision_config
-        kind = CONTAINED.get(config.model_type, config.model_type)
-        if kind not in CLASSES:
-            raise ValueError(f"a {kind} model; vision towers are {', '.join(CLASSES)}")
+    config, within = tower_config(folder)
+    kind = CONTAINED.get(config.model_type, config.model_type)
+    if kind not in CLASSES:
+        raise ModelError(f"{folder}: a {kind} model; vision towers are {', '.join(CLASSES)}")
+    with reading(folder, "its preprocessing"):
         preprocessing = Preprocessing.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: {error}") from None
     if not list(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder} holds no model.safetensors (pickled weights are not read)")
-    part_of = {} if config is whole else {"config": config, "key_mapping": {r"^(model\.)?vision_tower\.": ""}}
-    logging = transformers.utils.logging
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is left out is known, and what is missing is said below
-    try:
+    part_of = {"config": config, "key_mapping": {r"^(model\.)?vision_tower\.": ""}} if within else {}
+    with loading(folder, "its weights"):
         model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
             folder,
             dtype=torch.float32,
@@ -99,12 +92,9 @@ def load_tower(
             **part_of,
             **({} if kind == "timm_wrapper" else {"attn_implementation": attention}),
         )
-    finally:
-        logging.set_verbosity(level)
-    contained = kind != whole.model_type
-    left = (
-        [] if contained or kind == "timm_wrapper" else list(report["unexpected_keys"])
-    )  # text tower; classifier
+    # Text tower, language model; classifier.
+    contained = within or kind != config.model_type
+    left = [] if contained or kind == "timm_wrapper" else list(report["unexpected_keys"])
     problems = [*report["missing_keys"], *map(str, report.get("mismatched_keys", ())), *left]
     if problems:
         raise ModelError(f"{folder}: {len(problems)} tensors do not fit {CLASSES[kind]}, first {problems[0]}")
@@ -112,6 +102,42 @@ def load_tower(
     if preprocessing.size % shape.patch:
         raise ModelError(f"{folder}: {preprocessing.size} px is no multiple of patch size {shape.patch}")
     return model.eval(), preprocessing
+
+
+@contextmanager
+def loading(folder: Path, what: str) -> Iterator[None]:
+    """While transformers loads weights: it tells in tables of what is missing or left over, which its caller knows and
+    says in a line. Raises ModelError for a spoilt file."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with reading(folder, what):
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def tower_config(folder: Path) -> tuple[PreTrainedConfig, bool]:
+    """The configuration of an encoder directory, or of the tower of a findings model, and whether it is that. Raises
+    ModelError, which says what else the directory is."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{folder} is an adapter, without a tower: give the model that it belongs to, or a merged one"
+            )
+        raise ModelError(
+            f"{folder / 'config.json'} does not exist; is {folder} an encoder checkpoint directory?{of_a_run(folder)}"
+        )
+    with reading(folder, "config.json"):
+        row = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if isinstance(row, dict) and row.get("model_type") in FINDINGS_MODELS:
+            fields = dict(row["vision_config"])
+            return AutoConfig.for_model(fields.pop("model_type"), **fields), True
+        return AutoConfig.from_pretrained(folder), False
 
 
 def final_norm(tower: nn.Module) -> nn.Module:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlavaConfig,
@@ -15,6 +17,9 @@ from transformers import (
 )
 
 from encoder import towers
+from encoder.errors import reading
+from encoder.hub import of_a_run
+from encoder.towers import loading
 from vlm import model as models
 from vlm.errors import ModelError
 from vlm.hub import resolve
@@ -97,16 +102,26 @@ def build(
 
 def load_language_model(folder: Path, attention: str, dtype: torch.dtype):
     """(tokenizer with image and padding token, causal language model). Raises ModelError."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        language = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, attn_implementation=attention
+    if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
+        raise ModelError(
+            f"{folder}: its weights are pickled (.bin): save them as safetensors first (save_pretrained does)"
         )
-    except (OSError, ValueError) as error:
-        hint = ""
-        if list(folder.glob("*.bin")):
-            hint = "; its weights are pickled (.bin): save them as safetensors first (save_pretrained does)"
-        raise ModelError(f"{folder} holds no causal language model that can be read: {error}{hint}") from None
+    with reading(folder, "config.json"):
+        config = AutoConfig.from_pretrained(folder)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"{folder} holds no causal language model, but a {config.model_type}{of_a_run(folder)}"
+        )
+    with reading(folder, "its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    with loading(folder, "its language model"):
+        language, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{folder}: {len(missing)} weights of its language model are missing, first {missing[0]}"
+        )
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{folder}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:

@@ -14,8 +14,10 @@ from transformers import (
     LlavaProcessor,
 )
 
+from encoder.errors import reading
 from encoder.files import sha256_of
 from encoder.hub import weights_sha256
+from encoder.towers import loading
 from encoder.transforms import Preprocessing
 from vlm.adapters import check_adapters, quiet_peft
 from vlm.errors import ModelError, ModelWarning
@@ -60,10 +62,8 @@ def load_model(
 def is_maira2(folder: Path) -> bool:
     """Whether config.json says that a directory is in MAIRA-2's format."""
     path = folder / "config.json"
-    try:
-        row = json.loads(path.read_text()) if path.is_file() else None
-    except ValueError as error:
-        raise ModelError(f"{path} is no JSON: {error}") from None
+    with reading(folder, "config.json"):
+        row = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return isinstance(row, dict) and row.get("model_type") == "maira2"
 
 
@@ -78,24 +78,29 @@ def _load_whole(folder: Path, attention: str, dtype: torch.dtype | None, tell: b
 
         return maira2.load(folder, attention=attention, dtype=dtype)
     meta = Meta.load(folder)
-    preprocessing = Preprocessing.from_pretrained(folder)
+    with reading(folder, "its preprocessing"):
+        preprocessing = Preprocessing.from_pretrained(folder)
     meta = _digest_checked(folder, meta, preprocessing, "its preprocessor_config.json", tell)
     import vlm.llava  # noqa: F401  (which makes cxr_llava known)
 
-    llava, report = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        dtype=dtype or torch.float32,
-        use_safetensors=True,
-        attn_implementation=attention_name(attention),
-        output_loading_info=True,
-    )
+    revision, name = weights_sha256(folder), attention_name(attention)
+    with loading(folder, "its weights"):
+        llava, report = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=dtype or torch.float32,
+            use_safetensors=True,
+            attn_implementation=name,
+            output_loading_info=True,
+        )
     odd = {k: sorted(v) for k, v in report.items() if k in ("missing_keys", "unexpected_keys") and v}
     if odd:
-        raise ModelError(f"{folder}: the weights do not fit the configuration: {odd}")
-    processor = LlavaProcessor.from_pretrained(folder)
+        kinds = (f"{len(names)} {kind.replace('_', ' ')}, first {names[0]}" for kind, names in odd.items())
+        raise ModelError(f"{folder}: the weights do not fit the configuration: {'; '.join(kinds)}")
+    with reading(folder, "its tokenizer or processor"):
+        processor = LlavaProcessor.from_pretrained(folder)
     # what an earlier version wrote there may say less than the preprocessing
     processor.image_processor = image_processor(preprocessing)
-    return FindingsModel(llava, processor, preprocessing, meta, revision=weights_sha256(folder))
+    return FindingsModel(llava, processor, preprocessing, meta, revision=revision)
 
 
 def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> FindingsModel:
@@ -112,7 +117,7 @@ def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> Find
     # a base may be older than its adapter, whose digest says what pictures the two learned from
     model = _load_whole(base_dir, attention, dtype, tell=False)
     meta = _digest_checked(folder, meta, model.preprocessing, str(given))
-    with quiet_peft():
+    with quiet_peft(), reading(folder, "its adapter"):
         llava = PeftModel.from_pretrained(model.llava, folder, is_trainable=trainable)
     check_adapters(llava)
     file = folder / "adapter_model.safetensors"

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaProcessor
 
-from encoder.hub import weights_sha256
+from encoder.errors import reading
+from encoder.hub import of_a_run, weights_sha256
 from encoder.transforms import Preprocessing
 from vlm.adapters import TOWERS
 from vlm.errors import ModelError
@@ -56,13 +57,18 @@ class Meta:
 
     @classmethod
     def load(cls, folder: Path) -> Meta:
+        """Read a model's cxr.json. Raises ModelError if there is none, or one that says something else."""
         path = folder / META
         if not path.is_file():
-            raise ModelError(f"{folder} has no {META}: it was not written by this project's fine-tuning")
-        row = json.loads(path.read_text())
-        if row.pop("schema", None) != 1:
-            raise ModelError(f"{path}: unknown schema; this version reads schema 1")
-        return cls(**{**row, "prompt": PromptStyle(**row["prompt"])})
+            raise ModelError(
+                f"{folder} has no {META}: it is not a findings model that this project's fine-tuning wrote"
+                f"{of_a_run(folder)}"
+            )
+        with reading(folder, META):
+            row = json.loads(path.read_text(encoding="utf-8"))
+            if row.pop("schema", None) != 1:
+                raise ModelError(f"{path}: unknown schema; this version reads schema 1")
+            return cls(**{**row, "prompt": PromptStyle(**row["prompt"])})
 
 
 @dataclass

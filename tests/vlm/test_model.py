@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from vlm import adapters
 from vlm import model as models
 from vlm import projector as projectors
 from vlm.build import build
+from vlm.errors import ModelWarning
 from vlm.hub import resolve
 from vlm.load import load_model
 from vlm.prompts import prompt_for
@@ -195,6 +198,71 @@ def test_another_preprocessing_is_refused(findings_model, tmp_path):
         load_model(tmp_path / "m")
 
 
+def of_the_rule_before(folder, preprocessing):
+    """What a version wrote that stretched 8-bit pictures."""
+    path = folder / models.META
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"preprocess_sha256": preprocessing.sha256_before})
+    )
+
+
+def test_models_of_the_rule_before_load_and_say_what_changed(findings_model, tmp_path):
+    preprocessing = findings_model.preprocessing
+    models.save(findings_model, tmp_path / "m")
+    wanted = logits(load_model(tmp_path / "m").llava, findings_model)
+    of_the_rule_before(tmp_path / "m", preprocessing)
+    with pytest.warns(ModelWarning, match=r"m was trained while 8-bit pictures .*DICOM .* as before") as told:
+        loaded = load_model(tmp_path / "m")
+    assert len(told) == 1 and told[0].filename == __file__
+    assert torch.equal(logits(loaded.llava, loaded), wanted)
+    # predictions name the rule by which the images are read now
+    assert loaded.meta.preprocess_sha256 == preprocessing.sha256
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ModelWarning)
+        models.save(loaded, tmp_path / "again")
+        load_model(tmp_path / "again")
+        # whoever wants them stretched says so
+        config = tmp_path / "m" / "preprocessor_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"cxr_full_range": True}))
+        stretching = load_model(tmp_path / "m")
+    assert stretching.preprocessing == replace(preprocessing, full_range=True)
+    assert stretching.meta.preprocess_sha256 not in (preprocessing.sha256, preprocessing.sha256_before)
+
+
+def test_adapters_of_the_rule_before_load_and_say_what_changed(findings_model, tmp_path):
+    preprocessing = findings_model.preprocessing
+    models.save(findings_model, tmp_path / "base")
+    models.save_adapter(trained_adapter(findings_model), tmp_path / "adapter", tmp_path / "base")
+    of_the_rule_before(tmp_path / "base", preprocessing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ModelWarning)
+        load_model(tmp_path / "adapter")  # trained since, whatever its base was
+    of_the_rule_before(tmp_path / "adapter", preprocessing)
+    with pytest.warns(ModelWarning, match="adapter was trained while") as told:
+        loaded = load_model(tmp_path / "adapter")
+    assert len(told) == 1 and loaded.meta.preprocess_sha256 == preprocessing.sha256
+    path = tmp_path / "adapter" / models.META
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"preprocess_sha256": "f" * 64}))
+    with pytest.raises(models.ModelError, match="was trained with preprocessing ffffffffffff, but "):
+        load_model(tmp_path / "adapter")
+
+
+def test_an_export_says_how_plain_transformers_differs(findings_model, tmp_path):
+    from vlm.card import write_card
+
+    write_card(findings_model, tmp_path)
+    assert "as they are, here and by transformers" in (tmp_path / "README.md").read_text()
+    findings_model.preprocessing = replace(findings_model.preprocessing, full_range=True)
+    write_card(findings_model, tmp_path)
+    assert "which transformers' processor does not do" in (tmp_path / "README.md").read_text()
+
+
+def test_plain_transformers_stops_where_we_do(findings_model, tmp_path):
+    findings_model.meta.max_new_tokens = 37
+    models.save(findings_model, tmp_path / "m")
+    assert load_model(tmp_path / "m").llava.generation_config.max_new_tokens == 37
+
+
 @pytest.mark.parametrize("change", ["missing", "left over"])
 def test_adapter_tensors_without_a_partner_are_an_error(findings_model, tmp_path, change):
     models.save(findings_model, tmp_path / "base")
@@ -216,7 +284,7 @@ def test_merged_weights_that_do_not_fit_are_an_error(findings_model, tmp_path):
     tensors = load_file(tmp_path / "m" / "model.safetensors")
     tensors.pop(next(n for n in tensors if "projector" in n))
     save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(models.ModelError, match="missing_keys"):
+    with pytest.raises(models.ModelError, match=r"1 missing keys, first .*projector"):
         load_model(tmp_path / "m")
 
 

@@ -16,12 +16,11 @@ from typing import Any, TypeAlias, TypeVar
 
 import yaml
 
-from encoder.errors import UserError
+from encoder.errors import UserError, did_you_mean
 from train.common.options import (
     Parser,
     add_options,
     check_fields,
-    did_you_mean,
     note,
     options_of,
     shown,
@@ -171,6 +170,8 @@ def _values(
             with suppress(ValueError):
                 value = float(value)
         values[name] = updated(name, value, old_values.get(name, {}))
+        if problem := option.problem(values[name]):
+            raise ConfigError(f"{path}: {problem}")
     return values
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from encoder.errors import UserError
+from encoder.errors import UserError, did_you_mean
 from train.common.config import ConfigError
 from train.common.entry import INTERRUPTED, STATUS_FILE
-from train.common.options import did_you_mean
 from train.common.processes import cores, cpu_wanted
 
 LAUNCH_FILES = Path(__file__).parents[1] / "launch"

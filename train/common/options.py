@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import inspect
 import math
 import sys
@@ -25,6 +24,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from encoder.errors import did_you_mean
 
 YES, NO = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
 # How a value of each type is called in messages and in --help.
@@ -254,12 +255,6 @@ def boolean(text: str) -> bool:
     if text.lower() in NO:
         return False
     raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def shown(value: Any) -> str:

@@ -107,7 +107,8 @@ def run(config: Finetune) -> int:
 
 
 def check_launch(config: Finetune, state: PartialState) -> None:
-    """Raise ConfigError for what cannot be trained by these processes, before anything is loaded."""
+    """Raise ConfigError for what cannot be trained, or not by these processes, before anything is loaded."""
+    prompt_of(config)
     stages = ("batch_size", *(["projector_batch_size"] if config.projector_steps else []))
     for name in stages:
         check_batch(getattr(config, name), config.gradient_accumulation_steps, state.num_processes, name)
@@ -128,13 +129,18 @@ def digests_of(config: Finetune) -> dict[str, str]:
     return {f"sha256 of {part}": models.weights_sha256(folder) for part, folder in folders.items()}
 
 
+def prompt_of(config: Finetune) -> PromptStyle:
+    """Return the prompt's style as the config has it. Raises ConfigError for one that no model has."""
+    try:
+        return style_of(**{f.name: getattr(config, f.name) for f in fields(PromptStyle)})
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def parts_of(config: Finetune, state: PartialState) -> FindingsModel:
     """Return the findings model to begin with: `init`, or encoder and language model with a fresh projector between.
     Raises ConfigError, ModelError."""
-    try:
-        style = style_of(**{f.name: getattr(config, f.name) for f in fields(PromptStyle)})
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    style = prompt_of(config)
     if config.init:
         model = load_model(config.init, attention=config.attention)
         if style not in (PromptStyle(), model.meta.prompt):

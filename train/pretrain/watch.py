@@ -19,11 +19,11 @@ from accelerate.utils import LoggerType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from encoder.errors import did_you_mean
 from encoder.files import write_json
 from encoder.selfdistill.losses import all_reduce, entropy
 from train.common import checkpoints
 from train.common.config import ConfigError
-from train.common.options import did_you_mean
 from train.common.processes import first_alone
 from train.pretrain.config import GLOBAL_CROPS, PretrainConfig
 from train.pretrain.data import Samples, collate, positions

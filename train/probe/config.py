@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from encoder.errors import did_you_mean
 from train.common.config import Also, ConfigError, load_config
-from train.common.options import did_you_mean
 
 SEGMENTED = ("segmentation", "upernet", "vitdet", "unsupervised")  # what masks are needed for
 TASKS = ("classification", "knn", "few-shot", "metadata", "retrieval", *SEGMENTED)
