@@ -64,4 +64,4 @@ lock: $(STAMP)
 	$(BIN)/python -m pip freeze --exclude-editable | sed '1i # Exact versions that resolve together and that the tests ran on. Update all at once: make lock' > constraints.txt
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache demo_out
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache demo_out

@@ -1,1 +1,1 @@
-"""Data sets with labels or masks, for probes. A module each, with `read(root)`."""
+"""Data sets with labels or masks, for probes. A module each, with `labelled(root, ...)`."""
