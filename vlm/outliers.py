@@ -6,8 +6,8 @@ The features are the CLS token and the patch tokens averaged over a 4 x 4 grid, 
 encoder's CLS token tells bright from dark, but it is the layout that tells a chest from a hip. A reference of several
 kinds (synthetic and real films, AP and PA) is no single Gaussian, so it is split by k-means. In each part the
 distance is taken along the leading directions of its covariance, and what lies outside those counts with the variance
-left there. A distance of 1 is the quantile of distances of reference images held out from the fit; an image is as far
-as its nearest part.
+left there. A distance of 1 is the quantile of distances of reference images, each left out of the fit in its turn; an
+image is as far as its nearest part.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from encoder.towers import hidden_states, shape_of
 
 GRID = 4  # cells a side; finer ones react to where exactly the patient stands
 LEAST = 40  # images of a part; fewer say nothing of its covariance
+FOLDS = 4
 FIELDS = ("mean_C", "directions_CK", "std_K", "rest_std", "limit")
 
 
@@ -38,7 +39,20 @@ class Part:
     limit: Tensor  # () the distance that counts as 1
 
     @classmethod
-    def fit(cls, fit_NC: Tensor, held_NC: Tensor, quantile: float, keep: float) -> Part:
+    def fit(cls, x_NC: Tensor, quantile: float, keep: float) -> Part:
+        """Fit to images in random order. The limit is the `quantile` of the distances of all of them, each measured by
+        the other three quarters: of one quarter alone, the few that set the limit are a matter of luck."""
+        fold_N = torch.arange(len(x_NC)) % FOLDS
+        left_out = [
+            cls.gaussian(x_NC[fold_N != i], keep).distance(x_NC[fold_N == i].float()) for i in range(FOLDS)
+        ]
+        part = cls.gaussian(x_NC, keep)
+        part.limit = torch.quantile(torch.cat(left_out), quantile)
+        return part
+
+    @classmethod
+    def gaussian(cls, fit_NC: Tensor, keep: float) -> Part:
+        """Keep the leading directions with the share `keep` of the variance. The limit is 1."""
         mean_C = fit_NC.mean(0)
         _, s_K, v_KC = torch.linalg.svd(fit_NC - mean_C, full_matrices=False)
         variance_K = s_K**2 / (len(fit_NC) - 1)
@@ -49,15 +63,13 @@ class Part:
         rest = (
             variance_K[k:].sum() / (fit_NC.shape[1] - k) if k < len(variance_K) else torch.tensor(torch.inf)
         )
-        part = cls(
+        return cls(
             mean_C.float(),
             v_KC[:k].T.half().contiguous(),
             variance_K[:k].sqrt().clamp_min(1e-6).float(),
             rest.sqrt().clamp_min(1e-6).float(),
             torch.ones(()),
         )
-        part.limit = torch.quantile(part.distance(held_NC.float()), quantile)
-        return part
 
     def distance(self, x_NC: Tensor) -> Tensor:
         x_NC = x_NC - self.mean_C
@@ -87,9 +99,9 @@ class Outliers:
         seed: int = 0,
         encoder_sha256: str = "",
     ) -> Outliers:
-        """Fit to reference features: in each part three quarters give the statistics, the rest the limit, at `quantile`
-        of its distances. `keep` is the share of variance in kept directions. A part of fewer than 40 images joins the
-        others.
+        """Fit to reference features: in each part the limit is the `quantile` of the distances of images left out of
+        the fit, each quarter in turn. `keep` is the share of variance in kept directions. A part of fewer than 40
+        images joins the others.
 
         Raises ValueError for fewer than 40 images, or features that are not finite.
         """
@@ -99,11 +111,7 @@ class Outliers:
             )
         order = torch.randperm(len(features_NC), generator=torch.Generator().manual_seed(seed))
         x_NC = features_NC.double()[order]
-        fitted = []
-        for member_N in split(x_NC, parts):
-            part_NC = x_NC[member_N]
-            cut = len(part_NC) * 3 // 4
-            fitted.append(Part.fit(part_NC[:cut], part_NC[cut:], quantile, keep))
+        fitted = [Part.fit(x_NC[member_N], quantile, keep) for member_N in split(x_NC, parts)]
         return cls(fitted, len(x_NC), encoder_sha256)
 
     def check(self, features_NC: Tensor) -> Tensor:
