@@ -97,6 +97,10 @@ def export(args: argparse.Namespace) -> int:
     kind = str(getattr(model.llava.config, "model_type", ""))
     if kind != "llava":
         print(f"{args.out} is a {kind}: plain transformers opens it after `import vlm`")
+    if model.preprocessing.unsaid:
+        print(
+            f"{model.preprocessing.unsaid}: here, but not by transformers' processor, which has no word for it"
+        )
     print(f"wrote {args.out}: AutoModelForImageTextToText and AutoProcessor of transformers open it")
     return 0
 
