@@ -190,9 +190,9 @@ class Findings:
         only: Set[str] | None = None,
         static_cache: bool = False,
     ) -> Iterator[Prediction]:
-        """Predictions in the order of `studies` (studies, or single images of any kind; image paths of studies are
-        relative to `root`), `batch_size` at a time, greedily decoded unless `decoding` says otherwise. A study whose
-        image cannot be used yields its error; of a lateral or prior image that cannot, a warning.
+        """Yield predictions in the order of `studies` (studies, or single images of any kind; image paths of studies
+        are relative to `root`), `batch_size` at a time, greedily decoded unless `decoding` says otherwise. A study
+        whose image cannot be used yields its error; a lateral or prior image that cannot is left out with a warning.
 
         `images` makes the floors: "shuffled" gives every study another study's images (a derangement drawn with
         `seed`), "blank" constant grey ones; the words of the prompt stay the study's own. `sentences` asks for the
@@ -265,8 +265,8 @@ class Findings:
     def features(
         self, studies: Iterable[Study], *, root: str | Path = ".", batch_size: int = 16
     ) -> Iterator[np.ndarray | None]:
-        """What the encoder sees in each study's image, float32 (17 C,): CLS and a 4 x 4 grid of patches. None where the
-        image cannot be used."""
+        """Yield what the encoder sees in each study's image, float32 (17 C,): CLS and a 4 x 4 grid of patches. None
+        where the image cannot be used."""
         tower = self.model.parts.vision_tower
         remaining = iter(studies)
         while several := list(islice(remaining, batch_size)):
@@ -283,7 +283,7 @@ class Findings:
             yield from (next(vectors) if isinstance(x, Film) else None for x in found)
 
     def about(self, decoding: Decoding, images: Images = "own", seed: int = 0) -> dict[str, Any]:
-        """What every prediction says of the model and the decoding."""
+        """Say of the model and the decoding what every prediction says."""
         said, images = decoding.to_json(), images_named(images)
         if images != "own":
             said |= {"images": images} | ({"seed": seed} if images == "shuffled" else {})
