@@ -1,17 +1,13 @@
-"""train.pretrain with FSDP2 on CPUs, for the tests: accelerate itself gives FSDP to accelerators alone."""
-
-import sys
+"""FSDP2 on CPUs, for the tests: accelerate itself gives FSDP to accelerators alone."""
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from train.common.entry import entry
-from train.pretrain import session
-from train.pretrain.__main__ import main
-
 
 class Split(Accelerator):
+    """Take what is asked for, and split the models of a pre-training block by block."""
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         plugin = FullyShardedDataParallelPlugin(
@@ -21,6 +17,8 @@ class Split(Accelerator):
         AcceleratorState._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
 
 
-if __name__ == "__main__":
+def split_pretraining() -> None:
+    """Let train.pretrain run under FSDP2 in this process."""
+    from train.pretrain import session
+
     session.Accelerator = Split
-    sys.exit(entry(main, "train.pretrain"))

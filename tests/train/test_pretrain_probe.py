@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from encoder.vit import CropViT
-from tests.train.test_pretrain import curve, fresh_accelerate, train  # noqa: F401
+from tests.train.pretraining import curve, fresh_accelerate, train  # noqa: F401
 from train.common.config import ConfigError
 from train.datasets.labelled import labelled_images
 from train.pretrain.knn import KnnProbe

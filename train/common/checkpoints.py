@@ -67,8 +67,9 @@ def alone(run: Path, patience: float = 120.0) -> Iterator[None]:
         try:
             run.mkdir(parents=True, exist_ok=True)
             held.enter_context(one_at_a_time(run / LOCK, waiting, patience))
-        except (FileExistsError, NotADirectoryError) as error:
-            raise CheckpointError(f"{error.filename} is a file; choose another --out") from None
+        except (FileExistsError, NotADirectoryError):
+            file = next((p for p in (run, *run.parents) if p.exists() and not p.is_dir()), run)
+            raise CheckpointError(f"{file} is a file; choose another --out") from None
         except Timeout:
             raise CheckpointError(
                 f"another process is still at work in {run}; wait for it or stop it, or choose another --out"

@@ -167,16 +167,18 @@ class PretrainConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        # Types come first, then ranges: what comes later relies on them.
-        problems = check_fields(self) or list(self._out_of_range()) or list(self._inconsistencies())
+        problems = check_fields(self)
+        problems += self._out_of_range(but={problem.split()[0] for problem in problems})
+        # What fields are to one another can be asked once each is right by itself.
+        problems = problems or list(self._inconsistencies())
         if problems:
             raise ConfigError("; ".join(problems))
 
-    def _out_of_range(self) -> Iterator[str]:
+    def _out_of_range(self, but: set[str]) -> Iterator[str]:
         for fits, wanted, names in RANGES:
             for name in names.split():
                 value = getattr(self, name)
-                if value is not None and not fits(value):
+                if name not in but and value is not None and not fits(value):
                     yield f"{name} must be {wanted}, not {value}"
 
     def _inconsistencies(self) -> Iterator[str]:

@@ -214,7 +214,15 @@ def _source(source: str, c: PretrainConfig, excluded: set[str]) -> Archive | Rad
         found[0]
         return found
     except (UserError, OSError, ValueError, csv.Error) as error:
-        why = str(error)
-        if isinstance(error, OSError) and error.errno is not None:
-            why = f"{error.filename or c.cache or source}: {error.strerror}"
-        raise ConfigError(why if str(source) in why else f"--data {source}: {why}") from error
+        raise ConfigError(_reason(error, source, c.cache)) from error
+
+
+def _reason(error: Exception, source: str, cache: str | None) -> str:
+    """Say what is wrong, and with what."""
+    why = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        where = str(error.filename or cache or source)
+        why = f"{where}: {error.strerror}"
+        # The path of the cache says enough.
+        source = cache if cache and where.startswith(cache) else source
+    return why if source in why else f"--data {source}: {why}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from encoder.convert import load_backbone, read_tensors
@@ -126,7 +127,7 @@ def initialise(student: Distilled, c: PretrainConfig) -> str:
     if c.init:
         try:
             found = load_backbone(c.init, size=c.size, heads=c.num_attention_heads)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"--init {c.init}: {error}") from error
         theirs = found.backbone
         wanted = {
@@ -145,7 +146,7 @@ def initialise(student: Distilled, c: PretrainConfig) -> str:
             state = {name.removeprefix("dino_head."): x for name, x in state.items()}
             for head in filter(None, (student.dino_head, student.ibot_head)):
                 load_strict(head, state)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"--init_head {c.init_head}: {error}") from error
         loaded.append(f"{len(state)} of {c.init_head}")
     return "; ".join(loaded)

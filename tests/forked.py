@@ -1,0 +1,117 @@
+"""Pre-trainings in processes of their own, for tests: killed as a power cut would do it, or two that share a run.
+
+They are forked off one server that has imported everything, so that a test does not pay for the imports of each.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import NamedTuple
+
+# Seconds after which a run counts as one that hangs.
+PATIENCE = 240
+
+
+class Ended(NamedTuple):
+    """How two processes ended: exit codes, and what both wrote, by rank."""
+
+    codes: list[int]
+    said: list[str]
+    complained: list[str]
+
+
+def killed_run(argv: list[str], where: str, after: int) -> int:
+    """Run train.pretrain in a process of its own and kill -9 it at the `after`-th `update` of the teacher, or while it
+    writes the `after`-th `file` of a checkpoint. -> its exit code: -9, or that of a run that ended before."""
+    process = _fork(_dying, argv, where, after)
+    _wait([process])
+    return process.exitcode
+
+
+def two_processes(argv: list[str], folder: Path, change: Callable[[], None] | None = None) -> Ended:
+    """Run train.pretrain in two processes that share it, as `accelerate launch --num_processes 2 --cpu` starts them.
+
+    What they write goes to files in `folder`. `change` is called in each before its run; a function of a module.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    environments = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    processes = [_fork(_sharing, argv, folder, env, change) for env in environments]
+    _wait(processes)
+    said, complained = (
+        [(folder / f"{name}-{rank}").read_text() for rank in range(2)] for name in ("stdout", "stderr")
+    )
+    return Ended([process.exitcode for process in processes], said, complained)
+
+
+def _fork(work: Callable[..., None], *args) -> BaseProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train.pretrain.loop", "accelerate.utils"])
+    process = context.Process(target=work, args=args)
+    process.start()
+    return process
+
+
+def _wait(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.join(PATIENCE)
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    if hanging:
+        raise TimeoutError("the run hangs")
+
+
+def _sharing(
+    argv: list[str], folder: Path, environment: dict[str, str], change: Callable[[], None] | None
+) -> None:
+    from train.common.entry import entry
+    from train.pretrain.__main__ import main
+
+    os.environ.update(environment)
+    for name in ("stdout", "stderr"):
+        file = (folder / f"{name}-{environment['RANK']}").open("w")
+        os.dup2(file.fileno(), getattr(sys, name).fileno())
+    if change is not None:
+        change()
+    raise SystemExit(entry(main, "train.pretrain", argv))
+
+
+def _dying(argv: list[str], where: str, after: int) -> None:
+    from train.common import checkpoints
+    from train.pretrain import loop
+    from train.pretrain.__main__ import main
+
+    count = 0
+
+    def dying(function, module, name):
+        def counted(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == after:
+                # Half of the file is there.
+                if where == "file":
+                    args[1].write_bytes(b"\0" * 100)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        setattr(module, name, counted)
+
+    if where == "file":
+        dying(checkpoints.save_file, checkpoints, "save_file")
+    else:
+        dying(loop.update_teacher, loop, "update_teacher")
+    raise SystemExit(main(argv))
