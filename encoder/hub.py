@@ -116,6 +116,8 @@ def _near(name: str) -> str:
 def weights_sha256(folder: str | Path) -> str:
     """Return the digest of a directory's safetensors files. Raises ModelError if there are none."""
     files = sorted(Path(folder).glob("model*.safetensors"))
+    if not files and (Path(folder) / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} is an adapter; give the model it belongs to, or a merged one")
     if not files:
         raise ModelError(
             f"{folder} holds no model.safetensors (pickled weights are not read){of_a_run(folder)}"

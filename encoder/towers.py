@@ -126,9 +126,7 @@ def tower_config(folder: Path) -> tuple[PreTrainedConfig, bool]:
 
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{folder} is an adapter, without a tower: give the model that it belongs to, or a merged one"
-            )
+            raise ModelError(f"{folder} is an adapter; give the model it belongs to, or a merged one")
         raise ModelError(
             f"{folder / 'config.json'} does not exist; is {folder} an encoder checkpoint directory?{of_a_run(folder)}"
         )

@@ -242,7 +242,7 @@ def _spoilt(what: str, folder: Path) -> None:
         ("another width", "cannot be read|do not fit"),
         ("no config", "is .* an encoder checkpoint directory"),
         ("no preprocessing", "its preprocessing cannot be read: .*preprocessor_config.json"),
-        ("an adapter", "is an adapter, without a tower"),
+        ("an adapter", "is an adapter; give the model it belongs to"),
         ("a run", "it is the folder of a training: give .*encoder"),
     ],
 )

@@ -1,5 +1,5 @@
-"""DeepSpeed (ZeRO-2 and ZeRO-3) under a fine-tuning: what of it AnswerTrainer has to know, so that its checkpoints are those
-of any other run, weights and optimiser whole and by name.
+"""DeepSpeed (ZeRO-2 and ZeRO-3) under a fine-tuning: what of it train.common.resume has to know, so that checkpoints
+are those of any other run, weights and optimiser whole and by name.
 
 DeepSpeed keeps the trained weights and the optimiser's state in flat parts of its own; `safe_get_full_...` put them
 together, for which all processes must ask.

@@ -175,7 +175,8 @@ def configured(argv: list[str] | None = None, also: Also | None = None) -> Finet
 
 def check(config: Finetune) -> Finetune:
     """Validate the config and fill derived fields. Raises ConfigError for fields that do not go together."""
-    if (config.init is None) == (config.encoder is None or config.llm is None):
+    parts = (config.encoder is not None) + (config.llm is not None)
+    if parts != (2 if config.init is None else 0):
         raise ConfigError("give either --encoder and --llm, or --init")
     if config.llm_dtype != "fp32":
         if not config.lora or config.init:
