@@ -33,12 +33,13 @@ GOLDEN = Path(__file__).parent / "golden_pretrain.json"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """A folder with ten pictures."""
+    """A folder with ten pictures of 16 bits, whose grey levels are stretched to their range as those of 8 bits once were:
+    the golden losses are those of 0.1."""
     folder = tmp_path_factory.mktemp("images")
     for i in range(10):
         rng = np.random.default_rng(i)
         grey = np.linspace(0, 200, 40)[None] * rng.random() + rng.random((36, 1)) * 55
-        Image.fromarray(grey.astype(np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(grey.astype(np.uint16)).save(folder / f"{i}.png")
     return folder
 
 
