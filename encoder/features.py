@@ -44,22 +44,34 @@ TOLD = 1 << 30
 
 @dataclass
 class FeatureSet:
-    """Of the images that could be read, in the order they were asked for: `rows` are their places in that order."""
+    """Features of the N images that could be read, in the order in which they were asked for.
 
-    rows: np.ndarray  # (N,)
-    cls_NC: np.ndarray  # float32
-    mean_NC: np.ndarray  # of the patch tokens of the last layer, float32
-    cells_NC: np.ndarray | None  # (N, cells² C): of those in each cell, row by row, if asked for
-    digests: list[str]  # of what each contains
-    errors: dict[int, str]  # place of an image that cannot be read -> code of the reason
-    layers: int  # side by side in `patches`
-    _where: list[tuple[Path, int]]  # file and row of each
+    Attributes:
+        rows: (N,), the images' places in that order.
+        cls_NC: CLS, float32.
+        mean_NC: mean of the patch tokens of the last layer, float32.
+        cells_NC: if asked for, the means in each cell, row by row (N, cells² C).
+        digests: of what each image contains.
+        errors: place of an image that cannot be read -> code of the reason.
+        layers: how many lie side by side in `patches`.
+    """
+
+    rows: np.ndarray
+    cls_NC: np.ndarray
+    mean_NC: np.ndarray
+    cells_NC: np.ndarray | None
+    digests: list[str]
+    errors: dict[int, str]
+    layers: int
+    # File and row of each.
+    _where: list[tuple[Path, int]]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def patches(self, which: Sequence[int]) -> Tensor:
-        """Patch tokens (len(which), P, C layers) float32 of some of the N. Raises ModelError if they were not kept."""
+        """Return patch tokens (len(which), P, C layers) float32 of some of the N. Raises ModelError if they were not
+        kept."""
         found: list[Tensor | None] = [None] * len(which)
         by_file: dict[Path, list[tuple[int, int]]] = {}
         for place, i in enumerate(which):
@@ -75,7 +87,7 @@ class FeatureSet:
         return torch.stack(found) if found else torch.empty(0)
 
     def last(self, which: Sequence[int]) -> Tensor:
-        """The same of the last layer alone, (len(which), P, C)."""
+        """Return the same of the last layer alone, (len(which), P, C)."""
         return self.patches(which).chunk(self.layers, -1)[-1]
 
 
@@ -95,13 +107,25 @@ def extract(
     looked: str = "",
     say: Callable[[str], None] = print,
 ) -> FeatureSet:
-    """Features of the images, from `folder` where it has them. With `patches` also the patch tokens of the last
-    `layers` layers, with `cells` the means of those of the last one in `cells` x `cells` parts of the image.
+    """Return features of the images, and compute only what `folder` lacks.
 
-    `half`: products in bfloat16, by autocast, and kept apart; half the time where the hardware multiplies it. `look`
-    changes the grey levels (H, W) before the preprocessing; `looked` is its name, for the key. `state` spreads the work
-    over the processes of accelerate; all of them get all features. Unreadable images are among `errors`, and
-    are tried again each time. Raises ModelError where the disk is too small for what is missing.
+    Args:
+        patches: keep the patch tokens, too.
+        layers: of so many last layers.
+        cells: keep the means of the patch tokens in `cells` x `cells` parts of the image, too.
+        batch: images a step.
+        workers: processes that read images, beside this one.
+        state: the processes of accelerate, which share the work; all of them get all features. Collective.
+        half: multiply in bfloat16, by autocast. Such features are kept apart.
+        look: changes the grey levels (H, W) before the preprocessing.
+        looked: its name, for the key.
+        say: what tells of progress.
+
+    Returns:
+        The features; images that cannot be read are among its `errors`, and are tried again each time.
+
+    Raises:
+        ModelError: the disk is too small for what is missing.
     """
     state, layers = state or PartialState(), layers if patches else 1
     about = {
@@ -149,8 +173,8 @@ def extract(
 
 
 def digests(paths: Sequence[Path], folder: Path, state: PartialState | None = None) -> dict[Path, str]:
-    """Digest of what each file contains; files that are as they were (size, time) are not read again. Those that
-    cannot be opened are left out. Each process reads its share."""
+    """Return the digest of what each file contains, without those that cannot be opened. Files that are as they were
+    (size, time) are not read again. Collective: each process reads its share."""
     state = state or PartialState()
     fields = ("path", "size", "mtime_ns")
     stamps: dict[Path, tuple] = {}
@@ -204,12 +228,12 @@ class _Parts:
     cells: int
 
     def size(self, encoder: Encoder) -> int:
-        """Bytes of an image."""
+        """Return the bytes that an image takes."""
         halves = self.cells**2 + (encoder.grid**2 * self.layers if self.patches else 0)
         return 4 * encoder.width + (4 + 2 * halves) * encoder.patch_width
 
     def of(self, tokens: Tokens, grid: int) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors (B, ...), on the CPU."""
+        """Yield names and tensors (B, ...), on the CPU."""
         last_BPC = tokens.patches_BPC.chunk(self.layers, -1)[-1].float()
         yield "cls", tokens.cls_BC.float().cpu()
         yield "mean", last_BPC.mean(1).cpu()
@@ -237,7 +261,7 @@ def _extract(
 
 
 def _vectors(where: list[tuple[Path, int]]) -> dict[str, np.ndarray]:
-    """CLS, mean and, where they are, cells of each, in that order."""
+    """Return CLS, mean and, where there are such, cells of each image, (N, C) each."""
     found: dict[str, np.ndarray] = {}
     by_file: dict[Path, list[tuple[int, int]]] = {}
     for i, (file, row) in enumerate(where):

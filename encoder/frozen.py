@@ -30,14 +30,20 @@ from encoder.hub import resolve, weights_sha256
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
 
-PIXELS, SIDE, PATCH = "pixels", 64, 14  # side of the whole image and of a patch, as `pixels` shows them
+# Name, side of the whole image, and side of a patch, of what shows grey levels.
+PIXELS, SIDE, PATCH = "pixels", 64, 14
 
 
 class Tokens(NamedTuple):
-    cls_BC: Tensor  # what the encoder itself takes for the image: CLS, or what its head pools (SigLIP, timm)
-    patches_BPC: (
-        Tensor  # after the final LayerNorm, if it has one before pooling; of several layers side by side
-    )
+    """What an encoder makes of images.
+
+    Attributes:
+        cls_BC: what the encoder itself takes for the image: CLS, or what its head pools (SigLIP, timm).
+        patches_BPC: after the final LayerNorm, if it has one before pooling; of several layers side by side.
+    """
+
+    cls_BC: Tensor
+    patches_BPC: Tensor
 
 
 class Encoder(nn.Module, ABC):
@@ -55,7 +61,7 @@ class Encoder(nn.Module, ABC):
 
     @torch.inference_mode()
     def forward(self, pixels_B3HW: Tensor, layers: int = 1) -> Tokens:
-        """Tokens of the last block, or with the patches of the last `layers` blocks side by side (B, P, C layers)."""
+        """Return the tokens of the last block; patches of the last `layers` blocks side by side (B, P, C layers)."""
         return self.tokens(pixels_B3HW, layers)
 
     @abstractmethod
@@ -123,11 +129,11 @@ class Pixels(Encoder):
 
 
 def encoder_of(name: str | Path, size: int | None = None, attention: str = "cxr") -> Encoder:
-    """The encoder of that name (see above), in float32, on the CPU, in evaluation mode.
+    """Return the encoder of that name (see above), in float32, on the CPU, in evaluation mode.
 
     `size`: pixels a side instead of what it was made for (DINOv2s resample their position embeddings; others cannot).
-    `attention`: cxr (our kernel), sdpa or reference. Raises ModelError for what is no encoder or cannot be read, and
-    for pickled weights that are more than tensors.
+    `attention`: cxr (our kernel), sdpa or reference. Raises ModelError for what is not an encoder or cannot be read,
+    and for pickled weights that are more than tensors.
     """
     name = str(name)
     if name == PIXELS:
@@ -148,7 +154,7 @@ def encoder_of(name: str | Path, size: int | None = None, attention: str = "cxr"
 def encoder_of_tower(
     name: str, sha256: str, tower: nn.Module, preprocessing: Preprocessing, size: int | None = None
 ) -> Encoder:
-    """The encoder that a loaded vision model is. Raises ModelError where it cannot take images of that `size`."""
+    """Make an encoder of a loaded vision model. Raises ModelError where it cannot take images of that `size`."""
     preprocessing = _resized(tower.config.model_type, preprocessing, size, name)
     return Tower(name, sha256, tower, preprocessing).eval()
 
@@ -165,7 +171,7 @@ def _from_file(name: str, size: int | None) -> Encoder:
 
 
 def _random(name: str, size: int | None, attention: str) -> Encoder:
-    """As the library that has the architecture initialises it."""
+    """Return an encoder as the library that has the architecture initialises it."""
     origin, _, seed = name.removeprefix("random:").partition("@")
     if not seed.isdecimal() and seed:
         raise ModelError(f"{name}: the seed after @ is a number")

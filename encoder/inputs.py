@@ -43,5 +43,5 @@ class Inputs(Dataset[Input]):
         return Input(key, self.make(image) if self.make else None, None)
 
     def batches(self, size: int, workers: int = 0) -> DataLoader[list[Input]]:
-        """Lists of `size` items, in their order, read by as many processes beside this one."""
+        """Return an iterable of lists of `size` items, in their order, read by `workers` processes beside this one."""
         return DataLoader(self, size, num_workers=workers, collate_fn=list)

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, TypeVar
 
-EVERY = 10.0  # seconds between two lines
+# Seconds between two lines.
+EVERY = 10.0
 
 Item = TypeVar("Item")
 
 
 class Every:
-    """A call returns True at most once in so many seconds, and not before they have passed once."""
+    """A clock whose call returns True at most once in so many seconds, and not before they have passed once."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = EVERY if seconds is None else seconds
@@ -28,7 +29,7 @@ class Every:
 
     @property
     def passed(self) -> float:
-        """Seconds since this was made."""
+        """Return the seconds since this was made."""
         return time.perf_counter() - self.started
 
 

@@ -124,6 +124,7 @@ class Store:
             raise StoreError(f"{self.folder} was made with {said}; choose another folder")
 
     def key(self, line: Line) -> Any:
+        """Return the key of a line."""
         return line[self.by] if isinstance(self.by, str) else tuple(line[name] for name in self.by)
 
     def rows(self, state: PartialState | None = None) -> dict[Any, Line]:

@@ -85,19 +85,20 @@ def _store(out: Path) -> Store:
 
 
 def _added(tar: tarfile.TarFile, path: str, shard: int, number: int, found: bytes | tuple[str, str]) -> Line:
-    """The line of an image, which is put into the shard if it could be read."""
+    """Put an image into the shard if it could be read; returns its line."""
     if isinstance(found, tuple):
         return {"path": path, "error": {"code": found[0], "message": found[1]}}
     member = tarfile.TarInfo(f"{shard:05d}-{number:04d}.png")
     member.size = len(found)
     tar.addfile(member, io.BytesIO(found))
-    end = tar.offset  # after the padding to blocks of 512
+    # After the padding to blocks of 512.
+    end = tar.offset
     start = end - -(-len(found) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     return {"path": path, "shard": shard, "offset": start, "size": len(found)}
 
 
 def _shrunk(job: tuple[str, int, int, Limits, set[str]]) -> bytes | tuple[str, str]:
-    """A PNG file, or (code, message)."""
+    """Return a PNG file, or (code, message)."""
     path, short_side, bits, limits, excluded = job
     try:
         image = read(path, limits)

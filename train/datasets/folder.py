@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 IMAGE_SUFFIXES = {".dcm", ".dicom"} | PICTURE_SUFFIXES
 PATH_COLUMNS = ("file", "path", "image")
-UID_SUFFIX = re.compile(r"(\.\d+)?")  # DICOM files often have no suffix, or are named by a UID
+# DICOM files often have no suffix, or are named by a UID.
+UID_SUFFIX = re.compile(r"(\.\d+)?")
 CACHE_VERSION = 1
 
 
@@ -34,7 +35,7 @@ class NoSplits(ValueError):
 
 
 def image_paths(source: str | Path, split: str | None = None) -> list[Path]:
-    """Paths of the images in `source`, each once.
+    """Return the paths of the images in `source`, each once.
 
     `source` is a folder (every DICOM, PNG and JPEG below it, sorted; hidden files, DICOMDIR and links to folders are
     skipped; if it holds a `studies.jsonl`, that file is read instead, since masks may lie beside the images), a CSV
@@ -99,7 +100,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_dicom(path: Path) -> bool:
-    if not path.is_file():  # a pipe or a device would block
+    # A pipe or a device would block.
+    if not path.is_file():
         return False
     try:
         with path.open("rb") as file:
@@ -129,8 +131,8 @@ def _from_csv(path: Path, split: str | None) -> list[Path]:
 
 
 def read_names(file: str | Path) -> set[str]:
-    """The names in a text file, a line each, such as the patients that are kept out of a training. Raises ValueError
-    for a file that is no text or names nothing."""
+    """Return the names in a text file, a line each, such as the patients that are kept out of a training. Raises
+    ValueError for a file that is not text or names nothing."""
     try:
         names = {line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines()} - {""}
     except UnicodeDecodeError:
@@ -141,13 +143,15 @@ def read_names(file: str | Path) -> set[str]:
 
 
 def named(path: Path, names: Set[str]) -> bool:
-    """Is one of the names a part of this path, with or without its ending (p10/s50414267/x.dcm: p10, x.dcm, x)?"""
+    """Say whether one of the names is a part of this path, with or without its ending (p10/s5/x.dcm: p10, x.dcm, x)."""
     return bool(names) and not names.isdisjoint({*path.parts, *(p.partition(".")[0] for p in path.parts)})
 
 
 def shrink(pixels_HW: np.ndarray, short_side: int, bits: int = 8) -> np.ndarray:
-    """float32 (H, W) in [0, 1] -> uint8 or, with 16 bits, uint16 (h, w) with min(h, w) = short_side, by antialiased
-    bicubic interpolation (as the evaluation preprocessing does); an image that is smaller already keeps its size."""
+    """Shrink float32 (H, W) in [0, 1] to uint8 or, with 16 bits, uint16 (h, w) with min(h, w) = short_side.
+
+    By antialiased bicubic interpolation, as the evaluation preprocessing does. A smaller image keeps its size.
+    """
     H, W = pixels_HW.shape
     scale = short_side / min(H, W)
     if scale < 1:
@@ -249,8 +253,8 @@ class Radiographs:
             raise InputError("unreadable", f"none of the {len(pairs)} images can be read", pairs[0][0])
 
     def _build(self, folder: Path, workers: int | None) -> None:
-        """Line i of index.jsonl is [height, width] of image i, or [code, message]; pixels.u8 holds the pixels in the
-        same order. Pixels reach the disk before the lines that promise them."""
+        """Decode what is missing. Line i of index.jsonl is [height, width] of image i, or [code, message]; pixels.u8
+        holds the pixels in the same order. They reach the disk before the lines that promise them."""
         from torch.utils.data import DataLoader
 
         index, pixels = folder / "index.jsonl", folder / "pixels.u8"
@@ -317,7 +321,8 @@ def _content_key(paths: Sequence[Path], short_side: int, limits: Limits) -> str:
         try:
             status = path.stat()
             stamp = (status.st_size, status.st_mtime_ns)
-        except OSError:  # a missing file is reported when it is read
+        except OSError:
+            # A missing file is reported when it is read.
             stamp = None
         digest.update(repr((str(path.absolute()), stamp)).encode())
     return digest.hexdigest()[:16]

@@ -22,7 +22,8 @@ from train.datasets.archive import ArchiveError
 from train.datasets.folder import named
 
 COLUMNS = ("file", "view", "width", "height", "error")
-PER_FLUSH = 1024  # images
+# Images between two times that rows are written.
+PER_FLUSH = 1024
 
 
 def index(
@@ -30,7 +31,7 @@ def index(
 ) -> Iterator[dict[str, str]]:
     """Add the images of `paths` that `out` does not have yet, in their order; yields their rows.
 
-    Names in `exclude` are treated as by `train.datasets.archive.prepare`. Raises ArchiveError if `out` is no index.
+    Names in `exclude` are treated as by `train.datasets.archive.prepare`. Raises ArchiveError if `out` is another file.
     """
     out = Path(out)
     # Also before a lock is left beside what is no index.
@@ -60,7 +61,7 @@ def index_rows(out: Path) -> list[dict[str, str]]:
     with out.open("rb") as file:
         header = file.readline()
     if not (header.startswith(",".join(COLUMNS).encode()) and header.endswith(b"\n")):
-        raise ArchiveError(f"{out} exists and is no index of cxr prepare; choose another name")
+        raise ArchiveError(f"{out} exists and is not an index of cxr prepare; choose another name")
     return list(csv.DictReader(io.StringIO(whole_lines(out).decode(**TEXT), newline="")))
 
 

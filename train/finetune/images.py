@@ -52,16 +52,16 @@ class Cached:
         return path in self.row_of
 
     def __call__(self, paths: Sequence[Path], draw: np.random.Generator | None = None) -> Tensor:
-        """What a step takes: (images, tokens, C) float32."""
+        """Return what a step takes: (images, tokens, C) float32."""
         return torch.from_numpy(self.array[[self.row_of[p] for p in paths]].astype("float32"))
 
     def features(self, paths: Sequence[Path]) -> Tensor:
-        """Features (images, tokens, C)."""
+        """Return features (images, tokens, C)."""
         return self(paths)
 
     @property
     def floats(self) -> int:
-        """Numbers an image."""
+        """Return how many numbers an image has."""
         return self.array[0].size
 
 
@@ -79,11 +79,11 @@ class Films:
         self.norm = getattr(model.llava.config, "feature_norm", False)
 
     def __getstate__(self) -> dict:
-        """For processes that read images, which have no use for the tower."""
+        """Return what goes to processes that read images: all but the tower."""
         return {**self.__dict__, "tower": None}
 
     def with_augmentation(self, augment: bool) -> Films:
-        """The same images, turned, shifted and brightened a little every time, if `augment`."""
+        """Return the same images, turned, shifted and brightened a little every time, if `augment`."""
         films = copy.copy(self)
         films.tower, films.augment = self.tower, augment
         return films
@@ -92,14 +92,14 @@ class Films:
         return path in self.readable
 
     def __call__(self, paths: Sequence[Path], draw: np.random.Generator | None = None) -> Tensor:
-        """What a step takes: (images, 3, H, W), augmented with what is drawn from `draw`, if it is given."""
+        """Return what a step takes: (images, 3, H, W), augmented with what is drawn from `draw`, if it is given."""
         films = [self.preprocessing(read(path)) for path in paths]
         if self.augment and draw is not None:
             films = [augmented(x_CHW, draw) for x_CHW in films]
         return torch.stack(films)
 
     def features(self, paths: Sequence[Path]) -> Tensor:
-        """Features (images, tokens, C), by the tower as it is now."""
+        """Return features (images, tokens, C), by the tower as it is now."""
         device = next(self.tower.parameters()).device
         parts = [self(paths[i : i + self.batch]).to(device) for i in range(0, len(paths), self.batch)]
         return torch.cat([tower_features(self.tower, x, self.layers, self.norm).cpu() for x in parts])
@@ -110,7 +110,7 @@ class Films:
 
 
 def augmented(x_CHW: Tensor, draw: np.random.Generator) -> Tensor:
-    """A film as it might have been taken: what is shifted in from outside has the film's darkest grey level."""
+    """Return a film as it might have been taken. What is shifted in from outside has the film's darkest grey level."""
     turn, *shift = draw.uniform(-1, 1, 3) * (TURN, *(s * x_CHW.shape[-1] for s in SHIFT))
     scale, level, stretch = draw.uniform(*SCALE), *(draw.uniform(-1, 1, 2) * (BRIGHTEN, STRETCH))
     dark = float(x_CHW.min())
@@ -199,8 +199,10 @@ def image_films(
 def _once(
     described: list, paths: list[Path], folder: Path, state: PartialState, compute: Callable[[Store], None]
 ) -> tuple[str, dict[Path, int]]:
-    """(key, row of each path that could be read), after `compute` has been called, now or in an earlier run. Raises
-    ConfigError where there are no images, or none can be read."""
+    """Return (key, row of each path that could be read), after `compute` has been called, now or in an earlier run.
+
+    Raises ConfigError where there are no images, or none can be read.
+    """
     if not paths:
         raise ConfigError(
             "no study of split 'train' or 'validate' has both an image and what is to be learnt"
