@@ -550,6 +550,22 @@ def test_other_features_are_read_as_the_backbone_gives_them(checkpoint, copy, lo
     )
 
 
+def test_pictures_are_spread_over_the_whole_range_first(checkpoint, loaded, tmp_path):
+    """As the original's processor does, before the library's takes them."""
+    from transformers import BitImageProcessor
+
+    from encoder.radiograph import read
+
+    levels = np.random.default_rng(3).integers(90, 141, (61, 47)).astype(np.uint8)
+    Picture.fromarray(levels).save(tmp_path / "x.png")
+    shown = levels.astype(float)
+    shown -= shown.min()
+    shown = (shown / shown.max() * 255).astype(np.uint8)
+    library = BitImageProcessor.from_pretrained(checkpoint[0])
+    wanted = library(Picture.fromarray(shown), return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(loaded.preprocessing(read(tmp_path / "x.png")), wanted)
+
+
 def test_its_other_files_must_be_there(copy):
     for change, message in (
         (lambda row: row | {"do_normalize": False}, "do_normalize"),
