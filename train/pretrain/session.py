@@ -18,6 +18,7 @@ from encoder.transforms import Preprocessing
 from train.common import checkpoints
 from train.common.config import ConfigError
 from train.common.processes import first_alone, settled_precision, use_cores, whole
+from train.common.runs import check_batch
 from train.pretrain.config import MAY_DIFFER, OLD_VALUES, RENAMED, PretrainConfig
 from train.pretrain.knn import KnnProbe
 from train.pretrain.model import Distilled, Targets, backbone_of, initialise
@@ -39,15 +40,8 @@ def begin(c: PretrainConfig) -> Accelerator:
     half = "no" if c.precision == "fp32" else c.precision
     accelerator = Accelerator(mixed_precision=half, log_with=tracker(c), project_dir=c.out)
     check_kind(accelerator)
-    world, parts = accelerator.num_processes, c.gradient_accumulation_steps
-    if c.batch_size % (world * parts):
-        least = world * parts
-        below = c.batch_size // least * least
-        raise ConfigError(
-            f"batch_size={c.batch_size} is not divisible by {world} process{'es' * (world > 1)} x {parts} accumulation "
-            f"step{'s' * (parts > 1)}; use {f'{below} or ' if below else ''}{below + least}"
-        )
-    use_cores(c.threads, world)
+    check_batch(c.batch_size, c.gradient_accumulation_steps, accelerator.num_processes)
+    use_cores(c.threads, accelerator.num_processes)
     return accelerator
 
 
