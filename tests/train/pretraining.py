@@ -33,8 +33,8 @@ GOLDEN = Path(__file__).parent / "golden_pretrain.json"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """A folder with ten pictures of 16 bits, whose grey levels are stretched to their range as those of 8 bits once were:
-    the golden losses are those of 0.1."""
+    """A folder with ten pictures of 16 bits: their grey levels are stretched to their range, as those of 8 bits once
+    were, so that the golden losses are those of 0.1."""
     folder = tmp_path_factory.mktemp("images")
     for i in range(10):
         rng = np.random.default_rng(i)
