@@ -1,10 +1,11 @@
-"""Pre-trainings in processes of their own, for tests: killed as a power cut would do it, or two that share a run.
+"""Trainings in processes of their own, for tests: killed as a power cut would do it, or two that share a run.
 
 They are forked off one server that has imported everything, so that a test does not pay for the imports of each.
 """
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ PATIENCE = 240
 
 
 class Ended(NamedTuple):
-    """How two processes ended: exit codes, and what both wrote, by rank."""
+    """How processes ended: exit codes, and what they wrote, by rank."""
 
     codes: list[int]
     said: list[str]
@@ -36,7 +37,14 @@ def killed_run(argv: list[str], where: str, after: int) -> int:
 
 
 def two_processes(argv: list[str], folder: Path, change: Callable[[], None] | None = None) -> Ended:
-    """Run train.pretrain in two processes that share it, as `accelerate launch --num_processes 2 --cpu` starts them.
+    """Run train.pretrain in two processes that share it; see `run_in_processes`."""
+    return run_in_processes("train.pretrain", argv, 2, folder, change)
+
+
+def run_in_processes(
+    training: str, argv: list[str], count: int, folder: Path, change: Callable[[], None] | None = None
+) -> Ended:
+    """Run a training in processes that share it, as `accelerate launch --num_processes COUNT --cpu` starts them.
 
     What they write goes to files in `folder`. `change` is called in each before its run; a function of a module.
     """
@@ -44,22 +52,22 @@ def two_processes(argv: list[str], folder: Path, change: Callable[[], None] | No
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
         "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    environments = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    processes = [_fork(_sharing, argv, folder, env, change) for env in environments]
+    environments = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    processes = [_fork(_sharing, training, argv, folder, env, change) for env in environments]
     _wait(processes)
     said, complained = (
-        [(folder / f"{name}-{rank}").read_text() for rank in range(2)] for name in ("stdout", "stderr")
+        [(folder / f"{name}-{rank}").read_text() for rank in range(count)] for name in ("stdout", "stderr")
     )
     return Ended([process.exitcode for process in processes], said, complained)
 
 
 def _fork(work: Callable[..., None], *args) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.pretrain.loop", "accelerate.utils"])
+    context.set_forkserver_preload(["train.pretrain.loop", "train.finetune.loop", "accelerate.utils"])
     process = context.Process(target=work, args=args)
     process.start()
     return process
@@ -76,10 +84,13 @@ def _wait(processes: list[BaseProcess]) -> None:
 
 
 def _sharing(
-    argv: list[str], folder: Path, environment: dict[str, str], change: Callable[[], None] | None
+    training: str,
+    argv: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    change: Callable[[], None] | None,
 ) -> None:
     from train.common.entry import entry
-    from train.pretrain.__main__ import main
 
     os.environ.update(environment)
     for name in ("stdout", "stderr"):
@@ -87,7 +98,8 @@ def _sharing(
         os.dup2(file.fileno(), getattr(sys, name).fileno())
     if change is not None:
         change()
-    raise SystemExit(entry(main, "train.pretrain", argv))
+    main = importlib.import_module(f"{training}.__main__").main
+    raise SystemExit(entry(main, training, argv))
 
 
 def _dying(argv: list[str], where: str, after: int) -> None:
