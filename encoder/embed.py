@@ -69,7 +69,7 @@ def embed(
         for items in Inputs(missing, encoder.preprocessing, limits).batches(min(batch_size, per_file)):
             lines, good, tensors = [], [], {}
             for item in items:
-                if item.x is None:
+                if item.error:
                     error = {"code": item.error.code, "message": str(item.error)}
                     lines.append({"path": item.key, "error": error})
                 else:

@@ -72,7 +72,7 @@ class FeatureSet:
     def patches(self, which: Sequence[int]) -> Tensor:
         """Return patch tokens (len(which), P, C layers) float32 of some of the N. Raises ModelError if they were not
         kept."""
-        found: list[Tensor | None] = [None] * len(which)
+        found = [torch.empty(0)] * len(which)
         by_file: dict[Path, list[tuple[int, int]]] = {}
         for place, i in enumerate(which):
             file, row = self._where[i]
@@ -251,7 +251,7 @@ def _extract(
     for items in batches:
         lines = [{"sha256": i.key, "error": i.error.code} if i.error else {"sha256": i.key} for i in items]
         good = [i.x for i in items if i.x is not None]
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         if good:
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 tokens = encoder(torch.stack(good).to(device), kept.layers)

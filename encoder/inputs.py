@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -13,10 +13,10 @@ from encoder.radiograph import InputError, Limits, Radiograph, read
 
 
 class Input(NamedTuple):
-    """One of the items: what was made of it, or why nothing could be."""
+    """One of the items: what was made of it (None without `make`), or why nothing could be."""
 
-    key: Hashable
-    x: Tensor | None
+    key: Any
+    x: Any
     error: InputError | None
 
 
@@ -25,7 +25,7 @@ class Inputs(Dataset[Input]):
 
     def __init__(
         self,
-        items: Sequence[tuple[Hashable, str | Path]],
+        items: Sequence[tuple[Any, str | Path]],
         make: Callable[[Radiograph], Tensor] | None,
         limits: Limits | None = None,
     ) -> None:
@@ -42,6 +42,7 @@ class Inputs(Dataset[Input]):
             return Input(key, None, error)
         return Input(key, self.make(image) if self.make else None, None)
 
-    def batches(self, size: int, workers: int = 0) -> DataLoader[list[Input]]:
+    def batches(self, size: int, workers: int = 0) -> Iterable[list[Input]]:
         """Return an iterable of lists of `size` items, in their order, read by `workers` processes beside this one."""
-        return DataLoader(self, size, num_workers=workers, collate_fn=list)
+        loader = DataLoader(self, size, num_workers=workers, collate_fn=list)
+        return cast(Iterable[list[Input]], loader)

@@ -158,7 +158,7 @@ class Store:
         for file in self.folder.glob(self.index):
             file.unlink()
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any, state: PartialState) -> np.ndarray:
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any, state: PartialState) -> np.memmap:
         """Return the .npy file `name` of rows (N, ...), to be written to; the index says which rows are in it.
 
         Collective. Where there is no such file, or it has another shape, it is made and all lines are forgotten.

@@ -158,15 +158,14 @@ def embed(args: argparse.Namespace) -> int:
         paths, encoder.to(device), args.out, about=about, patches=args.patches, dtype=args.dtype,
         batch_size=args.batch_size,
     )  # fmt: skip
-    refused = 0
+    added = refused = 0
     for row in bar(made, "images", len(paths), done=there):
         if "error" in row:
             refused += 1
             print(f"{row['path']}: {row['error']['code']}", file=sys.stderr)
-    print(
-        f"wrote {args.out}: {len(paths) - there - refused} images"
-        + (f", {refused} refused" if refused else "")
-    )
+        else:
+            added += 1
+    print(f"wrote {args.out}: {added} images" + (f", {refused} refused" if refused else ""))
     return 1 if refused == len(paths) else 0
 
 

@@ -16,6 +16,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -165,5 +166,5 @@ class Archive:
             return pixels_HW
         return (pixels_HW.astype(np.float32) / 257 + 0.5).astype(np.uint8)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -157,7 +158,8 @@ def shrink(pixels_HW: np.ndarray, short_side: int, bits: int = 8) -> np.ndarray:
     if scale < 1:
         size = (max(short_side, round(W * scale)), max(short_side, round(H * scale)))
         pixels_HW = np.asarray(Image.fromarray(pixels_HW).resize(size, Image.Resampling.BICUBIC))
-    return (pixels_HW.clip(0, 1) * (2**bits - 1) + 0.5).astype(np.uint8 if bits == 8 else np.uint16)
+    levels_HW: np.ndarray = pixels_HW.clip(0, 1) * (2**bits - 1) + 0.5
+    return levels_HW.astype(np.uint8 if bits == 8 else np.uint16)
 
 
 class Radiographs:
@@ -217,7 +219,7 @@ class Radiographs:
             log.warning("%s left out: %s [%s]", self.paths[i], image[1], image[0])
         raise InputError("unreadable", f"none of the {n} images can be read", self.paths[index])
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}
 
     def _decode(self, index: int) -> np.ndarray | tuple[str, str]:
@@ -273,8 +275,12 @@ class Radiographs:
 
         workers = min(16, os.cpu_count() or 1) if workers is None else workers
         remaining = range(len(lines), len(self.paths))
-        decoded = DataLoader(
-            _Decoder(self), batch_size=None, sampler=remaining, num_workers=workers, collate_fn=_as_is
+        decoded: DataLoader[Any] = DataLoader(
+            cast(Any, _Decoder(self)),
+            batch_size=None,
+            sampler=remaining,
+            num_workers=workers,
+            collate_fn=_as_is,
         )
         with pixels.open("ab") as pixel_file:
             pending: list[Sequence[int | str]] = []
@@ -288,7 +294,7 @@ class Radiographs:
             try:
                 for image in bar(decoded, "decoding", len(self.paths), done=len(lines)):
                     if isinstance(image, np.ndarray):
-                        pixel_file.write(np.ascontiguousarray(image))
+                        pixel_file.write(np.ascontiguousarray(image).data)
                         pending.append(image.shape)
                     else:
                         pending.append(image)
@@ -311,7 +317,7 @@ class _Decoder:
         return self.images._decode(index)
 
 
-def _as_is(item):
+def _as_is(item: Any) -> Any:
     return item
 
 

@@ -30,11 +30,11 @@ from encoder.files import key_of, write_json
 from encoder.inputs import Inputs
 from encoder.progress import Every, bar
 from encoder.radiograph import read
-from encoder.store import PATIENCE, Store
+from encoder.store import PATIENCE, Line, Store
 from encoder.towers import shape_of
 from train.common.config import ConfigError
 from vlm.model import FindingsModel
-from vlm.projector import layers_of, tower_features
+from vlm.projector import layers_of, normed, tower_features
 
 # Degrees, share of the side, factor: how films really differ.
 TURN, SHIFT, SCALE = 5.0, (0.03, 0.03), (0.92, 1.08)
@@ -69,14 +69,10 @@ class Films:
     """Pixels (images, 3, H, W), where `readable` has them; turned, shifted and brightened if `augment`."""
 
     def __init__(self, model: FindingsModel, readable: set[Path], batch: int = 32, augment: bool = False):
-        self.preprocessing, self.readable, self.batch, self.augment = (
-            model.preprocessing,
-            readable,
-            batch,
-            augment,
-        )
-        self.tower, self.layers = model.llava.model.vision_tower, layers_of(model.llava)
-        self.norm = getattr(model.llava.config, "feature_norm", False)
+        self.preprocessing, self.readable = model.preprocessing, readable
+        self.batch, self.augment = batch, augment
+        self.tower, self.layers = model.parts.vision_tower, layers_of(model.llava)
+        self.norm = normed(model.llava)
 
     def __getstate__(self) -> dict:
         """Return what goes to processes that read images: all but the tower."""
@@ -140,8 +136,8 @@ def image_features(
     read, a feature does not fit float16, or the disk is too small.
     """
     described = [model.meta.encoder_sha256, model.meta.preprocess_sha256, model.meta.features]
-    tower = model.llava.model.vision_tower
-    layers, norm = layers_of(model.llava), getattr(model.llava.config, "feature_norm", False)
+    tower = model.parts.vision_tower
+    layers, norm = layers_of(model.llava), normed(model.llava)
     sizes = shape_of(tower.config)
     tokens = sizes.extra + (model.preprocessing.size // sizes.patch) ** 2
     shape = (len(paths), tokens, sizes.width * len(layers))
@@ -227,10 +223,10 @@ def _once(
     if len(unreadable) > 5:
         state.print(f"... and {len(unreadable) - 5} more images that cannot be read")
     bad = {line.partition(": ")[2] for line in unreadable}
-    rows = {path: i for i, path in enumerate(paths) if str(path) not in bad}
-    if not rows:
+    row_of = {path: i for i, path in enumerate(paths) if str(path) not in bad}
+    if not row_of:
         raise ConfigError(f"none of {len(paths)} images could be read; the first: {min(unreadable)}")
-    return key, rows
+    return key, row_of
 
 
 def _visit(
@@ -252,7 +248,8 @@ def _visit(
     batches = Inputs(mine, make).batches(batch, workers)
     if state.is_main_process:
         batches = bar(batches, what, len(mine), size=len, say=partial(print, flush=True))
-    lines, due = [], Every(PATIENCE)
+    lines: list[Line] = []
+    due = Every(PATIENCE)
 
     def write() -> None:
         if flush:
