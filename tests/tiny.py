@@ -132,6 +132,15 @@ def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def make_older(run: Path, renamed: dict[str, str], *absent: str) -> None:
+    """Rewrite the record of a run as a version before 0.2 wrote it: fields by their old names, some not there yet."""
+    old_names = {new: old for old, new in renamed.items()}
+    record = json.loads((run / "run.json").read_text())
+    assert set(absent) <= set(record) and set(old_names) & set(record)
+    record = {old_names.get(name, name): value for name, value in record.items() if name not in absent}
+    (run / "run.json").write_text(json.dumps(record))
+
+
 @pytest.fixture(scope="session")
 def tower_dirs(tmp_path_factory):
     root = tmp_path_factory.mktemp("towers")

@@ -135,7 +135,9 @@ def embed(
     ids_BN, mask_BN = ids_BN.to(pixels.device), mask_BN.to(pixels.device)
     embeds_BNH = llava.get_input_embeddings()(ids_BN)
     image_BN = (ids_BN == llava.config.image_token_id) & mask_BN.bool()
-    features = torch.cat(list(parts(llava).base.get_image_features(pixels).pooler_output)).to(embeds_BNH.dtype)
+    features = torch.cat(list(parts(llava).base.get_image_features(pixels).pooler_output)).to(
+        embeds_BNH.dtype
+    )
     if int(image_BN.sum()) != len(features):
         raise ValueError(f"the prompts have {int(image_BN.sum())} image tokens, their images {len(features)}")
     return embeds_BNH.masked_scatter(image_BN[..., None], features), mask_BN

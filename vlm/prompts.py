@@ -198,7 +198,9 @@ def dropped_out(study: Study, style: PromptStyle, probability: float, rng: np.ra
             strict=True,
         )
     )
-    gone: dict[str, Any] = {k: None for k in ("indication", "technique", "comparison", "age", "sex") if lost[k]}
+    gone: dict[str, Any] = {
+        k: None for k in ("indication", "technique", "comparison", "age", "sex") if lost[k]
+    }
     images, prior = study.images, study.prior
     main = shown_image(study)
     if lost["lateral"]:

@@ -18,12 +18,13 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from encoder.radiograph import read
-from tests.tiny import make_encoder, make_studies, metrics
+from tests.tiny import make_encoder, make_older, make_studies, metrics
 from train.common.batches import answer_loss, collate, grouped_order
 from train.common.config import ConfigError
 from train.common.entry import INTERRUPTED
 from train.common.trainer import AnswerTrainer
 from train.finetune.__main__ import main
+from train.finetune.config import RENAMED
 from train.finetune.examples import Examples
 from train.finetune.images import Cached
 from train.finetune.watch import macro_f1
@@ -83,6 +84,10 @@ def test_studies_of_several_images_whose_context_is_dropped_at_random(
     monkeypatch.setattr(AnswerTrainer, "training_step", interrupted)
     assert train("parts", *more, studies=several_images) == INTERRUPTED
     monkeypatch.undo()
+    # by a version that had other names, and no choice of features yet
+    make_older(tmp_path / "parts", RENAMED, "features", "augment")
+    with pytest.raises(ConfigError, match=r"max_grad_norm: 1\.0 there, 2\.0 now"):
+        train("parts", *more, "--max_grad_norm", "2", studies=several_images)
     assert train("parts", *more, studies=several_images) == 0
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     files = [tmp_path / out / "merged" / "model.safetensors" for out in ("whole", "parts")]
@@ -298,7 +303,9 @@ def test_another_configuration_is_refused(train, tmp_path):
         train("run", "--max_steps", "1", encoder=make_encoder(tmp_path / "other", seed=9))
     with pytest.raises(ConfigError, match="--encoder and --llm, or --init"):
         main(["--studies", "x", "--out", str(tmp_path / "new")])
-    with pytest.raises(ConfigError, match=r"batch_size=9 is not divisible by .* 2 accumulation steps; use 8 or 10"):
+    with pytest.raises(
+        ConfigError, match=r"batch_size=9 is not divisible by .* 2 accumulation steps; use 8 or 10"
+    ):
         train("odd", "--batch_size", "9", "--gradient_accumulation_steps", "2")
 
 

@@ -11,16 +11,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import train.grpo.__main__ as grpo
 import vlm
 from encoder.radiograph import read
 from eval import metric
-from tests.tiny import FINDINGS
+from tests.tiny import FINDINGS, make_older
 from train.common.config import ConfigError, check_fields, load_config
 from train.common.entry import INTERRUPTED
-from train.grpo.config import Grpo, check
+from train.common.resume import ExactResume
+from train.grpo.config import RENAMED, Grpo, check
 from train.grpo.loop import run
 from train.grpo.rollouts import REFERENCE, Groups, Reward, StudyProcessor, answers, exchanged, rows_of
 from vlm import adapters
@@ -389,7 +391,7 @@ def test_a_planted_reward_rises_and_the_rest_stays(init, studies_file, tmp_path,
     [{"gradient_accumulation_steps": 2}, {"num_iterations": 2, "beta": 0.1, "projector": True}],
     ids=["accumulated", "iterated"],
 )
-def test_an_interrupted_run_goes_on_exactly(init, studies_file, tmp_path, more):
+def test_an_interrupted_run_goes_on_exactly(init, studies_file, tmp_path, monkeypatch, more):
     asked = []
 
     def stopping(completions, **columns):
@@ -411,7 +413,14 @@ def test_an_interrupted_run_goes_on_exactly(init, studies_file, tmp_path, more):
     assert run(configured(tmp_path / "whole", init, studies_file, **common), [stopping]) == 0
     parts = configured(tmp_path / "parts", init, studies_file, **common)
     stop, asked[:] = 5 if "gradient_accumulation_steps" in more else 2, []
-    assert run(parts, [stopping]) == INTERRUPTED
+    with monkeypatch.context() as before:
+        # as before 0.2, when Trainer wrote the optimiser, and fields had other names
+        before.setattr(
+            ExactResume, "_save_optimizer_and_scheduler", transformers.Trainer._save_optimizer_and_scheduler
+        )
+        assert run(parts, [stopping]) == INTERRUPTED
+    assert list((tmp_path / "parts").glob("checkpoint-*/optimizer.pt"))
+    make_older(tmp_path / "parts", RENAMED, "beta" if "beta" not in more else "dtype")
     assert not (tmp_path / "parts" / "adapter").exists()
     stop = 0
     assert run(parts, [stopping]) == 0

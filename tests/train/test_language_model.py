@@ -8,11 +8,12 @@ import signal
 
 import pytest
 
-from tests.tiny import FINDINGS
+from tests.tiny import FINDINGS, make_older
 from train.common.config import ConfigError
 from train.common.entry import INTERRUPTED
 from train.common.trainer import AnswerTrainer
 from train.finetune.language_model.__main__ import main
+from train.finetune.language_model.config import RENAMED
 from train.finetune.language_model.loop import train_tokenizer
 
 SMALL = [
@@ -77,6 +78,8 @@ def test_an_interrupted_run_goes_on_exactly(studies_file, tmp_path, monkeypatch,
     assert "stopped at step 6 of 11; run the same command to resume" in capsys.readouterr().out
     assert not (tmp_path / "parts" / "model.safetensors").exists()
     monkeypatch.undo()
+    # by a version that had other names
+    make_older(tmp_path / "parts", RENAMED, "weight_decay")
     assert train(studies_file, tmp_path / "parts", "--max_steps", "11") == 0
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "parts")]
