@@ -281,7 +281,7 @@ def test_usage_errors_are_one_line_and_exit_2(words, message, films, capsys):
 def test_counts_are_positive(option, films, capsys):
     with pytest.raises(SystemExit):
         main(["generate", str(films), option, "0"])
-    assert "must be at least 1" in capsys.readouterr().err
+    assert "must be a whole number of at least 1, not '0'" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_said_to_be_empty(tmp_path, capsys):

@@ -209,7 +209,7 @@ def test_the_wrong_section(tmp_path, capsys):
         assert f"no reference has {lacking}: there is nothing" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["score", str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), "--section", "conclusion"])
-    assert "invalid choice: 'conclusion'" in capsys.readouterr().err
+    assert "must be findings, impression, both, not 'conclusion'" in capsys.readouterr().err
 
 
 def test_both_need_studies_of_their_own(tmp_path, capsys):

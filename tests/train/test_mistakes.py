@@ -10,11 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import train.finetune.__main__ as finetune
+import train.finetune.config as finetune_config
 import train.finetune.language_model.__main__ as language_model
+import train.finetune.language_model.config as language_model_config
 import train.grpo.__main__ as grpo
+import train.grpo.config as grpo_config
 from tests.tiny import SMALL, make_studies
+from train.common.config import ConfigError
 from train.common.entry import entry
 from vlm import adapters
 from vlm import model as models
@@ -293,6 +298,33 @@ def test_numbers(name, field, value, said, told, tmp_path):
 def test_what_does_not_go_together(name, changed, said, told, tmp_path):
     assert said in told(name, **changed)
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "given"),
+    [
+        ("finetune", finetune_config, {"encoder": "e", "llm": "l", "features": "online"}),
+        ("language_model", language_model_config, {}),
+        ("grpo", grpo_config, {"init": "mini", "reward": ["rouge-l/coco"]}),
+    ],
+)
+def test_names_of_before(name, config, given, told, tmp_path, capsys):
+    """A recipe with them is the recipe with today's, and each is noted; a name that never was is refused."""
+    value = {"loss": "grpo", "scale": "none"}
+    found = []
+    for names in (config.RENAMED, config.RENAMED.values()):
+        values = {n: value.get(old, 4) for n, old in zip(names, config.RENAMED, strict=True)}
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump({name: given | values}))
+        found.append(config.configured(["--recipe", str(file), "--studies", "s", "--out", "o"]))
+        noted = capsys.readouterr().err
+        assert [f"{old} is now {new}" in noted for old, new in config.RENAMED.items()] == [
+            names is config.RENAMED
+        ] * len(values)
+    assert found[0] == found[1]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({name: given | {"max_stepz": 4}}))
+    with pytest.raises(ConfigError, match=r"unknown field 'max_stepz'; did you mean max_steps\?"):
+        config.configured(["--recipe", str(tmp_path / "recipe.yaml"), "--studies", "s", "--out", "o"])
 
 
 def test_a_mended_studies_file_begins_in_the_same_folder(told, train, listing, tmp_path):

@@ -58,8 +58,8 @@ def run(config: Finetune) -> int:
     # Find the run again, or a free folder. A resumed run must read what it read before, which digests tell.
     state = start(config)
     check_launch(config, state)
-    run = begin(config, state, digests_of(config), MAY_DIFFER, RENAMED)
-    if run.finished:
+    begun = begin(config, state, digests_of(config), MAY_DIFFER, RENAMED)
+    if begun.finished:
         return 0
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def run(config: Finetune) -> int:
     studies = studies_of(config.studies, state)
     model = parts_of(config, state)
     data = load_data(model, studies, config, state)
-    run.claim()
+    begun.claim()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Give the projector a good start: scale it to the language model, then align it with what reports name, then let
@@ -88,8 +88,8 @@ def run(config: Finetune) -> int:
         adapt(model, tower, config)
         if state.is_main_process:
             print_plan(model.llava, tower, data["train"], config)
-        trainer = trainer_of(model, data, config, run.out, state)
-        if not trainer.run(run.checkpoint):
+        trainer = trainer_of(model, data, config, begun.out, state)
+        if not trainer.run(begun.checkpoint):
             return INTERRUPTED
         weights = trainer.best_weights()
         if state.is_main_process and not trainer.split:
@@ -101,7 +101,7 @@ def run(config: Finetune) -> int:
         if trainer.split:
             model = rebuilt(weights, statistics, config, state)
         finish(model, data["train"], config, base)
-        (run.out / "finished").touch()
+        (begun.out / "finished").touch()
     state.wait_for_everyone()
     return 0
 

@@ -51,8 +51,8 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
     rewards, weights = rewards_of(config, functions)
     start_from = merged(config.init)
     digests = {"sha256 of init": models.weights_sha256(start_from)}
-    run = begin(config, state, digests, MAY_DIFFER, RENAMED)
-    if run.finished:
+    begun = begin(config, state, digests, MAY_DIFFER, RENAMED)
+    if begun.finished:
         return 0
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
     model.meta.name = config.name
     model.meta.max_new_tokens = config.max_new_tokens or model.meta.max_new_tokens
     studies, rows = data_of(config, model, listed, state)
-    run.claim()
+    begun.claim()
     watched = {}
     if held_out := studies["validate"]:
         watched["true"] = rows["validate"]
@@ -89,7 +89,7 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
             f"{len(rows['train'])} studies to learn from, {len(rows['validate'])} held out",
             flush=True,
         )
-    if not trainer.run(run.checkpoint):
+    if not trainer.run(begun.checkpoint):
         return INTERRUPTED
 
     # ------------------------------------------------------------------------------------------------------------------

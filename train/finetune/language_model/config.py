@@ -76,7 +76,7 @@ class LanguageModel:
 
 
 # May differ when a run is resumed.
-MAY_DIFFER = {"out", "studies", "logging_steps", "save_steps", "attention"}
+MAY_DIFFER = {"out", "studies", "logging_steps", "save_steps", "attention", "threads"}
 # Names that recipes and runs before 0.2 have.
 RENAMED = {
     "vocabulary": "vocab_size", "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",

@@ -10,7 +10,7 @@ to resume. OUT is a plain transformers directory (AutoTokenizer, AutoModelForCau
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +30,8 @@ from vlm.model import attention_name
 from vlm.prompts import IMAGE_TOKEN, PromptStyle, answer_for, prompt_for, style_of
 from vlm.study import Study
 
-# What says that a run has come to its end: it is moved there last.
-WEIGHTS = "model.safetensors"
+# What says that the run, or its tokenizer, has come to its end.
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
 
 
 def run(config: LanguageModel) -> int:
@@ -40,20 +40,21 @@ def run(config: LanguageModel) -> int:
     # Find the run again, or a free folder, and read the reports. A resumed run must read those that it read before.
     state = start(config)
     check(config, state)
-    run = begin(config, state, {}, MAY_DIFFER, RENAMED, mark=WEIGHTS)
-    if run.finished:
+    begun = begin(config, state, {}, MAY_DIFFER, RENAMED, mark=WEIGHTS)
+    if begun.finished:
         return 0
     style = style_of(wording=config.wording, demographics=config.demographics)
     studies = with_answer(studies_of(config.studies, state), PromptStyle(), config.studies, images=False)
-    run.claim()
+    begun.claim()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Learn a tokenizer from the reports for training, and put all of them into its tokens.
     reports = {split: [s for s in studies if split_of(s) == split] for split in SPLITS}
     with state.main_process_first():
-        if not (run.out / "tokenizer.json").exists():
-            train_tokenizer(texts_of(reports["train"], style), config.vocab_size).save_pretrained(run.out)
-    tokenizer = AutoTokenizer.from_pretrained(run.out)
+        if not (begun.out / TOKENIZER).exists():
+            learned = train_tokenizer(texts_of(reports["train"], style), config.vocab_size)
+            write(learned.save_pretrained, begun.out, TOKENIZER)
+    tokenizer = AutoTokenizer.from_pretrained(begun.out)
     data = {
         split: Texts(texts_of(part, style), tokenizer, config.max_length) for split, part in reports.items()
     }
@@ -66,14 +67,15 @@ def run(config: LanguageModel) -> int:
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, "
         f"{len(data['train'])} texts of {sum(data['train'].lengths) / len(data['train']):.0f} tokens on average"
     )
-    trainer = trainer_of(model, data, config, run.out, state)
-    if not trainer.run(run.checkpoint):
+    trainer = trainer_of(model, data, config, begun.out, state)
+    if not trainer.run(begun.checkpoint):
         return INTERRUPTED
 
     # ------------------------------------------------------------------------------------------------------------------
     # Write the model beside its tokenizer.
     if state.is_main_process:
-        write(model, run.out)
+        write(model.save_pretrained, begun.out, WEIGHTS)
+        print(f"wrote {begun.out}")
     return 0
 
 
@@ -140,15 +142,14 @@ class TextTrainer(AnswerTrainer):
         return metrics
 
 
-def write(model: LlamaForCausalLM, out: Path) -> None:
-    """Write the model into the folder of its run, the weights last."""
-    part = out / ".model.new"
+def write(save: Callable[[Path], object], out: Path, last: str) -> None:
+    """Let `save` write files for a folder that holds others; the one that says that all are there comes last."""
+    part = out / ".new"
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    for file in sorted(part.iterdir(), key=lambda path: path.name == WEIGHTS):
+    save(part)
+    for file in sorted(part.iterdir(), key=lambda path: path.name == last):
         file.replace(out / file.name)
     part.rmdir()
-    print(f"wrote {out}")
 
 
 def train_tokenizer(texts: list[str], vocabulary: int):
