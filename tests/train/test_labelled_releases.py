@@ -340,7 +340,7 @@ def test_jsrt(tmp_path, monkeypatch, capsys):
     for film in films:
         (tmp_path / "All247images").mkdir(exist_ok=True)
         stored.tofile(tmp_path / "All247images" / f"{film}.IMG")
-    with pytest.raises(StudyError, match=r"python -m train\.datasets\.jsrt"):
+    with pytest.raises(StudyError, match=r"python -m train\.datasets\.labels\.jsrt"):
         load("jsrt", tmp_path)
     assert jsrt.main([str(tmp_path / "All247images"), str(tmp_path / "png")]) == 0
     assert "wrote 4 images" in capsys.readouterr().out

@@ -65,7 +65,8 @@ time.sleep(60)
 def test_an_interrupt_waits_until_the_training_has_saved(tmp_path, monkeypatch):
     """accelerate itself leaves at a SIGINT at once, and what it launched is left saving alone."""
     (tmp_path / "slow_to_save.py").write_text(SLOW_TO_SAVE)
-    monkeypatch.chdir(tmp_path)
+    # the current folder is not where a launched training looks for modules
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     def interrupt():
         while not (tmp_path / "ready").exists():

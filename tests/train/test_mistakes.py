@@ -313,7 +313,7 @@ def test_names_of_before(name, config, given, told, tmp_path, capsys):
     value = {"loss": "grpo", "scale": "none"}
     found = []
     for names in (config.RENAMED, config.RENAMED.values()):
-        values = {n: value.get(old, 4) for n, old in zip(names, config.RENAMED, strict=True)}
+        values = {n: value.get(old, 2) for n, old in zip(names, config.RENAMED, strict=True)}
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump({name: given | values}))
         found.append(config.configured(["--recipe", str(file), "--studies", "s", "--out", "o"]))
