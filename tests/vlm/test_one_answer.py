@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from transformers import AutoProcessor
 from encoder.radiograph import read
 from vlm import Findings
 from vlm import model as models
+from vlm.load import load_model
 
 # Run with the exported model's directory, a file to write and the pictures.
 PLAIN = """
@@ -151,3 +153,25 @@ def test_the_processor_of_every_mode_makes_the_same_numbers(mode, findings_model
         if path.name != "turned.jpg":
             theirs = plain(images=Picture.open(path), text="<image>", return_tensors="pt")["pixel_values"][0]
             assert torch.equal(ours.model.preprocessing(read(path)), theirs), path.name
+
+
+def test_what_was_told_of_pad_before_is_mended_when_the_model_is_written_again(
+    findings_model, shown, tmp_path
+):
+    """It was told of a crop, for which plain transformers saw less than the model had learned from."""
+    model = findings_model
+    model.preprocessing = replace(model.preprocessing, mode="pad")
+    model.meta.preprocess_sha256 = model.preprocessing.sha256
+    models.save(model, tmp_path / "before")
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = tmp_path / "before" / name
+        path.write_text(re.sub(r',\s*"longest_edge": \d+|"longest_edge": \d+,', "", path.read_text()))
+    assert "longest_edge" not in path.read_text()
+    models.save(load_model(tmp_path / "before"), tmp_path / "again")
+    ours = load_model(tmp_path / "again").preprocessing
+    assert ours.mode == "pad"
+    wide = next(path for path in shown if path.name == "wide-and-odd.jpg")
+    for folder, same in (("before", False), ("again", True)):
+        plain = AutoProcessor.from_pretrained(tmp_path / folder)
+        theirs = plain(images=Picture.open(wide), text="<image>", return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(ours(read(wide)), theirs) is same, folder
