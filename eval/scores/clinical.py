@@ -171,7 +171,7 @@ def _check_device(device: str | None) -> None:
         raise ScoreError(f"device {device!r} cannot be used here: {why}") from None
 
 
-def _load(clinical: Clinical, found: weights.Found, device: str | None) -> None:
+def _load(clinical: Clinical, found: weights.FoundWeights, device: str | None) -> None:
     name, folder = found.model.name, found.folder
     if name == "chexbert":
         from eval.scores.chexbert import CheXbert
