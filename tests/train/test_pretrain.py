@@ -211,6 +211,7 @@ def test_a_released_head_is_gone_on_with(images, tmp_path, capsys):
     assert "--init_head" in err and "has shape" in err and not (tmp_path / "other" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_ten_kills_change_nothing(images, tmp_path):
     """kill -9 at random steps and in the middle of random files: the curve is the uninterrupted one, bit for bit."""
     rng = np.random.default_rng(0)
