@@ -16,7 +16,7 @@ from vlm.study import Image, Prior, Study, save_studies
 SIZE, PATCH = 28, 7  # 4 x 4 patch tokens
 SMALL = [  # a fine-tuning
     "--batch_size", "8", "--warmup_steps", "2", "--max_steps", "10", "--eval_steps", "5", "--save_steps", "4",
-    "--logging_steps", "3", "--max_new_tokens", "16", "--dataloader_num_workers", "0", "--eval_studies", "8",
+    "--logging_steps", "3", "--max_new_tokens", "8", "--dataloader_num_workers", "0", "--eval_studies", "8",
     "--lora_rank", "4",
     "--precision", "fp32", "--threads", "1",
 ]  # fmt: skip

@@ -35,6 +35,9 @@ from vlm.load import load_model
 from vlm.prompts import PromptStyle
 from vlm.study import Image, absolute, load_studies, save_studies
 
+# A run that is not about what is learned.
+ONE = ("--max_steps", "1", "--eval_steps", "0")
+
 
 def test_it_follows_the_image(train, studies_file, tmp_path):
     from transformers import AutoModelForImageTextToText
@@ -236,10 +239,10 @@ def test_it_goes_on_from_a_findings_model(train, findings_model, tmp_path):
 
 def test_a_model_knows_the_images_it_was_trained_on(train, findings_model, tmp_path, capsys, monkeypatch):
     """From enough training images, else from those of the model it starts from; otherwise it says that it does not."""
-    assert train("few", "--max_steps", "1", "--merge") == 0
+    assert train("few", *ONE, "--merge") == 0
     assert "too few" in capsys.readouterr().out and not (tmp_path / "few" / "merged" / OUTLIERS).exists()
     monkeypatch.setattr("train.finetune.finish.LEAST_KNOWN", 48)
-    assert train("many", "--max_steps", "1", "--merge") == 0
+    assert train("many", *ONE, "--merge") == 0
     merged = Findings.from_pretrained(tmp_path / "many" / "merged", device="cpu")
     root = tmp_path / "data"
     studies = make_studies(root, 40)
@@ -251,27 +254,27 @@ def test_a_model_knows_the_images_it_was_trained_on(train, findings_model, tmp_p
     assert (merged.outliers.distances(tower, noise) > 1).all()
     assert (tmp_path / "many" / "adapter" / OUTLIERS).exists()
     monkeypatch.undo()
-    assert train("on", "--init", str(tmp_path / "many" / "merged"), "--max_steps", "1") == 0
+    assert train("on", "--init", str(tmp_path / "many" / "merged"), *ONE) == 0
     a, b = (load_file(tmp_path / f / OUTLIERS) for f in ("many/merged", "on/adapter"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_patients_in_two_splits_are_warned_about(train, tmp_path, capsys):
     path = make_studies(tmp_path / "s", 20)
-    assert train("clean", "--max_steps", "1", studies=path) == 0
+    assert train("clean", *ONE, studies=path) == 0
     assert "several splits" not in capsys.readouterr().out
     studies = load_studies(path)
     for study in studies:
         study.patient_id = "Jane Doe"
     save_studies(studies, path, overwrite=True)
-    assert train("leaky", "--max_steps", "1", studies=path) == 0
+    assert train("leaky", *ONE, studies=path) == 0
     shown = capsys.readouterr().out
     assert "warning: 1 patients of" in shown and "Jane" not in shown
 
 
 def test_features_are_not_computed_by_two_runs_at_once(train, tmp_path):
     """The second waits for the first, and finds its work done."""
-    shared = ["--max_steps", "1", "--features_dir", str(tmp_path / "f"), "--eval_steps", "0"]
+    shared = [*ONE, "--features_dir", str(tmp_path / "f")]
     assert train("first", *shared) == 0
     (lock,) = (tmp_path / "f").glob("*.lock")
     (done,) = (tmp_path / "f").glob("*.json")
@@ -296,11 +299,11 @@ def test_features_are_not_computed_by_two_runs_at_once(train, tmp_path):
 
 
 def test_another_configuration_is_refused(train, tmp_path):
-    assert train("run", "--max_steps", "1") == 0
+    assert train("run", *ONE) == 0
     with pytest.raises(ConfigError, match=r"learning_rate: 0.001 there, 0.1 now"):
-        train("run", "--max_steps", "1", "--learning_rate", "0.1")
+        train("run", *ONE, "--learning_rate", "0.1")
     with pytest.raises(ConfigError, match="sha256 of encoder"):
-        train("run", "--max_steps", "1", encoder=make_encoder(tmp_path / "other", seed=9))
+        train("run", *ONE, encoder=make_encoder(tmp_path / "other", seed=9))
     with pytest.raises(ConfigError, match="--encoder and --llm, or --init"):
         main(["--studies", "x", "--out", str(tmp_path / "new")])
     with pytest.raises(
@@ -328,7 +331,7 @@ def test_images_that_cannot_be_read_are_left_out(train, tmp_path, capsys):
 
 
 def test_features_are_computed_once_and_again_when_something_changed(train, tmp_path, capsys):
-    shared = ["--max_steps", "1", "--features_dir", str(tmp_path / "f"), "--eval_steps", "0"]
+    shared = [*ONE, "--features_dir", str(tmp_path / "f")]
     texts = []
     for out, encoder in (("a", None), ("b", None), ("c", make_encoder(tmp_path / "other", seed=9))):
         assert train(out, *shared, **({"encoder": encoder} if encoder else {})) == 0

@@ -43,11 +43,12 @@ def test_packed_studies_learn_what_padded_ones_learn(train, several_images, tmp_
         return step(self, model, inputs, *rest)
 
     monkeypatch.setattr(AnswerTrainer, "training_step", watched)
-    assert train("packed", *SEVERAL, studies=several_images) == 0
+    several = (*SEVERAL, "--eval_steps", "0")
+    assert train("packed", *several, studies=several_images) == 0
     packed, lengths[:] = list(lengths), []
-    assert train("padded", *SEVERAL, "--packing", "false", studies=several_images) == 0
+    assert train("padded", *several, "--packing", "false", studies=several_images) == 0
     padded = list(lengths)
-    assert train("sdpa", *SEVERAL, "--attention", "sdpa", studies=several_images) == 0
+    assert train("sdpa", *several, "--attention", "sdpa", studies=several_images) == 0
     assert {rows for rows, _ in packed} == {1} and {rows for rows, _ in padded} == {8}
     assert all(p[1] <= rows * n for p, (rows, n) in zip(packed, padded, strict=True)) and packed != padded
     for other in ("padded", "sdpa"):
@@ -110,8 +111,9 @@ def test_a_trained_encoder(train, encoder_dir, tmp_path):
 def test_the_projector_first(train, tmp_path, monkeypatch, capsys):
     """In the first stage nothing else moves; the second goes on from there; interruptions change nothing."""
     options = ("--projector_steps", "6", "--projector_batch_size", "16", "--merge")
+    options = (*options, "--max_steps", "6", "--eval_steps", "0")
     assert train("whole", *options) == 0
-    assert train("without", "--max_steps", "1") == 0
+    assert train("without", "--max_steps", "1", "--eval_steps", "0") == 0
     base, plain = (load_file(tmp_path / run / "base" / "model.safetensors") for run in ("whole", "without"))
     moved = {name for name in base if not torch.equal(base[name], plain[name])}
     assert moved and all("multi_modal_projector" in name for name in moved)

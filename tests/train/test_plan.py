@@ -14,7 +14,7 @@ from encoder.transforms import Preprocessing
 from tests.tiny import SIZE
 from train.common.config import load_config
 from train.finetune.config import Finetune
-from train.finetune.plan import activations, dry_model, plan
+from train.finetune.plan import activations, dry_model, plan, weight_bytes
 from vlm import adapters
 from vlm.build import build
 from vlm.prompts import PromptStyle
@@ -69,14 +69,27 @@ def test_activations_are_those_that_a_real_forward_pass_keeps(encoder_dir, llm_d
     assert wanted > 0
 
 
-def test_counts_at_full_size(full_size):
+SEVEN_B = {"batch": 1, "text": 256, "answer": 128, "bf16": True}
+
+
+@pytest.fixture(scope="module")
+def seven_b(full_size):
+    """The model of these configurations under LoRA of rank 64, frozen in bfloat16, on the meta device."""
+    return dry_model(
+        *full_size, Finetune(out="-", studies=["-"], lora_rank=64, lora_alpha=128, llm_dtype="bf16")
+    )
+
+
+@pytest.fixture(scope="module")
+def cheap(seven_b):
+    """What it takes with blocks that are computed anew."""
+    return plan(seven_b, **SEVEN_B, images=1, checkpointing=True)
+
+
+def test_counts_at_full_size(cheap):
     """Llama-7B has 6,738,415,616 parameters; LoRA of rank 64 on all its linears 159,907,840; ViT-B/14 at 518 px
     86,580,480 with the mask token."""
-    made = dry_model(*full_size, Finetune(out="-", studies=["-"], lora_rank=64, lora_alpha=128))
-    rows = {
-        part: (count, trained)
-        for part, count, trained in plan(made, **SHAPE, bf16=True, checkpointing=True).parameters
-    }
+    rows = {part: (count, trained) for part, count, trained in cheap.parameters}
     assert rows["lora"] == (159_907_840, 159_907_840)
     assert rows["language_model"][0] + rows["lm_head"][0] == 6_738_415_616 and rows["language_model"][1] == 0
     assert rows["vision_tower"] == (86_581_248, 0) or rows["vision_tower"] == (86_580_480, 0)
@@ -84,20 +97,17 @@ def test_counts_at_full_size(full_size):
     assert rows["multi_modal_projector"] == (2 * projector, projector)  # as it was, and as it is trained
 
 
-def test_checkpointing_and_more_images_move_the_plan_as_they_should(full_size):
-    made = dry_model(*full_size, Finetune(out="-", studies=["-"], lora_rank=64, llm_dtype="bf16"))
-    shape = {"batch": 1, "text": 256, "answer": 128, "bf16": True}
-    one = plan(made, **shape, images=1, checkpointing=False)
-    three = plan(made, **shape, images=3, checkpointing=False)
-    cheap = plan(made, **shape, images=1, checkpointing=True)
-    four = plan(made, **shape, images=1, checkpointing=True, nf4=True)
+def test_checkpointing_and_more_images_move_the_plan_as_they_should(seven_b, cheap):
+    one = plan(seven_b, **SEVEN_B, images=1, checkpointing=False)
+    three = plan(seven_b, **SEVEN_B, images=3, checkpointing=False)
     assert 2 < three.activations / one.activations < 3
     assert cheap.activations < one.activations / 8
     assert one.gradients * 2 == one.optimizer and one.weights == cheap.weights
     assert 13.4e9 < one.weights < 15.5e9  # two bytes each, and those of tower, projector and LoRA
     assert cheap.total < 40e9 < 80e9  # one image a study and a 7B model: a GPU of 80 GB has room
     # QLoRA: Llama-7B's 6,476,005,376 weights of linears in 4.127 bits instead of 16
-    assert cheap.weights - four.weights == pytest.approx(6_476_005_376 * (2 - 4.127 / 8), rel=1e-6)
+    saved = cheap.weights - weight_bytes(seven_b, nf4=True)
+    assert saved == pytest.approx(6_476_005_376 * (2 - 4.127 / 8), rel=1e-6)
 
 
 def test_the_command(full_size, capsys):

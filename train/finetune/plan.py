@@ -24,7 +24,8 @@ from vlm.adapters import TOWERS, add_lora
 from vlm.parts import parts
 
 GB = 1e9
-MASTER = 4  # bytes of a gradient, and of each of AdamW's two moments: trained weights are float32
+# Bytes of a gradient, and of each of AdamW's two moments: trained weights are float32.
+MASTER = 4
 
 
 @dataclass
@@ -86,12 +87,13 @@ def plan(
         row[0] += p.numel()
         row[1] += p.numel() * p.requires_grad
     trained = sum(row[1] for row in table.values())
-    held = activations(llava, batch=batch, text=text, images=images, answer=answer, bf16=bf16)
-    if checkpointing:  # the inputs of the blocks, and one block at a time
+    sizes = {"batch": batch, "text": text, "images": images, "answer": answer, "bf16": False}
+    computed = _in_bf16(llava) if bf16 else llava
+    held = activations(computed, **sizes)
+    # The inputs of the blocks, and one block at a time.
+    if checkpointing:
         layers = llava.config.text_config.num_hidden_layers
-        outside = activations(
-            llava, batch=batch, text=text, images=images, answer=answer, bf16=bf16, blocks=False
-        )
+        outside = activations(computed, **sizes, blocks=False)
         width = llava.config.text_config.hidden_size
         inputs = batch * (text + images * llava.config.image_seq_length) * width * (2 if bf16 else 4)
         held = outside + layers * inputs + (held - outside) // layers
@@ -113,13 +115,13 @@ def activations(
     def keep(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = (storage.nbytes(), x)  # held, so that its address is not used again
+            # Held, so that its address is not used again.
+            kept[storage._cdata] = (storage.nbytes(), x)
         return x
 
-    if bf16:  # the meta device has no autocast: what autocast keeps in float32 (norms, LoRA) is small
-        llava = copy.deepcopy(llava).to(torch.bfloat16)
+    if bf16:
         return activations(
-            llava, batch=batch, text=text, images=images, answer=answer, bf16=False, blocks=blocks
+            _in_bf16(llava), batch=batch, text=text, images=images, answer=answer, bf16=False, blocks=blocks
         )
     device, dtype = next(llava.parameters()).device, of.lm_head.weight.dtype
     width, config = of.language_model.config.hidden_size, of.base.config
@@ -143,6 +145,11 @@ def activations(
     return sum(size for size, _ in kept.values())
 
 
+def _in_bf16(llava: nn.Module) -> nn.Module:
+    """A copy: the meta device has no autocast. What autocast keeps in float32 (norms, LoRA) is small."""
+    return copy.deepcopy(llava).to(torch.bfloat16)
+
+
 @contextmanager
 def _unmasked(config) -> Iterator[None]:
     """Our attention under a name that has no mask function: to make a mask, transformers looks at values, and on the
@@ -164,7 +171,8 @@ def print_plan(llava: nn.Module, tower: nn.Module, data: Examples, config: Finet
     from vlm.model import parameter_table
 
     table = parameter_table(llava)
-    if config.features == "cached":  # the tower is not there
+    # The tower is not there.
+    if config.features == "cached":
         count = sum(p.numel() for p in tower.parameters())
         name, total, trained = table.pop()
         table = [("vision_tower", count, 0), *table, (name, total + count, trained)]
