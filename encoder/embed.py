@@ -1,7 +1,8 @@
 """Features of a folder of X-rays, in safetensors files: CLS, and the patches if asked for.
 
     out/embed.json             what they were made with
-    out/index.jsonl            one line an image: its path and its row in which file, or why it could not be used
+    out/index.jsonl            one line an image: its path and its row in which file, or why it could not be used;
+                               the size and time of the file, by which a changed one is noticed
     out/features-00000.safetensors   cls (N, C), patches (N, P, C)
 
 An interrupted run resumes, and of two runs on one folder the second waits for the first (encoder/store.py).
@@ -9,7 +10,7 @@ An interrupted run resumes, and of two runs on one folder the second waits for t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ from encoder.store import Line, Store, StoreError, TensorShards
 ABOUT = "embed.json"
 # Images a file; a sixteenth of it with patches: 400 MB of a ViT-B at 518 px.
 PER_FILE = 1024
+# What tells that a file is not the one whose features these are: bytes, nanoseconds.
+STAMP = ("size", "mtime_ns")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -32,8 +35,28 @@ def done(out: Path) -> dict[str, Line]:
     return _store(out).rows()
 
 
+def up_to_date(paths: Iterable[str], out: Path) -> set[str]:
+    """Return those of `paths` that `out` has as they are now: files that have changed since are not among them."""
+    return _up_to_date(dict.fromkeys(paths), done(out))
+
+
+def _up_to_date(paths: Iterable[str], known: Mapping[str, Line]) -> set[str]:
+    # Lines of earlier versions do not say what the file was.
+    return {
+        p for p in paths if p in known and (STAMP[0] not in known[p] or known[p].items() >= _stamp(p).items())
+    }
+
+
+def _stamp(path: str) -> dict[str, int | None]:
+    try:
+        about = Path(path).stat()
+    except (OSError, ValueError):
+        return dict.fromkeys(STAMP)
+    return dict(zip(STAMP, (about.st_size, about.st_mtime_ns), strict=True))
+
+
 def _store(out: Path) -> Store:
-    return Store(out, "path", shard="{file}")
+    return Store(out, "path", shard="{file}", stamp=STAMP)
 
 
 def embed(
@@ -48,7 +71,9 @@ def embed(
     per_file: int | None = None,
     limits: Limits | None = None,
 ) -> Iterator[Line]:
-    """Add features of the images that `out` does not have yet; yields their lines of the index as files are completed.
+    """Add features of the images that `out` does not have yet, or has of an earlier content.
+
+    Yields their lines of the index as files are completed.
 
     `about` says which encoder it is; with the other choices it is kept in embed.json. Raises StoreError if `out` was
     made with others, or its disk is too small.
@@ -59,7 +84,9 @@ def embed(
     with store.writing():
         store.agree(ABOUT, about)
         known = store.rows()
-        missing = [(path, path) for path in dict.fromkeys(paths) if path not in known]
+        wanted = dict.fromkeys(paths)
+        there = _up_to_date(wanted, known)
+        missing = [(path, path) for path in wanted if path not in there]
         numbers = encoder.width + patches * encoder.grid**2 * encoder.patch_width
         if no_room := store.no_room(numbers * kind.itemsize * len(missing)):
             hint = "--dtype fp16 halves them" if dtype == "fp32" else "choose another folder"
@@ -69,11 +96,11 @@ def embed(
         for items in Inputs(missing, encoder.preprocessing, limits).batches(min(batch_size, per_file)):
             lines, good, tensors = [], [], {}
             for item in items:
+                line: Line = {"path": item.key, **_stamp(item.key)}
                 if item.error:
-                    error = {"code": item.error.code, "message": str(item.error)}
-                    lines.append({"path": item.key, "error": error})
+                    lines.append({**line, "error": {"code": item.error.code, "message": str(item.error)}})
                 else:
-                    lines.append({"path": item.key})
+                    lines.append(line)
                     good.append(item.x)
             if good:
                 tokens = encoder(torch.stack(good).to(parameter.device, parameter.dtype))

@@ -42,6 +42,23 @@ def one_at_a_time(
 
 
 @contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Hold the right to write the file `path` while the block lasts; another process that wants it says so and waits.
+
+    The lock is `.NAME.lock` beside the file, and goes when the block ends. A folder that is not there is made. Raises
+    OSError where the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with one_at_a_time(lock, f"another process is writing {path}; waiting for it"):
+        try:
+            yield
+        finally:
+            # Whoever waits holds the old file open: filelock sees that its name is gone, and opens a new one.
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; the file there replaces `path` once the block has ended.
 

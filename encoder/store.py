@@ -53,6 +53,7 @@ class Store:
             forgotten. Empty: the lines are all there is, or their shard is not named in them.
         own: what the lock and leftovers begin with, where several stores share the folder.
         process: the number of this process among those of its run.
+        stamp: names of the fields that change when a row's source does.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class Store:
         shard: str = "",
         own: str = "",
         process: int = 0,
+        stamp: tuple[str, ...] = (),
     ) -> None:
         self.folder, self.by, self.index, self.shard, self.own = folder, by, index, shard, own
-        self.process = process
+        self.process, self.stamp = process, stamp
 
     @property
     def lock(self) -> Path:
@@ -130,8 +132,8 @@ class Store:
     def rows(self, state: PartialState | None = None) -> dict[Any, Line]:
         """Return the lines by key, in the order they were written.
 
-        Of several lines of one key the last counts, but one that says why there is no row never replaces a row. With
-        `state` this is collective: no process writes while another still reads.
+        Of several lines of one key the last counts, but one that says why there is no row replaces a row only where its
+        `stamp` is another. With `state` this is collective: no process writes while another still reads.
         """
         if state is not None:
             state.wait_for_everyone()
@@ -141,7 +143,8 @@ class Store:
             for line in read_json_lines(file):
                 key = self.key(line)
                 if "error" in line:
-                    if "error" in found.get(key, line):
+                    before = found.get(key, line)
+                    if "error" in before or any(before.get(name) != line.get(name) for name in self.stamp):
                         found[key] = line
                 elif not self.shard or self.shard.format(**line) in there:
                     found[key] = line

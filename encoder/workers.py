@@ -20,8 +20,13 @@ def pool(workers: int | None = None, initializer: Callable[[], None] | None = No
     return ProcessPoolExecutor(workers, initializer=_begin, initargs=(os.getpid(), initializer))
 
 
-def _begin(parent: int, initializer: Callable[[], None] | None) -> None:
+def end_with(parent: int) -> None:
+    """End this process within about a second once its `parent` (a process id) is gone, however that ended."""
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _begin(parent: int, initializer: Callable[[], None] | None) -> None:
+    end_with(parent)
     if initializer:
         initializer()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from encoder.files import write_atomically
 from eval.plots import bars, curve, dots
 from eval.scores.differences import mark_differences
 from eval.scores.inputs import POLICIES, report_text
@@ -86,7 +87,8 @@ def write_body(path: Path, title: str, body: Sequence[str]) -> None:
     """A page of ours around parts of its body, which are HTML."""
     page = _PAGE.format(generator=GENERATOR, title=escape(title), style=_STYLE, body="\n".join(body))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    with write_atomically(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def is_page(path: Path) -> bool:

@@ -5,6 +5,7 @@ Shape letters: B prompts, N tokens, H width of the language model.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -45,8 +46,16 @@ class Decoding:
             )
         if self.method != "sample" and (self.temperature, self.top_p) != (1.0, 1.0):
             raise ValueError(f"temperature and top_p are of sampling, not of {self.method} decoding")
-        if self.temperature <= 0 or not 0 < self.top_p <= 1:
-            raise ValueError("temperature must be above 0, top_p above 0 and at most 1")
+        if not (0 < self.temperature < math.inf and 0 < self.top_p <= 1):
+            raise ValueError(
+                f"temperature must be above 0, top_p above 0 and at most 1, not {self.temperature} and {self.top_p}"
+            )
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(f"length_penalty must be a finite number, not {self.length_penalty}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, not {self.seed}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
     def to_json(self) -> dict[str, Any]:
         """What a prediction says of it: only what has a meaning for the method."""

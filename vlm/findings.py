@@ -31,7 +31,8 @@ from vlm.load import load_model
 from vlm.notices import tell
 from vlm.outliers import Outliers, embedding
 from vlm.prediction import Prediction
-from vlm.prompts import prompt_for, sections_of, shown_image, with_images_of
+from vlm.prompts import sections_of, shown_image, shown_with
+from vlm.room import check_room, fit
 from vlm.study import Study
 
 # What may be asked for of every sentence.
@@ -202,10 +203,7 @@ class Findings:
         """
         images = images_named(images)
         named: Iterable[Study] = (as_study(item, f"image {i}") for i, item in enumerate(studies))
-        if images == "shuffled":
-            own = list(named)
-            order = derangement(len(own), seed)
-            named = [with_images_of(study, own[order[i]]) for i, study in enumerate(own)]
+        named = shown_with(named, images, seed)
         if only is not None:
             named = (study for study in named if study.study_id in only)
         made = self._predictions(
@@ -238,8 +236,9 @@ class Findings:
             raise ValueError(
                 "beam search moves its cache from row to row: a static one is for greedy decoding and sampling"
             )
+        check_room(self.model, decoding.max_new_tokens)
         about = self.about(decoding, images, seed)
-        remaining = (self._task(study, about, keep_films) for study in studies)
+        remaining = (self._task(study, about, decoding, keep_films) for study in studies)
 
         def made() -> Iterator[Prediction]:
             while tasks := list(islice(remaining, batch_size * SORTED)):
@@ -252,7 +251,7 @@ class Findings:
         return made()
 
     def _decoding(self, max_new_tokens: int | None) -> Decoding:
-        return Decoding(max_new_tokens or self.model.meta.max_new_tokens)
+        return Decoding(max_new_tokens or self.model.max_new_tokens)
 
     def _say(self, prediction: Prediction) -> Prediction:
         """Tell a Python user of each kind of warning once. The study is not named: file names may name patients."""
@@ -295,10 +294,24 @@ class Findings:
             "preprocess_sha256": meta.preprocess_sha256, "decoding": said,
         }  # fmt: skip
 
-    def _task(self, study: Study, about: dict[str, Any], keep_film: bool) -> Task:
+    def _task(self, study: Study, about: dict[str, Any], decoding: Decoding, keep_film: bool) -> Task:
         prediction = Prediction(study.study_id, patient_id=study.patient_id, **deepcopy(about))
-        ids = self.model.prompt_ids(prompt_for(study, self.model.meta.prompt))
-        return Task(study, prediction, ids, keep_film=keep_film)
+        fitted = fit(study, self.model, decoding.max_new_tokens)
+        task = Task(fitted.study, prediction, fitted.ids, keep_film=keep_film)
+        if fitted.room is not None and len(fitted.ids) > fitted.room:
+            message = (
+                f"its images and the question take {len(fitted.ids)} tokens, and the model has {fitted.room}"
+            )
+            prediction.error = {
+                "code": "too_long",
+                "message": f"{message}; give fewer images or max_new_tokens",
+            }
+        elif fitted.cut:
+            task.warn(
+                "words_cut",
+                f"{', '.join(fitted.cut)} was cut: the model takes {fitted.room} tokens of a study",
+            )
+        return task
 
     def _run(
         self,
@@ -311,7 +324,8 @@ class Findings:
     ) -> None:
         started = time.perf_counter()
         for task in tasks:
-            read_films(task, self.model, root, images, self.limits)
+            if task.prediction.error is None:
+                read_films(task, self.model, root, images, self.limits)
         good = [t for t in tasks if t.pixels_ICHW is not None]
         if good:
             pixels = torch.cat([t.pixels_ICHW for t in good if t.pixels_ICHW is not None])
@@ -391,13 +405,3 @@ class Findings:
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.model.llava.parameters()).dtype
-
-
-def derangement(n: int, seed: int = 0) -> list[int]:
-    """A random order in which nothing is in its own place (n = 1 has none: it stays). The positions are shuffled and
-    each takes the next one's, so that every study's image is used once."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
-    result = [0] * n
-    for place, following in zip(order, order[1:] + order[:1], strict=True):
-        result[place] = following
-    return result

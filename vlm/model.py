@@ -92,6 +92,17 @@ class FindingsModel:
         return self.processor.tokenizer
 
     @property
+    def positions(self) -> int | None:
+        """Tokens that the language model has places for, prompt and answer together; None if it has no limit."""
+        found = getattr(self.llava.config.get_text_config(), "max_position_embeddings", None)
+        return found if isinstance(found, int) and found > 0 else None
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest answer unless another is asked for: what cxr.json says, and at most half of the positions."""
+        return min(self.meta.max_new_tokens, max(1, (self.positions or 1 << 62) // 2))
+
+    @property
     def image_tokens(self) -> int:
         """Patch tokens of an image."""
         return (self.preprocessing.size // self.processor.patch_size) ** 2
@@ -146,7 +157,7 @@ def save(model: FindingsModel, folder: str | Path, dtype: torch.dtype | None = N
         part._name_or_path = ""  # where the parts once lay is nobody else's business
     config.use_cache = config.text_config.use_cache = True  # a training switches it off
     # so that plain transformers stops where `Findings` does; its own default is 20
-    model.llava.generation_config.max_new_tokens = model.meta.max_new_tokens
+    model.llava.generation_config.max_new_tokens = model.max_new_tokens
     model.llava.save_pretrained(folder, state_dict=state)
     _name_weights(folder)
     _save_companions(model, folder)

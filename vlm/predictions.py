@@ -1,21 +1,27 @@
 """Predictions files: made of studies by a model, resumed where an earlier run stopped.
 
-What is being written is called FILE.part until it is whole (FILE.part.2 by the third of several processes).
+What is being written is called FILE.part until it is whole (FILE.part.2 by the third of several processes). Each row
+says of which study it is: a digest of its words and of its images' contents, `study_sha256`. A resumed run takes only
+rows of the very same studies; what it finds of others is put aside, in FILE.other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoder.errors import UserError
-from encoder.files import write_atomically
+from encoder.files import append_json, sha256_of, write_atomically
 from encoder.progress import bar
-from vlm.study import Study
+from vlm.prompts import shown_with
+from vlm.study import Image, Study, study_to_json
 
 if TYPE_CHECKING:
     from vlm.findings import Findings
@@ -50,6 +56,8 @@ def write_predictions(
 ) -> int:
     """Make the predictions that no part of `path` has yet, and put all of them together.
 
+    Only one process may do so at a time, but for those of one `share`: hold `encoder.files.sole_writer(path)`.
+
     Args:
         settings: `Findings.generate`'s, `decoding` among them.
         share: make only these, and leave the parts for the process that puts them together.
@@ -60,17 +68,22 @@ def write_predictions(
 
     Raises:
         PredictionsError: what is there was made by another model, decoding or preprocessing.
+        OSError: the disk is full, or cannot be written for another reason; what was made is kept.
     """
     images, sentences = settings.get("images", "own"), settings.get("sentences", "none")
     said = model.about(settings["decoding"], images, settings.get("seed", 0))
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, Row] = {}
-    for part in [_part(path), *sorted(path.parent.glob(f"{path.name}.part.*"))]:
-        rows |= _finished(part, said, sentences)
-    mine, part = studies, _part(path)
+    named = fingerprints(studies, settings)
+    rows, others = _taken(path, said, sentences, named)
+    part = part_of(path)
+    mine = studies
     if share is not None:
         mine = studies[share.number :: share.of]
         part = part.with_name(f"{part.name}.{share.number}")
+    elif others:
+        aside = path.with_name(f"{path.name}.other")
+        append_json(aside, others)
+        print(f"{len(others)} predictions in {part} are of other studies; they are kept in {aside}")
     left = {s.study_id for s in mine} - rows.keys()
     if rows and share is None and left:
         print(f"{len(rows)} of {len(studies)} studies are in {part} already")
@@ -79,8 +92,9 @@ def write_predictions(
         try:
             made = model.generate(studies, only=left, **settings)
             for prediction in bar(made, what, len(left), unit="studies") if share is None else made:
-                rows[prediction.study_id] = prediction.to_json()
-                file.write(json.dumps(rows[prediction.study_id], ensure_ascii=False) + "\n")
+                name = prediction.study_id
+                rows[name] = {**prediction.to_json(), "study_sha256": named[name]()}
+                file.write(json.dumps(rows[name], ensure_ascii=False) + "\n")
                 file.flush()
         except KeyboardInterrupt:
             print(f"\nwhat is finished lies in {part}; run the same command to resume", file=sys.stderr)
@@ -93,6 +107,27 @@ def write_predictions(
     return sum("error" in row for row in ordered)
 
 
+def fingerprints(studies: Sequence[Study], settings: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
+    """By study id, a function that reads the study's images and returns `study_sha256` of what the model is shown."""
+    root, images = settings.get("root", "."), settings.get("images", "own")
+    shown = shown_with(studies, images, settings.get("seed", 0))
+    return {study.study_id: cache(lambda study=study: study_sha256(study, root)) for study in shown}
+
+
+def study_sha256(study: Study, root: str | Path = ".") -> str:
+    """Return the hex digest of what a model may be shown of a study: its words, and its images and the prior's, by what
+    the files contain. An image counts as missing where its file cannot be read, and by its path where it is no file."""
+
+    def contents(images: list[Image]) -> list[Image]:
+        return [replace(image, path=_contents(Path(root, image.path))) for image in images]
+
+    prior = study.prior and replace(study.prior, images=contents(study.prior.images))
+    answers: dict[str, Any] = dict.fromkeys(("split", "findings", "impression", "labels", "diagnoses"))
+    seen = replace(study, images=contents(study.images), prior=prior, extra={}, **answers)
+    words = json.dumps(study_to_json(seen), sort_keys=True, default=str)
+    return hashlib.sha256(words.encode("utf-8", "backslashreplace")).hexdigest()
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write JSON Lines, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,31 +136,56 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def remove_parts(path: Path) -> None:
-    """Remove what an interrupted run left of `path`."""
-    for part in path.parent.glob(f"{path.name}.part*"):
-        part.unlink()
+def is_predictions(path: Path) -> bool:
+    """Say whether a file holds predictions, as far as its first line tells; an empty one does."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            line = file.readline(1 << 24)
+            row = json.loads(line) if line.strip() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    if row is None:
+        return path.stat().st_size == 0
+    # A studies file has no word on who wrote its findings.
+    return isinstance(row, dict) and "study_id" in row and "model" in row
 
 
-def _part(path: Path) -> Path:
+def part_of(path: Path) -> Path:
+    """Return the name of `path` while it is being written."""
     return path.with_name(path.name + ".part")
 
 
-def _finished(part: Path, said: Row, sentences: str) -> dict[str, Row]:
-    """The predictions of a part by study; a line that was cut off is dropped."""
+def parts_of(path: Path) -> Iterator[Path]:
+    """Yield the parts of `path` that are there."""
+    # Not a pattern for `glob`: names may hold brackets, and FILE.part.notes may be the user's own.
+    own = re.compile(re.escape(path.name) + r"\.part(\.\d+)?")
+    if path.parent.is_dir():
+        yield from sorted(file for file in path.parent.iterdir() if own.fullmatch(file.name))
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what an interrupted run left of `path`."""
+    for part in parts_of(path):
+        part.unlink()
+
+
+def _contents(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError:
+        return str(path) if path.exists() else "missing"
+    except ValueError:  # a name with a null character
+        return "missing"
+
+
+def _taken(
+    path: Path, said: Row, sentences: str, named: Mapping[str, Callable[[], str]]
+) -> tuple[dict[str, Row], list[Row]]:
+    """Return the rows of the parts that are of these studies, by study, and the rows that are not."""
     rows: dict[str, Row] = {}
-    if not part.exists():
-        return rows
-    whole = 0
-    with part.open("rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if row is None:
-                break
-            whole += len(line)
+    others: list[Row] = []
+    for part in parts_of(path):
+        for row in _finished(part):
             other = [k for k in SAME if row.get(k) != said.get(k)]
             if not other and "error" not in row and ("sentences" in row) != (sentences != "none"):
                 other = ["sentences"]
@@ -133,7 +193,28 @@ def _finished(part: Path, said: Row, sentences: str) -> dict[str, Row]:
                 raise PredictionsError(
                     f"{part} was begun with another {', '.join(other)}; finish it so, remove it, or give --overwrite"
                 )
-            rows[row["study_id"]] = row
+            name = row.get("study_id")
+            if name in named and row.get("study_sha256") == named[name]():
+                rows[name] = row
+            else:
+                others.append(row)
+    return rows, others
+
+
+def _finished(part: Path) -> list[Row]:
+    """Return the predictions of a part; a line that was cut off is dropped from the file, too."""
+    rows: list[Row] = []
+    whole = 0
+    with part.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else None
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                break
+            whole += len(line)
+            rows.append(row)
     with part.open("rb+") as file:
         file.truncate(whole)
     return rows

@@ -18,7 +18,9 @@ those of the checkpoint's processor and chat template; vlm/maira2.py says how fa
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,6 +37,9 @@ SECTIONS = ("findings", "impression", "both")
 CONTROL = re.compile(
     r"</?(?:image|s|pad|unk|bos|eos|mask|obj|box|[xy]\d+|lat_im\w*|prev_im\w*)>|<\|[^<>|\s]*\|>", re.I
 )
+# Halves of a character that belong to no other half, and control characters: no tokenizer takes the first, and no
+# report has the others.
+NO_TEXT = re.compile("[\ud800-\udfff\x00-\x1f\x7f-\x9f]")
 MISSING = "N/A"  # what MAIRA-2 is told of a section that a study lacks
 REMOVED_WORD = re.compile(r"\bX{3,}\b")  # Open-i's de-identification; a model would learn to write it
 
@@ -86,8 +91,9 @@ class Shown(NamedTuple):
 
 
 def clean(text: str | None) -> str:
-    """One line, single spaces, without the marks of removed words and without control tokens; "" for nothing."""
-    text = " ".join(REMOVED_WORD.sub(" ", CONTROL.sub(" ", text or "")).split())
+    """One line, single spaces, without the marks of removed words, control tokens and characters that are no text; ""
+    for nothing."""
+    text = " ".join(REMOVED_WORD.sub(" ", CONTROL.sub(" ", NO_TEXT.sub(" ", text or ""))).split())
     return re.sub(r" +([.,;:])", r"\1", text).strip(" ,;")
 
 
@@ -177,6 +183,28 @@ def with_images_of(study: Study, other: Study) -> Study:
     return replace(study, images=other.images, prior=prior)
 
 
+def shown_with(studies: Iterable[Study], images: str, seed: int = 0) -> Iterable[Study]:
+    """The studies as the model is shown them: with `images` "shuffled" each has another's images, in a `derangement`
+    drawn with `seed`; else they are as they are."""
+    if images != "shuffled":
+        return studies
+    own = list(studies)
+    order = derangement(len(own), seed)
+    return [with_images_of(study, own[order[i]]) for i, study in enumerate(own)]
+
+
+def derangement(n: int, seed: int = 0) -> list[int]:
+    """A random order in which nothing is in its own place (n = 1 has none: it stays). The positions are shuffled and
+    each takes the next one's, so that every study's image is used once."""
+    import torch
+
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    result = [0] * n
+    for place, following in zip(order, order[1:] + order[:1], strict=True):
+        result[place] = following
+    return result
+
+
 def dropped_out(study: Study, style: PromptStyle, probability: float, rng: np.random.Generator) -> Study:
     """The study without some of what may be missing at a user's: each of indication, technique, comparison, view, age,
     sex, lateral image, prior image and prior findings that the style shows is left out with `probability`. The draws
@@ -224,7 +252,7 @@ def _prior_findings(study: Study, style: PromptStyle) -> str:
 def _short(study: Study, style: PromptStyle) -> list[str]:
     lines = []
     if style.demographics:
-        person = " ".join(filter(None, (study.sex, _age(study))))
+        person = " ".join(filter(None, (clean(study.sex), _age(study))))
         lines.append(" ".join(f"{part}." for part in (_view(study), person) if part))
     lines += _context(study, style)
     lines.append(_field("Prior", _prior_findings(study, style)))
@@ -282,9 +310,9 @@ def _field(name: str, text: str | None) -> str:
 
 
 def _age(study: Study) -> str:
-    return "" if study.age is None else f"{study.age:.0f}"
+    return "" if study.age is None or not math.isfinite(study.age) else f"{study.age:.0f}"
 
 
 def _view(study: Study) -> str:
     image = shown_image(study)
-    return "" if image is None or image.view == "unknown" else image.view
+    return "" if image is None or image.view == "unknown" else clean(image.view)

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, files_below, positive, printable
+from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, check_target, files_below, positive, printable
+from encoder.workers import end_with
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,23 +149,28 @@ def run(args: argparse.Namespace) -> int:
             f"{len(twice)} study ids occur more than once, first {printable(twice[0])!r}; each study needs its own"
         )
     targets = targets_of(args, studies)
-    bank = []
-    if args.training:
-        from cxr.cli.nearest import training_bank
+    written = [path for path in targets.values() if path]
+    with ExitStack() as held:
+        if args.share is None:
+            _begin(args, written, studies, held)
+        else:
+            # One of several: whoever started them holds the locks, and takes them along.
+            end_with(os.getppid())
+        bank = []
+        if args.training:
+            from cxr.cli.nearest import training_bank
 
-        bank = training_bank(args.training, args.model, studies)
-    decoding = _decoding(args)
-    if args.processes > 1 and args.share is None:
-        if args.out is None:
-            raise UsageError("--processes needs --out, where the parts come together")
-        _spread(args)
-    return _generate(args, studies, targets, bank, decoding)
+            bank = training_bank(args.training, args.model, studies)
+        decoding = _decoding(args)
+        if args.processes > 1 and args.share is None:
+            if args.out is None:
+                raise UsageError("--processes needs --out, where the parts come together")
+            _spread(args)
+        return _generate(args, studies, targets, bank, decoding)
 
 
 def targets_of(args: argparse.Namespace, studies: list[Study]) -> dict[str, Path | None]:
-    """What is shown -> where its predictions go. Raises UsageError for files that are in the way."""
-    from vlm.predictions import remove_parts
-
+    """What is shown -> where its predictions go. Raises UsageError."""
     targets: dict[str, Path | None] = {"own": args.out}
     if args.floors:
         targets |= {name: args.floors / f"{name}.jsonl" for name in ("shuffled", "blank")}
@@ -175,14 +182,35 @@ def targets_of(args: argparse.Namespace, studies: list[Study]) -> dict[str, Path
             )
     elif args.training:
         raise UsageError("--training serves a baseline of --floors; give --floors DIR, too")
-    for path in filter(None, targets.values()):
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; give a file to write")
-        if path.exists() and not args.overwrite:
-            raise UsageError(f"{path} exists; choose another file or give --overwrite")
-        if args.overwrite and args.share is None:
-            remove_parts(path)
+    paths = [path.absolute() for path in targets.values() if path]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise UsageError(
+            f"{twice[0]} would be written by --out and by --floors; choose another file for --out"
+        )
     return targets
+
+
+def _begin(args: argparse.Namespace, written: list[Path], studies: list[Study], held: ExitStack) -> None:
+    """Take the files that are to be written, for as long as `held` is. Raises UsageError for one in the way."""
+    from encoder.files import sole_writer
+    from vlm.predictions import is_predictions, part_of, remove_parts
+
+    reads = [*args.inputs, *filter(None, [args.training])]
+    for study in studies:
+        reads += [Path(i.path) for i in (*study.images, *(study.prior.images if study.prior else ()))]
+
+    def check(path: Path) -> None:
+        check_target(path, "predictions", is_predictions, reads=reads, overwrite=args.overwrite)
+        check_target(part_of(path), "predictions", is_predictions, reads=reads)
+
+    for path in sorted(written):
+        check(path)
+    for path in sorted(written):
+        held.enter_context(sole_writer(path))
+        # Whoever held it until now may have finished it.
+        check(path)
+        if args.overwrite:
+            remove_parts(path)
 
 
 def _decoding(args: argparse.Namespace) -> Decoding:
@@ -226,7 +254,7 @@ def _generate(
         warn=False,
     )  # fmt: skip
     if args.max_new_tokens is None:
-        decoding = replace(decoding, max_new_tokens=model.model.meta.max_new_tokens)
+        decoding = replace(decoding, max_new_tokens=model.model.max_new_tokens)
     alone = args.share is None
     if alone:
         console.print(f"[dim]{escape(f'{model.model.meta.name}: {model.notice}')}[/dim]")
@@ -283,8 +311,9 @@ def _spread(args: argparse.Namespace) -> None:
         for child in children:
             child.wait()
         raise
-    if any(status not in (0, 1) for status in failed):
-        raise UsageError("a process failed, as it says above; run the same command to resume")
+    if bad := [status for status in failed if status not in (0, 1)]:
+        why = f"was killed by signal {-bad[0]}" if bad[0] < 0 else "failed, as it says above"
+        raise UsageError(f"a process {why}; run the same command to resume")
 
 
 def studies_of(args: argparse.Namespace) -> Iterator[Study]:

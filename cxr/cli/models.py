@@ -135,7 +135,7 @@ def embed(args: argparse.Namespace) -> int:
     """`cxr embed`."""
     import torch
 
-    from encoder.embed import done, embed
+    from encoder.embed import embed, up_to_date
     from encoder.progress import bar
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -151,7 +151,7 @@ def embed(args: argparse.Namespace) -> int:
     if not paths:
         raise UsageError(f"no image found in {', '.join(map(str, args.inputs))}")
     encoder, about = _encoder(args.model, args.size)
-    there = len(set(paths) & done(args.out).keys())
+    there = len(up_to_date(paths, args.out))
     if there:
         print(f"{there} of {len(paths)} images are in {args.out} already")
     made = embed(

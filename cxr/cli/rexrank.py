@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, positive
-from encoder.files import write_json
+from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, check_target, positive
+from encoder.files import sole_writer, write_json
 from vlm.study import Image, Study
 
 CONTEXT = re.compile(r"(Age|Gender|Indication|Comparison)\s*:", re.I)
@@ -74,6 +74,17 @@ def write(path: Path, predictions: list[dict[str, Any]], rows: dict[str, dict[st
     write_json(path, out, indent=4)
 
 
+def is_ours(path: Path) -> bool:
+    """Say whether a file holds ReXrank's rows with predictions."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(rows, dict) and all(
+        isinstance(row, dict) and "model_prediction" in row for row in rows.values()
+    )
+
+
 def options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("input", type=Path, metavar="IN.json", help="ReXrank's file of studies.")
@@ -104,14 +115,21 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.input} is not JSON: {error}") from None
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise UsageError(f"{args.input}: expected an object of studies by id")
-    if args.output.exists() and not args.overwrite:
-        raise UsageError(f"{args.output} exists; choose another file or give --overwrite")
     studies = [study_of(name, row, args.root) for name, row in rows.items()]
+    reads = [args.input, *(Path(image.path) for study in studies for image in study.images)]
+
+    def check() -> None:
+        check_target(args.output, "ReXrank's predictions", is_ours, reads=reads, overwrite=args.overwrite)
+
+    check()
     model = Findings.from_pretrained(args.model, base=args.base, device=args.device, warn=False)
-    decoding = Decoding(args.max_new_tokens or model.model.meta.max_new_tokens)
+    decoding = Decoding(args.max_new_tokens or model.model.max_new_tokens)
     settings = {
         "batch_size": args.batch_size, "images": "own", "seed": 0, "decoding": decoding, "sentences": "none",
     }  # fmt: skip
-    refused = write_predictions(args.output, model, studies, settings, write=partial(write, rows=rows))
+    with sole_writer(args.output):
+        # Another run may have finished it meanwhile.
+        check()
+        refused = write_predictions(args.output, model, studies, settings, write=partial(write, rows=rows))
     print(f"wrote {args.output}: {len(rows)} studies" + (f", {refused} refused" if refused else ""))
     return 1 if refused == len(rows) else 0

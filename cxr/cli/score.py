@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import UsageError, positive
+from cxr.cli.terminal import UsageError, check_target, positive
 
 # studies on the page
 WORST = 20
@@ -93,10 +93,15 @@ def run(args: argparse.Namespace) -> int:
     from eval.scores.result import is_scores
 
     references = references_of(args)
+    reads = [p for p in (args.predictions, args.studies, args.compare, args.training) if p]
+    if args.floors and args.floors.is_dir():
+        reads += args.floors.iterdir()
     if args.out:
-        _check_target(args.out, is_scores)
+        check_target(args.out, "scores", is_scores, reads=reads)
     if args.html:
-        _check_target(args.html, is_page)
+        check_target(args.html, "a page of cxr", is_page, reads=reads)
+    if args.out and args.html and args.out.absolute() == args.html.absolute():
+        raise UsageError(f"{args.out} would be written by --out and by --html; choose two files")
     with Bars(unit="reports") as progress:
         scores = eval.score(
             args.predictions,
@@ -161,14 +166,6 @@ def images_of(study_ids: Iterable[str], listing: Path) -> dict[str, Any]:
             except (InputError, OSError):
                 continue
     return images
-
-
-def _check_target(path: Path, ours: Callable[[Path], bool]) -> None:
-    """Before hours of reading, not after."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; give a file to write")
-    if path.exists() and not ours(path):
-        raise UsageError(f"{path} exists and was not written by cxr score; choose another name")
 
 
 def _show(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,17 @@ class Scores:
                 f"{path} exists and holds no scores; choose another name or pass overwrite=True"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        # Whole or not at all, also on a disk that is full.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+        try:
+            temporary.write_text(
+                json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n",
+                encoding="utf-8",
+                errors="backslashreplace",
+            )
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         return path
 
     def table(self, width: int = 110) -> str:
@@ -125,6 +136,6 @@ class Scores:
 def is_scores(path: Path) -> bool:
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(written, dict) and written.get("kind") == KIND

@@ -89,6 +89,10 @@ def test_nothing_is_overwritten_unasked(model_dir, films, tmp_path, capsys):
     ]
     assert main(command) == 2
     assert out.read_text() == "mine" and "--overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 2
+    assert out.read_text() == "mine" and "does not hold predictions" in capsys.readouterr().err
+    out.unlink()
+    assert main(command) == 0 and main(command) == 2
     assert main([*command, "--overwrite"]) == 0
     assert rows(out)[0]["study_id"] == "a.png"
 

@@ -11,8 +11,9 @@ from PIL import Image as Picture
 
 from vlm import Findings, adapters
 from vlm import model as models
-from vlm.findings import OUTLIERS, derangement
+from vlm.findings import OUTLIERS
 from vlm.outliers import Outliers, embedding
+from vlm.prompts import derangement
 from vlm.study import Image, Study, load_studies
 
 MOST = 12

@@ -21,8 +21,7 @@ from train.common.processes import inside, split_again
 from train.common.resume import WEIGHTS, trained_weights
 from train.common.trainer import AnswerTrainer
 from vlm.decoding import Decoding, generate_ids
-from vlm.findings import derangement
-from vlm.prompts import answer_for
+from vlm.prompts import answer_for, derangement
 
 # Folder of the weights at the end of a run that judged none.
 LAST = "last"

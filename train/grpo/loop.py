@@ -32,9 +32,10 @@ from train.common.studies import SPLITS, split_of, studies_of, with_answer
 from train.grpo.config import MAY_DIFFER, RENAMED, Grpo
 from train.grpo.rollouts import Reward, StudyProcessor, exchanged, rows_of, unreadable
 from vlm import model as models
-from vlm.findings import OUTLIERS, derangement
+from vlm.findings import OUTLIERS
 from vlm.load import load_model
 from vlm.model import FindingsModel
+from vlm.prompts import derangement
 from vlm.study import Study
 
 

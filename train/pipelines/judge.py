@@ -20,18 +20,20 @@ def generate(
 ) -> list[Study]:
     """Write findings of a split's studies to `out`, of shuffled and blank images to the folder `floors`; returns the
     studies. An interrupted run is resumed."""
+    from encoder.files import sole_writer
     from vlm.decoding import Decoding
     from vlm.findings import Findings
     from vlm.predictions import write_predictions
 
     chosen = [absolute(s, studies.parent) for s in load_studies(studies) if s.split == split][:limit]
     findings = Findings.from_pretrained(model, warn=False)
-    decoding = Decoding(findings.model.meta.max_new_tokens)
+    decoding = Decoding(findings.model.max_new_tokens)
     for images, path in (
         ("own", out), ("shuffled", floors / "shuffled.jsonl"), ("blank", floors / "blank.jsonl"),
     ):  # fmt: skip
         settings = {"batch_size": batch_size, "images": images, "decoding": decoding}
-        write_predictions(path, findings, chosen, settings)
+        with sole_writer(path):
+            write_predictions(path, findings, chosen, settings)
     return chosen
 
 
