@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its name where it says nothing."""
     return next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)
+
+
+def of_the_disk(error: BaseException, path: str | Path | None = None) -> OSError | None:
+    """Return the OSError that safetensors wraps in an error of its own (a full disk, say); None for other errors."""
+    if type(error).__name__ == "SafetensorError" and (
+        found := re.search(r"\bos (?:error|\{ code:) (\d+)", str(error), re.I)
+    ):
+        return OSError(int(found[1]), os.strerror(int(found[1])), None if path is None else str(path))
+    return None
 
 
 @contextmanager

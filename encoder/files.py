@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from encoder.errors import of_the_disk
+
 # Paths may hold bytes that are not UTF-8, which so survive being written and read.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
 
@@ -77,8 +79,10 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         temporary.chmod(mode)
         sync(temporary)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if disk := of_the_disk(error, path):
+            raise disk from error
         raise
     sync(path.parent)
 
@@ -92,6 +96,17 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
     """Write a JSON file, as `write_atomically` does."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def open_to_readers(folder: Path) -> None:
+    """Give the files of a folder the permissions of any new file; safetensors' own are for the owner alone."""
+    probe = folder / f".{os.urandom(4).hex()}.new"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(mode)
 
 
 def sweep(folder: Path, start: str = "") -> None:

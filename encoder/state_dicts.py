@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from encoder.errors import UserError
+from encoder.files import open_to_readers
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT, resample_pos_embed
 
@@ -192,6 +193,7 @@ def save_dinov2(backbone: CropViT, folder: str | Path, preprocessing: Preprocess
     )
     dinov2_config(backbone).save_pretrained(folder)
     preprocessing.save_pretrained(folder)
+    open_to_readers(folder)
 
 
 def load_encoder(folder: str | Path, attention: str = "cxr_attention") -> Dinov2Model:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from encoder.files import write_atomically
 from eval.plots import bars, curve, dots
 from eval.scores.differences import mark_differences
 from eval.scores.inputs import POLICIES, report_text
@@ -30,7 +29,7 @@ from eval.scores.keys import (
     subgroup_keys,
 )
 from eval.scores.labels import label_report
-from eval.scores.result import Scores
+from eval.scores.result import Scores, write_whole
 from eval.scores.tables import lexical_profiles, scored, studies
 from eval.signature import Score
 
@@ -87,8 +86,7 @@ def write_body(path: Path, title: str, body: Sequence[str]) -> None:
     """A page of ours around parts of its body, which are HTML."""
     page = _PAGE.format(generator=GENERATOR, title=escape(title), style=_STYLE, body="\n".join(body))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_whole(path, page)
 
 
 def is_page(path: Path) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import LlavaProcessor
 
 from encoder.errors import reading
+from encoder.files import open_to_readers
 from encoder.hub import of_a_run, weights_sha256
 from encoder.transforms import Preprocessing
 from vlm.adapters import TOWERS
@@ -162,6 +163,7 @@ def save(model: FindingsModel, folder: str | Path, dtype: torch.dtype | None = N
     _name_weights(folder)
     _save_companions(model, folder)
     model.meta.save(folder)
+    open_to_readers(folder)
 
 
 def save_encoder(model: FindingsModel, folder: str | Path) -> None:
@@ -170,6 +172,7 @@ def save_encoder(model: FindingsModel, folder: str | Path) -> None:
     _fresh(folder)
     model.parts.vision_tower.save_pretrained(folder)
     model.preprocessing.save_pretrained(folder)
+    open_to_readers(folder)
 
 
 def save_adapter(model: FindingsModel, folder: str | Path, base: str | Path) -> None:
@@ -186,6 +189,7 @@ def save_adapter(model: FindingsModel, folder: str | Path, base: str | Path) -> 
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
     _save_companions(model, folder)
     replace(model.meta, base=where, base_sha256=weights_sha256(base_dir)).save(folder)
+    open_to_readers(folder)
 
 
 def _save_companions(model: FindingsModel, folder: Path) -> None:

@@ -11,6 +11,7 @@ written back. Image paths are relative to the file. Split names such as `val` or
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -146,6 +147,10 @@ def load_studies(path: str | Path) -> list[Study]:
                         studies.append(study_from_json(json.loads(line, parse_constant=lambda _: None)))
                     except json.JSONDecodeError as error:
                         raise StudyError(f"not valid JSON ({error.msg}, column {error.colno})") from None
+                    except StudyError:
+                        raise
+                    except ValueError:
+                        raise StudyError("not valid JSON (a number of thousands of digits)") from None
     except UnicodeDecodeError:
         raise StudyError(f"{path} is not UTF-8 text") from None
     except (StudyError, RecursionError) as error:
@@ -185,7 +190,7 @@ def study_from_json(row: Any) -> Study:
     age = row.pop("age", None)
     if age == "":
         age = None
-    if age is not None and (isinstance(age, bool) or not isinstance(age, int | float)):
+    if age is not None and not _is_number(age):
         raise StudyError(f"'age' must be a number of years, not {_shown(age)}")
     prior = _optional(row.pop("prior", None), dict, "prior")
     if prior is not None:
@@ -207,6 +212,13 @@ def study_from_json(row: Any) -> Study:
         **{key: _text(row.pop(key, None), key) for key in TEXTS},
         extra=row,
     )
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def study_to_json(study: Study) -> dict[str, Any]:

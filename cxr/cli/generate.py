@@ -12,7 +12,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, check_target, files_below, positive, printable
+from cxr.cli.terminal import (
+    BASE,
+    DEVICE,
+    MODEL,
+    UsageError,
+    check_target,
+    console,
+    files_below,
+    positive,
+    printable,
+    seed,
+)
 from encoder.workers import end_with
 
 if TYPE_CHECKING:
@@ -95,7 +106,11 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="Sample from the likeliest tokens of this total probability.",
     )
     add(
-        "--seed", type=int, metavar="N", default=0, help="Seed of sampling, and of the shuffling of --floors."
+        "--seed",
+        type=seed,
+        metavar="N",
+        default=0,
+        help="Seed of sampling, and of the shuffling of --floors.",
     )
 
     group = parser.add_argument_group("the machine")
@@ -238,7 +253,6 @@ def _generate(
 ) -> int:
     from dataclasses import replace
 
-    from rich.console import Console
     from rich.markup import escape
     from transformers.utils.logging import disable_progress_bar
 
@@ -248,7 +262,7 @@ def _generate(
 
     # bars of loading weights are over before they are read
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    console = Console(soft_wrap=True)
+    terminal = console()
     model = Findings.from_pretrained(
         args.model, base=args.base, device=args.device, attention=args.attention, dtype=DTYPES[args.dtype],
         warn=False,
@@ -257,7 +271,7 @@ def _generate(
         decoding = replace(decoding, max_new_tokens=model.model.max_new_tokens)
     alone = args.share is None
     if alone:
-        console.print(f"[dim]{escape(f'{model.model.meta.name}: {model.notice}')}[/dim]")
+        terminal.print(f"[dim]{escape(f'{model.model.meta.name}: {model.notice}')}[/dim]")
     share = None if alone else Share(*map(int, args.share.split("/")))
     refused = 0
     for images, path in targets.items():
@@ -276,11 +290,11 @@ def _generate(
                 count = 0
                 for prediction in model.generate(studies, **settings):
                     count += prediction.error is not None
-                    _show(console, prediction)
+                    _show(terminal, prediction)
             else:
                 count = write_predictions(path, model, studies, settings, share=share)
         if path and alone:
-            console.print(f"wrote {path}")
+            terminal.print(f"wrote {path}")
         if images == "own":
             refused = count
     if refused and alone:
@@ -354,21 +368,21 @@ def _name(given: Path, file: Path) -> str:
     return str(file.relative_to(given)) if given.is_dir() else file.name
 
 
-def _show(console: Console, prediction: Prediction) -> None:
+def _show(terminal: Console, prediction: Prediction) -> None:
     from rich.markup import escape as escape_markup
 
     def escape(text: str) -> str:
         return escape_markup(printable(text))
 
-    console.print(f"\n[bold]{escape(prediction.study_id)}[/bold]")
+    terminal.print(f"\n[bold]{escape(prediction.study_id)}[/bold]")
     if prediction.error:
-        console.print(
+        terminal.print(
             f"  [red]refused ({prediction.error['code']})[/red] {escape(prediction.error['message'])}"
         )
         return
-    console.print(f"  {escape(prediction.text)}")
+    terminal.print(f"  {escape(prediction.text)}")
     for row in prediction.sentences or ():
         sure = "".join(f"  {k.replace('_', ' ')} {v:+.2f}" for k, v in row.items() if k != "text")
-        console.print(f"    [dim]{sure.strip()}  {escape(row['text'])}[/dim]")
+        terminal.print(f"    [dim]{sure.strip()}  {escape(row['text'])}[/dim]")
     for warning in prediction.warnings:
-        console.print(f"  [yellow]warning ({warning['code']})[/yellow] {escape(warning['message'])}")
+        terminal.print(f"  [yellow]warning ({warning['code']})[/yellow] {escape(warning['message'])}")

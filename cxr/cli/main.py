@@ -68,13 +68,15 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         # What the user can mend says what is wrong and what to do; anything else is a defect.
+        from cxr.cli.terminal import printable, said_of
+        from encoder.errors import of_the_disk
+
+        error = of_the_disk(error) or error
         status = getattr(error, "exit_status", 2 if isinstance(error, OSError) else None)
         if status is None:
             raise
-        from cxr.cli.terminal import printable
-
-        if str(error):
-            print(f"{chosen.prog}: {printable(str(error))}", file=sys.stderr)
+        if said := said_of(error):
+            print(f"{chosen.prog}: {printable(said)}", file=sys.stderr)
         return int(status)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import UsageError, check_target, positive
+from cxr.cli.terminal import UsageError, check_target, console, replicates, seed
 
 # studies on the page
 WORST = 20
@@ -66,12 +66,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--compare", type=Path, metavar="OTHER", help="Other predictions, compared in pairs.")
     add(
         "--bootstrap",
-        type=positive,
+        type=replicates,
         metavar="N",
         default=1000,
         help="Replicates for intervals, drawn by patient.",
     )
-    add("--seed", type=int, metavar="N", default=0, help="Seed of the replicates.")
+    add("--seed", type=seed, metavar="N", default=0, help="Seed of the replicates.")
 
     group = parser.add_argument_group("what is written")
     add = group.add_argument
@@ -175,7 +175,6 @@ def _show(text: str) -> None:
 
 def weights(args: argparse.Namespace) -> int:
     """`cxr weights`."""
-    from rich.console import Console
     from rich.table import Table
 
     from eval.scores import weights as known
@@ -192,7 +191,7 @@ def weights(args: argparse.Namespace) -> int:
         missing |= not found.complete
         there = "yes" if found.complete else "\n".join(f"no {name}/{file}" for file in found.missing)
         table.add_row(name, ", ".join(found.model.serves), there, found.sha256() or "")
-    Console().print(table)
+    console().print(table)
     if missing:
         print(f"\nwhat is missing comes with `{known.FETCH} MODEL ...`, or is copied there by hand")
     return 0

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from encoder.errors import UserError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 # Beside radiographs, folders hold these; whatever else lies there is tried, for DICOM files may have any name.
 NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".html", ".pdf", ".py"}
+# Of resampling: beyond it the bounds of an interval move less than their last digit, and memory grows.
+MOST_REPLICATES = 100_000
 DEVICE = "Device: cpu, cuda, cuda:1, ... (default: a GPU if there is one)."
 MODEL = "Findings model: mini (shipped), a directory or a hub id."
 BASE = "Base model of an adapter, where it is not where the adapter remembers it."
@@ -28,15 +35,61 @@ class UsageError(UserError):
     """Something about the command line; told in one line, exit status 2."""
 
 
+def console() -> Console:
+    """Return a terminal that wraps nothing by itself. Where nobody reads on (`| head`), it raises BrokenPipeError, as
+    print does; rich's own ends the process with status 1."""
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> NoReturn:
+            raise BrokenPipeError
+
+    return Terminal(soft_wrap=True)
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1, as an option's type."""
+    return _whole(text, 1)
+
+
+def seed(text: str) -> int:
+    """A whole number of at least 0, as an option's type."""
+    return _whole(text, 0)
+
+
+def replicates(text: str) -> int:
+    """How many times to resample, as an option's type."""
+    return _whole(text, 1, MOST_REPLICATES)
+
+
+def _whole(text: str, least: int, most: int = 2**63 - 1) -> int:
     try:
         number = int(text)
     except ValueError:
-        number = 0
-    if number < 1 or number > 2**63 - 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+        number = least - 1
+    if not least <= number <= most:
+        # Not all of it: a text may have thousands of digits.
+        upto = "" if most == 2**63 - 1 else f" and at most {most}"
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number of at least {least}{upto}, not {text[:40]!r}"
+        )
     return number
+
+
+def said_of(error: Exception) -> str:
+    """Return what to tell of an error: of the system's the file and the reason, without its number, and what to do."""
+    if not (isinstance(error, OSError) and error.errno and error.strerror):
+        return str(error)
+    name = "" if error.filename is None else os.fsdecode(error.filename)
+    # what is written has another name until it is whole (encoder.files.write_atomically)
+    name = re.sub(r"(^|/)\.([^/]+)\.(?:[0-9a-f]{8}|\d+)\.new$", r"\1\2", name)
+    todo = {
+        errno.ENOSPC: "; make room and run the same command again",
+        errno.EDQUOT: "; make room and run the same command again",
+        errno.EROFS: "; choose a place that can be written",
+        errno.EACCES: "; choose another place, or get leave to use it",
+    }.get(error.errno, "")
+    return f"{name}: {error.strerror}{todo}" if name else f"{error.strerror}{todo}"
 
 
 def printable(text: str) -> str:

@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import Options, UsageError, files_below, positive
+from cxr.cli.terminal import Options, UsageError, files_below, positive, seed
 
 
 def phantom_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="Folder to write; it must not hold phantoms already.")
     add("--studies", type=positive, metavar="N", default=1000, help="Studies, at least so many.")
-    add("--seed", type=int, metavar="N", default=0, help="Seed of the population.")
+    add("--seed", type=seed, metavar="N", default=0, help="Seed of the population.")
     add("--size", type=positive, metavar="N", default=512, help="Shorter side in pixels.")
     add("--format", choices=("dicom", "png"), default="dicom", help="Format of the films.")
     add("--no-masks", action="store_false", dest="masks", help="Leave out the masks.")

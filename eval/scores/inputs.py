@@ -163,6 +163,8 @@ def _read_lines(path: Path, what: str) -> Iterable[tuple[str, Any]]:
             raise ScoreError(
                 f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})"
             ) from error
+        except ValueError as error:
+            raise ScoreError(f"{path}, line {number}: not JSON (a number of thousands of digits)") from error
 
 
 def _read_table(path: Path, what: str) -> Iterable[tuple[str, Any]]:

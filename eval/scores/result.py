@@ -103,17 +103,7 @@ class Scores:
                 f"{path} exists and holds no scores; choose another name or pass overwrite=True"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all, also on a disk that is full.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-        try:
-            temporary.write_text(
-                json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n",
-                encoding="utf-8",
-                errors="backslashreplace",
-            )
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
         return path
 
     def table(self, width: int = 110) -> str:
@@ -131,6 +121,16 @@ class Scores:
     def _repr_html_(self) -> str:
         """The headline numbers with their intervals, beside the floors', for notebooks."""
         return tables.headline_html(self)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file as UTF-8, whole or not at all: what was there stays where the disk is full."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def is_scores(path: Path) -> bool:

@@ -18,8 +18,9 @@ from PIL import Image as Picture
 from cxr.cli.main import main
 from encoder.files import sole_writer
 from tests.cxr.test_cli import rows
-from vlm import Findings
+from vlm import Findings, adapters
 from vlm import model as models
+from vlm.load import load_model
 from vlm.predictions import parts_of, study_sha256, write_rows
 from vlm.study import Image, Prior, Study, save_studies
 
@@ -300,9 +301,12 @@ def test_numbers_that_mean_nothing_are_refused(model_dir, tmp_path, capsys, opti
         command += ["--decoding", "sample"]
     elif "penalty" in option:
         command += ["--beams", "2"]
-    assert main(command) == 2
+    try:
+        status = main(command)
+    except SystemExit as error:  # the parser's
+        status = error.code
     said = capsys.readouterr().err
-    assert said.startswith("cxr generate: ") and said.count("\n") == 1
+    assert status == 2 and said.startswith("cxr generate: ") and said.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch, capsys):
@@ -322,3 +326,21 @@ def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch, capsys):
     assert len(list(files_below(films))) == 3
     said = capsys.readouterr().err
     assert "locked cannot be read and is left out: Permission denied" in said
+
+
+def test_what_is_saved_can_be_read_by_others(findings_model, tmp_path):
+    """safetensors files are their owner's alone unless somebody opens them."""
+    model = load_model(_saved(findings_model, tmp_path / "merged"))
+    model.llava = adapters.add_lora(model.llava, rank=2)
+    models.save_adapter(model, tmp_path / "adapter", tmp_path / "merged")
+    models.save_encoder(findings_model, tmp_path / "encoder")
+    umask = os.umask(0)
+    os.umask(umask)
+    for name in ("merged", "adapter", "encoder"):
+        modes = {f.name: f.stat().st_mode & 0o777 for f in (tmp_path / name).iterdir() if f.is_file()}
+        assert len(modes) > 1 and set(modes.values()) == {0o666 & ~umask}, modes
+
+
+def _saved(model, folder):
+    models.save(model, folder)
+    return folder

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from encoder.files import open_to_readers
 from train.common.batches import collate
 from train.common.config import ConfigError
 from train.common.entry import INTERRUPTED
@@ -147,6 +148,7 @@ def write(save: Callable[[Path], object], out: Path, last: str) -> None:
     part = out / ".new"
     shutil.rmtree(part, ignore_errors=True)
     save(part)
+    open_to_readers(part)
     for file in sorted(part.iterdir(), key=lambda path: path.name == last):
         file.replace(out / file.name)
     part.rmdir()

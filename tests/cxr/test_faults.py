@@ -1,0 +1,261 @@
+"""Every command that writes, and what a disk, a terminal or a kill can do to it.
+
+Each command is run once as it should be; then again in a process of its own, forked off this one, that meets a fault.
+It must end in one line and no traceback, leave what was there as it was and nothing half written; and the same command
+run again must give what the first run gave. The trainings have the same in tests/train (`test_*resume*`, `*kill*`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from cxr.cli.main import main
+from vlm import model as models
+from vlm.study import Image, Study, save_studies
+
+# name -> (its words, what it writes)
+COMMANDS = {
+    "generate": ("generate films --model model --out p.jsonl --max-new-tokens 3", "p.jsonl"),
+    "generate --floors": ("generate films --model model --max-new-tokens 3 --out q.jsonl --floors floors", "floors"),
+    "rexrank": ("rexrank rexrank.json r.json . --model model --max-new-tokens 3", "r.json"),
+    "embed": ("embed films --model model --out features", "features"),
+    "prepare": ("prepare films --out archive --short-side 64 --workers 1", "archive"),
+    "prepare --out .csv": ("prepare films --out films.csv --workers 1", "films.csv"),
+    "score": ("score made.jsonl studies.jsonl --out scores.json --bootstrap 20 --clinical none", "scores.json"),
+    "score --html": ("score made.jsonl studies.jsonl --html page.html --bootstrap 20 --clinical none", "page.html"),
+    "studies make": ("studies make table table.csv --out listed.jsonl", "listed.jsonl"),
+    "export": ("export model merged", "merged"),
+    "convert": ("convert encoder weights.safetensors --to timm", "weights.safetensors"),
+    "phantom": ("phantom phantoms --studies 3 --size 64 --workers 1", "phantoms"),
+}  # fmt: skip
+FILES = [name for name, (_, out) in COMMANDS.items() if "." in out]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder that other users may enter, with all that the commands read."""
+    # Not in pytest's own, which is closed to others.
+    folder = Path(tempfile.mkdtemp(prefix="cxr-faults-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def here(place, findings_model, monkeypatch):
+    folder = Path(tempfile.mkdtemp(dir=place))
+    folder.chmod(0o755)
+    monkeypatch.chdir(folder)
+    rng = np.random.default_rng(0)
+    (folder / "films").mkdir()
+    studies = []
+    for i in range(4):
+        Picture.fromarray(rng.integers(0, 255, (260, 260)).astype(np.uint8)).save(f"films/{i}.png")
+        studies.append(Study(f"{i}", images=[Image(f"films/{i}.png")], findings="The lungs are clear."))
+    save_studies(studies, "studies.jsonl")
+    made = [{"study_id": s.study_id, "model": "m", "findings": "Clear lungs."} for s in studies]
+    Path("made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    Path("rexrank.json").write_text(
+        json.dumps({s.study_id: {"image_path": [s.images[0].path]} for s in studies})
+    )
+    Path("table.csv").write_text(
+        "study_id,image,findings\n" + "".join(f"{i},films/{i}.png,Clear.\n" for i in "012")
+    )
+    models.save(findings_model, "model")
+    models.save_encoder(findings_model, "encoder")
+    return folder
+
+
+def content(path: Path):
+    """What a command wrote, without times and locks."""
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.endswith(".lock"))
+        return {f.relative_to(path).as_posix(): content(f) for f in files}
+    data = path.read_bytes()
+    if path.suffix in (".json", ".jsonl", ".csv", ".html", ".md"):
+        lines = data.decode().splitlines()
+        return [line.partition('"seconds"')[0] for line in lines]
+    return data
+
+
+def meets(fault, words: str) -> tuple[int, str]:
+    """Run a command in a forked process that `fault` is called in; returns its exit status and what it complained."""
+    reading, writing = os.pipe()
+    child = forked(words, writing, fault)
+    os.close(writing)
+    with open(reading, errors="replace") as pipe:
+        said = pipe.read()
+    _, ended = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(ended), said
+
+
+def forked(words: str, complaints: int, fault=lambda: None) -> int:
+    """Start a command in a process of its own that has all imports already; returns its number."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    status = 99
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(complaints, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        fault()
+        status = main(words.split())
+    except SystemExit as error:
+        status = int(error.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # never back into pytest
+        with suppress(BaseException):
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def no_more_than(size: int):
+    """A disk that is full: no file can grow beyond `size` bytes. What the process meets is EFBIG, not ENOSPC."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def nobody():
+    """Somebody to whom the folder is read-only; root is let in everywhere."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setegid(65534)
+        os.seteuid(65534)
+
+
+def remove(path: Path) -> None:
+    for file in [path, *path.parent.glob(f"{path.name}.part*")]:
+        if file.is_dir():
+            shutil.rmtree(file)
+        else:
+            file.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_full_disk_and_a_closed_folder(here, name):
+    words, written = COMMANDS[name]
+    out = here / written
+    listed = set(os.listdir(here))
+    assert main(words.split()) == 0
+    whole = content(out)
+    new = set(os.listdir(here)) - listed
+    for file in new:
+        remove(here / file)
+    for size in (0, 64):
+        status, said = meets(no_more_than(size), words)
+        assert status == 2 and "Traceback" not in said, (size, said)
+        (line,) = [x for x in said.splitlines() if x.startswith(f"cxr {words.split()[0]}")]
+        assert "too large" in line.lower() and str(here) not in line.partition("too large")[2], line
+        # An index grows line by line, and is resumed.
+        if "." in written and name != "prepare --out .csv":
+            assert not out.exists()
+        assert not [f for f in here.rglob("*.new") if f.is_file()]
+    here.chmod(0o555)
+    status, said = meets(nobody, words)
+    here.chmod(0o755)
+    assert status == 2 and "Traceback" not in said and "ermission denied" in said, said
+    # room again: the same command gives what it would have given
+    if name in ("export", "phantom"):
+        for file in new:
+            remove(here / file)
+    assert main(words.split()) == 0
+    assert content(out) == whole
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_something_else_is_in_the_place(here, name, capsys):
+    words, written = COMMANDS[name]
+    out = here / written
+    if name in FILES:
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+    else:
+        out.write_text("mine")
+    overwritten = ["--overwrite"] if words.split()[0] in ("generate", "rexrank", "studies", "convert") else []
+    for more in ([], overwritten):
+        assert main([*words.split(), *more]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len([x for x in said if x.startswith("cxr ")]) == 1 and written in said[-1], said
+        assert (out / "mine.txt" if out.is_dir() else out).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words", ["generate films --model model --max-new-tokens 3", "studies check studies.jsonl"]
+)
+def test_nobody_reads_on(here, words):
+    """As `| head` does it: the reader closes the pipe."""
+
+    def closed():
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.dup2(writing, 1)
+
+    main(words.split())
+    status, said = meets(closed, words)
+    assert status == 0 and not said, said
+
+
+# How often each command is killed; a hundred times each took 74 s on a core.
+KILLS = int(os.environ.get("CXR_KILLS", "10"))
+
+
+@pytest.mark.parametrize("name", ["generate", "prepare", "embed"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_at_any_moment(here, name, how):
+    """Nothing is lost, doubled or mixed: what comes of it is what one run gives."""
+    words, written = COMMANDS[name]
+    out = here / written
+    started = time.perf_counter()
+    assert main(words.split()) == 0
+    lasted = time.perf_counter() - started
+    whole = content(out)
+    remove(out)
+    chance, silent = random.Random(0), os.open(os.devnull, os.O_WRONLY)
+    for _ in range(KILLS):
+        child = forked(words, silent)
+        time.sleep(chance.uniform(0, 1.2 * lasted))
+        os.kill(child, how)
+        os.waitpid(child, 0)
+        if name == "generate" and out.exists():
+            assert content(out) == whole
+            remove(out)
+    # a finished predictions file is not replaced
+    assert (name == "generate" and out.exists()) or main(words.split()) == 0
+    assert _rows(name, out) == _rows(name, out, whole)
+
+
+def _rows(name, out, whole=None):
+    """What the files hold by image, for how it is spread over files depends on the kills."""
+    if name == "generate":
+        return content(out) if whole is None else whole
+    if name == "embed":
+        from encoder.embed import read_features
+
+        if whole is None:
+            return sorted(Path(path).name for path, _ in read_features(out))
+        return [f"{i}.png" for i in range(4)]
+    from train.datasets.archive import Archive
+
+    if whole is None:
+        archive = Archive(out)
+        return sorted((path.name, archive[i].shape) for i, path in enumerate(archive.paths))
+    return [(f"{i}.png", (64, 64)) for i in range(4)]
