@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,26 @@ if not torch.cuda.is_available():
     os.environ.setdefault(
         "TRITON_INTERPRET", "1"
     )  # before triton is imported: its own functions are decorated, too
+
+# Test modules import three hundred thousand objects, none of which is garbage: looking for some takes seconds.
+gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Let go of what collection has made, and begin the server of `tests.forked` before any test has run."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    if getattr(session, "items", None) and not session.config.option.collectonly:
+        from tests.forked import begin_server
+
+        begin_server()
+
+
+def pytest_sessionfinish() -> None:
+    # libraries complain of what is left at the end
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,23 +1,36 @@
-"""Trainings in processes of their own, for tests: killed as a power cut would do it, or two that share a run.
+"""Trainings and commands in processes of their own, for tests: killed as a power cut would do it, or two that share a
+run.
 
 They are forked off one server that has imported everything, so that a test does not pay for the imports of each.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
+import multiprocessing.context
 import os
+import select
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
 # Seconds after which a run counts as one that hangs.
 PATIENCE = 240
+# What the server imports before it forks, where the tests that were collected have not imported it.
+PRELOAD = [
+    "train.pretrain.loop",
+    "train.finetune.loop",
+    "train.probe.run",
+    "encoder.embed",
+    "train.datasets.archive",
+]
 
 
 class Ended(NamedTuple):
@@ -65,10 +78,58 @@ def run_in_processes(
     return Ended([process.exitcode for process in processes], said, complained)
 
 
+def context() -> multiprocessing.context.ForkServerContext:
+    """Return the context of multiprocessing whose processes come from the server."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(PRELOAD)
+    return found
+
+
+def begin_server() -> None:
+    """Fork the server off this process, which has imported what its tests need and has run none of them.
+
+    A server that multiprocessing starts would import all that again, for a quarter of a minute. It is told of ours
+    by private names, which other versions of Python may not have: there it starts its own.
+    """
+    if not hasattr(os, "fork") or sys.version_info >= (3, 14):
+        return
+    listener = socket.socket(socket.AF_UNIX)
+    address = connection.arbitrary_address("AF_UNIX")
+    listener.bind(address)
+    listener.listen()
+    # Closed when this process ends, which ends the server.
+    alive_r, alive_w = os.pipe()
+    sys.stdout.flush()
+    process = os.fork()
+    if process == 0:
+        try:
+            os.close(alive_w)
+            _serve(listener, alive_r)
+        finally:
+            os._exit(0)
+    listener.close()
+    os.close(alive_r)
+    server = forkserver._forkserver
+    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = (
+        address,
+        alive_w,
+        process,
+    )
+
+
+def _serve(listener: socket.socket, alive_r: int) -> None:
+    # pytest's are files of its own
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    # no page is copied only because its objects were counted
+    gc.freeze()
+    # what has not been imported yet is imported when the first process is wanted
+    ready, _, _ = select.select([listener, alive_r], [], [])
+    if listener in ready:
+        forkserver.main(listener.detach(), alive_r, PRELOAD)
+
+
 def _fork(work: Callable[..., None], *args) -> BaseProcess:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.pretrain.loop", "train.finetune.loop", "accelerate.utils"])
-    process = context.Process(target=work, args=args)
+    process = context().Process(target=work, args=args)
     process.start()
     return process
 

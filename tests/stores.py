@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.forked import context
 
 SIDE = 28
 
@@ -15,9 +16,7 @@ SIDE = 28
 def start(work: Callable[..., None], *arguments: Any, die_at: int = 0, together: Any = None) -> Any:
     """Start `work` in a process, which kills itself before its `die_at`-th fsync, and begins when all others of the
     barrier `together` have come so far."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stores", "encoder.embed", "train.datasets.archive"])
-    process = context.Process(target=_run, args=(work, arguments, die_at, together))
+    process = context().Process(target=_run, args=(work, arguments, die_at, together))
     process.start()
     return process
 
@@ -32,7 +31,7 @@ def ended(process: Any) -> int:
 
 
 def barrier(parties: int) -> Any:
-    return multiprocessing.get_context("forkserver").Barrier(parties)
+    return context().Barrier(parties)
 
 
 def _run(work: Callable[..., None], arguments: tuple, die_at: int, together: Any) -> None:

@@ -29,10 +29,12 @@ def compiled(what: str, tmp_path: Path) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+# the compiler takes three seconds for each
+@pytest.mark.slow
 def test_no_register_spills_and_tensor_cores_do_the_products(tmp_path):
-    """Entries of the table, dense and packed, with causality where it is used; on sm_90 read by TMA."""
+    """Entries of the table that our trainings use; on sm_90 read by TMA."""
     found = compiled("used", tmp_path)
-    assert len(found) == 2 * 3 * 4  # architectures, kernels, and what attention_tiles.py lists
+    assert len(found) == 2 * 3 * 2  # architectures, kernels, and what attention_tiles.py lists
     for entry in found:
         assert "error" not in entry, entry
         assert entry["LDL"] == entry["STL"] == 0, entry  # local memory: spilled registers

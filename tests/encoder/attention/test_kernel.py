@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -20,8 +22,10 @@ from encoder.attention.kernel import Pack  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-LENGTHS = [1, 2, 49, 50, 63, 64, 65, 127, 128, 129, 197]
-LONG = [257, 1369, 1370] if GPU else []  # the interpreter takes seconds for each
+# A tile has 32 tokens in float32, 64 or 128 in half precision: less than one, one, one and a bit, two, two and a bit.
+LENGTHS = [1, 2, 50, 64, 65, 128, 129]
+# The interpreter takes a second or more for each.
+MORE = [49, 63, 127, 197, 257, 1369, 1370] if GPU else []
 WIDTHS = [16, 32, 64, 80, 96, 128]
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])]
 
@@ -31,6 +35,31 @@ if not GPU:
     new_numpy = tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4)
     reason = "Triton's interpreter before 3.7 cannot loop to a loaded length with numpy 2.4 or later"
     pytestmark.append(pytest.mark.skipif(old and new_numpy, reason=reason))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_interpreter():
+    """Triton's interpreter without half of its work: at every call of a function it looks through all of its language
+    for built-in functions, and at every sum of integers whether a wider type had another result."""
+    if GPU:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    is_builtin, names = interpreter.tl.core.is_builtin, {}
+
+    def patch_builtin(place, *rest):
+        if place not in names:
+            names[place] = [name for name, member in inspect.getmembers(place) if is_builtin(member)]
+        for name in names[place]:
+            if is_builtin(member := getattr(place, name)):
+                interpreter._patch_attr(place, name, member, *rest)
+
+    builder = interpreter.interpreter_builder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_builtin", patch_builtin)
+        patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -123,10 +152,10 @@ def compare(q_lengths, k_lengths, H, Hk, D, dtype, causal, packed=True, scale=No
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("N", LENGTHS + LONG)
+@pytest.mark.parametrize("N", LENGTHS + MORE)
 def test_every_length(N, causal):
     # the rule compares greatest errors: of a few numbers they are a matter of luck
-    count = 1 if N > 8 else 32
+    count = 1 if N > 8 else 32 if GPU else 8
     for dtype, D in product(DTYPES, WIDTHS if GPU else [64]):
         compare([N] * count, [N] * count, 1, 1, D, dtype, causal, packed=False)
 
@@ -134,7 +163,7 @@ def test_every_length(N, causal):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("D", WIDTHS)
 def test_every_head_width(D, dtype):
-    compare([50, 50], [50, 50], 2, 1, D, dtype, True, packed=False)
+    compare([40], [40], 2, 1, D, dtype, True, packed=False)
     compare([3, 33], [65, 40], 2, 2, D, dtype, False)
 
 
@@ -142,10 +171,14 @@ def test_every_head_width(D, dtype):
 @pytest.mark.parametrize(
     ("q_lengths", "k_lengths", "H", "Hk"),
     [
-        ([50, 50, 137], [50, 50, 137], 2, 2),  # crops of two sizes
-        ([1, 65, 33, 2], [1, 65, 33, 2], 4, 2),
-        ([1, 1, 1], [70, 9, 1], 4, 1),  # cached decoding
-        ([5, 70, 3], [40, 20, 3], 2, 1),  # some queries see nothing if causal
+        # crops of two sizes
+        ([10, 10, 130], [10, 10, 130], 1, 1),
+        # heads that share keys, not all of them
+        ([1, 40, 2], [1, 40, 2], 4, 2),
+        # cached decoding
+        ([1, 1, 1], [70, 9, 1], 2, 1),
+        # some queries see nothing if causal
+        ([5, 70, 3], [40, 20, 3], 1, 1),
     ],
 )
 def test_packs(q_lengths, k_lengths, H, Hk, causal, monkeypatch):
@@ -180,7 +213,9 @@ def sharp(q, k, v, grad):
 @pytest.mark.parametrize("causal", [False, True])
 def test_hostile_values(change, causal):
     for dtype in DTYPES:
-        compare([65], [65], 1, 1, 64, dtype, causal, packed=False, change=change)
+        # two tiles
+        N = 40 if dtype == torch.float32 and not GPU else 65
+        compare([N], [N], 1, 1, 64, dtype, causal, packed=False, change=change)
 
 
 def test_queries_that_see_nothing_give_zeros_and_no_gradient():
@@ -190,7 +225,7 @@ def test_queries_that_see_nothing_give_zeros_and_no_gradient():
 
 
 def test_three_times_the_same_bits():
-    inputs, pack = draw([65, 50], [65, 50], 2, 1, 64, torch.float16), pack_of([65, 50], [65, 50])
+    inputs, pack = draw([65, 9], [65, 9], 2, 1, 64, torch.float16), pack_of([65, 9], [65, 9])
     first, *others = (ours(*inputs, pack, causal=True) for _ in range(3))
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
@@ -221,13 +256,13 @@ def test_views_are_read_where_they_lie(monkeypatch):
 @pytest.mark.parametrize("scale", [-0.3, 0.0])
 def test_scales_that_are_not_positive(scale):
     for dtype in DTYPES[:2]:
-        compare([5, 70, 3], [40, 20, 3], 2, 1, 32, dtype, True, scale=scale)
+        compare([5, 40, 3], [40, 20, 3], 1, 1, 32, dtype, True, scale=scale)
 
 
 def test_the_operator_hands_on_a_pack():
     """What it is on a GPU; where there is none, the operator on a CPU goes another way."""
-    q, k, v, grad = draw([33, 40], [33, 40], 2, 1, 16, torch.float32)
-    pack = pack_of([33, 40], [33, 40])
+    q, k, v, grad = draw([33, 4], [33, 4], 2, 1, 16, torch.float32)
+    pack = pack_of([33, 4], [33, 4])
     found = ours(q, k, v, grad, ops._pack(*pack))
     assert all(torch.equal(a, b) for a, b in zip(found, ours(q, k, v, grad, pack), strict=True))
 
@@ -253,11 +288,12 @@ def test_sequences_of_a_pack_do_not_see_each_other():
 def test_tasks_of_a_pack():
     """Every tile of every sequence once, in order, then nothing; more sequences than one program reads at once."""
     g = torch.Generator().manual_seed(0)
-    lengths = torch.randint(0, 40, (kernel.TASKS * 2 + 3,), generator=g)
+    at_once = kernel.TASKS if GPU else 16
+    lengths = torch.randint(0, 40, (at_once * 2 + 3,), generator=g)
     cu = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int().to(DEVICE)
     total = int(cu[-1]) // 16 + len(lengths)
     tasks = torch.full((total, 2), -7, dtype=torch.int32, device=DEVICE)
-    kernel._list_tasks[(len(lengths),)](cu, tasks, len(lengths), total, SIZE=16, BLOCK=kernel.TASKS)
+    kernel._list_tasks[(len(lengths),)](cu, tasks, len(lengths), total, SIZE=16, BLOCK=at_once)
     wanted = [[s, t] for s, n in enumerate(lengths.tolist()) for t in range(-(-n // 16))]
     assert tasks[: len(wanted)].tolist() == wanted
     assert (tasks[len(wanted) :, 0] == -1).all()
