@@ -49,14 +49,22 @@ def levels(stored_HW: np.ndarray) -> tuple[int, np.ndarray]:
 
 
 def look_up(
-    stored_HW: np.ndarray, low: int, grey: np.ndarray, occurs: np.ndarray, invert: bool = False
+    stored_HW: np.ndarray,
+    low: int,
+    grey: np.ndarray,
+    occurs: np.ndarray,
+    invert: bool = False,
+    dark: np.ndarray | None = None,
 ) -> np.ndarray:
-    """grey[v - low] for every stored value v, scaled so that what occurs spans [0, 1]: float32 (H, W)."""
+    """grey[v - low] for every stored value v, scaled so that what occurs spans [0, 1], and 0 for the values that are
+    `dark`: float32 (H, W)."""
     least, most = grey[occurs].min(), grey[occurs].max()
     if not least < most:
         raise InputError("constant_image", "every pixel has the same grey value")
     table = ((grey - least) / (most - least)).clip(0, 1)
     table = (1 - table if invert else table).astype(np.float32)
+    if dark is not None:
+        table[dark] = 0
     pixels_HW = np.empty(stored_HW.shape, np.float32)
     for rows in range(0, len(stored_HW), 128):
         index_HW = stored_HW[rows : rows + 128].astype(np.intp) - low

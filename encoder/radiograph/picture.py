@@ -4,23 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from encoder.radiograph.grey import check_pixels, levels, look_up, size_warning, span
-from encoder.radiograph.types import Header, InputError, Limits, Radiograph
+from encoder.radiograph.jpeg import open_jpeg
+from encoder.radiograph.png import check_png, has_all_rows
+from encoder.radiograph.types import Header, InputError, Limits, Radiograph, Warn
 
 GREEN = 1
 
 
 def read_picture(data: bytes, limits: Limits) -> Radiograph:
     """Read the bytes of a PNG or JPEG file. Raises InputError."""
+    return _read_jpeg(data, limits) if data[:2] == b"\xff\xd8" else _read_png(data, limits)
+
+
+def _read_jpeg(data: bytes, limits: Limits) -> Radiograph:
     with _refusals():
-        image = Image.open(BytesIO(data), formats=("PNG", "JPEG"))
-        depth, kind = data[24:26] if image.format == "PNG" else (8, 0)
-    return of_image(image, limits, keeps_levels=depth < 16 or kind == 0)
+        image, feed = open_jpeg(data)
+        # phones put a gain map, a thumbnail or the other eye's picture behind the first one (CIPA DC-007)
+        pictures = getattr(image, "n_frames", 1)
+    _load(image, limits)
+    notes = feed.check(image)
+    radiograph = of_levels(_grey(ImageOps.exif_transpose(image)))
+    if pictures > 1:
+        notes.append(Warn("more_pictures", f"the file holds {pictures} pictures; the first is read"))
+    return _with(radiograph, notes)
+
+
+def _read_png(data: bytes, limits: Limits) -> Radiograph:
+    notes = check_png(data)
+    with _refusals():
+        image = Image.open(BytesIO(data), formats=("PNG",))
+        depth, kind = data[24:26]
+    radiograph = of_image(image, limits, keeps_levels=depth < 16 or kind == 0)
+    # Pillow leaves rows black that the file does not have
+    if not np.asarray(image)[-1].any() and not has_all_rows(data):
+        raise InputError("truncated", "its last rows are missing")
+    return _with(radiograph, notes)
+
+
+def _with(radiograph: Radiograph, notes: list[Warn]) -> Radiograph:
+    return replace(radiograph, warnings=(*notes, *radiograph.warnings)) if notes else radiograph
 
 
 def of_image(image: Image.Image, limits: Limits, keeps_levels: bool = True) -> Radiograph:
@@ -29,6 +58,13 @@ def of_image(image: Image.Image, limits: Limits, keeps_levels: bool = True) -> R
     with _refusals():
         if (frames := getattr(image, "n_frames", 1)) > 1:
             raise InputError("multi_frame", f"{frames} frames; give the one that is meant")
+    _load(image, limits, keeps_levels)
+    return of_levels(_grey(ImageOps.exif_transpose(image)))
+
+
+def _load(image: Image.Image, limits: Limits, keeps_levels: bool = True) -> None:
+    """Decode an image if it is one that may be read. Raises InputError."""
+    with _refusals():
         W, H = image.size
         check_pixels(H, W, limits)
         if not keeps_levels:
@@ -37,7 +73,6 @@ def of_image(image: Image.Image, limits: Limits, keeps_levels: bool = True) -> R
         if image.mode in {"CMYK", "YCbCr", "LAB", "HSV"}:
             raise InputError("colour_image", f"a {image.mode} picture, not a grey one")
         image.load()
-    return of_levels(_grey(ImageOps.exif_transpose(image)))
 
 
 def of_levels(stored: np.ndarray) -> Radiograph:

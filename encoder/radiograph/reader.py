@@ -119,11 +119,11 @@ def _read(source: Any, limits: Limits) -> Radiograph:
 
 def codecs() -> dict[str, str | bool]:
     """For each DICOM transfer syntax, by name: the library that decodes it here, or False."""
-    from encoder.radiograph.dicom import SYNTAXES, can_decode
+    from encoder.radiograph.decode import SYNTAXES, can_decode
 
     return {
         name: (plugin or "pydicom") if can_decode(uid, plugin) else False
-        for uid, (name, plugin) in SYNTAXES.items()
+        for uid, (name, plugin, _) in SYNTAXES.items()
     }
 
 

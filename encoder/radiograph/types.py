@@ -47,7 +47,8 @@ class InputError(UserError):
 
 class Warn(NamedTuple):
     """Read, but worth knowing. `code`: not_chest, lateral, low_resolution, unknown_modality, for_processing,
-    burned_in_annotation, not_human, bad_window or excess_pixel_data."""
+    burned_in_annotation, not_human, excess_pixel_data; bad_window, bad_rescale, header_conflict, damaged_pixels,
+    turned, not_square, more_pictures (docs/dicom.md says when)."""
 
     code: str
     message: str
@@ -74,7 +75,7 @@ class Header:
     patient_id: str | None = field(default=None, repr=False)
     # StudyInstanceUID, likewise.
     study_uid: str | None = field(default=None, repr=False)
-    rows: int = 0  # pixels
+    rows: int = 0  # pixels, as given: made square and turned
     columns: int = 0
     bits: int = 8  # stored per pixel
     transfer_syntax: str | None = None  # UID

@@ -33,7 +33,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from encoder.radiograph import CODES, InputError, Limits, codecs, dicom, parse_age, parse_view, read
+from encoder.radiograph import CODES, InputError, Limits, codecs, decode, parse_age, parse_view, read
 
 RNG = np.random.default_rng(0)
 H, W = 40, 48
@@ -305,7 +305,7 @@ def test_without_a_preamble(tmp_path):
 
 def test_a_missing_codec_is_named_with_what_brings_it(tmp_path, monkeypatch):
     assert set(codecs().values()) <= {"pydicom", "pillow", "gdcm", "pylibjpeg", False} and codecs()["RLE"]
-    monkeypatch.setattr(dicom, "can_decode", lambda syntax, plugin: False)
+    monkeypatch.setattr(decode, "can_decode", lambda syntax, plugin: False)
     ds = compressed(stored(12), 12, JPEGExtended12Bit, b"\xff\xd8\xff\xd9")
     with pytest.raises(InputError, match=r"pip install cxr-vlm\[jpeg12\]") as caught:
         read(save(ds, tmp_path / "x.dcm"))
@@ -405,7 +405,9 @@ def test_other_animals_and_other_warnings(tmp_path):
 def test_header(tmp_path):
     tags = {"PatientAge": "006M", "PatientSex": "F", "ImagerPixelSpacing": [0.2, 0.3], "PixelSpacing": [0, 0]}
     header = read(save(dataset(stored(12), 12, **tags), tmp_path / "x.dcm")).header
-    assert (header.age, header.sex, header.pixel_spacing_mm) == (0.5, "F", (0.2, 0.3))
+    # made square, which takes the finer spacing
+    assert (header.age, header.sex, header.pixel_spacing_mm) == (0.5, "F", (0.2, 0.2))
+    assert (header.rows, header.columns) == (H, 1.5 * W)
     header = read(save(dataset(stored(12), 12, PatientSex="O"), tmp_path / "x.dcm")).header
     assert (header.age, header.sex, header.pixel_spacing_mm) == (None, None, None)
 
@@ -704,17 +706,18 @@ REAL = {
     "radiograph/RSNA_chestPA_fakeMONOCHROME1.dcm": set(),
     # A dog; the header says no more than "thorax", so only its 169 x 211 pixels are remarked on
     "radiograph/DX_thorax_Fuji_DOG_small.dcm": {"low_resolution"},
-    # Teeth (by the study description), hip and leg (by the body part)
+    # Teeth (by the study description), hip and leg (by the body part). The leg is stored as its mirror image, as its
+    # PatientOrientation says: the R of the marker can be read only when it has been turned.
     "radiograph/CR_ModalityLUTSequence_JPEGlossless.dcm": {"not_chest"},
     "radiograph/RG2_hip_MONO2_J2K_lossless.dcm": {"not_chest"},
-    "radiograph/RG3_extremity_J2K_lossless.dcm": {"not_chest"},
-    "radiograph/RG3_extremity_JPEGLS_lossless.dcm": {"not_chest"},
-    "radiograph/RG3_extremity_JPEG_lossless_sv1.dcm": {"not_chest"},
-    "radiograph/RG3_extremity_RLE.dcm": {"not_chest"},
-    "radiograph/RG3_extremity_uncompressed.dcm": {"not_chest"},
+    "radiograph/RG3_extremity_J2K_lossless.dcm": {"not_chest", "turned"},
+    "radiograph/RG3_extremity_JPEGLS_lossless.dcm": {"not_chest", "turned"},
+    "radiograph/RG3_extremity_JPEG_lossless_sv1.dcm": {"not_chest", "turned"},
+    "radiograph/RG3_extremity_RLE.dcm": {"not_chest", "turned"},
+    "radiograph/RG3_extremity_uncompressed.dcm": {"not_chest", "turned"},
     "radiograph/RG3_extremity_JPEG_extended12bit.dcm": "unsupported_transfer_syntax"
     if NO_12_BIT
-    else {"not_chest"},
+    else {"not_chest", "turned"},
     # No image container at all; a DICOMDIR is an index
     "odd/empty_file.dcm": "not_an_image",
     "odd/not_dicom_xml.dcm": "not_an_image",
@@ -800,6 +803,5 @@ def test_one_leg_in_seven_encodings(cxr_data):
             assert np.array_equal(read(path).pixels, plain), path.name
     lossy = [read(p).pixels for p in sorted(folder.glob("RG1_*"))]
     assert np.abs(lossy[0] - lossy[1]).mean() < 0.005
-    assert (
-        plain[:, 880].mean() > plain[:, 500].mean()
-    )  # MONOCHROME1: bone brighter than the air beside the leg
+    # MONOCHROME1: bone brighter than the air beside the leg, which was turned
+    assert plain[:, 1759 - 880].mean() > plain[:, 1759 - 500].mean()

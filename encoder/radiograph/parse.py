@@ -1,0 +1,243 @@
+"""The bytes of a DICOM file -> its header, and where its pixel data lie. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any, NamedTuple
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import read_dataset as parse_dataset
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
+
+from encoder.radiograph.elements import text
+from encoder.radiograph.types import InputError, Limits
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+IMPLICIT = "1.2.840.10008.1.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
+DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
+PIXEL_DATA = 0x7FE00010
+# FloatPixelData, DoubleFloatPixelData, PixelData
+PIXELS = {0x7FE00008, 0x7FE00009, PIXEL_DATA}
+FRAGMENT = b"\xfe\xff\x00\xe0"
+FLOATING = "the pixels are floating-point numbers, which no radiograph has"
+KNOWN_VRS = {str(vr).encode() for vr in VR if len(vr) == 2}
+LONG_VRS = {str(vr).encode() for vr in EXPLICIT_VR_LENGTH_32}
+UNDEFINED = 0xFFFFFFFF
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+
+
+class Parsed(NamedTuple):
+    header: Dataset  # up to the pixels, with `file_meta`
+    syntax: str  # transfer syntax UID
+    data: bytes  # the data set's
+    start: int  # of the pixel data in it; start = end where there are none
+    end: int
+    fragmented: bool  # the pixel data are encapsulated
+
+
+def parse(data: bytes, limits: Limits) -> Parsed:
+    """Find the header and the pixel data. Raises InputError for what is not a DICOM image file or is cut off."""
+    if data[128:132] == b"DICM":
+        offset = 132
+    # no preamble: begins with a low tag of group 2 or 8
+    elif re.match(rb"[\x02\x08]\0[\0-\x1f]\0", data, re.S):
+        offset = 0
+    else:
+        raise InputError("not_an_image", "it is neither a DICOM nor a PNG nor a JPEG file")
+    stream = BytesIO(data)
+    stream.seek(offset)
+    meta = FileMetaDataset(_dataset(stream, len(data), False, True, lambda tag, vr, length: tag >> 16 != 2))
+    check_class(meta)
+    syntax = text(meta, "TransferSyntaxUID")
+    # the first element shows which, having a VR or not; big endian always comes with a meta header
+    if not syntax:
+        syntax = EXPLICIT if data[stream.tell() + 4 : stream.tell() + 6].isalpha() else IMPLICIT
+    begin = stream.tell()
+    if syntax == DEFLATED:
+        data, begin = _inflate(data[begin:], limits), 0
+    try:
+        parsed = _find_pixels(data, begin, syntax)
+    except Exception:
+        if (mended := _with_known_vrs(data, begin, syntax)) is None:
+            raise
+        parsed = _find_pixels(mended, begin, syntax)
+    else:
+        if parsed.start == parsed.end and (mended := _with_known_vrs(data, begin, syntax)) is not None:
+            parsed = _find_pixels(mended, begin, syntax)
+    parsed.header.file_meta = meta
+    return parsed
+
+
+def check_class(meta: Dataset) -> None:
+    """Refuse an index of files."""
+    if text(meta, "MediaStorageSOPClassUID") == DICOMDIR_CLASS:
+        raise InputError("not_an_image", "a DICOMDIR is an index; give the image files")
+
+
+def _find_pixels(data: bytes, begin: int, syntax: str) -> Parsed:
+    found: list[tuple[int, str | None, int]] = []
+
+    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        if min(PIXELS) <= tag <= PIXEL_DATA:
+            found.append((tag, vr, length))
+        return tag >= min(PIXELS)
+
+    stream = BytesIO(data)
+    stream.seek(begin)
+    header = _dataset(stream, len(data), syntax == IMPLICIT, syntax != BIG_ENDIAN, at_pixels)
+    if not found or found[-1][0] > PIXEL_DATA:
+        return Parsed(header, syntax, data, 0, 0, False)
+    tag, vr, length = found[-1]
+    if tag != PIXEL_DATA:
+        raise InputError("unreadable", FLOATING)
+    start = stream.tell() + (12 if vr in EXPLICIT_VR_LENGTH_32 else 8)
+    if length == UNDEFINED:
+        return Parsed(header, syntax, data, start, _end_of_fragments(data, start), True)
+    if start + length > len(data):
+        missing = start + length - len(data)
+        raise InputError("truncated", f"{missing} of {length} bytes of pixel data are missing")
+    return Parsed(header, syntax, data, start, start + length, False)
+
+
+def _dataset(
+    stream: BytesIO, end: int, implicit: bool, little: bool, stop: Callable[[Any, str | None, int], bool]
+) -> Dataset:
+    """`pydicom.filereader.read_dataset`, which by itself says nothing of a data set that is cut off."""
+    begin = stream.tell()
+    try:
+        dataset = parse_dataset(stream, implicit, little, stop_when=stop)
+        if stream.tell() >= end > begin:
+            if not len(dataset):  # what pydicom makes of a data set that ends inside a sequence
+                raise EOFError
+            try:
+                raw = dataset.get_item(max(dataset.keys()))
+            except NotImplementedError:
+                # pydicom knows no such VR
+                raw = None
+            value, length = getattr(raw, "value", None), getattr(raw, "length", 0)
+            if isinstance(value, bytes) and length != UNDEFINED and len(value) < length:
+                raise EOFError
+    except (EOFError, OSError, struct.error):
+        if stream.tell() >= end:
+            raise InputError("truncated", "the file ends inside its header") from None
+        raise InputError("unreadable", "the DICOM header is damaged") from None
+    return dataset
+
+
+def _inflate(deflated: bytes, limits: Limits) -> bytes:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = inflater.decompress(deflated, limits.max_inflated_bytes + 1)
+    except zlib.error:
+        raise InputError("unreadable", "the deflated data set is damaged") from None
+    if len(data) > limits.max_inflated_bytes:
+        most = limits.max_inflated_bytes
+        raise InputError("decompression_bomb", f"{len(deflated)} deflated bytes unfold to more than {most}")
+    if not inflater.eof:
+        raise InputError("truncated", "the deflated data set ends early")
+    return data
+
+
+def _end_of_fragments(data: bytes, position: int) -> int:
+    """Walk the items of encapsulated pixel data (PS3.5 A.4) to behind their delimiter."""
+    while position + 8 <= len(data):
+        tag, length = struct.unpack_from("<4sL", data, position)
+        if tag == b"\xfe\xff\xdd\xe0":
+            return position + 8
+        if tag != FRAGMENT or length == UNDEFINED:
+            raise InputError("unreadable", "the compressed pixel data are not in proper fragments")
+        position += 8 + length
+    raise InputError("truncated", "the file ends inside the compressed pixel data")
+
+
+def fragments_of(value: bytes) -> list[bytes]:
+    """Take the fragments out of encapsulated pixel data, without the basic offset table (PS3.5 A.4)."""
+    found, position = [], 0
+    while position + 8 <= len(value) and value[position : position + 4] == FRAGMENT:
+        length = struct.unpack_from("<L", value, position + 4)[0]
+        found.append(value[position + 8 : position + 8 + length])
+        position += 8 + length
+    return found[1:]
+
+
+# Unknown VRs
+
+
+def _with_known_vrs(data: bytes, begin: int, syntax: str) -> bytes | None:
+    """Write UN for every VR that is unknown and has a 32-bit length; None where there is no such VR.
+
+    VRs that are to come have that form (PS3.5 6.2.2, 7.1.2). pydicom takes a VR that it does not know to have a 16-bit
+    length, reads it as zero, and then takes the value for elements.
+    """
+    if syntax == IMPLICIT:
+        return None
+    walk = _Walk(bytearray(data), "<" if syntax != BIG_ENDIAN else ">")
+    try:
+        walk.elements(begin, len(data))
+    except (struct.error, RecursionError):
+        return None
+    return bytes(walk.data) if walk.changed else None
+
+
+class _Walk:
+    """A walk over explicit-VR elements. Positions are offsets into `data`."""
+
+    def __init__(self, data: bytearray, order: str) -> None:
+        self.data, self.order, self.changed = data, order, False
+
+    def tag(self, at: int) -> int:
+        group, element = struct.unpack_from(self.order + "2H", self.data, at)
+        return int(group) << 16 | int(element)
+
+    def length(self, at: int) -> int:
+        return int(struct.unpack_from(self.order + "L", self.data, at)[0])
+
+    def elements(self, at: int, end: int) -> int:
+        """Walk to the pixel data, to the end of the item or to `end`; returns where that is."""
+        while at + 8 <= end:
+            tag = self.tag(at)
+            if tag == ITEM_END:
+                return at + 8
+            if tag >= min(PIXELS):
+                return at
+            vr = bytes(self.data[at + 4 : at + 6])
+            if vr not in KNOWN_VRS and self._is_long(at, tag):
+                self.data[at + 4 : at + 6] = vr = b"UN"
+                self.changed = True
+            if vr not in LONG_VRS:
+                at += 8 + int(struct.unpack_from(self.order + "H", self.data, at + 6)[0])
+            elif (length := self.length(at + 8)) != UNDEFINED:
+                at += 12 + length
+            else:
+                at = self.items(at + 12, end)
+        return at
+
+    def items(self, at: int, end: int) -> int:
+        """Walk the items of a sequence of undefined length, to behind its delimiter."""
+        while at + 8 <= end:
+            tag, length = self.tag(at), self.length(at + 4)
+            at += 8
+            if tag == SEQUENCE_END:
+                return at
+            if tag != ITEM:
+                raise struct.error
+            at = self.elements(at, end) if length == UNDEFINED else at + length
+        return at
+
+    def _is_long(self, at: int, tag: int) -> bool:
+        """Whether the element has a 32-bit length: the reserved bytes are zero, and an element follows its value."""
+        if self.data[at + 6 : at + 8] != b"\0\0" or at + 12 > len(self.data):
+            return False
+        length = self.length(at + 8)
+        if length == UNDEFINED:
+            return self.tag(at + 12) in (ITEM, SEQUENCE_END)
+        after = at + 12 + length
+        if after == len(self.data):
+            return True
+        return after + 8 <= len(self.data) and (self.tag(after) > tag or self.tag(after) == ITEM_END)
