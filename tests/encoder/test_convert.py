@@ -1,4 +1,5 @@
-"""Encoder weights of every origin, at full size by the names and shapes they are published with."""
+"""Encoder weights of every origin: names and shapes at full size, as they are published, and numbers at a sixth of the
+width."""
 
 import pytest
 import timm
@@ -8,18 +9,40 @@ from transformers import Dinov2Config, Dinov2Model
 
 from cxr.cli.main import main
 from encoder.convert import Loaded, difference, load_backbone, save_backbone
-from encoder.state_dicts import ConversionError, load_encoder
+from encoder.state_dicts import ConversionError, load_encoder, timm_to_dinov2, timm_to_transformers
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
 
 TENSORS = {"transformers": 223, "timm": 174, "dinov2": 175}  # of a ViT-B with 12 layers
 
 
+HUB = {"num_hidden_layers": 12, "image_size": 518}
+
+
+def test_names_and_shapes_are_those_of_the_published_weights():
+    """RAD-DINO's: ViT-B/14 at 518 pixels."""
+    with torch.device("meta"):
+        ours = CropViT(518, 14, 768, 12, 12, layerscale=0.5).state_dict()
+        by_transformers = Dinov2Model(
+            Dinov2Config(hidden_size=768, num_attention_heads=12, **HUB)
+        ).state_dict()
+        by_timm = timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=518).state_dict()
+
+    def shapes(state):
+        return {name: x.shape for name, x in state.items()}
+
+    # transformers renames in memory what it reads; the names in files are compared in `published`
+    assert sorted(shapes(timm_to_transformers(ours)).values()) == sorted(shapes(by_transformers).values())
+    dinov2 = shapes(timm_to_dinov2(ours))
+    assert len(dinov2) == TENSORS["dinov2"] and dinov2.pop("mask_token")
+    assert dinov2 == shapes(by_timm)
+
+
 @pytest.fixture(scope="module")
-def vit_b():
-    """RAD-DINO's shape: ViT-B/14 at 518 px, with numbers at which nothing is zero."""
+def narrow():
+    """RAD-DINO's layers and pixels at a sixth of its width, with numbers at which nothing is zero."""
     torch.manual_seed(0)
-    model = CropViT(518, 14, 768, 12, 12, layerscale=0.5)
+    model = CropViT(518, 14, 128, 12, 2, layerscale=0.5)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.02 * torch.randn_like(p))
@@ -27,13 +50,11 @@ def vit_b():
 
 
 @pytest.fixture(scope="module")
-def published(vit_b, tmp_path_factory):
-    """The files of microsoft/rad-dino and facebook/dinov2-base, and timm's."""
+def published(narrow, tmp_path_factory):
+    """Files like those of microsoft/rad-dino and facebook/dinov2-base, and timm's."""
     folder = tmp_path_factory.mktemp("weights")
-    hub = Dinov2Model(
-        Dinov2Config(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, image_size=518)
-    )
-    save_backbone(vit_b, folder / "ours", "transformers")
+    hub = Dinov2Model(Dinov2Config(hidden_size=128, num_attention_heads=2, **HUB))
+    save_backbone(narrow, folder / "ours", "transformers")
     ours = load_file(folder / "ours" / "model.safetensors")
     hub.save_pretrained(folder / "rad-dino")  # by transformers itself: names and shapes are the library's
     theirs = load_file(folder / "rad-dino" / "model.safetensors")
@@ -42,13 +63,15 @@ def published(vit_b, tmp_path_factory):
     (folder / "rad-dino" / "preprocessor_config.json").write_text(
         (folder / "ours" / "preprocessor_config.json").read_text()
     )
-    save_backbone(vit_b, folder / "backbone_compatible.safetensors", "dinov2")
+    save_backbone(narrow, folder / "backbone_compatible.safetensors", "dinov2")
     plain = load_file(folder / "backbone_compatible.safetensors")
     chunked = {k.replace("blocks.", "blocks.0.", 1): v for k, v in plain.items()}
     heads = {f"dino_head.mlp.{i}.weight": torch.zeros(2, 2) for i in (0, 2, 4)}
     checkpoint = {"teacher": {**{f"backbone.{k}": v for k, v in chunked.items()}, **heads}, "iteration": 3}
     torch.save(checkpoint, folder / "teacher_checkpoint.pth")
-    model = timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=518)
+    model = timm.create_model(
+        "vit_base_patch14_dinov2", num_classes=0, img_size=518, embed_dim=128, num_heads=2
+    )
     state = {k: v for k, v in plain.items() if k != "mask_token"}
     model.load_state_dict(state)
     save_file(state, folder / "timm.safetensors")
@@ -65,29 +88,29 @@ ORIGINS = {
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_every_origin_is_the_same_encoder(published, vit_b, origin):
+def test_every_origin_is_the_same_encoder(published, narrow, origin):
     dialect, left_out, added = ORIGINS[origin]
     loaded = load_backbone(published[0] / origin)
     assert (loaded.dialect, len(loaded.left_out), len(loaded.added)) == (dialect, left_out, added)
     assert loaded.tensors == TENSORS[dialect]
-    assert (loaded.backbone.size, loaded.backbone.heads, loaded.backbone.depth) == (518, 12, 12)
-    assert difference(loaded.backbone, vit_b) < 1e-5
+    assert (loaded.backbone.size, loaded.backbone.heads, loaded.backbone.depth) == (518, 2, 12)
+    assert difference(loaded.backbone, narrow) < 1e-5
     assert (loaded.preprocessing == Preprocessing()) == (origin == "rad-dino")
 
 
 @torch.inference_mode()
-def test_outputs_are_those_of_the_libraries(published, vit_b):
+def test_outputs_are_those_of_the_libraries(published, narrow):
     folder, by_timm = published
     x = torch.randn(1, 3, 518, 518, generator=torch.Generator().manual_seed(1))
-    ours = vit_b.forward_features(x)
+    ours = narrow.forward_features(x)
     assert (load_encoder(folder / "rad-dino", "sdpa")(x).last_hidden_state - ours).abs().max() < 1e-5
     assert (by_timm.forward_features(x) - ours).abs().max() < 1e-5
 
 
-def test_another_size_resamples_positions(published, vit_b):
+def test_another_size_resamples_positions(published, narrow):
     small = load_backbone(published[0] / "backbone_compatible.safetensors", size=224).backbone
-    assert small.pos_embed.shape == (1, 1 + 16 * 16, 768) and small.size == 224
-    torch.testing.assert_close(small.pos_embed[:, 0], vit_b.pos_embed[:, 0])
+    assert small.pos_embed.shape == (1, 1 + 16 * 16, 128) and small.size == 224
+    torch.testing.assert_close(small.pos_embed[:, 0], narrow.pos_embed[:, 0])
 
 
 @pytest.fixture
