@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from encoder.radiograph import GREY_RULE, Radiograph
+from encoder.radiograph import DICOM_RULE, GREY_RULE, Radiograph
 
 FILE = "preprocessor_config.json"
 RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -137,7 +137,12 @@ class Preprocessing:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the canonical JSON of the fields and of the rule by which stored values become grey levels."""
+        """Hex digest of the canonical JSON of the fields and of the rules by which stored values become grey levels."""
+        return _sha256({**asdict(self), "grey_rule": GREY_RULE, "dicom_rule": DICOM_RULE})
+
+    @property
+    def sha256_of_pictures(self) -> str:
+        """The digest of models that were saved before DICOM had a rule of its own. Pictures give the same numbers."""
         return _sha256({**asdict(self), "grey_rule": GREY_RULE})
 
     @property

@@ -14,7 +14,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from encoder.errors import reading
+from encoder.errors import first_line, reading
 from encoder.files import sha256_of
 from encoder.hub import weights_sha256
 from encoder.towers import loading
@@ -33,6 +33,21 @@ STRETCHED = (
 )
 
 
+def usable(device: str | torch.device | None) -> torch.device:
+    """Return the device of that name, by default a GPU where there is one. Raises ModelError where it cannot be used:
+    it is unknown or absent, torch was built without it, or it holds no numbers."""
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=found).cpu()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        # the first sentence: what follows lists all devices that torch has ever known, or its backends
+        why = first_line(error).partition(". ")[0].partition(" device type at start")[0]
+        raise ModelError(
+            f"device {str(device)!r} cannot be used here: {why}; accepted are cpu, cuda, cuda:1, ..."
+        ) from None
+    return found
+
+
 def load_model(
     name: str | Path,
     *,
@@ -49,7 +64,10 @@ def load_model(
     or left over, or if the directory holds no findings model.
     """
     folder = resolve(name)
-    if (folder / "adapter_config.json").is_file():
+    adapter = (folder / "adapter_config.json").is_file()
+    if base is not None and not adapter:
+        raise ModelError(f"{name} is not an adapter: it has no base, so leave {base} out")
+    if adapter:
         model = _load_adapter(folder, Meta.load(folder), base, attention, dtype, trainable)
     else:
         model = _load_whole(folder, attention, dtype)
@@ -146,7 +164,7 @@ def _digest_checked(
     if meta.preprocess_sha256 == preprocessing.sha256_before:
         if tell and not preprocessing.full_range:
             warnings.warn(STRETCHED.format(folder=folder), ModelWarning, stacklevel=4)
-    elif meta.preprocess_sha256 != preprocessing.sha256:
+    elif meta.preprocess_sha256 not in (preprocessing.sha256, preprocessing.sha256_of_pictures):
         raise ModelError(
             f"{folder} was trained with preprocessing {meta.preprocess_sha256[:12]}, but {where} says "
             f"{preprocessing.sha256[:12]}: restore the file that the model came with"

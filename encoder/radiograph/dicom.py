@@ -94,14 +94,14 @@ def read_dataset(dataset: Dataset, limits: Limits) -> Radiograph:
     return _radiograph(Parsed(header, syntax, value, 0, len(value), fragmented), limits)
 
 
-def shape_as_read(header: Dataset, limits: Limits | None = None) -> tuple[int, int]:
-    """(H, W) of the pixels that `read` gives of a DICOM file with this header, without decoding it; (0, 0) where it
-    describes no image."""
+def hanging(header: Dataset, limits: Limits | None = None) -> tuple[tuple[int, int], geometry.Turns]:
+    """-> ((H, W) to which the stored pixels are resampled, how they are turned then): what `read` does with a DICOM
+    file with this header, for masks that were drawn on its stored pixels. Decodes nothing."""
     H, W = integer(header, "Rows", 0), integer(header, "Columns", 0)
     if H < 1 or W < 1:
-        return 0, 0
-    (H, W), _ = geometry.squared_shape(header, H, W, (limits or Limits()).max_pixels)
-    return (W, H) if geometry.turns(header, _view(header))[0][0] else (H, W)
+        return (0, 0), (False, False, False)
+    shape, _ = geometry.squared_shape(header, H, W, (limits or Limits()).max_pixels)
+    return shape, geometry.turns(header, _view(header))[0]
 
 
 def _radiograph(parsed: Parsed, limits: Limits) -> Radiograph:

@@ -129,10 +129,12 @@ def test_siglip_and_timm_directories(tmp_path):
 
 
 def test_digests_are_those_of_their_version():
-    """As computed when there was one way to resize and one mean; and since 8-bit pictures are taken as they are."""
+    """As computed when there was one way to resize and one mean; since 8-bit pictures are taken as they are; and since
+    there is a rule for DICOM."""
     assert Preprocessing().sha256_before.startswith("947689539f3adc0e")
     assert Preprocessing(full_range=True).sha256_before.startswith("947689539f3adc0e")
-    assert Preprocessing().sha256.startswith("a272db734b5f6b54")
+    assert Preprocessing().sha256_of_pictures.startswith("a272db734b5f6b54")
+    assert Preprocessing().sha256.startswith("cde0ef84326d3ca3")
 
 
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from encoder.files import append_json, one_at_a_time, whole_lines, write_atomically, write_text
 from encoder.progress import bar
-from encoder.radiograph import GREY_RULE, InputError, Limits, read
+from encoder.radiograph import DICOM_RULE, GREY_RULE, InputError, Limits, read
 from vlm.study import StudyError, load_studies, normalise_split
 
 log = logging.getLogger(__name__)
@@ -199,6 +199,7 @@ class Radiographs:
             self._open_cache(Path(cache), workers)
 
     grey_rule = GREY_RULE
+    dicom_rule = DICOM_RULE
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -323,6 +324,8 @@ def _as_is(item: Any) -> Any:
 
 def _content_key(paths: Sequence[Path], short_side: int, limits: Limits) -> str:
     digest = hashlib.sha256(repr((CACHE_VERSION, GREY_RULE, short_side, limits)).encode())
+    if any(path.suffix.lower() not in PICTURE_SUFFIXES for path in paths):
+        digest.update(f"dicom rule {DICOM_RULE}".encode())
     for path in paths:
         try:
             status = path.stat()

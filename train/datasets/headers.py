@@ -10,6 +10,11 @@ from encoder.radiograph import parse_age, quiet
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 TAGS = ["PatientAge", "PatientSex", "PatientWeight", "PatientSize", "Rows", "Columns"]
+# What the reader looks at when it turns a film and makes its pixels square.
+HANGING = [
+    "PatientOrientation", "AnatomicalOrientationType", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio",
+    "ViewPosition", "ViewCodeSequence", "SeriesDescription", "ProtocolName",
+]  # fmt: skip
 PLAUSIBLE = {"weight": (0.3, 400), "height": (0.3, 2.5)}  # kg, m; typing errors and other units lie outside
 
 
@@ -21,8 +26,11 @@ class PatientHeader:
     sex: str | None = None  # F or M
     weight: float | None = None  # kg
     height: float | None = None  # m
+    # of the stored pixels; then (H, W) of square ones, and how they are turned (`encoder.radiograph.geometry`)
     rows: int = 0
     columns: int = 0
+    squared: tuple[int, int] = (0, 0)
+    turns: tuple[bool, bool, bool] = (False, False, False)
 
 
 def dicom_header(path: Path) -> PatientHeader:
@@ -30,12 +38,14 @@ def dicom_header(path: Path) -> PatientHeader:
     from pydicom import dcmread
     from pydicom.filereader import read_file_meta_info
 
+    from encoder.radiograph.dicom import hanging
+
     with quiet():
         try:
             # inflating takes place before a tag is read, whatever size that may come to
             if read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
                 return PatientHeader()
-            found = dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+            found = dcmread(path, stop_before_pixels=True, specific_tags=TAGS + HANGING)
             sex = str(found.get("PatientSex") or "").strip().upper()
             return PatientHeader(
                 parse_age(str(found.get("PatientAge") or "")),
@@ -44,6 +54,7 @@ def dicom_header(path: Path) -> PatientHeader:
                 plausible("height", found.get("PatientSize")),
                 int(found.get("Rows") or 0),
                 int(found.get("Columns") or 0),
+                *hanging(found),
             )
         except Exception:  # pydicom raises anything on hostile input
             return PatientHeader()

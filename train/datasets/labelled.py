@@ -18,7 +18,7 @@ import numpy as np
 from encoder.radiograph import parse_age
 from train.datasets.folder import PATH_COLUMNS, image_paths
 from train.datasets.headers import plausible
-from train.datasets.masks import Parts, image_size, mask_of
+from train.datasets.masks import Parts, as_read, image_size, mask_of
 from train.datasets.release import as_number, hashed_split
 from train.datasets.table import SEXES, known
 from vlm.study import Study, StudyError, load_studies, normalise_split
@@ -96,10 +96,11 @@ class Labelled:
         wanted = self._wanted(structure)
         if not wanted or not self.masks[i].keys() >= wanted:
             return None
-        size = image_size(self.paths[i])
+        path, masks = self.paths[i], self.masks[i]
+        size = image_size(path)
         if structure is not None:
-            return mask_of(self.masks[i][structure], size)
-        return np.stack([mask_of(self.masks[i][name], size) for name in self.structures])
+            return as_read(path, mask_of(masks[structure], size))
+        return np.stack([as_read(path, mask_of(masks[name], size)) for name in self.structures])
 
     def _wanted(self, structure: str | None) -> set[str]:
         if structure is not None and structure not in self.structures:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from encoder.errors import UserError
 from encoder.radiograph import InputError, Limits
+from encoder.radiograph.geometry import turn
 from encoder.radiograph.grey import check_pixels
 from train.datasets.headers import dicom_header
 
@@ -92,8 +93,21 @@ def decode_runs(runs: Runs) -> np.ndarray:
     return flat.reshape(W, H).T
 
 
+def as_read(path: Path, mask_HW: np.ndarray) -> np.ndarray:
+    """Turn a mask of the size of a file's stored pixels as `encoder.radiograph.read` turns its pixels, and make it
+    square likewise: only DICOM files need it."""
+    header = dicom_header(path)
+    if header.squared == (0, 0):
+        return mask_HW
+    h, w = header.squared
+    if mask_HW.shape != (h, w):
+        mask_HW = np.asarray(Image.fromarray(mask_HW).resize((w, h), Image.Resampling.NEAREST))
+    return turn(mask_HW, header.turns)
+
+
 def image_size(path: Path) -> tuple[int, int]:
-    """(H, W) of an image file as `encoder.radiograph.read` gives it, without decoding it. Raises MaskError."""
+    """(H, W) of an image file: of a picture as `encoder.radiograph.read` gives it, of a DICOM file as it is stored.
+    Decodes nothing. Raises MaskError."""
     try:
         with path.open("rb") as file:
             start = file.read(8)

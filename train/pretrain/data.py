@@ -186,6 +186,13 @@ def load_data(c: PretrainConfig) -> tuple[Samples, str]:
     rules = {s.grey_rule for s in sources if any(p.suffix.lower() in PICTURE_SUFFIXES for p in s.paths)}
     # The first rule had no name in the digests of its time.
     digest += "".join(f", grey rule {rule}" for rule in sorted(rules) if rule > 1)
+    # An archive keeps its DICOM files as they were read when it was made.
+    rules = {
+        s.dicom_rule
+        for s in sources
+        if isinstance(s, Radiographs) and any(p.suffix.lower() not in PICTURE_SUFFIXES for p in s.paths)
+    }
+    digest += "".join(f", dicom rule {rule}" for rule in sorted(rules) if rule > 1)
     return Samples(images, [len(s) for s in sources], c), digest
 
 
