@@ -65,7 +65,11 @@ def blank_film(preprocessing: Preprocessing) -> Tensor:
 
 
 def read_films(task: Task, model: FindingsModel, root: Path, images: Images, limits: Limits | None) -> None:
-    """Read the images shown. One that cannot be used is an error if it is the main one, else left out of the prompt."""
+    """Read the images shown, and say in the prediction which they were.
+
+    One that cannot be used is left out of the prompt; the main one is replaced by another of the study that is not
+    lateral, and is an error where there is none.
+    """
     style, study, films = model.meta.prompt, task.study, {}
     while bad := [shown for shown in shown_images(study, style) if shown.image.path not in films]:
         for role, image in bad:
@@ -76,7 +80,7 @@ def read_films(task: Task, model: FindingsModel, root: Path, images: Images, lim
                     task.prediction.thumbnail = film.thumbnail
                 if images != "blank":
                     _pass_on(task, role, image, film)
-            elif role == "Frontal":
+            elif role == "Frontal" and not _has_another(study, image):
                 task.prediction.error = {"code": film.code, "message": film.sentence}
                 return
             else:
@@ -89,13 +93,23 @@ def read_films(task: Task, model: FindingsModel, root: Path, images: Images, lim
                 )
     if study is not task.study:
         task.study, task.prompt_ids = study, model.prompt_ids(prompt_for(study, style))
-    shown = [films[image.path].pixels_CHW for _, image in shown_images(study, style)]
+    seen = shown_images(study, style)
+    shown = [films[image.path].pixels_CHW for _, image in seen]
     if not shown:
         task.prediction.error = {"code": "no_images", "message": f"{study.study_id}: the study has no image"}
         return
     if images == "blank":
         shown = [blank_film(model.preprocessing)] * len(shown)
+    else:
+        task.prediction.images = [{"role": role, "path": image.path} for role, image in seen]
     task.pixels_ICHW = torch.stack(shown)
+
+
+def _has_another(study: Study, main: Image) -> bool:
+    """Whether a study has an image to show in the place of its main one: not a lateral one, nor the same file."""
+    return main.view != "lateral" and any(
+        image.view != "lateral" and image.path != main.path for image in study.images
+    )
 
 
 def film_of(

@@ -25,6 +25,9 @@ class Prediction:
     adapter_sha256: str | None = None
     preprocess_sha256: str = ""
     decoding: dict[str, Any] = field(default_factory=dict)
+    # {"role": Frontal | Lateral | Prior, "path"} of each image that the model was really shown, in their order in the
+    # prompt: another study's where they were shuffled, none where they were blank or the study was refused.
+    images: list[dict[str, str]] = field(default_factory=list)
     warnings: list[dict[str, str]] = field(default_factory=list)
     sentences: list[dict[str, Any]] | None = None  # text, confidence, image_dependence; see vlm.decoding
     seconds: float = 0.0

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from encoder.errors import UserError
 from encoder.files import append_json, sha256_of, write_atomically
+from encoder.media import Member
 from encoder.progress import bar
+from vlm.given import Held
 from vlm.prompts import shown_with
 from vlm.study import Image, Study, study_to_json
 
@@ -119,7 +121,7 @@ def study_sha256(study: Study, root: str | Path = ".") -> str:
     the files contain. An image counts as missing where its file cannot be read, and by its path where it is no file."""
 
     def contents(images: list[Image]) -> list[Image]:
-        return [replace(image, path=_contents(Path(root, image.path))) for image in images]
+        return [replace(image, path=_contents(image, root)) for image in images]
 
     prior = study.prior and replace(study.prior, images=contents(study.prior.images))
     answers: dict[str, Any] = dict.fromkeys(("split", "findings", "impression", "labels", "diagnoses"))
@@ -169,12 +171,15 @@ def remove_parts(path: Path) -> None:
         part.unlink()
 
 
-def _contents(path: Path) -> str:
+def _contents(image: Image, root: str | Path) -> str:
+    path = Path(root, image.path)
     try:
+        if isinstance(image, Held) and isinstance(image.source, Member):
+            return image.source.sha256()
         return sha256_of(path)
     except OSError:
         return str(path) if path.exists() else "missing"
-    except ValueError:  # a name with a null character
+    except ValueError:  # a name with a null character, a damaged archive
         return "missing"
 
 

@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cxr.cli.inputs import INPUT, dicom_options, studies_of
 from cxr.cli.terminal import (
     BASE,
     DEVICE,
@@ -19,7 +19,6 @@ from cxr.cli.terminal import (
     UsageError,
     check_target,
     console,
-    files_below,
     positive,
     printable,
     seed,
@@ -41,7 +40,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="INPUT",
-        help="DICOM, PNG or JPEG file, folder of them, or studies file (.jsonl).",
+        help=INPUT,
     )
     add("--model", default="mini", help=MODEL)
     add("--base", help=BASE)
@@ -79,6 +78,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--split", help="Only this split of a studies file.")
     add("--limit", type=positive, metavar="N", help="Only the first N studies.")
     add("--indication", metavar="TEXT", help="Why the X-rays were taken; for files and folders.")
+    dicom_options(group)
 
     group = parser.add_argument_group("decoding")
     add = group.add_argument
@@ -328,44 +328,6 @@ def _spread(args: argparse.Namespace) -> None:
     if bad := [status for status in failed if status not in (0, 1)]:
         why = f"was killed by signal {-bad[0]}" if bad[0] < 0 else "failed, as it says above"
         raise UsageError(f"a process {why}; run the same command to resume")
-
-
-def studies_of(args: argparse.Namespace) -> Iterator[Study]:
-    """Studies of all inputs with absolute image paths, in the order given. Files are called by their name in their
-    folder, or, where two inputs have the same, by their path as given."""
-    from vlm.study import Image, Study, absolute, load_studies, normalise_split
-
-    split = normalise_split(args.split) if args.split else None
-    left = args.limit if args.limit is not None else sys.maxsize
-    files = {
-        given: sorted(files_below(given)) if given.is_dir() else [given]
-        for given in args.inputs
-        if given.suffix != ".jsonl"
-    }
-    times = Counter(_name(given, f) for given, several in files.items() for f in several)
-    for given in args.inputs:
-        if not given.exists():
-            raise UsageError(f"{given} does not exist")
-        if given.suffix == ".jsonl":
-            found = load_studies(given)
-            if split:
-                found = [s for s in found if s.split == split]
-            found = [absolute(s, given.parent) for s in found]
-        else:
-            found = [
-                Study(
-                    study_id=_name(given, f) if times[_name(given, f)] == 1 else str(f),
-                    images=[Image(str(f.absolute()))],
-                    indication=args.indication,
-                )
-                for f in files[given]
-            ]
-        yield from found[:left]
-        left -= len(found[:left])
-
-
-def _name(given: Path, file: Path) -> str:
-    return str(file.relative_to(given)) if given.is_dir() else file.name
 
 
 def _show(terminal: Console, prediction: Prediction) -> None:

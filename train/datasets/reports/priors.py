@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from vlm.study import Image, Prior, Study
+from vlm.study import Prior, Study
 
 
-def link_priors(studies: Sequence[Study], when: Mapping[str, Any]) -> None:
-    """Set `prior` of each study to the latest study of the same patient that is strictly earlier and has images or
-    findings. Studies that have a prior keep it.
+def _has_content(study: Study) -> bool:
+    return bool(study.images or study.findings)
+
+
+def link_priors(
+    studies: Sequence[Study], when: Mapping[str, Any], usable: Callable[[Study], bool] = _has_content
+) -> None:
+    """Set `prior` of each study to the latest study of the same patient that is strictly earlier and `usable`:
+    that has images or findings, unless said otherwise. Studies that have a prior keep it.
 
     `when`: study_id -> anything that can be compared, such as (date, time); a study that is not in it, or has no
     patient_id, neither gets a prior nor is one. Studies of the same moment are no priors of each other, whatever
@@ -30,7 +37,7 @@ def link_priors(studies: Sequence[Study], when: Mapping[str, Any]) -> None:
             if moment is None or moment < when[study.study_id]:
                 earlier, moment = latest, when[study.study_id]
             if study.prior is None and earlier is not None:
-                images = [Image(image.path, image.view, dict(image.extra)) for image in earlier.images]
+                images = [replace(image, extra=dict(image.extra)) for image in earlier.images]
                 study.prior = Prior(images, earlier.findings)
-            if study.images or study.findings:
+            if usable(study):
                 latest = study
