@@ -25,6 +25,8 @@ from encoder.radiograph.types import InputError, Warn
 RLE = "1.2.840.10008.1.2.5"
 JPEG_12BIT = "1.2.840.10008.1.2.4.51"
 LOSSLESS = "1.2.840.10008.1.2.4.70"
+# How far from 128 the chrominance of a grey picture may be, after a lossy codec.
+GREY_CHROMA = 8
 # Transfer syntax -> (name, pydicom decoding plugin, codings of the stream; None where pydicom needs no plugin)
 SYNTAXES: dict[str, tuple[str, str | None, tuple[Kind, ...]]] = {
     IMPLICIT: ("implicit little endian", None, ()),
@@ -82,9 +84,11 @@ def plugin_of(stream: Stream) -> tuple[str, str]:
         raise InputError(
             "unsupported_transfer_syntax", "the stream has a rare JPEG coding, which nothing decodes"
         )
-    if not (precision in (8, 12) if kind in ("dct", "progressive") else 2 <= precision <= 16):
+    # gdcm ends the process on fewer than 8 bits, or on more than 16
+    possible = (8, 12) if kind in ("dct", "progressive") else range(2 if kind == "jpeg_2000" else 8, 17)
+    if precision not in possible:
         raise InputError(
-            "unreadable", f"the compressed image has {precision} bits a pixel, which its coding has not"
+            "unreadable", f"the compressed image says {precision} bits a pixel, which cannot be decoded"
         )
     if kind in ("dct", "progressive"):
         return JPEG_12BIT, "pillow" if precision == 8 else "pylibjpeg"
@@ -136,6 +140,9 @@ def _jpeg(frame: bytes, name: str, rgb: bool) -> Decoded:
             image.draft("YCbCr", image.size)
         image.load()
         samples = np.asarray(image)
+        # some writers say red, green and blue of luminance and chrominance
+        if image.mode == "YCbCr" and np.abs(samples[..., 1:].astype(np.int16) - 128).max() <= GREY_CHROMA:
+            samples = np.repeat(samples[..., :1], 3, axis=2)
     except Exception as error:
         if "runcated" in str(error):
             raise InputError("truncated", f"the compressed image ends early ({name})") from None

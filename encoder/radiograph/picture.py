@@ -56,7 +56,8 @@ def of_image(image: Image.Image, limits: Limits, keeps_levels: bool = True) -> R
     """Read a Pillow image, turned as its EXIF says. `keeps_levels` is false where Pillow would silently keep 8 of 16
     bits. Raises InputError."""
     with _refusals():
-        if (frames := getattr(image, "n_frames", 1)) > 1:
+        # the pictures behind the first of an MPO are a phone's own
+        if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
             raise InputError("multi_frame", f"{frames} frames; give the one that is meant")
     _load(image, limits, keeps_levels)
     return of_levels(_grey(ImageOps.exif_transpose(image)))

@@ -288,6 +288,20 @@ BITS: dict[str, tuple[Callable[[Path], Dataset], np.ndarray, set[str]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("precision", [*range(8), *range(17, 34), 255])
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGLSLossless, JPEGBaseline8Bit])
+def test_a_precision_that_ends_the_process_inside_gdcm_is_refused(syntax, precision, tmp_path):
+    frame = {
+        JPEGLosslessSV1: lossless_jpeg(FILM, 12), JPEGLSLossless: JLS_12, JPEGBaseline8Bit: jpeg(EIGHT),
+    }[syntax]  # fmt: skip
+    at = max(frame.find(b"\xff" + marker) for marker in (b"\xc0", b"\xc3", b"\xf7")) + 4
+    spoilt = frame[:at] + bytes([precision]) + frame[at + 1 :]
+    ds = small(spoilt, 16, 12) if syntax == JPEGLSLossless else stream(syntax, spoilt, 16, 12)
+    with pytest.raises(InputError) as caught:
+        read(save(ds, tmp_path / "x.dcm"))
+    assert caught.value.code == "unreadable" and str(precision) in caught.value.message
+
+
 def rle(ds: Dataset) -> Dataset:
     """Run-length coded with all bits of the cells; pydicom would look at BitsStored."""
     bits, high, sign = ds.BitsStored, ds.HighBit, ds.PixelRepresentation
@@ -672,6 +686,7 @@ def test_the_first_of_a_phones_pictures_is_read():
     radiograph = read(data)
     assert np.array_equal(radiograph.stored, np.asarray(opened))
     assert "more_pictures" in {w.code for w in radiograph.warnings}
+    assert np.array_equal(read(Image.open(BytesIO(data))).stored, radiograph.stored)
 
 
 # Frames
