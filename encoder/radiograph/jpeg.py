@@ -20,6 +20,9 @@ from encoder.radiograph.types import InputError, Warn
 LAST = 16
 # Ones are no Huffman code and end every scan (ISO 10918-1 F.1.2.3); stuffed, as FF must be.
 FILL = b"\xff\x00" * 8
+# A step between rows of blocks is no part of a film if it is this many times its own scatter, and so many levels high.
+# Of 2,817 sound pictures none has one; of damaged streams that have the right length, one in five.
+STEP_CLEAR, STEP_HIGH = 3.0, 4.0
 # What is taken for lost MCUs where a file has several scans; any bytes that decode to something.
 NOISE = bytes(np.random.default_rng(0).integers(0, 255, 256, dtype=np.uint8))
 
@@ -67,7 +70,7 @@ class Feed(io.BytesIO):
         if not self._in_pieces():
             if not self.of.covered or self._goes_on(image):
                 raise InputError("truncated", "its last scan is missing, or a part of it")
-            return []
+            return _steps(image)
         if self.asked > self.stops[1]:
             raise InputError("truncated", missing_part(np.asarray(image)))
         if self.asked <= self.stops[0]:
@@ -77,10 +80,9 @@ class Feed(io.BytesIO):
                 )
             ]
         if not restarts_are_whole(self.whole, self.of):
-            return [
-                Warn("damaged_pixels", "restart markers are missing, so strips may be displaced or made up")
-            ]
-        return []
+            message = "restart markers are missing, so strips may be displaced or made up"
+            return [Warn("damaged_pixels", message)]
+        return _steps(image)
 
     def _goes_on(self, image: Image.Image) -> bool:
         """Whether the last scan takes more data than it has: then they change the image."""
@@ -98,3 +100,27 @@ def missing_part(pixels: np.ndarray) -> str:
     missing = len(rows) if made_up.all() else int(made_up[::-1].argmin())
     share = f"about {max(1, round(100 * missing / len(rows)))} %" if missing else "the end"
     return f"{share} of the image is missing: its compressed stream ends early, though an end marker follows"
+
+
+def _steps(image: Image.Image) -> list[Warn]:
+    """Look for what a lost bit does to the level of blocks, which are stored as differences (ISO 10918-1 F.1.1.5): all
+    blocks from there on are too bright or too dark. That makes one step: from there to the end of the row of blocks,
+    and from the beginning of the next row to below the place where it began."""
+    if image.mode != "L":
+        return []
+    x_HW = np.asarray(image)
+    h, w = (n // 8 for n in x_HW.shape)
+    if h < 4 or w < 16:
+        return []
+    a, b, c, d = (x_HW[row : row + 8 * (h - 1) : 8, : 8 * w].astype(np.int32) for row in (6, 7, 8, 9))
+    # how far each block lies above the one over it, less what the slope on both sides would make; in reading order
+    jumps = np.median(((c - b) - ((b - a) + (d - c)) / 2).reshape(h - 1, w, 8), 2).ravel()
+    sums, squares = (np.concatenate([[0.0], np.cumsum(v)]) for v in (jumps, jumps * jumps))
+    mean = (sums[w:] - sums[:-w]) / w
+    scatter = np.sqrt(((squares[w:] - squares[:-w]) / w - mean * mean).clip(0) + 1)
+    # one that begins near the edge may be a straight line across the film, such as that of a shutter
+    begins = np.arange(len(mean)) % w
+    inside = (begins >= 0.12 * w + 2) & (begins <= 0.88 * w - 2)
+    if (inside & (np.abs(mean) > STEP_HIGH) & (np.abs(mean) > STEP_CLEAR * scatter)).any():
+        return [Warn("damaged_pixels", "from one block on, the image is brighter or darker than before")]
+    return []

@@ -592,6 +592,30 @@ def test_what_is_left_over_in_a_stream_is_said(coding, tmp_path, capfd):
     assert not capfd.readouterr().err
 
 
+@pytest.mark.parametrize("step", [-14, 9])
+def test_a_lost_bit_that_shifts_all_that_follows_is_said(step):
+    """The level of each block of 8 x 8 is stored as the difference from the one before: a wrong one shifts the rest."""
+    rng = np.random.default_rng(2)
+    film = (np.add.outer(np.arange(256) * 0.4, np.arange(320) * 0.3) + rng.normal(0, 2, (256, 320))).clip(
+        40, 200
+    )
+    blocks = film.shape[1] // 8
+    # block 10 in row 12, one near the end of a row; a line across the film, which is no damage; none
+    for first, said in (
+        (12 * blocks + 10, True),
+        (6 * blocks + 30, True),
+        (12 * blocks, False),
+        (10**6, False),
+    ):
+        shifted = film.copy()
+        for n in range(first, film.size // 64):
+            row, column = divmod(n, blocks)
+            shifted[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += step
+        for options in ({}, {"progressive": True}):
+            found = read(jpeg(shifted.astype(np.uint8), **options)).warnings
+            assert ("damaged_pixels" in {w.code for w in found}) == said
+
+
 def test_a_lost_restart_interval_is_said(tmp_path):
     frame = jpeg(LARGE_EIGHT, restart_marker_rows=1)
     third, fourth = frame.index(b"\xff\xd2"), frame.index(b"\xff\xd3")
