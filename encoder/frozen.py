@@ -155,7 +155,9 @@ def encoder_of_tower(
     name: str, sha256: str, tower: nn.Module, preprocessing: Preprocessing, size: int | None = None
 ) -> Encoder:
     """Make an encoder of a loaded vision model. Raises ModelError where it cannot take images of that `size`."""
-    preprocessing = _resized(tower.config.model_type, preprocessing, size, name)
+    preprocessing = _resized(
+        tower.config.model_type, preprocessing, size, name, getattr(tower.config, "patch_size", 1)
+    )
     return Tower(name, sha256, tower, preprocessing).eval()
 
 
@@ -195,9 +197,13 @@ def _random(name: str, size: int | None, attention: str) -> Encoder:
     return encoder
 
 
-def _resized(kind: str, preprocessing: Preprocessing, size: int | None, name: str) -> Preprocessing:
+def _resized(
+    kind: str, preprocessing: Preprocessing, size: int | None, name: str, patch: int
+) -> Preprocessing:
     if size is None or size == preprocessing.size:
         return preprocessing
     if not kind.startswith("dinov2"):
         raise ModelError(f"{name}: a {kind} takes images of {preprocessing.size} px alone")
+    if size < patch:
+        raise ModelError(f"{name}: images of {size} px are smaller than a patch of {patch} px")
     return replace(preprocessing, size=size)

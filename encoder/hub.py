@@ -28,6 +28,8 @@ def resolve(name: str | Path, what: str = "model", others: str = "") -> Path:
         ModelError: there is none; the message says whether the name is misspelt, the hub cannot be reached, or it
             gives the model only to those who accept its terms.
     """
+    if not str(name).strip():
+        raise ModelError(f"the name of the {what} is empty")
     if Path(name).is_dir():
         return Path(name)
     name = str(name)

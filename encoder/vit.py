@@ -17,6 +17,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from encoder.attention.wiring import TimmAttention
+from encoder.errors import ModelError
 
 
 class Features(NamedTuple):
@@ -83,9 +84,9 @@ class CropViT(VisionTransformer):
         attention: str = "cxr",
     ) -> None:
         if size % patch:
-            raise ValueError(f"image size {size} is no multiple of the patch size {patch}")
+            raise ModelError(f"image size {size} is not a multiple of the patch size {patch}")
         if width % heads:
-            raise ValueError(f"width {width} is no multiple of the number of heads {heads}")
+            raise ModelError(f"width {width} is not a multiple of the number of heads {heads}")
         super().__init__(
             img_size=size,
             patch_size=patch,

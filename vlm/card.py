@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from encoder.errors import ModelError, reading
 from vlm.model import FindingsModel, Meta, parameter_table
 
 # Fields of a training's run.json that say how it was done, without saying where anything lies.
@@ -68,6 +69,17 @@ def _pictures(model: FindingsModel) -> str:
     return "as they are, here and by transformers' processor"
 
 
+def scores_of(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of what `cxr score --out` wrote. Raises ModelError for a file of another kind."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["scores"]
+        if all({"name", "value"} <= row.keys() for row in rows):
+            return list(rows)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ModelError(f"{path} does not hold scores; give what cxr score --out wrote")
+
+
 def _said(fields: dict[str, Any]) -> str:
     return ", ".join(f"{name} {str(value).lower()}" for name, value in fields.items())
 
@@ -76,7 +88,8 @@ def _training(run: Path | None) -> list[str]:
     path = run and run / "run.json"
     if not path or not path.is_file():
         return ["Not known here: the folder of the fine-tuning was not given (`--run`)."]
-    fields = json.loads(path.read_text())
+    with reading(path.parent, "its run.json"):
+        fields = dict(json.loads(path.read_text()))
     count = len(fields.get("sha256 of studies", []))
     digests = ", ".join(digest[:16] for digest in fields.get("sha256 of studies", []))
     made = {name: fields[name] for name in RECIPE if name in fields}
@@ -93,13 +106,12 @@ def _scores(run: Path | None, scores: Path | None) -> list[str]:
             f"label F1 {row['eval_f1']:.3f}; with another study's images {row['eval_f1_shuffled']:.3f}"
         )
     if scores:
-        sheet = json.loads(scores.read_text())
         lines += ["", "| score | value | 95 % interval | n | signature |", "|---|---|---|---|---|"]
-        for row in sheet["scores"]:
+        for row in scores_of(scores):
             if row.get("value") is not None:
                 low, high = row.get("interval") or (None, None)
                 between = "" if low is None else f"{low:.3f} to {high:.3f}"
-                signature = row["signature"].replace("|", r"\|")
+                signature = row.get("signature", "").replace("|", r"\|")
                 cells = (row["name"], f"{row['value']:.3f}", between, str(row.get("n", "")), f"`{signature}`")
                 lines.append(f"| {' | '.join(cells)} |")
     return lines or ["Not measured, or not given (`--scores`, of `cxr score --out`)."]

@@ -27,7 +27,7 @@ from vlm.errors import ModelError
 from vlm.films import Film, Images, Task, blank_film, film_of, images_named, read_films
 from vlm.given import Given, GivenPrior, Told, as_study, fill, one_each, unused
 from vlm.hub import resolve
-from vlm.load import load_model
+from vlm.load import load_model, usable
 from vlm.notices import tell
 from vlm.outliers import Outliers, embedding
 from vlm.prediction import Prediction
@@ -82,13 +82,7 @@ class Findings:
     ) -> Findings:
         """Load the shipped "mini", a merged or an adapter directory, or a hub id. Without `device` a GPU is used where
         there is one; `dtype` is float32 unless given. Raises vlm.model.ModelError."""
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError) as error:  # unknown, absent, or torch built without it
-            why = str(error).partition("\n")[0]
-            raise ModelError(f"device {str(device)!r} cannot be used here: {why}") from None
-        model = load_model(name, base=base, attention=attention, dtype=dtype, device=device)
+        model = load_model(name, base=base, attention=attention, dtype=dtype, device=usable(device))
         folder = resolve(name)
         outliers = Outliers.load(folder / OUTLIERS) if (folder / OUTLIERS).is_file() else None
         if outliers and outliers.encoder_sha256 != model.meta.encoder_sha256:

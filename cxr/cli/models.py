@@ -77,16 +77,21 @@ def export(args: argparse.Namespace) -> int:
     """`cxr export`."""
     from transformers.utils.logging import disable_progress_bar
 
+    from train.common.checkpoints import recorded
     from vlm import model as models
-    from vlm.card import write_card
+    from vlm.card import scores_of, write_card
     from vlm.findings import OUTLIERS
     from vlm.hub import resolve
     from vlm.load import load_model
 
     if args.scores and not args.scores.is_file():
         raise UsageError(f"{args.scores} does not exist")
+    if args.scores:
+        scores_of(args.scores)
     if args.run_folder and not (args.run_folder / "run.json").is_file():
         raise UsageError(f"{args.run_folder} is not the folder of a fine-tuning: it has no run.json")
+    if args.run_folder and recorded(args.run_folder) is None:
+        raise UsageError(f"{args.run_folder} is not the folder of a fine-tuning")
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model = models.merge(load_model(args.model, base=args.base))
     models.save(model, args.out, models.DTYPES[args.dtype])
@@ -109,12 +114,25 @@ def convert(args: argparse.Namespace) -> int:
     """`cxr convert`."""
     from dataclasses import replace
 
-    from encoder.convert import difference, load_backbone, save_backbone
+    from encoder.convert import FILES, difference, load_backbone, save_backbone
 
+    # by its name it is read again
+    fits = args.out.suffix not in FILES if args.to == "transformers" else args.out.suffix == ".safetensors"
+    if not fits:
+        form = "a directory" if args.to == "transformers" else "a file, whose name ends in .safetensors"
+        raise UsageError(f"--to {args.to} writes {form}; {args.out} is called otherwise")
+    if args.to == "transformers" and args.out.is_file():
+        raise UsageError(
+            f"{args.out} is a file, and --to transformers writes a directory; choose another name"
+        )
+    if args.to != "transformers" and args.out.is_dir():
+        raise UsageError(f"{args.out} is a folder, and --to {args.to} writes a file; choose another name")
     if args.out.exists() and not args.overwrite:
         raise UsageError(f"{args.out} exists; choose another name or give --overwrite")
     loaded = load_backbone(Path(args.weights), size=args.size, heads=args.heads)
     vit = loaded.backbone
+    if args.heads not in (None, vit.heads):
+        raise UsageError(f"{args.weights} says that its blocks have {vit.heads} heads; leave out --heads")
     print(
         f"read {loaded.tensors} tensors ({loaded.dialect}): width {vit.embed_dim}, {vit.depth} layers, "
         f"{vit.heads} heads, patches of {vit.patch} px, {vit.size} px"
@@ -133,12 +151,11 @@ def convert(args: argparse.Namespace) -> int:
 
 def embed(args: argparse.Namespace) -> int:
     """`cxr embed`."""
-    import torch
-
     from encoder.embed import embed, up_to_date
     from encoder.progress import bar
+    from vlm.load import usable
 
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable(args.device)
     paths = []
     for given in args.inputs:
         if not given.exists():

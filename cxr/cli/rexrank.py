@@ -27,22 +27,31 @@ VIEWS = {"frontal": "frontal", "lateral": "lateral"}
 def study_of(study_id: str, row: dict[str, Any], root: Path) -> Study:
     """A study of ReXrank's file; the key image comes first. Age is the middle of its range of years. Raises UsageError
     for one without images."""
-    paths = row.get("image_path") or []
-    paths = [paths] if isinstance(paths, str) else list(paths)
-    views = row.get("frontal_lateral") or []
-    views = [views] if isinstance(views, str) else list(views)
-    key = row.get("key_image_path")
+    paths = _texts(row, "image_path", study_id)
+    views = _texts(row, "frontal_lateral", study_id)
+    key, context = row.get("key_image_path") or "", row.get("context") or ""
+    for name, value in (("key_image_path", key), ("context", context)):
+        if not isinstance(value, str):
+            raise UsageError(f"study {study_id}: {name} must be a text, not {type(value).__name__}")
     if key and key not in paths:
         paths, views = [key, *paths], ["frontal", *views]
     if not paths:
         raise UsageError(f"study {study_id} has neither image_path nor key_image_path")
-    views += [""] * (len(paths) - len(views))
+    views = [*views, *[""] * (len(paths) - len(views))]
     images = [
         Image(str(root / path.lstrip("/")), VIEWS.get(str(view).lower(), "unknown"))
         for path, view in sorted(zip(paths, views, strict=False), key=lambda pair: pair[0] != key)
     ]
-    said = context_of(row.get("context") or "")
-    return Study(study_id, images=images, **said)
+    return Study(study_id, images=images, **context_of(context))
+
+
+def _texts(row: dict[str, Any], name: str, study_id: str) -> list[str]:
+    """The texts of a field, which may be one alone. Raises UsageError for anything else."""
+    value = row.get(name) or []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"study {study_id}: {name} must be a list of texts, not {json.dumps(value)[:60]}")
+    return texts
 
 
 def context_of(text: str) -> dict[str, Any]:
@@ -111,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         rows = json.loads(args.input.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{args.input} is not JSON: {error}") from None
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise UsageError(f"{args.input}: expected an object of studies by id")

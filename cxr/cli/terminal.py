@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import re
 import sys
@@ -60,6 +61,25 @@ def seed(text: str) -> int:
 def replicates(text: str) -> int:
     """How many times to resample, as an option's type."""
     return _whole(text, 1, MOST_REPLICATES)
+
+
+def number(text: str) -> float:
+    """A finite number, as an option's type."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise argparse.ArgumentTypeError(f"must be a number, not {text[:40]!r}")
+    return found
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1, as an option's type."""
+    found = number(text)
+    if not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text[:40]!r}")
+    return found
 
 
 def _whole(text: str, least: int, most: int = 2**63 - 1) -> int:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import Options, UsageError, files_below, positive, seed
+from cxr.cli.terminal import Options, UsageError, files_below, number, positive, seed, share
+
+PLAN = "Say what a fine-tuning would cost, without its weights. Its options are those of cxr finetune."
 
 
 def phantom_options(parser: argparse.ArgumentParser) -> None:
@@ -24,23 +26,27 @@ def phantom_options(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("who is drawn").add_argument
     add(
-        "--prevalence", type=float, metavar="X", default=1.0, help="Times as many findings, none above 30 %%."
+        "--prevalence",
+        type=number,
+        metavar="X",
+        default=1.0,
+        help="Times as many findings, none above 30 %%.",
     )
     add(
         "--followups",
-        type=float,
+        type=share,
         metavar="X",
         help="Share of patients with a second study, its prior the first (default: 0.15).",
     )
     add(
         "--laterals",
-        type=float,
+        type=share,
         metavar="X",
         help="Share of PA films with a lateral film beside them (default: 0.33).",
     )
     add(
         "--hidden",
-        type=float,
+        type=share,
         metavar="X",
         default=0.0,
         help="Share of patients with each finding that a lateral film alone shows.",
@@ -72,7 +78,7 @@ def plan(args: argparse.Namespace) -> int:
     """`cxr plan`: a fine-tuning's parameters and memory, without its weights."""
     from train.finetune.config import configured
 
-    config = configured([*args.rest, "--out", "-", "--studies", "-"], plan_options)
+    config = configured([*args.rest, "--out", "-", "--studies", "-"], plan_options, "cxr plan", PLAN)
     if config.encoder is None or config.llm is None:
         raise UsageError("give --encoder and --llm, directories with their config.json")
     from train.finetune.plan import dry_model, plan
@@ -115,7 +121,7 @@ def leaks_options(parser: argparse.ArgumentParser) -> None:
     add("--encoder", help="Encoder of which to say what is known, as rad-dino.")
     add(
         "--tolerance",
-        type=float,
+        type=number,
         metavar="LEVELS",
         help="Mean difference of pixels in grey levels of 255 (default: 4).",
     )
@@ -168,7 +174,7 @@ def outliers_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="FILE", help="File to write, as MODEL/ood.safetensors.")
     add(
         "--quantile",
-        type=float,
+        type=share,
         metavar="X",
         default=0.98,
         help="Share of reference films below the threshold.",

@@ -174,7 +174,9 @@ def test_files_that_hold_no_weights(tmp_path, capsys):
     with pytest.raises(ConversionError, match="read safely"):
         load_backbone(tmp_path / "code.pth")
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
-    assert main(["convert", str(tmp_path / "empty.pth"), str(tmp_path / "out"), "--to", "timm"]) == 2
+    assert (
+        main(["convert", str(tmp_path / "empty.pth"), str(tmp_path / "out.safetensors"), "--to", "timm"]) == 2
+    )
     assert "holds no tensors" in capsys.readouterr().err
 
 

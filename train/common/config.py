@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import yaml
 
@@ -34,12 +34,34 @@ __all__ = [
     "load_config",
     "parser_of",
     "read_section",
+    "read_yaml",
     "recipe_path",
 ]
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 T = TypeVar("T")
 Also: TypeAlias = Callable[[argparse._ArgumentGroup], None]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key may stand twice; PyYAML itself takes the last one, silently."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{shown(key.value)} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Probe(argparse.ArgumentParser):
+    """Looks for one option; a mistake is told as ours are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError("--recipe needs a name or the path of a .yaml file")
 
 
 class ConfigError(UserError, ValueError):
@@ -65,14 +87,7 @@ def recipe_path(name: str) -> Path:
 
 def read_section(path: Path, section: str) -> dict[str, Any]:
     """Return one section of a recipe. Raises ConfigError if the file is not a mapping or lacks the section."""
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        place = f", line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path} is not valid YAML{place}: {getattr(error, 'problem', error)}") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    recipe = read_yaml(path)
     if not isinstance(recipe, dict):
         raise ConfigError(f"{path} is not a mapping of sections; it needs a section '{section}:'")
     if not isinstance(recipe.get(section), dict):
@@ -83,18 +98,36 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
     return recipe[section]
 
 
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds. Raises ConfigError, with the line, if it is not YAML or gives a key twice."""
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        where = getattr(error, "problem_mark", None)
+        place = f", line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path} is not valid YAML{place}: {getattr(error, 'problem', error)}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def parser_of(
     cls: type,
     section: str,
     renamed: Mapping[str, str] | None = None,
     old_values: Mapping[str, Mapping[str, Any]] | None = None,
     also: Also | None = None,
+    prog: str | None = None,
+    description: str | None = None,
 ) -> Parser:
     """The command line of a training: `--recipe` and an option for each field of `cls`; `also` adds those that whoever
-    launches it has taken already, for --help."""
-    prog = f"cxr {section.replace('_', '-')}"
+    launches it has taken already, for --help. `prog` and `description` are of another command with these fields."""
+    prog = prog or f"cxr {section.replace('_', '-')}"
     usage = f"{prog} [--recipe NAME] [--OPTION VALUE ...]"
-    parser = Parser(prog=prog, description=(cls.__doc__ or "").strip(), usage=usage)
+    parser = Parser(prog=prog, description=description or (cls.__doc__ or "").strip(), usage=usage)
     known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml") if _has(p, section)))
     if known:
         parser.add_argument(
@@ -116,11 +149,13 @@ def load_config(
     renamed: Mapping[str, str] | None = None,
     old_values: Mapping[str, Mapping[str, Any]] | None = None,
     also: Also | None = None,
+    prog: str | None = None,
+    description: str | None = None,
 ) -> T:
     """Fill dataclass `cls` from `--recipe NAME` (its `section`) and then from the other options in `argv`.
 
-    `renamed` (old field -> new) and `old_values` (new field -> old value -> new) are read with a note; `also`
-    is `parser_of`'s.
+    `renamed` (old field -> new) and `old_values` (new field -> old value -> new) are read with a note; the others
+    are `parser_of`'s.
 
     Raises:
         ConfigError: an unknown recipe, section or field, naming the nearest field that exists, or a value of another
@@ -128,7 +163,7 @@ def load_config(
         SystemExit: `--help`, or a mistake on the command line, told in one line (status 2).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = parser_of(cls, section, renamed, old_values, also)
+    parser = parser_of(cls, section, renamed, old_values, also, prog, description)
     if recipe := _recipe_of(argv):
         path = recipe_path(recipe)
         values = _values(cls, path, section, renamed or {}, old_values or {})
@@ -169,6 +204,9 @@ def _values(
         if option.kind is float and isinstance(value, str):
             with suppress(ValueError):
                 value = float(value)
+        # and `no`, which was a value of 0.1, as false
+        if value is False and "no" in old_values.get(name, {}):
+            value = "no"
         values[name] = updated(name, value, old_values.get(name, {}))
         if problem := option.problem(values[name]):
             raise ConfigError(f"{path}: {problem}")
@@ -177,12 +215,9 @@ def _values(
 
 def _recipe_of(argv: Sequence[str]) -> str | None:
     """The word after the last `--recipe`."""
-    probe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    probe = _Probe(add_help=False, allow_abbrev=False)
     probe.add_argument("--recipe")
-    try:
-        return probe.parse_known_args(argv)[0].recipe
-    except SystemExit:
-        raise ConfigError("--recipe needs a name or the path of a .yaml file") from None
+    return probe.parse_known_args(argv)[0].recipe
 
 
 def _has(path: Path, section: str) -> bool:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from encoder.errors import UserError, did_you_mean
-from train.common.config import ConfigError
+from encoder.errors import UserError, did_you_mean, first_line
+from train.common.config import ConfigError, read_yaml
 from train.common.entry import INTERRUPTED, STATUS_FILE
 from train.common.processes import cores, cpu_wanted
 
@@ -83,6 +83,22 @@ def launch_file(name: str | Path) -> Path:
     )
 
 
+def check_launch_file(path: Path) -> None:
+    """Raise ConfigError where accelerate cannot read a launch file; by itself it ends with a traceback."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    todo = "`accelerate config` writes such a file, and `ddp` is a shipped one"
+    # JSON is YAML, too
+    if not isinstance(read_yaml(path), dict):
+        raise ConfigError(f"{path} is not a launch file of accelerate: it holds no settings; {todo}")
+    try:
+        load_config_from_file(str(path))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path} is not a launch file of accelerate: {first_line(error)}; {todo}"
+        ) from error
+
+
 def accelerate_command(
     module: str, *arguments: str, processes: int | None = None, config_file: str | Path | None = None
 ) -> list[str]:
@@ -91,7 +107,9 @@ def accelerate_command(
 
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     if config_file is not None:
-        command += ["--config_file", str(launch_file(config_file))]
+        found = launch_file(config_file)
+        check_launch_file(found)
+        command += ["--config_file", str(found)]
         command += [] if processes is None else ["--num_processes", str(processes)]
         return [*command, "-m", module, *arguments]
     # Everything accelerate would otherwise guess is said, so that it has nothing to warn about.

@@ -17,6 +17,7 @@ import argparse
 import ast
 import inspect
 import math
+import re
 import sys
 import textwrap
 import types
@@ -31,6 +32,10 @@ YES, NO = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
 # How a value of each type is called in messages and in --help.
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 HEADING = "----"
+# A word that begins with a dash and is a number, of which argparse itself knows -1 and -.5 alone.
+NEGATIVE = re.compile(r"-((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|nan)$", re.I)
+# Beyond it no library counts, seeds or steps.
+BOUND = 2**63
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Option:
         entries = value if self.several and isinstance(value, list | tuple) else [value]
         if (self.several and not isinstance(value, list | tuple)) or not all(map(self._fits, entries)):
             near = did_you_mean(value, self.choices) if self.choices and isinstance(value, str) else ""
+            if self.kind is int and any(isinstance(entry, int) and abs(entry) >= BOUND for entry in entries):
+                near = "; it must be below 2**63"
             return f"{self.name} must be {self.accepted()}, not {shown(value)}{near}"
         return None
 
@@ -74,7 +81,7 @@ class Option:
         if self.kind is float:
             return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if self.kind is int:
-            return isinstance(value, int) and not isinstance(value, bool)
+            return isinstance(value, int) and not isinstance(value, bool) and abs(value) < BOUND
         return isinstance(value, self.kind)
 
 
@@ -110,6 +117,8 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         own_help = kwargs.pop("add_help", True)
         super().__init__(*args, add_help=False, **kwargs)
+        self._negative_number_matcher = NEGATIVE
+        self._words: list[str] = []
         if own_help:
             self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
 
@@ -118,6 +127,11 @@ class Parser(argparse.ArgumentParser):
         if rest:
             self.error(self.unknown(rest))
         return found
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        # kept for `error`, which argparse tells only what is missing
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def unknown(self, words: Sequence[str]) -> str:
         """What to say of words that are no options or too many."""
@@ -131,20 +145,37 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         from train.common.processes import is_main
 
+        # Of a misspelt option and what is missing because of it, the first is the mistake.
+        if message.startswith("the following arguments are required") and (odd := self._unknown_options()):
+            message = self.unknown(odd)
         said = f"{self.prog}: {message}; `{self.prog} --help` lists what there is\n"
         self.exit(2, said if is_main() else None)
 
     def _parse_optional(self, arg_string: str) -> Any:
-        # one spelling, whichever of - and _ stands between words
-        if arg_string.startswith("--") and arg_string not in self._option_string_actions:
-            name, equals, value = arg_string.partition("=")
+        return super()._parse_optional(self._as_spelt(arg_string))
+
+    def _as_spelt(self, word: str) -> str:
+        """The option that a word means, whichever of - and _ stands between its parts; another word as it is."""
+        if word.startswith("--") and word not in self._option_string_actions:
+            name, equals, value = word.partition("=")
             for other in (name[:2] + name[2:].replace("_", "-"), name[:2] + name[2:].replace("-", "_")):
                 if other in self._option_string_actions:
-                    return super()._parse_optional(other + equals + value)
-        return super()._parse_optional(arg_string)
+                    return other + equals + value
+        return word
+
+    def _unknown_options(self) -> list[str]:
+        """The words given that look like options and are none."""
+        given = self._words[: self._words.index("--")] if "--" in self._words else self._words
+        names = [self._as_spelt(word).partition("=")[0] for word in given if word.startswith("--")]
+        return [name for name in names if name not in self._option_string_actions]
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
+            if isinstance(action, argparse._SubParsersAction) and (odd := self._unknown_options()):
+                # its value was taken for the command
+                raise argparse.ArgumentError(
+                    None, f"{odd[0]} stands before {action.metavar}, whose options follow it"
+                )
             known = [str(c) for c in action.choices]
             what = "" if action.option_strings else f"{action.metavar or action.dest} "
             raise argparse.ArgumentError(

@@ -168,9 +168,19 @@ RENAMED = {
 }  # fmt: skip
 
 
-def configured(argv: list[str] | None = None, also: Also | None = None) -> Finetune:
-    """Read a command line. Raises ConfigError, or SystemExit as argparse does."""
-    return check(load_config(Finetune, "finetune", argv, renamed=RENAMED, also=also))
+def configured(
+    argv: list[str] | None = None,
+    also: Also | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> Finetune:
+    """Read a command line, also that of another command with these fields. Raises ConfigError, or SystemExit as
+    argparse does."""
+    return check(
+        load_config(
+            Finetune, "finetune", argv, renamed=RENAMED, also=also, prog=prog, description=description
+        )
+    )
 
 
 def check(config: Finetune) -> Finetune:

@@ -211,16 +211,27 @@ def _activations(data: Examples, images: int, config: Finetune) -> str:
 def dry_model(encoder: str | Path, llm: str | Path, config) -> nn.Module:
     """The model of a Finetune config on the meta device, from the `config.json` of its parts; LoRA where it asks for
     it, the tower frozen."""
-    from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
 
     from encoder import towers
+    from encoder.errors import ModelError, reading
     from encoder.transforms import Preprocessing
     from vlm.hub import resolve
     from vlm.llava import CxrLlavaConfig, CxrLlavaForConditionalGeneration, is_stock, token_grid
     from vlm.model import attention_name
 
     encoder_dir, llm_dir = resolve(encoder, "encoder"), resolve(llm, "language model")
-    vision, text = AutoConfig.from_pretrained(encoder_dir), AutoConfig.from_pretrained(llm_dir)
+    with reading(encoder_dir, "its config.json"):
+        vision = AutoConfig.from_pretrained(encoder_dir)
+    with reading(llm_dir, "its config.json"):
+        text = AutoConfig.from_pretrained(llm_dir)
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{llm_dir} holds no causal language model, but a {text.model_type}")
     vision = getattr(vision, "vision_config", vision)
     shape, size = towers.shape_of(vision), Preprocessing.from_pretrained(encoder_dir).size
     grid, layers = size // shape.patch, list(config.layers)

@@ -34,11 +34,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from encoder.files import write_atomically, write_json
-from train.common.config import Also, ConfigError
-from train.common.options import Parser, note
+from train.common.config import Also, ConfigError, read_yaml
+from train.common.options import Parser, note, shown
 
 KEYS = {"recipe", "data", "fields", "amounts", "seeds", "variants", "probe"}
 METRICS = {
@@ -113,16 +112,14 @@ def read_study(path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise ConfigError(f"{path} does not exist")
-    try:
-        study = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    study = read_yaml(path)
     if not isinstance(study, dict) or study.keys() - KEYS or {"data", "amounts", "probe"} - study.keys():
-        odd = sorted(study.keys() - KEYS) if isinstance(study, dict) else []
+        odd = sorted(map(str, study.keys() - KEYS)) if isinstance(study, dict) else []
         raise ConfigError(
             f"{path}: a study has {', '.join(sorted(KEYS))}" + (f", not {', '.join(odd)}" if odd else "")
         )
     study = {"recipe": None, "fields": {}, "seeds": [0], "variants": {"all": {}}, **study}
+    _check_kinds(path, study)
     known = {f.name for f in fields(PretrainConfig)} - {"out"}
     for name, changes in [("fields", study["fields"]), *study["variants"].items()]:
         for old in [key for key in changes or {} if key in RENAMED]:
@@ -135,6 +132,25 @@ def read_study(path: Path) -> dict[str, Any]:
     if "data" not in study["probe"]:
         raise ConfigError(f"{path}: probe needs data, as cxr probe takes it")
     return study
+
+
+def _check_kinds(path: Path, study: dict[str, Any]) -> None:
+    """Raise ConfigError for a key whose value is of another kind."""
+    whole = "a list of whole numbers"
+    kinds = {"amounts": whole, "seeds": whole, "fields": "fields", "variants": "names", "probe": "fields"}
+    for key, kind in kinds.items():
+        value = study[key]
+        if kind == whole:
+            fits = isinstance(value, list) and all(type(n) is int for n in value)
+        else:
+            fits = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+        if not fits:
+            raise ConfigError(
+                f"{path}: {key} must be {kind if kind == whole else f'{kind} with values'}, not {shown(value)}"
+            )
+    for name, changes in study["variants"].items():
+        if not (changes is None or isinstance(changes, dict)):
+            raise ConfigError(f"{path}: variant {name} must be fields with values, not {shown(changes)}")
 
 
 def points_of(study: dict[str, Any]) -> list[Point]:
