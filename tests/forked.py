@@ -128,6 +128,14 @@ def _serve(listener: socket.socket, alive_r: int) -> None:
         forkserver.main(listener.detach(), alive_r, PRELOAD)
 
 
+def together(work: Callable[..., None], count: int, *arguments) -> None:
+    """Run `work`, a function of a module, in processes that share something, with its number and `arguments`. Raises
+    AssertionError if one fails."""
+    processes = [_fork(work, number, *arguments) for number in range(count)]
+    _wait(processes)
+    assert [process.exitcode for process in processes] == [0] * count
+
+
 def _fork(work: Callable[..., None], *args) -> BaseProcess:
     process = context().Process(target=work, args=args)
     process.start()

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,11 @@ def allowed(file: str) -> set[str]:
     }[room]
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def imported_by_call(node: ast.AST) -> str | None:
     """The module that `import_module("...")` or `__import__("...")` names."""
     if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
@@ -75,7 +81,7 @@ def edges(sources: Mapping[str, str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {file: set() for file in sources}
     for module, file in known.items():
         package = module if file.endswith("__init__.py") else module.rpartition(".")[0]
-        for node in ast.walk(ast.parse(sources[file])):
+        for node in ast.walk(parsed(sources[file])):
             names: list[str] = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -124,13 +130,13 @@ def trespasses(source: str, file: str) -> list[str]:
     may = allowed(file)
     return [
         f"{file}:{line} imports {module}"
-        for module, line in imports(ast.parse(source), file)
+        for module, line in imports(parsed(source), file)
         if module.split(".")[0] in ROOMS and module.split(".")[0] not in may
     ]
 
 
 def dangers(source: str, file: str) -> list[str]:
-    tree = ast.parse(source)
+    tree = parsed(source)
     found = [
         (line, f"imports {name}") for name, line in imports(tree, file) if name.split(".")[0] in PICKLING
     ]

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +22,8 @@ from encoder.selfdistill.losses import (
 )
 from encoder.selfdistill.masking import block_mask, crop_masks
 from encoder.selfdistill.teacher import make_teacher, update_teacher
+from tests.forked import together
 
-ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((Path(__file__).parent / "golden_dinov2_losses.json").read_text())["cases"]
 
 
@@ -283,39 +281,34 @@ def test_teacher_is_the_moving_average():
         update_teacher(teacher, nn.Linear(3, 4), 0.9)
 
 
-WORKER = """
-import sys, torch
-from encoder.selfdistill.losses import Centre, koleo_loss, sinkhorn_knopp
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-data = torch.load(f"{folder}/data.pt", weights_only=True)
-mine = data["logits"].chunk(2)[rank]
-uneven = data["logits"][:1] if rank == 0 else data["logits"][1:1]  # one process has nothing
-features = data["features"].chunk(2)[rank].clone().requires_grad_()
-centre = Centre(mine.shape[1])
-centre.update(mine)
-loss = koleo_loss(features)
-loss.backward()
-out = {
-    "sinkhorn": sinkhorn_knopp(mine, 0.1),
-    "uneven": sinkhorn_knopp(uneven, 0.1),
-    "centre": centre.centre_1K,
-    "koleo": loss.detach(),
-    "koleo_grad": features.grad,
-    "koleo_alone": koleo_loss(features, gather=False).detach(),
-}
-torch.save(out, f"{folder}/out{rank}.pt")
-torch.distributed.destroy_process_group()
-"""
+def one_of_two(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    data = torch.load(folder / "data.pt", weights_only=True)
+    mine = data["logits"].chunk(2)[rank]
+    # one process has nothing
+    uneven = data["logits"][:1] if rank == 0 else data["logits"][1:1]
+    features = data["features"].chunk(2)[rank].clone().requires_grad_()
+    centre = Centre(mine.shape[1])
+    centre.update(mine)
+    loss = koleo_loss(features)
+    loss.backward()
+    out = {
+        "sinkhorn": sinkhorn_knopp(mine, 0.1),
+        "uneven": sinkhorn_knopp(uneven, 0.1),
+        "centre": centre.centre_1K,
+        "koleo": loss.detach(),
+        "koleo_grad": features.grad,
+        "koleo_alone": koleo_loss(features, gather=False).detach(),
+    }
+    torch.save(out, folder / f"out{rank}.pt")
+    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one_with_the_gathered_batch(tmp_path):
     g = torch.Generator().manual_seed(0)
     data = {"logits": torch.randn(8, 12, generator=g), "features": torch.randn(8, 6, generator=g)}
     torch.save(data, tmp_path / "data.pt")
-    commands = [[sys.executable, "-c", WORKER, str(rank), str(tmp_path)] for rank in range(2)]
-    processes = [subprocess.Popen(command, cwd=ROOT) for command in commands]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    together(one_of_two, 2, tmp_path)
     parts = [torch.load(tmp_path / f"out{rank}.pt", weights_only=True) for rank in range(2)]
 
     torch.testing.assert_close(torch.cat([p["sinkhorn"] for p in parts]), sinkhorn_knopp(data["logits"], 0.1))
