@@ -13,21 +13,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the network is
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault(
-        "TRITON_INTERPRET", "1"
-    )  # before triton is imported: its own functions are decorated, too
 
-# Test modules import three hundred thousand objects, none of which is garbage: looking for some takes seconds.
-gc.disable()
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare a process that runs tests, as the one that only hands them out to others (-n 2) is not."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    # Test modules import three hundred thousand objects, none of which is garbage: looking for some takes seconds.
+    gc.disable()
+    import torch
+
+    if not torch.cuda.is_available():
+        # before triton is imported: its own functions are decorated, too
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Let go of what collection has made, and begin the server of `tests.forked` before any test has run."""
-    gc.collect()
+    """Let garbage alone that collection has left, and begin the server of `tests.forked` before any test has run."""
     gc.freeze()
     gc.enable()
     if getattr(session, "items", None) and not session.config.option.collectonly:
@@ -45,6 +48,8 @@ def pytest_sessionfinish() -> None:
 def one_thread():
     """A training that a test runs takes the machine's cores; the tests after it, and beside it, get theirs back."""
     yield
+    import torch
+
     torch.set_num_threads(1)
 
 
