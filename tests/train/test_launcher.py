@@ -62,6 +62,8 @@ time.sleep(60)
 """
 
 
+# accelerate's launcher in a process of its own, and the training in another
+@pytest.mark.slow
 def test_an_interrupt_waits_until_the_training_has_saved(tmp_path, monkeypatch):
     """accelerate itself leaves at a SIGINT at once, and what it launched is left saving alone."""
     (tmp_path / "slow_to_save.py").write_text(SLOW_TO_SAVE)

@@ -97,6 +97,8 @@ def test_counts_at_full_size(cheap):
     assert rows["multi_modal_projector"] == (2 * projector, projector)  # as it was, and as it is trained
 
 
+# plans of models at full size
+@pytest.mark.slow
 def test_checkpointing_and_more_images_move_the_plan_as_they_should(seven_b, cheap):
     one = plan(seven_b, **SEVEN_B, images=1, checkpointing=False)
     three = plan(seven_b, **SEVEN_B, images=3, checkpointing=False)
@@ -123,6 +125,8 @@ def test_the_command(full_size, capsys):
     assert torch.get_default_device().type == "cpu" and SIZE == 28
 
 
+# plans of models at full size
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["findings_vicuna7b_lora", "findings_small_llm", "llava_rad_two_stage"])
 def test_recipes_say_what_they_are_and_fit_a_gpu(full_size, recipe, capsys):
     config = load_config(Finetune, "finetune", ["--recipe", recipe, "--out", "-", "--studies", "-"])

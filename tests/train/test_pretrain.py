@@ -269,6 +269,8 @@ def one_block(images, tmp_path_factory):
     return out
 
 
+# code is generated and compiled
+@pytest.mark.slow
 def test_compiled_blocks_learn_the_same(images, one_block, tmp_path, monkeypatch):
     """As torch.compile traces a block and its gradients, with our kernels in it; the code generator is left out."""
     compiled = partialmethod(torch.nn.Module.compile, backend="aot_eager")

@@ -55,6 +55,8 @@ def study(tmp_path):
     return tmp_path / "study.yaml"
 
 
+# sixteen trainings
+@pytest.mark.slow
 def test_a_study_is_drawn_and_an_interruption_changes_nothing(study, tmp_path, monkeypatch):
     assert main([str(study), "--out", str(tmp_path / "whole"), "--threads", "1"]) == 0
     found = json.loads((tmp_path / "whole" / "scaling.json").read_text())["points"]

@@ -60,6 +60,8 @@ def test_plain_transformers_opens_it(mini):
     assert torch.allclose(a, b, atol=1e-4)
 
 
+# findings for many phantoms, which are drawn first
+@pytest.mark.slow
 def test_it_looks_at_the_image(mini, phantoms):
     """Macro label F1 over conditions with 10 positives: with the images at least 0.8 (0.907 on the 700 studies of the
     model card), with exchanged images at most half of that."""
@@ -73,6 +75,8 @@ def test_it_looks_at_the_image(mini, phantoms):
     assert scores["own"] >= 0.8 and scores["shuffled"] <= scores["own"] / 2, scores
 
 
+# all radiographs are read at full size
+@pytest.mark.slow
 def test_real_radiographs_get_findings_and_wrong_subjects_a_warning(mini, cxr_data):
     folder = cxr_data / "dicom" / "radiograph"
     for path in sorted(folder.glob("*.dcm")):
@@ -105,6 +109,8 @@ def test_images_of_the_wrong_subject_are_recognised_without_their_header(mini, c
     )
 
 
+# a hundred films are read at full size
+@pytest.mark.slow
 def test_at_most_one_nih_chest_in_twenty_is_warned_about(mini, cxr_data):
     with (cxr_data / "images_only" / "images.csv").open(newline="") as file:
         rows = [

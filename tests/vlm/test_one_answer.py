@@ -52,7 +52,9 @@ seen = processor(images=films, text=[prompt] * len(films), return_tensors="pt", 
 ids = model.generate(**seen)[:, seen["input_ids"].shape[1]:]
 words = {"generate": processor.batch_decode(ids, skip_special_tokens=True)}
 options = {"return_full_text": False}
-words["pipeline"] = [pipe(images=path, text="<image>\\nFindings:", **options)[0]["generated_text"] for path in paths]
+words["pipeline"] = []
+for path in paths[-12:]:
+    words["pipeline"].append(pipe(images=path, text="<image>\\nFindings:", **options)[0]["generated_text"])
 words["chat"] = []
 for path in paths[-3:]:
     chat[0]["content"][0]["path"] = path
@@ -120,6 +122,8 @@ def shown(tmp_path_factory) -> list[Path]:
     return pictures(tmp_path_factory.mktemp("pictures"))
 
 
+# a process of its own imports transformers, and four doors write findings
+@pytest.mark.slow
 def test_plain_transformers_sees_the_same_and_says_the_same(exported, shown, tmp_path):
     out = tmp_path / "pixels.safetensors"
     command = [sys.executable, "-P", "-c", PLAIN, str(exported), str(out), *map(str, shown)]
