@@ -158,6 +158,20 @@ def load_studies(path: str | Path) -> list[Study]:
     return studies
 
 
+def is_studies(path: Path) -> bool:
+    """Say whether a file holds studies, as far as its first line tells; an empty one does."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            line = file.readline(1 << 24)
+            row = json.loads(line) if line.strip() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    if row is None:
+        return path.stat().st_size == 0
+    # A predictions file says who wrote its findings.
+    return isinstance(row, dict) and "study_id" in row and "model" not in row
+
+
 def save_studies(studies: Iterable[Study], path: str | Path, overwrite: bool = False) -> None:
     """Write a studies file, whole or not at all.
 

@@ -6,8 +6,13 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cxr.cli.terminal import UsageError, positive
+from cxr.cli.inputs import dicom_options
+from cxr.cli.terminal import Options, UsageError, check_target, positive
+
+if TYPE_CHECKING:
+    from vlm.study import Study
 
 # The data sets that `cxr studies make` knows: a module each, with `studies(root, ...)`, paths relative to root.
 DATASETS = {
@@ -17,6 +22,8 @@ DATASETS = {
     "rexgradient": "rexgradient",
     "padchest": "padchest",
 }
+# What is made of one's own data.
+OWN = ("dicom", "table")
 # problems of a kind that are told one by one
 NAMED = 20
 
@@ -59,13 +66,34 @@ def studies_options(parser: argparse.ArgumentParser) -> None:
     add("--all", action="store_true", help="Name every problem, not the first of each kind.")
     p = actions.add_parser("make", help="make a studies file of a data set as it is downloaded")
     add = p.add_argument
-    add("dataset", metavar="DATASET", help=f"Data set: {', '.join((*DATASETS, 'table'))}.")
+    add("dataset", metavar="DATASET", help=f"Data set: {', '.join((*DATASETS, *OWN))}.")
     add("root", type=Path, metavar="FOLDER", help="Where it lies (of `table`: the file).")
     add("--out", type=Path, required=True, metavar="FILE", help="Studies file to write (JSON Lines).")
     add("--reports", type=Path, metavar="DIR", help="Where the reports are, if elsewhere (mimic-cxr).")
     add("--laterals", action="store_true", help="Keep studies that have no frontal image, too.")
     add("--no-priors", action="store_true", help="Leave out each patient's study before.")
     add("--overwrite", action="store_true", help="Replace the file of --out.")
+    group = p.add_argument_group("dicom")
+    dicom_options(group)
+    group.add_argument("--dates", action="store_true", help="Write each study's date and time, too.")
+    table_options(p.add_argument_group("table"))
+
+
+def table_options(group: Options) -> None:
+    """Add the options of where the columns of a table go."""
+    add = group.add_argument
+    add(
+        "--column", action="append", default=[], metavar="FIELD=COLUMN",
+        help="Which column holds a field (indication=Reason); as often as needed.",
+    )  # fmt: skip
+    add(
+        "--label",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="A column of 1, 0, -1 to keep as a label.",
+    )
+    add("--drop", action="append", default=[], metavar="COLUMN", help="A column to leave out.")
 
 
 def studies(args: argparse.Namespace) -> int:
@@ -95,50 +123,54 @@ def check_studies(args: argparse.Namespace) -> int:
 
 
 def make_studies(args: argparse.Namespace) -> int:
-    """`cxr studies make`: a data set as it is downloaded becomes a studies file, its paths relative to that file."""
-    import inspect
+    """`cxr studies make`: a data set as it is downloaded, or one's own files, become a studies file, its paths relative
+    to that file."""
     import os
     from dataclasses import replace
-    from importlib import import_module
 
     from encoder.errors import did_you_mean
-    from vlm.study import Image, counts, patients_across_splits, save_studies
+    from encoder.files import sole_writer
+    from vlm.study import Image, counts, is_studies, patients_across_splits, save_studies
 
-    if args.dataset not in (*DATASETS, "table"):
-        there = (*DATASETS, "table")
+    there = (*DATASETS, *OWN)
+    if args.dataset not in there:
         near = did_you_mean(args.dataset, there)
         raise UsageError(f"no data set is called {args.dataset!r}{near}; there are {', '.join(there)}")
-    if args.out.exists() and not args.overwrite:
-        raise UsageError(f"{args.out} exists; choose another file or give --overwrite")
-    if args.dataset == "table":
-        from train.datasets.table import load_table
-
-        found, root = load_table(args.root), args.root.parent
-    else:
-        read = import_module(f"train.datasets.reports.{DATASETS[args.dataset]}").studies
-        asked = {"reports": args.reports, "frontal_only": not args.laterals, "priors": not args.no_priors}
-        known = inspect.signature(read).parameters
-        if args.reports and "reports" not in known:
-            raise UsageError(f"--reports means nothing for {args.dataset}")
-        found, root = read(args.root, **{k: v for k, v in asked.items() if k in known}), args.root
+    _check_options(args)
+    check_target(args.out, "studies", is_studies, reads=[args.root], overwrite=args.overwrite)
+    read = {"table": _of_table, "dicom": _of_dicom}.get(args.dataset, _of_release)
+    found, root = read(args)
     if not found:
         raise UsageError(f"{args.root}: no study was found")
     folder = args.out.parent.absolute()
-    base = os.path.relpath(root.absolute(), folder)
 
     def placed(images: list[Image]) -> list[Image]:
-        return [replace(i, path=Path(base, i.path).as_posix()) for i in images]
-
-    save_studies(
-        (
+        base = os.path.relpath(root.absolute(), folder)
+        return [
             replace(
-                s, images=placed(s.images), prior=s.prior and replace(s.prior, images=placed(s.prior.images))
+                i,
+                path=Path(
+                    os.path.relpath(i.path, folder) if Path(i.path).is_absolute() else Path(base, i.path)
+                ).as_posix(),
             )
-            for s in found
-        ),
-        args.out,
-        overwrite=args.overwrite,
-    )
+            for i in images
+        ]
+
+    with sole_writer(args.out):
+        # Whoever held it until now may have finished it.
+        check_target(args.out, "studies", is_studies, reads=[args.root], overwrite=args.overwrite)
+        save_studies(
+            (
+                replace(
+                    s,
+                    images=placed(s.images),
+                    prior=s.prior and replace(s.prior, images=placed(s.prior.images)),
+                )
+                for s in found
+            ),
+            args.out,
+            overwrite=args.overwrite,
+        )
     for name, value in counts(found).items():
         print(f"{name:22} {value}")
     if shared := patients_across_splits(found):
@@ -147,6 +179,73 @@ def make_studies(args: argparse.Namespace) -> int:
         print("no study has findings, but impressions: --section impression learns those", file=sys.stderr)
     print(f"wrote {args.out}; cxr studies check {args.out} looks for missing files and more")
     return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise UsageError for an option of another data set: it would be ignored."""
+    told = {
+        "table": {"--column": args.column, "--label": args.label, "--drop": args.drop},
+        "dicom": {
+            "--per-file": args.per_file,
+            "--dates": args.dates,
+            "--patient-key": args.patient_key,
+            "--patient-ids plain": args.patient_ids == "plain",
+        },
+    }
+    for dataset, options in told.items():
+        for option, given in options.items():
+            if given and args.dataset != dataset:
+                raise UsageError(f"{option} means nothing for {args.dataset}; it is for {dataset}")
+
+
+def _of_release(args: argparse.Namespace) -> tuple[list[Study], Path]:
+    """Read a data set as it is downloaded; the paths of its studies are relative to the folder."""
+    import inspect
+    from importlib import import_module
+
+    read = import_module(f"train.datasets.reports.{DATASETS[args.dataset]}").studies
+    asked = {"reports": args.reports, "frontal_only": not args.laterals, "priors": not args.no_priors}
+    known = inspect.signature(read).parameters
+    if args.reports and "reports" not in known:
+        raise UsageError(f"--reports means nothing for {args.dataset}")
+    return read(args.root, **{k: v for k, v in asked.items() if k in known}), args.root
+
+
+def _of_dicom(args: argparse.Namespace) -> tuple[list[Study], Path]:
+    """Group the DICOM files of a folder; the paths of its studies are absolute."""
+    from cxr.cli.inputs import grouped, rules_of
+    from vlm.prompts import shown_image
+
+    if not args.root.exists():
+        raise UsageError(f"{args.root} does not exist; give a folder or a DICOMDIR")
+    studies = grouped({0: args.root}, rules_of(args), archives=False)[0].studies
+    if not args.laterals:
+        frontal = [s for s in studies if (image := shown_image(s)) and image.view != "lateral"]
+        if count := len(studies) - len(frontal):
+            what = "study has" if count == 1 else "studies have"
+            print(f"{count} {what} no frontal image, left out (--laterals keeps them)", file=sys.stderr)
+        studies = frontal
+    return studies, args.root
+
+
+def _of_table(args: argparse.Namespace) -> tuple[list[Study], Path]:
+    """Read a table, and say of each column where it went; the paths of its studies are relative to it."""
+    from train.datasets.table import read_table
+
+    columns: dict[str, str] = {}
+    for given in args.column:
+        name, equals, column = given.partition("=")
+        if not (equals and name.strip() and column.strip()):
+            raise UsageError(f"--column is FIELD=COLUMN, such as indication=Reason, not {given[:60]!r}")
+        if name.strip() in columns:
+            raise UsageError(f"--column gives {name.strip()} twice; it has one column")
+        columns[name.strip()] = column.strip()
+    table = read_table(args.root, columns, args.label, drop=args.drop)
+    for column, place in table.columns.items():
+        print(f"column {column:15} {place}")
+    for note in table.notes:
+        print(note, file=sys.stderr)
+    return table.studies, args.root.parent
 
 
 def prepare(args: argparse.Namespace) -> int:

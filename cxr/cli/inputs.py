@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 INPUT = "DICOM, PNG or JPEG file, folder or zip archive of them, DICOMDIR, or studies file (.jsonl)."
 
+UNPACK = "a studies file can name no files in an archive; unpack it"
+
 
 def dicom_options(group: Options) -> None:
     """Add the options of how DICOM files become studies."""
@@ -94,8 +96,12 @@ def studies_of(args: argparse.Namespace) -> Iterator[Study]:
         left -= len(several[:left])
 
 
-def grouped(inputs: dict[int, Path], rules: Rules, tell: bool = True) -> tuple[Found, dict[str, int]]:
+def grouped(
+    inputs: dict[int, Path], rules: Rules, *, tell: bool = True, archives: bool = True
+) -> tuple[Found, dict[str, int]]:
     """Group what lies in files, folders, archives and DICOMDIRs into studies; also which input each study is of.
+
+    Without `archives` none is read: a studies file can name only files.
 
     Raises UsageError where two files have one name, and MediaError for an archive or a DICOMDIR that was named and
     cannot be used. What is left out is told on stderr, unless `tell` is false.
@@ -103,7 +109,7 @@ def grouped(inputs: dict[int, Path], rules: Rules, tell: bool = True) -> tuple[F
     from train.datasets.reports.dicom import studies
 
     notes: list[str] = []
-    pairs = [(at, file) for at, given in inputs.items() for file in _files(at, given, notes)]
+    pairs = [(at, file) for at, given in inputs.items() for file in _files(at, given, notes, archives)]
     files = _with_own_names([file for _, file in pairs])
     found = studies(files, rules)
     if tell:
@@ -124,7 +130,7 @@ def _with_own_names(files: Sequence[File]) -> list[File]:
     return [replace(file, path=str(Path(file.path).absolute())) for file in named]
 
 
-def _files(at: int, given: Path, notes: list[str]) -> Iterator[File]:
+def _files(at: int, given: Path, notes: list[str], archives: bool) -> Iterator[File]:
     """Yield the files of one input, with their paths as given. Files that are named are all of one place."""
     from encoder.media import MediaError, dicomdir_files, is_dicomdir, is_zip, members
     from train.datasets.reports.dicom import File
@@ -136,6 +142,9 @@ def _files(at: int, given: Path, notes: list[str]) -> Iterator[File]:
             if path.suffix.lower() not in ("", ".zip") or not is_zip(path):
                 yield File(name, str(path), path, place=(at, 0))
                 continue
+            if not archives:
+                notes.append(f"{path}: {UNPACK}; it is left out")
+                continue
             try:
                 inside = members(path)
             except MediaError as error:
@@ -143,6 +152,8 @@ def _files(at: int, given: Path, notes: list[str]) -> Iterator[File]:
                 continue
             yield from _members(inside, name, (at, 1 + number), notes)
     elif is_zip(given):
+        if not archives:
+            raise UsageError(f"{given}: {UNPACK}")
         yield from _members(members(given), given.name, (at, 0), notes)
     elif is_dicomdir(given):
         listed, missing = dicomdir_files(given)

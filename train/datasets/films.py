@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -126,7 +126,9 @@ def _dataset(file: IO[bytes], limits: Limits) -> Dataset | None:
     head = file.read(132)
     if head[128:] == b"DICM":
         # Inflating would take place before a tag is read, whatever size that may come to.
-        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+        meta = read_dataset(
+            cast(BinaryIO, file), False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2
+        )
         if text(meta, "TransferSyntaxUID") != DEFLATED:
             file.seek(0)
             with suppress(Exception):

@@ -1,68 +1,288 @@
-"""A table of one's own, CSV or JSON Lines with flat objects, -> studies. One row an image or one row a study."""
+"""A table of one's own, CSV or JSON Lines with flat objects, -> studies. One row an image or one row a study.
+
+No column is lost in silence: each is a field, a label, kept as an extra key, or named as left out.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from encoder.errors import did_you_mean
 from encoder.radiograph import parse_age, parse_view
+from eval.scores.phrases import CONDITIONS
 from vlm.study import NOT_TEXT, TEXTS, VIEWS, Image, Study, StudyError, normalise_split
 
-# Field of a study -> the column names it is looked for under, unless `columns` says where it is.
+# Field of a study -> the column names it is looked for under, the likeliest first, unless `columns` says where it is.
+# Case, spaces and underscores play no part.
 NAMES = {
-    "study_id": ("study_id", "study", "id", "accession"),
-    "patient_id": ("patient_id", "patient", "subject_id"),
-    "split": ("split", "fold", "set"),
-    "image": ("image", "images", "file", "path", "image_path", "filename"),
-    "view": ("view", "view_position", "ViewPosition"),
-    "age": ("age", "PatientAge"),
-    "sex": ("sex", "gender", "PatientSex"),
+    "study_id": (
+        "study_id", "study", "id", "accession", "accession number", "study uid",
+        "StudyInstanceUID", "exam id",
+    ),
+    "patient_id": ("patient_id", "patient", "pid", "subject_id", "subject", "mrn"),
+    "split": ("split", "fold", "set", "subset", "partition"),
+    "image": (
+        "image", "images", "file", "path", "image path", "filename", "file name", "file path", "image file",
+        "dicom path",
+    ),
+    "view": ("view", "view position", "projection"),
+    "age": ("age", "patient age"),
+    "sex": ("sex", "gender", "patient sex"),
     "diagnoses": ("diagnoses", "diagnosis"),
-    **{key: (key,) for key in TEXTS},
-}
+    "findings": ("findings", "finding text", "report", "report text", "text", "caption"),
+    "impression": ("impression", "impressions", "conclusion"),
+    "indication": (
+        "indication", "reason for exam", "reason", "clinical history", "history", "clinical information",
+    ),
+    "technique": ("technique",),
+    "comparison": ("comparison",),
+}  # fmt: skip
 SEVERAL = "|"  # between the paths, views or diagnoses in one cell
 SEXES = {"f": "F", "female": "F", "woman": "F", "m": "M", "male": "M", "man": "M"}
+# Keys that a study or an image has itself; a column of that name that is no such field is kept under another.
+OWN_KEYS = {
+    "schema", "study_id", "patient_id", "split", "images", "age", "sex", "prior", "labels", "diagnoses", "path", "view",
+    *TEXTS,
+}  # fmt: skip
+# Characters of a cell: reports are longer than the csv module's own limit.
+LONGEST_CELL = 1 << 24
+
+
+@dataclass
+class Table:
+    """What was read of a table."""
+
+    studies: list[Study]
+    # Column -> what became of it, in words.
+    columns: dict[str, str]
+    # What else was done that a user should know, a line each.
+    notes: list[str]
+
+
+@dataclass
+class _Survey:
+    """What a column holds."""
+
+    known: int = 0  # cells that say something
+    is_label: bool = True  # all of these are 1, 0 or -1
+
+
+@dataclass
+class _Plan:
+    """Where each column goes."""
+
+    where: dict[str, str] = field(default_factory=dict)  # field -> column
+    labels: dict[str, str] = field(default_factory=dict)  # column -> name of the label
+    extra: dict[str, str] = field(default_factory=dict)  # column -> key
+    dropped: list[str] = field(default_factory=list)
 
 
 def load_table(
     path: str | Path,
     columns: Mapping[str, str] | None = None,
     labels: Sequence[str] = (),
-    keep: Sequence[str] = (),
+    keep: Sequence[str] | None = None,
     image_root: str | Path = "",
 ) -> list[Study]:
+    """Return the studies of `read_table`."""
+    return read_table(path, columns, labels, keep, image_root).studies
+
+
+def read_table(
+    path: str | Path,
+    columns: Mapping[str, str] | None = None,
+    labels: Sequence[str] = (),
+    keep: Sequence[str] | None = None,
+    image_root: str | Path = "",
+    drop: Sequence[str] = (),
+) -> Table:
     """Read a table into studies, in the order of their first rows.
 
-    `columns` maps a field (a key of NAMES) to the column that holds it; the others are found by their usual names.
-    `labels` are columns of 1, 0, -1 or nothing, named like the condition. `keep` are columns to carry along as extra
-    keys; all others are dropped. `image_root` is put before the image paths, which are otherwise taken to be relative
-    to the table. Rows with the same study_id become one study with several images; where there is no study_id, the
-    image's path is it. Empty cells, "nan" and "None" are missing; ages may be numbers or DICOM's "045Y".
+    Rows with the same study_id become one study with several images; where there is no study_id, the image's path is
+    it. Empty cells, "nan" and "None" are missing; ages may be numbers or DICOM's "045Y".
 
-    Raises StudyError, with file and line, for a column that does not exist, a cell that cannot be read, and rows of
-    one study that contradict each other; FileNotFoundError.
+    Args:
+        columns: field (a key of NAMES) -> the column that holds it; the others are found by their usual names.
+        labels: columns of 1, 0, -1 or nothing to keep as labels, besides those that are called like one of CheXpert's
+            conditions and hold nothing else.
+        keep: columns to carry along as extra keys, of the study, or of its images where the rows of a study differ.
+            Without it, all that are left.
+        image_root: is put before the image paths, which are otherwise relative to the table.
+        drop: columns to leave out.
+
+    Raises:
+        StudyError: with file and line, a column does not exist, a cell cannot be read, or rows of one study contradict
+            each other.
+        FileNotFoundError: there is no such file.
     """
     path = Path(path)
+    surveys: dict[str, _Survey] = {}
+    first_line = 1
+    for line, row in _read(path):
+        first_line = first_line if surveys else line
+        for column, value in row.items():
+            _look_at(surveys.setdefault(column, _Survey()), known(value))
+    try:
+        plan = _plan(surveys, columns or {}, labels, keep, drop) if surveys else _Plan()
+    except StudyError as error:
+        raise StudyError(f"{path}, line {first_line}: {error}") from None
     studies: dict[str, Study] = {}
-    where: dict[str, str] | None = None
-    for line, row in _rows(path):
+    kept: dict[str, list[tuple[dict[str, Any], list[Image]]]] = defaultdict(list)
+    unread: dict[str, Counter[str]] = defaultdict(Counter)
+    for line, row in _read(path):
         try:
-            if where is None or path.suffix.lower() == ".jsonl":  # lines of JSON may leave keys out
-                required = path.suffix.lower() != ".jsonl"
-                where = _find_columns(row, columns or {}, (*labels, *keep) if required else (), required)
-            study = _study({field: known(row.get(column)) for field, column in where.items()}, image_root)
-            study.labels = _labels(row, labels)
-            study.extra = {key: row[key] for key in keep if known(row.get(key)) is not None}
-            if study.study_id in studies:
-                _merge(studies[study.study_id], study)
-            else:
-                studies[study.study_id] = study
+            cells = {field: known(row.get(column)) for field, column in plan.where.items()}
+            study = _study(cells, image_root, unread)
+            study.labels = _labels(row, plan.labels)
+            images = study.images
+            if (first := studies.setdefault(study.study_id, study)) is not study:
+                images = _merge(first, study)
+            extra = {key: row[c] for c, key in plan.extra.items() if known(row.get(c)) is not None}
+            kept[study.study_id].append((extra, images))
         except StudyError as error:
             raise StudyError(f"{path}, line {line}: {error}") from None
-    return list(studies.values())
+    differ = _spread(studies, kept)
+    return Table(list(studies.values()), _told(surveys, plan, differ), _notes(surveys, plan, unread))
+
+
+def _look_at(survey: _Survey, value: Any) -> None:
+    if value is not None:
+        survey.known += 1
+        survey.is_label = survey.is_label and _as_label(value) is not None
+
+
+def _plan(
+    surveys: Mapping[str, _Survey],
+    columns: Mapping[str, str],
+    labels: Sequence[str],
+    keep: Sequence[str] | None,
+    drop: Sequence[str],
+) -> _Plan:
+    """Decide of every column where it goes. Raises StudyError for names that are not there."""
+    for name in columns:
+        if name not in NAMES:
+            near = did_you_mean(name, NAMES)
+            raise StudyError(f"no field is called {name}{near}; there are {', '.join(NAMES)}")
+    for column in (*columns.values(), *labels, *(keep or ()), *drop):
+        if column not in surveys:
+            near = did_you_mean(column, surveys)
+            raise StudyError(f"there is no column {column!r}{near}; there are {', '.join(surveys)}")
+    if both := set(drop) & {*columns.values(), *labels}:
+        raise StudyError(f"column {min(both)!r} is asked for and left out; do one of both")
+    plan = _Plan(dict(columns), dropped=list(drop))
+    taken = {*columns.values(), *labels, *drop}
+    by_name: dict[str, str] = {}
+    for column in surveys:
+        if column not in taken:
+            by_name.setdefault(_plain(column), column)
+    for one, names in NAMES.items():
+        found = next((by_name[_plain(name)] for name in names if _plain(name) in by_name), None)
+        if one not in plan.where and found:
+            plan.where[one] = found
+    if "image" not in plan.where and "study_id" not in plan.where:
+        raise StudyError(
+            f"no column holds images or study ids; name it by --column image=COLUMN or study_id=COLUMN. There are "
+            f"{', '.join(surveys)}"
+        )
+    conditions = {_plain(name): name for name in CONDITIONS}
+    mapped = {*plan.where.values(), *drop}
+    for column, survey in surveys.items():
+        condition = conditions.get(_plain(column))
+        if column in labels or (condition and column not in mapped and survey.known and survey.is_label):
+            plan.labels[column] = condition or column
+        elif column not in mapped and (keep is None or column in keep):
+            plan.extra[column] = f"table_{column}" if column in OWN_KEYS else column
+        elif column not in mapped:
+            plan.dropped.append(column)
+    return plan
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def _spread(
+    studies: Mapping[str, Study], kept: Mapping[str, Sequence[tuple[dict[str, Any], list[Image]]]]
+) -> set[str]:
+    """Put the extra cells where they belong; returns the keys that differ between the rows of a study."""
+
+    def values(rows: Sequence[tuple[dict[str, Any], list[Image]]], key: str) -> list[Any]:
+        found: list[Any] = []
+        for extra, _ in rows:
+            if key in extra and extra[key] not in found:
+                found.append(extra[key])
+        return found
+
+    keys = dict.fromkeys(key for rows in kept.values() for extra, _ in rows for key in extra)
+    differ = {key for key in keys if any(len(values(rows, key)) > 1 for rows in kept.values())}
+    for study_id, rows in kept.items():
+        study = studies[study_id]
+        for key in keys:
+            found = values(rows, key)
+            if not found:
+                continue
+            # A row without an image of its own has no other place for it.
+            if key not in differ or any(key in extra and not images for extra, images in rows):
+                study.extra[key] = found if len(found) > 1 else found[0]
+                continue
+            for extra, images in rows:
+                for image in images:
+                    image.extra |= {key: extra[key]} if key in extra else {}
+    return differ
+
+
+def _told(surveys: Mapping[str, _Survey], plan: _Plan, differ: set[str]) -> dict[str, str]:
+    """Say of every column what became of it."""
+    fields_of: dict[str, list[str]] = defaultdict(list)
+    for one, column in plan.where.items():
+        fields_of[column].append(one)
+    told = {}
+    for column, survey in surveys.items():
+        if column in plan.labels:
+            said = f"label {plan.labels[column]}"
+        elif column in fields_of:
+            said = " and ".join(fields_of[column])
+        elif column in plan.extra:
+            key = plan.extra[column]
+            said = f"extra key {key!r} of {'the images' if key in differ else 'the study'}"
+        else:
+            said = "left out"
+        told[column] = said if survey.known else f"{said} (all its cells are empty)"
+    return told
+
+
+def _notes(surveys: Mapping[str, _Survey], plan: _Plan, unread: Mapping[str, Counter[str]]) -> list[str]:
+    notes = []
+    for one, cells in unread.items():
+        if not cells.total():
+            continue
+        shown = ", ".join(repr(text[:20]) for text, _ in cells.most_common(3))
+        what = "is neither F nor M" if one == "sex" else "names no view"
+        notes.append(f"{one}: {cells.total()} cells say what {what}, and count as missing: {shown}")
+    conditions = {_plain(name) for name in CONDITIONS}
+    for column in plan.extra:
+        if _plain(column) in conditions and surveys[column].known:
+            notes.append(f"{column} is called like a label, but holds other things than 1, 0 and -1")
+    return notes
+
+
+def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a table with their lines. Raises StudyError, also for what is not a text at all."""
+    try:
+        yield from _rows(path)
+    except UnicodeDecodeError:
+        raise StudyError(f"{path} is not UTF-8 text; save the table as UTF-8") from None
+    except csv.Error as error:
+        raise StudyError(f"{path} is not a table: {error}") from None
+    except RecursionError:
+        raise StudyError(f"{path} is not a table: nested too deeply") from None
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -79,7 +299,16 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise StudyError(f"{path}, line {number}: not an object")
                 yield number, row
         elif path.suffix.lower() in {".csv", ".tsv"}:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
+            first = file.readline()
+            file.seek(0)
+            # Spreadsheets of many countries write semicolons for commas.
+            delimiter = max(",;\t", key=first.count) if path.suffix.lower() == ".csv" else "\t"
+            reader = csv.DictReader(file, delimiter=delimiter)
+            names = [name.strip() or f"column_{i}" for i, name in enumerate(reader.fieldnames or (), 1)]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise StudyError(f"{path}: there are several columns {twice[0]!r}; give each its own name")
+            reader.fieldnames = names
             for row in reader:
                 if None in row or None in row.values():
                     raise StudyError(
@@ -90,27 +319,6 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise StudyError(f"{path}: a table is a .csv, .tsv or .jsonl file")
 
 
-def _find_columns(
-    row: Mapping[str, Any], columns: Mapping[str, str], others: Iterable[str], required: bool
-) -> dict[str, str]:
-    if unknown := set(columns) - set(NAMES):
-        raise StudyError(f"no field is called {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    if required:
-        for column in (*columns.values(), *others):
-            if column not in row:
-                raise StudyError(f"there is no column {column!r}; there are {', '.join(row)}")
-    where = {}
-    for field, names in NAMES.items():
-        found = columns.get(field) or next((name for name in names if name in row), None)
-        if found:
-            where[field] = found
-    if "image" not in where and "study_id" not in where:
-        raise StudyError(
-            f"no column holds images or study ids; name it with columns. There are {', '.join(row)}"
-        )
-    return where
-
-
 def known(value: Any) -> Any:
     """None for what means missing."""
     if value is None or (isinstance(value, str) and value.strip().lower() in {"", *NOT_TEXT}):
@@ -118,9 +326,16 @@ def known(value: Any) -> Any:
     return value
 
 
-def _study(cells: Mapping[str, Any], image_root: str | Path) -> Study:
+def _study(cells: Mapping[str, Any], image_root: str | Path, unread: Mapping[str, Counter[str]]) -> Study:
+    """Make a study of the cells of its fields; counts in `unread` those that mean nothing here."""
     paths = _list(cells.get("image"))
-    views = [_view(text) for text in _list(cells.get("view"))]
+    texts_of_views = _list(cells.get("view"))
+    views = [_view(text) for text in texts_of_views]
+    unread["view"].update(
+        text
+        for text, view in zip(texts_of_views, views, strict=True)
+        if view == "unknown" and text.lower() != view
+    )
     if len(views) == 1:
         views *= len(paths)
     if views and len(views) != len(paths):
@@ -132,6 +347,7 @@ def _study(cells: Mapping[str, Any], image_root: str | Path) -> Study:
         study_id = paths[0]
     texts: dict[str, Any] = {key: None if cells.get(key) is None else str(cells[key]) for key in TEXTS}
     patient_id, split, sex = cells.get("patient_id"), cells.get("split"), cells.get("sex")
+    unread["sex"].update([] if sex is None or str(sex).strip().lower() in SEXES else [str(sex)])
     return Study(
         study_id=str(study_id).strip(),
         patient_id=None if patient_id is None else str(patient_id).strip(),
@@ -165,29 +381,36 @@ def _age(value: Any) -> float | None:
     return int(years) if years == int(years) else round(years, 3)
 
 
-def _labels(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, int] | None:
+def _labels(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int] | None:
     labels = {}
-    for name in names:
-        value = known(row.get(name))
+    for column, name in names.items():
+        value = known(row.get(column))
         if value is None:
             continue
-        try:
-            label = float(value)
-        except (TypeError, ValueError):
-            label = None
-        if label not in (1, 0, -1):
-            raise StudyError(f"label {name!r} must be 1, 0, -1 or empty, not {str(value)[:20]!r}")
-        labels[name] = int(label)
+        label = _as_label(value)
+        if label is None:
+            raise StudyError(f"label {column!r} must be 1, 0, -1 or empty, not {str(value)[:20]!r}")
+        labels[name] = label
     return labels or None
 
 
-def _merge(study: Study, more: Study) -> None:
-    """Add a further row of the same study: its images, and whatever the first row left out."""
-    study.images += [image for image in more.images if image not in study.images]
+def _as_label(value: Any) -> int | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return int(number) if number in (1, 0, -1) else None
+
+
+def _merge(study: Study, more: Study) -> list[Image]:
+    """Add a further row of the same study: its images, which are returned, and whatever the first row left out."""
+    paths = {(image.path, image.view) for image in study.images}
+    images = [image for image in more.images if (image.path, image.view) not in paths]
+    study.images += images
     for key in ("patient_id", "split", "age", "sex", "labels", "diagnoses", *TEXTS):
         old, new = getattr(study, key), getattr(more, key)
         if old is None:
             setattr(study, key, new)
         elif new is not None and new != old:
             raise StudyError(f"study {study.study_id!r} has another {key} in an earlier row")
-    study.extra = more.extra | study.extra
+    return images

@@ -71,11 +71,13 @@ class Found:
         if self.left_out:
             count = self.left_out.total()
             kinds = ", ".join(f"{n} {what}" for what, n in sorted(self.left_out.items()))
-            lines.append(f"{_files(count)} not chest X-rays and left out: {kinds}")
-        if self.raw:
-            lines.append(
-                f"{_files(self.raw)} raw detector data of a view that is there processed, and left out"
+            what = (
+                "file that is not a chest X-ray is" if count == 1 else "files that are not chest X-rays are"
             )
+            lines.append(f"{count} {what} left out: {kinds}")
+        if self.raw:
+            what = "file of raw detector data is" if self.raw == 1 else "files of raw detector data are"
+            lines.append(f"{self.raw} {what} left out: the study has the same view processed")
         if self.shared_ids:
             what = "patient ID belongs" if self.shared_ids == 1 else "patient IDs belong"
             lines.append(f"{self.shared_ids} {what} to several people, who are kept apart as to priors")
@@ -255,7 +257,3 @@ def _image(file: File, header: FilmHeader | None = None, rules: Rules | None = N
     if isinstance(file.source, Member):
         return Held(file.path, view, extra, source=file.source)
     return Image(file.path, view, extra)
-
-
-def _files(count: int) -> str:
-    return f"{count} file is" if count == 1 else f"{count} files are"
