@@ -72,15 +72,6 @@ def test_the_version_is_that_of_the_distribution():
     assert cxr.__version__ == version("cxr-vlm")
 
 
-def test_transformers_knows_our_model_after_it():
-    code = """
-import cxr
-from transformers import AutoConfig, AutoModelForImageTextToText
-print(AutoConfig.for_model("cxr_llava").model_type)
-"""
-    assert printed(code) == "cxr_llava"
-
-
 @pytest.mark.parametrize(
     ("theirs", "lost"),
     [

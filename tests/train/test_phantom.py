@@ -179,24 +179,27 @@ def test_dicom_shows_what_was_rendered_whatever_its_encoding(tmp_path):
     assert kinds == {(p, b) for p in ("MONOCHROME1", "MONOCHROME2") for b in (12, 16)}
 
 
+# 750 films are drawn
+@pytest.mark.slow
 def test_raw_pixels_do_not_give_the_findings_away():
-    """The difficulty that was fixed before any training: PCA + logistic regression stays at mean AUROC <= 0.85."""
+    """The difficulty that was fixed before any training: PCA + logistic regression on 800 patients stays at mean AUROC
+    <= 0.85. On 500, as here, it is worse by 0.02 (two seeds)."""
     rows, labels = [], []
-    for i in range(1100):
+    for i in range(750):
         patient = draw_patient(21, i)
         study = patient.studies[0]
         film = render_frontal(study, patient.sex, 64).display()
         rows.append(film[: (film.shape[0] // 2) * 2, :64][:64].ravel())
         labels.append([write_report(study).labels.get(c) == 1 for c in CONDITIONS])
     x, y = np.stack(rows), np.array(labels)
-    train, test = slice(0, 800), slice(800, None)
+    train, test = slice(0, 500), slice(500, None)
     z = PCA(100, svd_solver="randomized", random_state=0).fit(x[train]).transform(x)
     z = (z - z[train].mean(0)) / z[train].std(0)
     aurocs = []
     for k in range(len(CONDITIONS)):
         probe = LogisticRegression(C=0.01, max_iter=300).fit(z[train], y[train, k])
         aurocs.append(roc_auc_score(y[test, k], probe.decision_function(z[test])))
-    assert 0.6 < np.mean(aurocs) <= 0.85, aurocs
+    assert 0.6 < np.mean(aurocs) <= 0.83, aurocs
 
 
 def test_lateral_films_render():

@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as Picture
 
 from encoder.transforms import Preprocessing
+from tests.forked import run_in_processes
 from train.common.config import ConfigError
-from train.common.launcher import accelerate_command
 from train.probe.__main__ import main
 
 SMALL = [
@@ -67,6 +65,8 @@ def values(report: dict, task: str, metric: str, what: str = "") -> dict[tuple[s
     }
 
 
+# three encoders, nine tasks
+@pytest.mark.slow
 def test_encoders_side_by_side(data, encoder_dir, tmp_path, capsys):
     ours, random = str(encoder_dir), f"random:{encoder_dir}@1"
     command = [
@@ -170,6 +170,8 @@ def test_what_the_data_says_now_is_what_is_judged(data, encoder_dir, tmp_path, c
     assert "segmentation, " in again and "knn, " not in again and "features of" not in again
 
 
+# probes of two encoders
+@pytest.mark.slow
 def test_a_task_that_fails_stops_no_other_and_is_said(data, encoder_dir, tmp_path, capsys, monkeypatch):
     # of all that could be asked for: decoders learn for minutes, and say nothing more here
     monkeypatch.setattr("train.probe.run.TASKS", ("classification", "metadata", "segmentation"))
@@ -216,6 +218,7 @@ def test_encoders_that_see_other_pixels_are_not_compared(data, encoder_dir, tmp_
     }
 
 
+# decoders learn twice
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(data, encoder_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # all of them
@@ -224,17 +227,15 @@ def test_two_processes_find_what_one_finds(data, encoder_dir, tmp_path, monkeypa
         str(data),
         "--encoders",
         str(encoder_dir),
-        "pixels",
         *SMALL,
         "--tasks",
         "knn",
         "segmentation",
     ]
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
-    launched = accelerate_command("train.probe", *command, "--out", str(tmp_path / "two"), processes=2)
-    done = subprocess.run(launched, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(list((tmp_path / "two" / "features").glob("*/index-1.jsonl"))) == 2
+    done = run_in_processes("train.probe", [*command, "--out", str(tmp_path / "two")], 2, tmp_path / "said")
+    assert done.codes == [0, 0], done.complained
+    assert len(list((tmp_path / "two" / "features").glob("*/index-1.jsonl"))) == 1
     one, two = (json.loads((tmp_path / name / "probe.json").read_text())["tasks"] for name in ("one", "two"))
     for task in one:
         for a, b in zip(one[task]["scores"], two[task]["scores"], strict=True):
