@@ -141,7 +141,7 @@ def read_table(
             cells = {field: known(row.get(column)) for field, column in plan.where.items()}
             study = _study(cells, image_root, unread)
             study.labels = _labels(row, plan.labels)
-            images = study.images
+            images = list(study.images)
             if (first := studies.setdefault(study.study_id, study)) is not study:
                 images = _merge(first, study)
             extra = {key: row[c] for c, key in plan.extra.items() if known(row.get(c)) is not None}
