@@ -18,6 +18,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
 from encoder.radiograph.codestream import Kind, Stream, tiles_are_whole
+from encoder.radiograph.elements import integer, text
 from encoder.radiograph.jpeg import missing_part, open_jpeg
 from encoder.radiograph.parse import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 from encoder.radiograph.types import InputError, Warn
@@ -122,11 +123,11 @@ def unpack(header: Dataset, value: bytes, syntax: str, samples: int) -> np.ndarr
     """Take pixels that are not compressed, or run-length coded, out of their cells: unsigned (H, W), or (H, W, 3).
     Raises InputError."""
     name, plugin, _ = SYNTAXES[syntax]
-    allocated = int(header.BitsAllocated)
-    facts = _facts(header.Rows, header.Columns, allocated, allocated, syntax, samples)
+    rows, columns, allocated = (integer(header, key, 0) for key in ("Rows", "Columns", "BitsAllocated"))
+    facts = _facts(rows, columns, allocated, allocated, syntax, samples)
     if samples == 3:
-        facts.PlanarConfiguration = 1 if header.get("PlanarConfiguration") == 1 else 0
-        facts.PhotometricInterpretation = header.PhotometricInterpretation
+        facts.PlanarConfiguration = 1 if integer(header, "PlanarConfiguration", 0) == 1 else 0
+        facts.PhotometricInterpretation = text(header, "PhotometricInterpretation").upper()
     facts.add_new(0x7FE00010, "OB" if plugin or allocated == 8 else "OW", value)
     facts["PixelData"].is_undefined_length = plugin is not None
     return _as_array(facts, syntax, plugin or "", name)
@@ -191,8 +192,8 @@ def _facts(rows: int, columns: int, allocated: int, stored: int, syntax: str, sa
 
 def _sentence(name: str, error: Exception) -> str:
     reason = (str(error).splitlines() or [""])[-1].strip() or type(error).__name__
-    # what is left of a decoder that gave up
-    if "NoneType" in reason or "broken data stream" in reason:
+    # what is left of a decoder that gave up; Pillow also quotes the object it was given, with its address
+    if any(words in reason for words in ("NoneType", "broken data stream", "cannot identify")):
         reason = "the stream is damaged or ends early"
     return f"the pixels cannot be decoded ({name}; {reason})"
 

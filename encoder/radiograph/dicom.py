@@ -16,11 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import get_frame
 from pydicom.uid import UID
 
 from encoder.radiograph import decode, geometry, stored
-from encoder.radiograph.codestream import STARTS, describe
+from encoder.radiograph.codestream import STARTS, describe, scans
 from encoder.radiograph.decode import RLE, SYNTAXES, Job
 from encoder.radiograph.elements import integer, items, text
 from encoder.radiograph.grey import check_bytes, check_pixels, levels, look_up, size_warning
@@ -36,7 +35,7 @@ from encoder.radiograph.parse import (
     parse,
 )
 from encoder.radiograph.picture import grey_of_channels
-from encoder.radiograph.scale import apply_lut, grey_levels, padding
+from encoder.radiograph.scale import Broken, apply_lut, grey_levels, padding
 from encoder.radiograph.types import Header, InputError, Limits, Radiograph, Warn
 from encoder.radiograph.words import parse_age, parse_view
 
@@ -197,16 +196,14 @@ def _pixels(parsed: Parsed, photometric: str, samples: int, H: int, W: int, limi
         found = "compressed" if parsed.fragmented else "uncompressed"
         raise InputError("unreadable", f"the pixels are {found}, but the transfer syntax says {name}")
     value = parsed.data[parsed.start : parsed.end]
-    if parsed.fragmented:
-        _check_one_frame(value, syntax)
+    frame = _one_frame(value, syntax) if parsed.fragmented else b""
     if parsed.fragmented and syntax != RLE:
-        return _from_stream(header, value, syntax, photometric, samples, H, W)
+        return _from_stream(header, frame, syntax, photometric, samples, H, W)
     allocated, bits = integer(header, "BitsAllocated", 0), integer(header, "BitsStored", 0)
     if allocated not in (8, 16) or not 1 < bits <= allocated:
         raise InputError("unreadable", f"{bits} bits a pixel; radiographs have 8 to 16, in 8 or 16 allocated")
     notes = []
     if parsed.fragmented:
-        frame = get_frame(value, 0, number_of_frames=1)
         most = limits.max_inflated_bytes
         if len(frame) * 64 > most and _unpacked_length(frame) > most:
             raise InputError("decompression_bomb", f"{len(frame)} bytes of RLE unfold to more than {most}")
@@ -225,11 +222,10 @@ def _pixels(parsed: Parsed, photometric: str, samples: int, H: int, W: int, limi
 
 
 def _from_stream(
-    header: Dataset, value: bytes, syntax: str, photometric: str, samples: int, H: int, W: int
+    header: Dataset, frame: bytes, syntax: str, photometric: str, samples: int, H: int, W: int
 ) -> Pixels:
     """Decode a compressed frame, and believe it where the header says something else."""
     name, plugin, kinds = SYNTAXES[syntax]
-    frame = get_frame(value, 0, number_of_frames=1)
     stream = describe(frame)
     if stream is None:
         if plugin and not decode.can_decode(syntax, plugin):
@@ -269,25 +265,35 @@ def _through_palette(header: Dataset, photometric: str, pixels: Pixels) -> Pixel
     values = np.arange(low, high + 1, dtype=np.float64)
     channels, deepest = [], 8
     for name in PALETTES:
-        item = Dataset()
-        item.set_original_encoding(*getattr(header, "original_encoding", (False, True)))
-        item.LUTDescriptor, item.LUTData = header[name + "Descriptor"].value, header[name + "Data"].value
-        deepest = max(deepest, int(item.LUTDescriptor[2]))
-        channels.append(apply_lut(item, values))
+        try:
+            item = Dataset()
+            item.set_original_encoding(*getattr(header, "original_encoding", (False, True)))
+            item.LUTDescriptor, item.LUTData = header[name + "Descriptor"].value, header[name + "Data"].value
+            deepest = max(deepest, int(item.LUTDescriptor[2]))
+            channels.append(apply_lut(item, values))
+        except Exception as error:
+            reason = str(error) if isinstance(error, Broken) else "it is damaged"
+            raise InputError("unreadable", f"{name}Data is unusable: {reason}") from None
     table = np.stack(channels, -1)[pixels.stored_HW.astype(np.intp) - low]
     level = 257 if deepest > 8 else 1
     return Pixels(grey_of_channels(table.astype(np.int32), level), pixels.bits, pixels.notes, is_picture=True)
 
 
-def _check_one_frame(value: bytes, syntax: str) -> None:
-    """Refuse several frames that the header calls one. A frame may lie in many fragments (PS3.5 A.4), but only its
-    first begins as a codestream does; a frame of RLE is one fragment (PS3.5 G)."""
+def _one_frame(value: bytes, syntax: str) -> bytes:
+    """Join the fragments of the one frame. A frame may lie in many (PS3.5 A.4), but only its first begins as a
+    codestream does; a frame of RLE is one fragment (PS3.5 G). Raises InputError for several frames that the header
+    calls one."""
     fragments = [fragment for fragment in fragments_of(value) if fragment]
     begun = len(fragments) if syntax == RLE else sum(fragment.startswith(STARTS) for fragment in fragments)
+    frame = b"".join(fragments)
+    if begun == 1 and frame.startswith(STARTS[0]) and (of := scans(frame)) is not None and of.end is not None:
+        # one fragment, in which a second image follows the first
+        begun += frame[of.end :].lstrip(b"\0").startswith(STARTS[0])
     if begun > 1:
         raise InputError(
             "multi_frame", f"{begun} compressed frames, which the header calls one; give one alone"
         )
+    return frame
 
 
 def levels_at_border(stored_HW: np.ndarray, low: int, n: int) -> np.ndarray:

@@ -113,6 +113,9 @@ def _refusals() -> Iterator[None]:
             raise InputError("truncated", "the file ends before the image does") from None
         if "too large" in text:
             raise InputError("decompression_bomb", "a text inside it unfolds to too much") from None
+        # what Pillow quotes here is the object it was given, with its address
+        if "cannot identify" in text:
+            raise InputError("unreadable", "its beginning is damaged, so it cannot be decoded") from None
         raise InputError("unreadable", f"it cannot be decoded ({text or type(error).__name__})") from None
 
 

@@ -718,7 +718,8 @@ def test_the_first_of_a_phones_pictures_is_read():
 
 def test_two_frames_that_the_header_calls_one(tmp_path):
     frame = jpeg(EIGHT)
-    for value in (encapsulate([frame, frame]), encapsulate([frame, frame], has_bot=False)):
+    one_fragment = encapsulate([frame + frame])
+    for value in (encapsulate([frame, frame]), encapsulate([frame, frame], has_bot=False), one_fragment):
         ds = stream(JPEGBaseline8Bit, frame, 8, 8)
         ds.PixelData = value
         ds["PixelData"].is_undefined_length = True
@@ -904,10 +905,16 @@ GREYS: dict[str, tuple[Callable[[], Dataset], np.ndarray | str, float]] = {
     ),
     "sepia in JPEG": (lambda: coloured(JPEGBaseline8Bit, jpeg(SEPIA), "YBR_FULL_422"), "colour_image", 0),
     "a palette of colours": (lambda: tinted(palette(INVERSE)), "colour_image", 0),
+    "a palette that is cut off": (lambda: cut_palette(palette(INVERSE)), "unreadable", 0),
     "a palette without tables": (
         lambda: dataset(EIGHT, 8, PhotometricInterpretation="PALETTE COLOR"), "colour_image", 0,
     ),
 }  # fmt: skip
+
+
+def cut_palette(ds: Dataset) -> Dataset:
+    ds["GreenPaletteColorLookupTableData"].value = bytes(20)
+    return ds
 
 
 def tinted(ds: Dataset) -> Dataset:
