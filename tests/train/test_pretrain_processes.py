@@ -58,15 +58,6 @@ def check_against(one, out):
         assert {name: ours[name] for name in golden} == pytest.approx(golden, rel=1e-3, abs=1e-4)
 
 
-def launched(images, out, *more):
-    """Train in two processes by the command that users give; returns what was said."""
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "train.pretrain"]
-    command = [sys.executable, *launch, *options(images, out, *more)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def forked(folder, images, out, *more, change=None):
     """Train in two processes; returns what was said."""
     ended = two_processes(options(images, out, *more), folder, change)
@@ -77,16 +68,18 @@ def forked(folder, images, out, *more, change=None):
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(images, twenty, one, tmp_path, monkeypatch):
     """Same seed, same global batch, float32: the same curve to rounding, and the golden one. The run resumes in two
-    processes, and ends in one."""
+    processes, and ends in one. Two that accelerate launches are in tests/cxr/test_names.py."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     out = tmp_path / "two"
-    assert "on 2 x cpu" in launched(images, out, *twenty, "--stop_at", "4")
+    assert "on 2 x cpu" in forked(tmp_path, images, out, *twenty, "--stop_at", "4")
     said = forked(tmp_path, images, out, *twenty, "--stop_at", "19")
     assert "on 2 x cpu" in said and said.count("resuming after step 4") == 1
     assert train(images, out, *twenty) == 0
     check_against(one, out)
 
 
+# processes that share a training, several times
+@pytest.mark.slow
 def test_split_weights_learn_what_whole_ones_learn(images, twenty, one, tmp_path, monkeypatch):
     """Two processes under FSDP2. They leave the same files: one process reads what several wrote."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
