@@ -24,11 +24,12 @@ def mini():
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
-    """96 studies of patients that no training has seen, with three times the usual findings."""
+    """64 studies of patients that no training has seen, with five times the usual findings, hardly larger than the
+    model's pixels."""
     from train.phantom.population import write_population
 
     out = tmp_path_factory.mktemp("phantoms")
-    write_population(out, studies=96, prevalence=3, seed=777, masks=False, workers=2)
+    write_population(out, studies=64, prevalence=5, seed=777, size=256, masks=False, workers=2)
     return out
 
 
