@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vlm.errors import AskedError
 from vlm.parts import parts
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ SENTENCE = re.compile(r".+?(?:[.?!](?=\s|$)|$)\s*", re.S)
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer is chosen. Raises ValueError for what does not go together."""
+    """How an answer is chosen. Raises AskedError for what does not go together."""
 
     max_new_tokens: int = 256
     method: str = "greedy"  # the same words in every run; beam: searched more widely; sample: drawn
@@ -39,23 +40,23 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"decoding {self.method!r} is unknown; there are {', '.join(METHODS)}")
+            raise AskedError(f"decoding {self.method!r} is unknown; there are {', '.join(METHODS)}")
         if (self.method == "beam") != (self.beams > 1) or self.beams < 1:
-            raise ValueError(
+            raise AskedError(
                 f"beam search needs 2 beams or more, other decoding 1; not {self.method} with {self.beams}"
             )
         if self.method != "sample" and (self.temperature, self.top_p) != (1.0, 1.0):
-            raise ValueError(f"temperature and top_p are of sampling, not of {self.method} decoding")
+            raise AskedError(f"temperature and top_p are of sampling, not of {self.method} decoding")
         if not (0 < self.temperature < math.inf and 0 < self.top_p <= 1):
-            raise ValueError(
+            raise AskedError(
                 f"temperature must be above 0, top_p above 0 and at most 1, not {self.temperature} and {self.top_p}"
             )
         if not math.isfinite(self.length_penalty):
-            raise ValueError(f"length_penalty must be a finite number, not {self.length_penalty}")
+            raise AskedError(f"length_penalty must be a finite number, not {self.length_penalty}")
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, not {self.seed}")
+            raise AskedError(f"seed must be a whole number from 0 to 2**63 - 1, not {self.seed}")
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+            raise AskedError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
     def to_json(self) -> dict[str, Any]:
         """What a prediction says of it: only what has a meaning for the method."""

@@ -1,8 +1,12 @@
 """What goes wrong with findings models: the same error as of encoders."""
 
-from encoder.errors import ModelError
+from encoder.errors import ModelError, UserError
 
-__all__ = ["ModelError", "ModelWarning"]
+__all__ = ["AskedError", "ModelError", "ModelWarning"]
+
+
+class AskedError(UserError, ValueError):
+    """Something asked of a model that it cannot do: a setting out of its range, one image where several are meant."""
 
 
 class ModelWarning(UserWarning):

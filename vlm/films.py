@@ -14,6 +14,7 @@ from torch import Tensor
 from encoder.radiograph import InputError, Limits, read
 from encoder.radiograph.html import thumbnail
 from encoder.transforms import Preprocessing
+from vlm.errors import AskedError
 from vlm.given import Held
 from vlm.model import FindingsModel
 from vlm.prediction import Prediction
@@ -50,12 +51,12 @@ class Film(NamedTuple):
 
 
 def images_named(images: str) -> Images:
-    """The images of a name; "true" is what "own" was called, and is read for one release more. Raises ValueError."""
+    """The images of a name; "true" is what "own" was called, and is read for one release more. Raises AskedError."""
     if images == "true":
         warnings.warn("images='true' is called 'own' now", FutureWarning, stacklevel=3)
         return "own"
     if images not in get_args(Images):
-        raise ValueError(f"images={images!r} is unknown; there are {', '.join(get_args(Images))}")
+        raise AskedError(f"images={images!r} is unknown; there are {', '.join(get_args(Images))}")
     return cast(Images, images)
 
 

@@ -23,17 +23,28 @@ from encoder.radiograph import Limits, Source
 from encoder.radiograph.html import figure
 from vlm import model as models
 from vlm.decoding import Decoding, answer_logprobs, generate_ids, scored_sentences
-from vlm.errors import ModelError
+from vlm.errors import AskedError, ModelError
 from vlm.films import Film, Images, Task, blank_film, film_of, images_named, read_films
-from vlm.given import Given, GivenPrior, Told, as_study, fill, one_each, unused
+from vlm.given import (
+    Given,
+    GivenPrior,
+    Told,
+    as_study,
+    fill,
+    images_of,
+    one_each,
+    several,
+    unused,
+    whole_number,
+)
 from vlm.hub import resolve
-from vlm.load import load_model, usable
+from vlm.load import dtype_of, load_model, usable
 from vlm.notices import tell
 from vlm.outliers import Outliers, embedding
 from vlm.prediction import Prediction
 from vlm.prompts import sections_of, shown_image, shown_with
 from vlm.room import check_room, fit
-from vlm.study import Study
+from vlm.study import Image, Study
 
 # What may be asked for of every sentence.
 Sentences = Literal["none", "confidence", "image_dependence"]
@@ -65,6 +76,10 @@ class Findings:
         limits: Limits | None = None,
         warn: bool = True,
     ) -> None:
+        if not isinstance(model, models.FindingsModel):
+            raise AskedError(
+                f"Findings(...) takes a model that is loaded; use Findings.from_pretrained({model!r})"
+            )
         self.model, self.outliers, self.limits, self.warn = model, outliers, limits, warn
         self.notice = model.meta.notice
 
@@ -75,14 +90,15 @@ class Findings:
         *,
         base: str | Path | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         attention: str = "cxr",
         limits: Limits | None = None,
         warn: bool = True,
     ) -> Findings:
         """Load the shipped "mini", a merged or an adapter directory, or a hub id. Without `device` a GPU is used where
-        there is one; `dtype` is float32 unless given. Raises vlm.model.ModelError."""
-        model = load_model(name, base=base, attention=attention, dtype=dtype, device=usable(device))
+        there is one; `dtype` is float32 unless given, as torch.bfloat16 or "bf16". Raises vlm.model.ModelError, or
+        AskedError for a type that no weights can have."""
+        model = load_model(name, base=base, attention=attention, dtype=dtype_of(dtype), device=usable(device))
         folder = resolve(name)
         outliers = Outliers.load(folder / OUTLIERS) if (folder / OUTLIERS).is_file() else None
         if outliers and outliers.encoder_sha256 != model.meta.encoder_sha256:
@@ -111,7 +127,7 @@ class Findings:
         age: float | list[float | None] | None = None,
         sex: str | list[str | None] | None = None,
         view: str | list[str | None] | None = None,
-        lateral: Source | list[Source | None] | None = None,
+        lateral: Source | Image | list[Source | Image | None] | None = None,
         root: str | Path = ".",
         batch_size: int = 16,
         max_new_tokens: int | None = None,
@@ -121,9 +137,9 @@ class Findings:
         """Write the findings of one image or study, or of a list of them, `batch_size` at a time.
 
         An image is whatever `encoder.radiograph.read` reads: a path, bytes, an open file, a Pillow image, a NumPy array
-        or torch tensor, a pydicom Dataset, a Radiograph. Of arrays and tensors, uint8 and uint16 are the stored levels
-        of a picture, and floating-point numbers must lie in [0, 1], dark = air; encoder/radiograph/arrays.py has the
-        rule. Equal pixels give equal findings, whatever holds them.
+        or torch tensor, a pydicom Dataset, a Radiograph; or an Image of a study. Of arrays and tensors, uint8 and
+        uint16 are the stored levels of a picture, and floating-point numbers must lie in [0, 1], dark = air;
+        encoder/radiograph/arrays.py has the rule. Equal pixels give equal findings, whatever holds them.
 
         Args:
             indication: why the X-ray was taken.
@@ -136,22 +152,23 @@ class Findings:
             root: the folder that image paths of studies are relative to.
             max_new_tokens, decoding, sentences: as in `generate`.
 
-        With a list of images, what is told beside them (from `indication` to `lateral`) may be a list, too, with one
-        entry, or None, for each; anything else is told of all. A warning, `not_used`, names what the model's prompt has
-        no place for.
+        With a list of images, or a column of their names, what is told beside them (from `indication` to `lateral`) may
+        be a list or column, too, with one entry, or None, for each; anything else is told of all. A warning,
+        `not_used`, names what the model's prompt has no place for.
 
         Raises:
             StudyError: a keyword is of another kind, or a study says something else already.
+            AskedError: a setting is out of its range.
             TypeError: an image is none of the above.
         An image that cannot be used raises nothing: its prediction has an `error`, which `Prediction.text` raises.
         """
-        several = isinstance(images, list | tuple)
-        items = cast("Sequence[Given]", images if several else [images])
+        listed = images_of(images)
+        items: Sequence[Given] = [cast(Given, images)] if listed is None else listed
         told = Told(indication=indication, prior=prior, age=age, sex=sex, view=view, lateral=lateral)
-        if not several and any(isinstance(value, list) for value in told.values()):
+        if listed is None and any(isinstance(value, list) for value in told.values()):
             raise TypeError("a keyword is a list, but there is one image; lists are for a list of images")
         each = one_each(told, len(items))
-        names = [f"image {i}" for i in range(len(items))] if several else ["image"]
+        names = [f"image {i}" for i in range(len(items))] if listed is not None else ["image"]
         studies = [
             fill(as_study(item, name), beside) for item, name, beside in zip(items, names, each, strict=True)
         ]
@@ -169,7 +186,7 @@ class Findings:
                 message = f"the model's prompt has no place for: {', '.join(idle)}"
                 prediction.warnings.append({"code": "not_used", "message": message})
             found.append(self._say(prediction))
-        return found if several else found[0]
+        return found[0] if listed is None else found
 
     def generate(
         self,
@@ -196,6 +213,10 @@ class Findings:
         when they are shuffled stay what they were. `static_cache` is for a GPU, where the step is compiled then.
         """
         images = images_named(images)
+        if isinstance(only, str):
+            raise AskedError(f"only is a set of study ids, not one: {{{only!r}}}")
+        seed = whole_number("seed", seed, 0)
+        studies = several(studies, "of one image or study ask model(x)")
         named: Iterable[Study] = (as_study(item, f"image {i}") for i, item in enumerate(studies))
         named = shown_with(named, images, seed)
         if only is not None:
@@ -221,13 +242,16 @@ class Findings:
     ) -> Iterator[Prediction]:
         """Check the settings now, and make the predictions when they are asked for."""
         if sentences not in get_args(Sentences):
-            raise ValueError(
+            raise AskedError(
                 f"sentences={sentences!r} is unknown; there are {', '.join(get_args(Sentences))}"
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        batch_size = whole_number("batch_size", batch_size, 1)
+        if not isinstance(decoding, Decoding):
+            raise AskedError(
+                f"decoding must be a Decoding, as Decoding(method='beam', beams=4) of vlm.decoding, not {decoding!r}"
+            )
         if static_cache and decoding.method == "beam":
-            raise ValueError(
+            raise AskedError(
                 "beam search moves its cache from row to row: a static one is for greedy decoding and sampling"
             )
         check_room(self.model, decoding.max_new_tokens)
@@ -245,7 +269,9 @@ class Findings:
         return made()
 
     def _decoding(self, max_new_tokens: int | None) -> Decoding:
-        return Decoding(max_new_tokens or self.model.max_new_tokens)
+        if max_new_tokens is None:
+            return Decoding(self.model.max_new_tokens)
+        return Decoding(whole_number("max_new_tokens", max_new_tokens, 1))
 
     def _say(self, prediction: Prediction) -> Prediction:
         """Tell a Python user of each kind of warning once. The study is not named: file names may name patients."""
@@ -256,18 +282,20 @@ class Findings:
         return prediction
 
     def features(
-        self, studies: Iterable[Study], *, root: str | Path = ".", batch_size: int = 16
+        self, studies: Iterable[Given], *, root: str | Path = ".", batch_size: int = 16
     ) -> Iterator[np.ndarray | None]:
         """Yield what the encoder sees in each study's image, float32 (17 C,): CLS and a 4 x 4 grid of patches. None
         where the image cannot be used."""
         tower = self.model.parts.vision_tower
-        remaining = iter(studies)
-        while several := list(islice(remaining, batch_size)):
+        batch_size = whole_number("batch_size", batch_size, 1)
+        given = several(studies, "give [x] of one")
+        remaining = iter(as_study(item, f"image {i}") for i, item in enumerate(given))
+        while batch := list(islice(remaining, batch_size)):
             found = [
                 film_of(image, self.model.preprocessing, root, self.limits)
                 if (image := shown_image(s))
                 else None
-                for s in several
+                for s in batch
             ]
             good = [x.pixels_CHW for x in found if isinstance(x, Film)]
             vectors = iter(

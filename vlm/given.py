@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, cast
 
 from encoder.radiograph import Radiograph, Source, parse_view
 from encoder.radiograph.reader import name_of
+from vlm.errors import AskedError
 from vlm.prompts import PromptStyle, prompt_for, shown_image, shown_images
 from vlm.study import Image, Prior, Study, StudyError
 
-Given: TypeAlias = Source | Study
-GivenPrior: TypeAlias = Source | Study | Prior | tuple[Source | None, str | None]
+Given: TypeAlias = Source | Image | Study
+GivenPrior: TypeAlias = Source | Image | Study | Prior | tuple[Source | Image | None, str | None]
 
 SEXES = {"f": "F", "female": "F", "woman": "F", "m": "M", "male": "M", "man": "M"}
 OLDEST = 130  # years
@@ -29,7 +31,7 @@ class Beside(TypedDict, total=False):
     age: float | None
     sex: str | None
     view: str | None
-    lateral: Source | None
+    lateral: Source | Image | None
 
 
 class Told(TypedDict, total=False):
@@ -40,7 +42,7 @@ class Told(TypedDict, total=False):
     age: float | list[float | None] | None
     sex: str | list[str | None] | None
     view: str | list[str | None] | None
-    lateral: Source | list[Source | None] | None
+    lateral: Source | Image | list[Source | Image | None] | None
 
 
 @dataclass(slots=True)
@@ -52,8 +54,13 @@ class Held(Image):
 
 def as_study(given: Given, name: str = "image") -> Study:
     """Make a study of one image, called by its file's name or, where it has none, by `name`; a study stays as it is.
-    Raises TypeError for what no image can be read from."""
+    Raises TypeError for what no image can be read from, StudyError for a study whose images are not `Image`s."""
     if isinstance(given, Study):
+        for image in [*given.images, *(given.prior.images if given.prior else ())]:
+            if not isinstance(image, Image) or not isinstance(image.path, str | os.PathLike):
+                raise StudyError(
+                    f"study {given.study_id!r}: an image of a study is cxr.Image(path, view), not {repr(image)[:60]}"
+                )
         return given
     image = _image(given)
     file = image.path if not isinstance(image, Held) else _file_name(given)
@@ -119,20 +126,86 @@ def unused(study: Study, beside: Beside, style: PromptStyle) -> list[str]:
 
 
 def one_each(told: Told, count: int) -> list[Beside]:
-    """Deal what is told to several images: a list has one entry for each, anything else is told of all. Raises
-    StudyError for a list of another length."""
+    """Deal what is told to several images: a list, or a column of a table, has one entry for each, anything else is
+    told of all. Raises StudyError for a list of another length."""
+    dealt: dict[str, Any] = {}
     for key, value in told.items():
+        # of a prior, a tuple is (image, findings)
+        several = list(value) if isinstance(value, tuple) and key != "prior" else column_of(value)
+        dealt[key] = value = value if several is None else several
         if isinstance(value, list) and len(value) != count:
-            raise StudyError(f"{key} has {len(value)} entries for {count} images; give one each, or None")
+            entries = "1 entry" if len(value) == 1 else f"{len(value)} entries"
+            raise StudyError(f"{key} has {entries} for {count} images; give one each, or None")
     return [
-        cast(Beside, {key: value[i] if isinstance(value, list) else value for key, value in told.items()})
+        cast(Beside, {key: value[i] if isinstance(value, list) else value for key, value in dealt.items()})
         for i in range(count)
     ]
 
 
-def _image(given: Source, view: str = "unknown", what: str = "") -> Image:
-    """An image by its absolute path, or one that is held. `what` tells it from others of the study that have no
-    path."""
+def column_of(value: Any) -> list[Any] | None:
+    """The entries of a column (of pandas, polars or NumPy), those that are missing None; None for what is not one."""
+    if len(getattr(value, "shape", ())) != 1:
+        return None
+    entries = value.tolist() if hasattr(value, "tolist") else value.to_list()
+    return [None if _missing(entry) else entry for entry in entries]
+
+
+def images_of(given: Any) -> list[Any] | None:
+    """Several images: a list, a tuple, or a column of names and the like; None for what is one image, or none."""
+    if isinstance(given, list | tuple):
+        return list(given)
+    entries = column_of(given)
+    # a row of numbers is an image that is spoilt
+    return None if entries is None or any(isinstance(entry, Real) for entry in entries) else entries
+
+
+def several(given: Any, ask: str) -> Iterable[Any]:
+    """Return what is several studies or images. Raises AskedError for one alone, or none; `ask` says how one is asked
+    for."""
+    if (column := images_of(given)) is not None:
+        return column
+    if isinstance(given, str | os.PathLike) and Path(given).suffix.lower() == ".jsonl":
+        raise AskedError(f"{given} is a studies file; give what is in it: cxr.load_studies({str(given)!r})")
+    if isinstance(given, Study | Image | Mapping) or hasattr(given, "read") or _is_source(given):
+        raise AskedError(f"one {type(given).__name__} was given, where several are meant; {ask}")
+    if not isinstance(given, Iterable):
+        raise AskedError(f"several studies or images are meant, not {type(given).__name__}; {ask}")
+    return given
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Return a setting. Raises AskedError unless it is a whole number from `least` to 2**63 - 1."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not least <= value < 2**63:
+        raise AskedError(f"{name} must be a whole number of at least {least}, not {repr(value)[:40]}")
+    return int(value)
+
+
+def _is_source(given: Any) -> bool:
+    """Whether a radiograph can be read from it."""
+    try:
+        name_of(given)
+    except TypeError:
+        return False
+    return True
+
+
+def _missing(entry: Any) -> bool:
+    try:
+        return entry is None or bool(entry != entry)
+    except TypeError:
+        # pandas.NA has no truth
+        return True
+    except ValueError:
+        # an array
+        return False
+
+
+def _image(given: Source | Image, view: str = "unknown", what: str = "") -> Image:
+    """An image by its absolute path, or one that is held; one of a study as it is. `what` tells it from others of the
+    study that have no path."""
+    if isinstance(given, Image):
+        return given if view == "unknown" else replace(given, view=view)
     name = name_of(given)
     if isinstance(given, str | os.PathLike):
         return Image(str(Path(given).absolute()), view)

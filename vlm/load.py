@@ -20,9 +20,9 @@ from encoder.hub import weights_sha256
 from encoder.towers import loading
 from encoder.transforms import Preprocessing
 from vlm.adapters import check_adapters, quiet_peft
-from vlm.errors import ModelError, ModelWarning
+from vlm.errors import AskedError, ModelError, ModelWarning
 from vlm.hub import resolve
-from vlm.model import META, FindingsModel, Meta, attention_name
+from vlm.model import DTYPES, META, FindingsModel, Meta, attention_name
 from vlm.processor import image_processor
 
 STRETCHED = (
@@ -45,6 +45,20 @@ def usable(device: str | torch.device | None) -> torch.device:
         raise ModelError(
             f"device {str(device)!r} cannot be used here: {why}; accepted are cpu, cuda, cuda:1, ..."
         ) from None
+    return found
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return a type of weights, also by its name here ("bf16") or torch's ("bfloat16"); None is as they are. Raises
+    AskedError for what no weights can have."""
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        found = getattr(torch, dtype, None)
+    else:
+        found = DTYPES[dtype] if isinstance(dtype, str) else dtype
+        if found is None:
+            return None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise AskedError(f"dtype={dtype!r} is not a type of weights; there are {', '.join(DTYPES)}")
     return found
 
 
