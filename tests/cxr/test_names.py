@@ -18,10 +18,16 @@ for name in COMMANDS:
     with contextlib.suppress(SystemExit):
         main([name, "--help"])
 """
-FOREIGN = {
-    "files": ("train.py", "eval.py", "vlm.py", "encoder.py"),
-    "packages": ("train/__init__.py", "eval/__init__.py", "vlm/__init__.py", "encoder/__init__.py"),
-}
+# Commands, each read from a line, by the `main` of all: as the script `cxr`, which need not be started for each.
+MANY_COMMANDS = """
+import sys
+from cxr.cli.main import main
+for line in sys.argv[1:]:
+    if status := main(line.split()):
+        sys.exit(f"{line}: {status}")
+"""
+# A file and a package of each kind that one folder can hold; each alone is in the test after.
+FOREIGN = ("train.py", "eval.py", "eval/__init__.py", "vlm.py", "encoder/__init__.py")
 
 
 def run(folder, *command):
@@ -31,12 +37,13 @@ def run(folder, *command):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.fixture(params=FOREIGN)
-def folder(request, tmp_path):
-    for name in FOREIGN[request.param]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(RAN)
-    return tmp_path
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "folder"
+    for name in FOREIGN:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(RAN)
+    return folder
 
 
 def assert_nothing_ran(folder):
@@ -44,24 +51,44 @@ def assert_nothing_ran(folder):
 
 
 @pytest.mark.skipif(not CXR.exists(), reason="cxr is not installed beside this Python")
+# eight processes of their own, which import torch
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_commands_work_beside_foreign_files(folder):
-    phantoms = folder / "phantoms"
+def test_commands_work_beside_foreign_files(folder, tmp_path):
+    phantoms, script = folder / "phantoms", tmp_path / "bin" / "all.py"
+    script.parent.mkdir()
+    script.write_text(MANY_COMMANDS)
     tiny = "--size 28 --short_side 32 --patch_size 14 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2"
     tiny += " --local_crops_size 14 --local_crops_number 1 --head_n_prototypes 8 --head_hidden_dim 8 --max_steps 1"
     tiny += " --head_bottleneck_dim 8 --batch_size 2 --warmup_steps 0 --threads 1 --report_to none"
-    for command in (
+    several = (
         "phantom phantoms --studies 6 --size 64 --format png --workers 1",
         "studies check phantoms/studies.jsonl",
-        "generate phantoms/studies.jsonl --out p.jsonl --max-new-tokens 4 --processes 2",
-        "score p.jsonl phantoms/studies.jsonl --bootstrap 10 --clinical none",
         "embed phantoms/images --out features",
         "prepare phantoms/images --out archive --short-side 32 --workers 2",
-        f"pretrain --data phantoms/images --out run --processes 2 {tiny}",
+    )
+    for command in (
+        (sys.executable, script, *several),
+        (
+            CXR,
+            *[
+                "generate",
+                "phantoms/studies.jsonl",
+                "--out",
+                "p.jsonl",
+                "--max-new-tokens",
+                "4",
+                "--processes",
+                "2",
+            ],
+        ),
+        (CXR, *["score", "p.jsonl", "phantoms/studies.jsonl", "--bootstrap", "10", "--clinical", "none"]),
+        (CXR, *f"pretrain --data phantoms/images --out run --processes 2 {tiny}".split()),
     ):
-        status, said = run(folder, CXR, *command.split())
+        status, said = run(folder, *command)
         assert status == 0, (command, said)
+    # the last that was said
+    assert "on 2 x cpu" in said
     assert (phantoms / "studies.jsonl").is_file() and (folder / "run" / "encoder" / "config.json").is_file()
     assert_nothing_ran(folder)
 
