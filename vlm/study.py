@@ -181,7 +181,11 @@ def save_studies(studies: Iterable[Study], path: str | Path, overwrite: bool = F
     if path.exists() and not overwrite:
         raise StudyError(f"{path} exists; choose another name or allow overwriting")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    # A file name that is not UTF-8 comes out as JSON's \udcXX, and is read back as it was.
+    with (
+        write_atomically(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         for study in studies:
             try:
                 file.write(json.dumps(study_to_json(study), ensure_ascii=False, allow_nan=False) + "\n")

@@ -9,6 +9,7 @@ import os
 import shutil
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from train.datasets.reports.dicom import Rules
 from vlm import model as models
 from vlm import projector as projectors
 from vlm.build import build
+from vlm.predictions import study_sha256
 from vlm.prompts import PromptStyle
 from vlm.study import load_studies
 
@@ -48,7 +50,7 @@ def film(path: Path, study: str | None = None, pixels: bool = True, **tags) -> P
     if study:
         data.StudyInstanceUID = study
     if pixels:
-        seed = int.from_bytes(hashlib.sha256(str(path).encode()).digest()[:4], "big")
+        seed = int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:4], "big")
         values = np.random.default_rng(seed).integers(0, 4096, (40, 40)).astype(np.uint16)
         data.Rows, data.Columns, data.SamplesPerPixel, data.PixelRepresentation = 40, 40, 1, 0
         data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
@@ -392,6 +394,20 @@ def test_an_archive_is_read_in_place(model_dir, disc, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == sorted([*there, out, tmp_path / "q.jsonl"])
 
 
+def test_a_study_in_an_archive_is_known_by_its_contents(disc, tmp_path):
+    """A resumed run takes a prediction only if the study is the same; in an archive, too."""
+
+    def digests(studies):
+        return [study_sha256(replace(s, study_id="s")) for s in studies]
+
+    archive = zipped(disc, tmp_path / "a.zip")
+    before = digests(group(archive))
+    assert before == digests(group(disc))
+    Picture.fromarray(np.zeros((40, 40), np.uint8)).save(disc / "photo.png")
+    after = digests(group(zipped(disc, archive)))
+    assert after[:-1] == before[:-1] and after[-1] != before[-1]
+
+
 def test_archives_in_a_folder_and_in_archives(disc, tmp_path, capsys):
     folder = tmp_path / "all"
     folder.mkdir()
@@ -589,6 +605,14 @@ def test_a_studies_file_of_a_folder(disc, tmp_path, capsys):
     # generation from the file, and from the folder, shows the same
     (disc / "again.zip").unlink()
     assert drawn(load_studies(out)) == drawn(group(disc, tell=False, patient_ids="plain"))
+
+
+def test_file_names_that_are_not_utf8(tmp_path):
+    odd = os.fsdecode(b"films/M\xfcller")
+    film(tmp_path / odd, ONE, PatientID="1")
+    out = tmp_path / "studies.jsonl"
+    assert main(["studies", "make", "dicom", str(tmp_path / "films"), "--out", str(out)]) == 0
+    assert load_studies(out)[0].image_paths(tmp_path)[0].is_file()
 
 
 def test_real_files(cxr_data, capsys):

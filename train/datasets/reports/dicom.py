@@ -141,7 +141,9 @@ def patient_name(header: FilmHeader, rules: Rules) -> str | None:
 def hashed(identifier: str, key: bytes = b"") -> str:
     """16 hex digits of HMAC-SHA-256 (RFC 2104). Without a secret key it is a pseudonym and no protection: IDs are short
     enough that all can be tried. It does not change from run to run, so that a run can be resumed."""
-    return hmac.new(key or NO_KEY, identifier.encode(), hashlib.sha256).hexdigest()[:16]
+    return hmac.new(
+        key or NO_KEY, identifier.encode("utf-8", "backslashreplace"), hashlib.sha256
+    ).hexdigest()[:16]
 
 
 @dataclass
