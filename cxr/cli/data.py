@@ -222,8 +222,10 @@ def _of_dicom(args: argparse.Namespace) -> tuple[list[Study], Path]:
     if not args.laterals:
         frontal = [s for s in studies if (image := shown_image(s)) and image.view != "lateral"]
         if count := len(studies) - len(frontal):
-            what = "study has" if count == 1 else "studies have"
-            print(f"{count} {what} no frontal image, left out (--laterals keeps them)", file=sys.stderr)
+            what = (
+                "study has no frontal image and is" if count == 1 else "studies have no frontal image and are"
+            )
+            print(f"{count} {what} left out (--laterals keeps them)", file=sys.stderr)
         studies = frontal
     return studies, args.root
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from encoder.media import Member
+from encoder.radiograph import quiet
 from encoder.radiograph.parse import DICOMDIR_CLASS
 from train.datasets.films import FilmHeader, film_header
 from train.datasets.reports.priors import link_priors
@@ -103,8 +104,10 @@ def studies(
     found = Found()
     alone: list[tuple[int, Study]] = []
     groups: dict[tuple[Any, ...], list[_Film]] = defaultdict(list)
-    for at, file in enumerate(files):
-        header = header_of(file.source)
+    # Once for all: entering it for every file costs more than reading a header.
+    with quiet():
+        headers = [header_of(file.source) for file in files]
+    for at, (file, header) in enumerate(zip(files, headers, strict=True)):
         if header is None:
             alone.append((at, Study(file.name, images=[_image(file)])))
             continue
