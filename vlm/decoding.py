@@ -6,7 +6,6 @@ Shape letters: B prompts, N tokens, H width of the language model.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from torch import Tensor, nn
 
 from vlm.errors import AskedError
 from vlm.parts import parts
+from vlm.repeats import StopRepeats
 
 if TYPE_CHECKING:
     from vlm.model import FindingsModel
 
 METHODS = ("greedy", "beam", "sample")
 STEP = 64  # tokens: lengths of prompts with a static cache are multiples, so that few are compiled for
-SENTENCE = re.compile(r".+?(?:[.?!](?=\s|$)|$)\s*", re.S)
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Decoding:
     temperature: float = 1.0  # of sampling
     top_p: float = 1.0  # of sampling: the most probable tokens that together have this probability
     seed: int = 0  # of sampling
+    # whether an answer that begins to repeat itself ends there (vlm/repeats.py)
+    stop_repeats: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -63,9 +64,12 @@ class Decoding:
         meant = {"beam": ("beams", "length_penalty"), "sample": ("temperature", "top_p", "seed")}.get(
             self.method, ()
         )
-        return {"method": self.method, "max_new_tokens": self.max_new_tokens} | {
-            k: getattr(self, k) for k in meant
+        said = {
+            "method": self.method,
+            "max_new_tokens": self.max_new_tokens,
+            "stop_repeats": self.stop_repeats,
         }
+        return said | {k: getattr(self, k) for k in meant}
 
     def arguments(self) -> dict[str, Any]:
         """The same in transformers' words."""
@@ -112,6 +116,7 @@ def generate_ids(
             eos_token_id=tokenizer.eos_token_id,
             use_cache=True,
             synced_gpus=synced,
+            **({"logits_processor": [StopRepeats(tokenizer)]} if decoding.stop_repeats else {}),
             **({"cache_implementation": "static"} if static else {}),
             **decoding.arguments(),
         ).tolist()
@@ -182,35 +187,3 @@ def answer_logprobs(
         logp_AV = logits_BKV[i, first : first + len(answer)].float().log_softmax(-1)
         found.append(logp_AV.gather(1, torch.tensor(answer, device=logp_AV.device)[:, None])[:, 0].tolist())
     return found
-
-
-def sentences(tokenizer, ids: list[int]) -> list[tuple[str, list[int]]]:
-    """The sentences of an answer with the places of their tokens in `ids`. A token belongs to the sentence that its
-    last character lies in; the end-of-sequence token to none."""
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    ends = [len(tokenizer.decode(ids[: i + 1], skip_special_tokens=True)) for i in range(len(ids))]
-    found, last = [], 0
-    for match in SENTENCE.finditer(text):
-        places = [
-            i for i in range(last, len(ids)) if ends[i] <= match.end() and ids[i] != tokenizer.eos_token_id
-        ]
-        last = places[-1] + 1 if places else last
-        if match.group().strip():
-            found.append((match.group().strip(), places))
-    return found
-
-
-def scored_sentences(
-    tokenizer, ids: list[int], seen: list[float], blank: list[float] | None = None
-) -> list[dict]:
-    """For each sentence: `confidence`, the mean token log-probability; and with `blank` (the same answer's under a
-    blank image) `image_dependence`, how much likelier the image makes it: the difference of the sums, in nats."""
-    rows = []
-    for text, places in sentences(tokenizer, ids):
-        row: dict[str, Any] = {"text": text}
-        if places:
-            row["confidence"] = round(sum(seen[i] for i in places) / len(places), 4)
-            if blank is not None:
-                row["image_dependence"] = round(sum(seen[i] - blank[i] for i in places), 4)
-        rows.append(row)
-    return rows

@@ -8,23 +8,22 @@ for prediction in model.generate(load_studies("studies.jsonl"), root="data"): ..
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence, Set
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Unpack, cast, get_args, overload
+from typing import Any, Unpack, cast, get_args, overload
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from encoder.radiograph import Limits, Source
 from encoder.radiograph.html import figure
 from vlm import model as models
-from vlm.decoding import Decoding, answer_logprobs, generate_ids, scored_sentences
+from vlm.answering import Answerer, Sentences, Settings
+from vlm.decoding import Decoding
 from vlm.errors import AskedError, ModelError
-from vlm.films import Film, Images, Task, blank_film, film_of, images_named, read_films
+from vlm.films import Film, Images, Task, film_of, images_named
 from vlm.given import (
     Given,
     GivenPrior,
@@ -42,12 +41,10 @@ from vlm.load import dtype_of, load_model, usable
 from vlm.notices import tell
 from vlm.outliers import Outliers, embedding
 from vlm.prediction import Prediction
-from vlm.prompts import sections_of, shown_image, shown_with
+from vlm.prompts import shown_image, shown_with
 from vlm.room import check_room, fit
 from vlm.study import Image, Study
 
-# What may be asked for of every sentence.
-Sentences = Literal["none", "confidence", "image_dependence"]
 OUTLIERS = "ood.safetensors"
 SORTED = 8  # batches whose studies are sorted by length before they are run, so that little is padded
 
@@ -75,12 +72,14 @@ class Findings:
         outliers: Outliers | None = None,
         limits: Limits | None = None,
         warn: bool = True,
+        insist: bool = False,
     ) -> None:
         if not isinstance(model, models.FindingsModel):
             raise AskedError(
                 f"Findings(...) takes a model that is loaded; use Findings.from_pretrained({model!r})"
             )
-        self.model, self.outliers, self.limits, self.warn = model, outliers, limits, warn
+        self.model, self.outliers, self.limits = model, outliers, limits
+        self.warn, self.insist = warn, insist
         self.notice = model.meta.notice
 
     @classmethod
@@ -94,10 +93,12 @@ class Findings:
         attention: str = "cxr",
         limits: Limits | None = None,
         warn: bool = True,
+        insist: bool = False,
     ) -> Findings:
         """Load the shipped "mini", a merged or an adapter directory, or a hub id. Without `device` a GPU is used where
-        there is one; `dtype` is float32 unless given, as torch.bfloat16 or "bf16". Raises vlm.model.ModelError, or
-        AskedError for a type that no weights can have."""
+        there is one; `dtype` is float32 unless given, as torch.bfloat16 or "bf16". `insist` writes findings even of
+        images that the model takes for no chest film. Raises vlm.model.ModelError, or AskedError for a type that no
+        weights can have."""
         model = load_model(name, base=base, attention=attention, dtype=dtype_of(dtype), device=usable(device))
         folder = resolve(name)
         outliers = Outliers.load(folder / OUTLIERS) if (folder / OUTLIERS).is_file() else None
@@ -108,7 +109,7 @@ class Findings:
             )
         if warn and model.meta.notice:
             tell(f"notice of {model.meta.name}", f"{model.meta.name}: {model.meta.notice}")
-        return cls(model, outliers, limits, warn)
+        return cls(model, outliers, limits, warn, insist)
 
     @overload
     def __call__(
@@ -256,6 +257,8 @@ class Findings:
             )
         check_room(self.model, decoding.max_new_tokens)
         about = self.about(decoding, images, seed)
+        asked = Settings(decoding, images, sentences, static_cache, self.insist)
+        answerer = Answerer(self.model, self.outliers, self.limits)
         remaining = (self._task(study, about, decoding, keep_films) for study in studies)
 
         def made() -> Iterator[Prediction]:
@@ -263,7 +266,7 @@ class Findings:
                 by_length = sorted(tasks, key=lambda task: -len(task.prompt_ids))
                 for start in range(0, len(tasks), batch_size):
                     batch = by_length[start : start + batch_size]
-                    self._run(batch, root, images, decoding, sentences, static_cache)
+                    answerer.answer(batch, root, asked)
                 yield from (task.prediction for task in tasks)
 
         return made()
@@ -308,6 +311,8 @@ class Findings:
         said, images = decoding.to_json(), images_named(images)
         if images != "own":
             said |= {"images": images} | ({"seed": seed} if images == "shuffled" else {})
+        if self.insist:
+            said["insist"] = True
         if self._dtype != torch.float32:
             said["dtype"] = str(self._dtype).removeprefix("torch.")
         meta = self.model.meta
@@ -334,75 +339,6 @@ class Findings:
                 f"{', '.join(fitted.cut)} was cut: the model takes {fitted.room} tokens of a study",
             )
         return task
-
-    def _run(
-        self,
-        tasks: list[Task],
-        root: Path,
-        images: Images,
-        decoding: Decoding,
-        sentences: Sentences,
-        static_cache: bool,
-    ) -> None:
-        started = time.perf_counter()
-        for task in tasks:
-            if task.prediction.error is None:
-                read_films(task, self.model, root, images, self.limits)
-        good = [t for t in tasks if t.pixels_ICHW is not None]
-        if good:
-            pixels = torch.cat([t.pixels_ICHW for t in good if t.pixels_ICHW is not None])
-            pixels = pixels.to(self._device, self._dtype)
-            if self.outliers and images == "own":
-                self._check(good, self.outliers)
-            prompts = [t.prompt_ids for t in good]
-            written = generate_ids(
-                self.model.llava, self.model, prompts, pixels, decoding, static=static_cache
-            )
-            for task, ids in zip(good, written, strict=True):
-                self._tell(task, ids, decoding.max_new_tokens)
-            if sentences != "none":
-                self._score(good, prompts, written, pixels, sentences == "image_dependence")
-        seconds = (time.perf_counter() - started) / len(tasks)
-        for task in tasks:
-            task.pixels_ICHW = None
-            task.prediction.seconds = round(seconds, 4)
-
-    def _tell(self, task: Task, ids: list[int], most: int) -> None:
-        """Put the words into the prediction."""
-        text = self.model.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        for section, words in sections_of(text, self.model.meta.prompt.section).items():
-            setattr(task.prediction, section, words)
-        if len(ids) == most and ids[-1] != self.model.tokenizer.eos_token_id:
-            task.warn("cut_off", f"the findings were cut off after {most} tokens; raise max_new_tokens")
-        if not text:
-            task.warn("empty", "the model wrote nothing")
-
-    def _score(
-        self,
-        tasks: list[Task],
-        prompts: list[list[int]],
-        written: list[list[int]],
-        pixels: Tensor,
-        dependence: bool,
-    ) -> None:
-        """Say of every sentence how sure the model was."""
-        llava, model = self.model.llava, self.model
-        seen = answer_logprobs(llava, model, prompts, written, pixels)
-        blank: Sequence[list[float] | None] = [None] * len(tasks)
-        if dependence:
-            grey = blank_film(model.preprocessing).to(pixels)
-            blank = answer_logprobs(llava, model, prompts, written, grey.expand_as(pixels))
-        for task, ids, one, other in zip(tasks, written, seen, blank, strict=True):
-            task.prediction.sentences = scored_sentences(model.tokenizer, ids, one, other)
-
-    def _check(self, tasks: Sequence[Task], outliers: Outliers) -> None:
-        """Warn of main images that are unlike those the model knows."""
-        first = [t.pixels_ICHW[0] for t in tasks if t.pixels_ICHW is not None]
-        pixels_BCHW = torch.stack(first).to(self._device, self._dtype)
-        distances = outliers.distances(self.model.parts.vision_tower, pixels_BCHW)
-        for task, distance in zip(tasks, distances.tolist(), strict=True):
-            if distance > outliers.threshold:
-                task.warn("out_of_distribution", outliers.message(distance))
 
     def __repr__(self) -> str:
         """Say what is loaded, where, and what it is asked."""

@@ -1,6 +1,6 @@
 """Is this image like the radiographs the model knows? Mahalanobis distance of its features to a reference set.
 
-    cxr outliers MODEL FOLDER|FILE... --out MODEL/ood.safetensors
+    cxr outliers MODEL FOLDER|FILE|STUDIES... --out MODEL/ood.safetensors          (vlm/reference.py)
 
 The features are the CLS token and the patch tokens averaged over a 4 x 4 grid, after the final LayerNorm: a small
 encoder's CLS token tells bright from dark, but it is the layout that tells a chest from a hip. A reference of several
@@ -12,14 +12,18 @@ image is as far as its nearest part.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from encoder.errors import ModelError, reading
+from encoder.files import write_atomically
 from encoder.towers import hidden_states, shape_of
 
 GRID = 4  # cells a side; finer ones react to where exactly the patient stands
@@ -87,6 +91,12 @@ class Outliers:
     reference: int  # how many images the fit saw
     encoder_sha256: str = ""
     threshold: float = 1.0  # distances are in units of the limit
+    # Of chest films in general, where the model itself knows only some; beyond its threshold an image is none.
+    chest: Outliers | None = None
+    # Nats a token of the words of a study, above which they are unlike those the model learned with.
+    words: float | None = None
+    # Share of the model's own films that the threshold is meant to warn of.
+    false_alarms: float | None = None
 
     @classmethod
     def fit(
@@ -112,7 +122,7 @@ class Outliers:
         order = torch.randperm(len(features_NC), generator=torch.Generator().manual_seed(seed))
         x_NC = features_NC.double()[order]
         fitted = [Part.fit(x_NC[member_N], quantile, keep) for member_N in split(x_NC, parts)]
-        return cls(fitted, len(x_NC), encoder_sha256)
+        return cls(fitted, len(x_NC), encoder_sha256, false_alarms=round(1 - quantile, 6))
 
     def check(self, features_NC: Tensor) -> Tensor:
         """Distances (N,): above 1 is unusual."""
@@ -122,34 +132,89 @@ class Outliers:
     def distances(self, tower: nn.Module, pixels_BCHW: Tensor) -> Tensor:
         return self.check(embedding(tower, pixels_BCHW))
 
+    def judged(self, tower: nn.Module, pixels_BCHW: Tensor) -> list[tuple[float, float]]:
+        """Return for each image its distance, and how far it is from any chest film: 0 for what may be one."""
+        x_NC = embedding(tower, pixels_BCHW)
+        distance_N = self.check(x_NC)
+        if self.chest is None:
+            return [(distance, 0.0) for distance in distance_N.tolist()]
+        foreign_N = self.chest.check(x_NC)
+        foreign_N = torch.where(foreign_N > self.chest.threshold, foreign_N, 0)
+        return list(zip(distance_N.tolist(), foreign_N.tolist(), strict=True))
+
     def message(self, distance: float) -> str:
+        """Say of an image that it is unlike what the model knows, and what to do."""
         return (
             f"the image is unlike the radiographs the model knows ({distance:.1f} times the usual distance); check "
             "that it is a frontal chest X-ray, upright and not inverted, and do not rely on the findings"
         )
 
+    def abstains(self, distance: float) -> str:
+        """Say why nothing is written about an image."""
+        return (
+            f"nothing was written: the image is unlike any frontal chest X-ray ({distance:.1f} times the usual "
+            "distance); give an upright, frontal chest film, or insist (--insist)"
+        )
+
     def save(self, path: str | Path) -> None:
-        tensors = {f"{i}.{name}": getattr(part, name) for i, part in enumerate(self.parts) for name in FIELDS}
+        """Write a safetensors file, whole or not at all."""
+        tensors, numbers = self._saved("")
+        if self.chest:
+            more = self.chest._saved("chest.")
+            tensors, numbers = tensors | more[0], numbers | more[1]
+        with write_atomically(path) as temporary:
+            save_file(tensors, temporary, metadata={"schema": "2", **numbers})
+
+    def _saved(self, start: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        tensors = {
+            f"{start}{i}.{name}": getattr(part, name) for i, part in enumerate(self.parts) for name in FIELDS
+        }
         numbers = {
-            "schema": "1",
             "parts": str(len(self.parts)),
             "threshold": repr(self.threshold),
             "reference": str(self.reference),
             "encoder_sha256": self.encoder_sha256,
         }
-        save_file(tensors, path, metadata=numbers)
+        numbers |= {k: repr(v) for k in ("words", "false_alarms") if (v := getattr(self, k)) is not None}
+        return tensors, {start + name: value for name, value in numbers.items()}
 
     @classmethod
     def load(cls, path: str | Path) -> Outliers:
-        with safe_open(path, "pt") as file:
+        """Read what `save` wrote, also in earlier versions. Raises ModelError for another or a damaged file."""
+        with reading(path, "reference statistics"), safe_open(path, "pt") as file:
             numbers = file.metadata() or {}
-            if numbers.get("schema") != "1":
-                raise ValueError(f"{path} holds no reference statistics of schema 1")
-            parts = [
-                Part(**{name: file.get_tensor(f"{i}.{name}") for name in FIELDS})
-                for i in range(int(numbers["parts"]))
-            ]
-        return cls(parts, int(numbers["reference"]), numbers["encoder_sha256"], float(numbers["threshold"]))
+            if numbers.get("schema") not in ("1", "2"):
+                raise ModelError(f"{path} holds no reference statistics of schema 1 or 2; fit them again")
+            found = cls._loaded(file, numbers, "")
+            if "chest.parts" in numbers:
+                found.chest = cls._loaded(file, numbers, "chest.")
+        return found
+
+    @classmethod
+    def _loaded(cls, file: Any, numbers: dict[str, str], start: str) -> Outliers:
+        parts = [
+            Part(**{name: file.get_tensor(f"{start}{i}.{name}") for name in FIELDS})
+            for i in range(int(numbers[f"{start}parts"]))
+        ]
+        words, alarms = (
+            float(numbers[start + k]) if start + k in numbers else None for k in ("words", "false_alarms")
+        )
+        threshold = float(numbers[f"{start}threshold"])
+        sound = all(torch.isfinite(getattr(part, name)).all() for part in parts for name in FIELDS)
+        # A threshold that is no number would never be passed.
+        if not (parts and sound and 0 < threshold < math.inf and (words is None or 0 < words < math.inf)):
+            raise ModelError(
+                "the reference statistics hold numbers that are none; fit them again (cxr outliers)"
+            )
+        return cls(
+            parts,
+            int(numbers[f"{start}reference"]),
+            numbers[f"{start}encoder_sha256"],
+            threshold,
+            None,
+            words,
+            alarms,
+        )
 
 
 def split(x_NC: Tensor, parts: int, rounds: int = 50) -> list[Tensor]:
@@ -188,37 +253,3 @@ def pooled(x_BNC: Tensor, extra: int = 1) -> Tensor:
     cells_BC = nn.functional.adaptive_avg_pool2d(patches_BCHW.float(), GRID).flatten(1)
     first_BC = x_BNC[:, 0].float() if extra else patches_BCHW.float().mean((2, 3))
     return torch.cat([first_BC, cells_BC], dim=1).cpu()
-
-
-def fit_outliers(
-    model_dir: str | Path,
-    image_paths: list[Path],
-    out: str | Path,
-    *,
-    quantile: float = 0.98,
-    batch: int = 32,
-) -> Outliers:
-    """Fit to the readable ones of `image_paths` with the encoder of a findings model and write `out`."""
-    from encoder.radiograph import InputError, read
-    from vlm.load import load_model
-
-    model = load_model(model_dir)
-    tower = model.parts.vision_tower
-    rows, pixels, unreadable = [], [], 0
-    for i, path in enumerate(image_paths):
-        try:
-            pixels.append(model.preprocessing(read(path)))
-        except InputError:
-            unreadable += 1
-        if pixels and (len(pixels) == batch or i == len(image_paths) - 1):
-            rows.append(embedding(tower, torch.stack(pixels)))
-            pixels = []
-            if i == len(image_paths) - 1 or len(rows) % 10 == 0:
-                print(f"{i + 1}/{len(image_paths)} images", flush=True)
-    if unreadable:
-        print(f"{unreadable} images cannot be read and were left out")
-    if not rows:
-        raise ValueError("none of the reference images could be read")
-    result = Outliers.fit(torch.cat(rows), quantile=quantile, encoder_sha256=model.meta.encoder_sha256)
-    result.save(out)
-    return result

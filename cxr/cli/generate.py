@@ -113,6 +113,13 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="Seed of sampling, and of the shuffling of --floors.",
     )
 
+    add("--allow-repeats", action="store_true", help="Do not end an answer that begins to repeat itself.")
+    add(
+        "--insist",
+        action="store_true",
+        help="Write findings even of images that the model takes for no chest film.",
+    )
+
     group = parser.add_argument_group("the machine")
     add = group.add_argument
     add("--device", help=DEVICE)
@@ -235,6 +242,7 @@ def _decoding(args: argparse.Namespace) -> Decoding:
     asked = {
         "method": args.decoding or ("beam" if args.beams else "greedy"), "beams": args.beams or 1,
         "length_penalty": args.length_penalty, "temperature": args.temperature, "top_p": args.top_p,
+        "stop_repeats": not args.allow_repeats,
     }  # fmt: skip
     if args.static_cache and asked["method"] == "beam":
         raise UsageError("--static-cache is for greedy decoding and sampling, not for --beams")
@@ -265,7 +273,7 @@ def _generate(
     terminal = console()
     model = Findings.from_pretrained(
         args.model, base=args.base, device=args.device, attention=args.attention, dtype=DTYPES[args.dtype],
-        warn=False,
+        warn=False, insist=args.insist,
     )  # fmt: skip
     if args.max_new_tokens is None:
         decoding = replace(decoding, max_new_tokens=model.model.max_new_tokens)

@@ -170,14 +170,29 @@ def leaks(args: argparse.Namespace) -> int:
 def outliers_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="Findings model: mini, a directory or a hub id.")
-    add("images", nargs="+", type=Path, metavar="IMAGE", help="Reference films: files, or folders of them.")
+    add(
+        "images",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help="Films of its own domain: files, folders of them, or studies files (.jsonl), whose words count, too.",
+    )
+    add(
+        "--chest",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="INPUT",
+        help="Other chest films; what is unlike both gets no findings (abstained).",
+    )
+    add("--split", help="Only this split of studies files.")
     add("--out", type=Path, required=True, metavar="FILE", help="File to write, as MODEL/ood.safetensors.")
     add(
         "--quantile",
         type=share,
         metavar="X",
         default=0.98,
-        help="Share of reference films below the threshold.",
+        help="Share of such films, and of their words, that are not to be warned of.",
     )
 
 
@@ -185,12 +200,27 @@ def outliers(args: argparse.Namespace) -> int:
     """`cxr outliers`: fit what a model takes for an ordinary chest film."""
     if args.out.exists():
         raise UsageError(f"{args.out} exists; remove it first or choose another name")
-    from vlm.outliers import fit_outliers
+    from vlm.reference import fit_outliers
+    from vlm.study import Study, absolute, load_studies, normalise_split
 
-    paths = [p for given in args.images for p in (sorted(files_below(given)) if given.is_dir() else [given])]
-    try:
-        result = fit_outliers(args.model, paths, args.out, quantile=args.quantile)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    split = normalise_split(args.split) if args.split else None
+
+    def films(given: list[Path]) -> tuple[list[Path], list[Study]]:
+        paths: list[Path] = []
+        studies: list[Study] = []
+        for path in given:
+            if not path.exists():
+                raise UsageError(f"{path} does not exist")
+            if path.suffix == ".jsonl":
+                found = (s for s in load_studies(path) if split is None or s.split == split)
+                studies += [absolute(s, path.parent) for s in found]
+            else:
+                paths += sorted(files_below(path)) if path.is_dir() else [path]
+        return paths, studies
+
+    paths, studies = films(args.images)
+    chest, others = films(args.chest)
+    chest += [Path(image.path) for s in others for image in s.images]
+    result = fit_outliers(args.model, paths, args.out, quantile=args.quantile, studies=studies, chest=chest)
     print(f"wrote {args.out}: {result.reference} images in {len(result.parts)} parts", file=sys.stderr)
     return 0

@@ -13,8 +13,9 @@ from tests.tiny import make_llm
 from vlm import Findings
 from vlm import projector as projectors
 from vlm.build import build
-from vlm.decoding import Decoding, answer_logprobs, generate_ids, scored_sentences, sentences
+from vlm.decoding import Decoding, answer_logprobs, generate_ids
 from vlm.prompts import PromptStyle, prompt_for, shown_images
+from vlm.sentences import scored_sentences, sentences
 from vlm.study import Image, Prior, Study
 
 STYLE = PromptStyle(lateral=True, prior_image=True)

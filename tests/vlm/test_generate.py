@@ -93,7 +93,7 @@ def test_two_runs_differ_in_seconds_alone(findings, studies, studies_file):
     ]
     for row in rows[0] + rows[1]:
         assert row.pop("seconds") >= 0 and row["schema"] == 1
-        assert row["decoding"] == {"method": "greedy", "max_new_tokens": MOST}
+        assert row["decoding"] == {"method": "greedy", "max_new_tokens": MOST, "stop_repeats": True}
         assert row["preprocess_sha256"] == findings.model.preprocessing.sha256
         json.dumps(row)
     assert rows[0] == rows[1]

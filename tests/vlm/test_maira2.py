@@ -27,9 +27,10 @@ from transformers import (
 
 from vlm import Findings, maira2
 from vlm import model as models
-from vlm.decoding import Decoding, generate_ids, sentences
+from vlm.decoding import Decoding, generate_ids
 from vlm.load import load_model
 from vlm.prompts import MAIRA2, prompt_for
+from vlm.sentences import sentences
 from vlm.study import Image, Prior, Study, save_studies
 
 SIZE, PATCH, WIDTH = 28, 7, 32

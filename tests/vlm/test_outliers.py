@@ -110,3 +110,43 @@ def test_the_command_fits_a_models_encoder(findings_model, studies_file, tmp_pat
     tower = findings_model.llava.model.vision_tower
     assert embedding(tower, torch.zeros(2, 3, 28, 28)).shape == (2, len(outliers.parts[0].mean_C))
     assert main([str(tmp_path / "m"), "x.png", "--out", str(out)]) == 2
+
+
+def test_a_second_reference_says_what_is_no_chest_film(tmp_path, findings_model):
+    """Three kinds: the model's own, other chests, and what is neither."""
+    own, chest, neither = cloud(300), cloud(300, 1) + 40, cloud(20, 2) + 400
+    outliers = Outliers.fit(own, parts=1)
+    outliers.chest = Outliers.fit(torch.cat([own, chest]), parts=2)
+    outliers.words = 2.5
+    outliers.save(tmp_path / "ood.safetensors")
+    again = Outliers.load(tmp_path / "ood.safetensors")
+    assert again.words == 2.5 and again.false_alarms == outliers.false_alarms and again.chest is not None
+    for x_NC, strange, foreign in ((own, False, False), (chest, True, False), (neither, True, True)):
+        assert ((again.check(x_NC) > 1).float().mean() > 0.5) == strange
+        assert ((again.chest.check(x_NC) > again.chest.threshold).float().mean() > 0.5) == foreign
+    assert "--insist" in again.abstains(3.0) and oct((tmp_path / "ood.safetensors").stat().st_mode)[-1] == "4"
+
+
+@pytest.mark.parametrize("damage", ["threshold nan", "threshold 0", "schema 9", "nan in a part", "cut off"])
+def test_statistics_that_would_never_warn_are_refused(tmp_path, damage):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from encoder.errors import ModelError
+
+    file = tmp_path / "ood.safetensors"
+    Outliers.fit(cloud(300), parts=1).save(file)
+    with safe_open(file, "pt") as opened:
+        numbers = dict(opened.metadata())
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    if damage == "cut off":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        if damage == "nan in a part":
+            tensors["0.std_K"][0] = torch.nan
+        else:
+            name, value = damage.split()
+            numbers[name] = value
+        save_file(tensors, file, metadata=numbers)
+    with pytest.raises(ModelError, match=str(file)):
+        Outliers.load(file)

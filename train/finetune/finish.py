@@ -69,7 +69,7 @@ def known_images(model: models.FindingsModel, examples: Examples, init: str | No
         why = (
             f"{len(examples)} training images are too few" if few else "the last layer is not among --layers"
         )
-        print(f"no warnings about unusual images: {why} (python -m vlm.outliers makes them from more)")
+        print(f"no warnings about unusual images: {why} (cxr outliers makes them from more)")
         return None
     rows = torch.tensor(spaced(len(examples), MOST_KNOWN))
     with torch.inference_mode():

@@ -61,7 +61,7 @@ class FindingsTrainer(AnswerTrainer):
                     prompts, shown = zip(*(val.exchanged(i, of(i)) for i in part), strict=True)
                     write = partial(
                         generate_ids, llava, self.findings, list(prompts), val.images_of(shown).to(accelerator.device),
-                        Decoding(config.max_new_tokens), synced=split,
+                        Decoding(config.max_new_tokens, stop_repeats=False), synced=split,
                     )  # fmt: skip
                     written = inside(llava, write)
                     texts[images] |= {

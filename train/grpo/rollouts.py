@@ -206,7 +206,9 @@ def answers(
         part = rows[start : start + batch]
         said = processor([r["images"] for r in part], [r["prompt"][0]["content"] for r in part])
         seen = said["pixel_values"].to(device)
-        ids = generate_ids(llava, processor.model, said["input_ids"], seen, Decoding(most))
+        ids = generate_ids(
+            llava, processor.model, said["input_ids"], seen, Decoding(most, stop_repeats=False)
+        )
         texts += [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
     return texts
 
