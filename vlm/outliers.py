@@ -203,9 +203,7 @@ class Outliers:
         sound = all(torch.isfinite(getattr(part, name)).all() for part in parts for name in FIELDS)
         # A threshold that is no number would never be passed.
         if not (parts and sound and 0 < threshold < math.inf and (words is None or 0 < words < math.inf)):
-            raise ModelError(
-                "the reference statistics hold numbers that are none; fit them again (cxr outliers)"
-            )
+            raise ValueError("there are numbers that are none; fit them again (cxr outliers)")
         return cls(
             parts,
             int(numbers[f"{start}reference"]),
