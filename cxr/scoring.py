@@ -14,6 +14,7 @@ from eval.scores.inputs import Record, ScoreError, section_named
 from eval.scores.lexical import PROFILES
 from eval.scores.result import Scores
 from eval.scores.suite import score as score_records
+from vlm.given import whole_number
 from vlm.prediction import Prediction
 from vlm.study import Study, study_to_json
 
@@ -66,8 +67,14 @@ def score(
 
     Raises:
         ScoreError: there are not as many of both, the two sides seem to be swapped, or they cannot be scored.
+        AskedError: a number is out of its range.
     """
     section_named(section)
+    n_boot, seed = whole_number("n_boot", n_boot, 0), whole_number("seed", seed, 0)
+    min_support = whole_number("min_support", min_support, 0)
+    profiles = (profiles,) if isinstance(profiles, str) else profiles
+    clinical_models = "none" if clinical_models is None else clinical_models
+    groups = _groups(groups)
     if predictions is None:
         sides = _sides_of_one(references, section)
     else:
@@ -76,15 +83,22 @@ def score(
             "predictions": _side(predictions, "predictions", section),
         }
     if compare is not None:
-        sides["compare"] = _side(compare, "predictions", section)
+        sides["compare"] = _side(compare, "predictions", section, "compare")
     if isinstance(floors, Mapping):
-        sides |= {f"floor {name}": _side(given, "predictions", section) for name, given in floors.items()}
+        sides |= {
+            f"floor {name}": _side(given, "predictions", section, f"floor {name}")
+            for name, given in floors.items()
+        }
         floors = None
+    elif not (floors is None or isinstance(floors, str | os.PathLike)):
+        raise ScoreError(
+            f"floors are {{name: predictions}}, or the folder that cxr generate --floors wrote, not {_kind(floors)}"
+        )
     sources = _paired(sides, section)
     given_floors = {
         name.removeprefix("floor "): s for name, s in sources.items() if name.startswith("floor ")
     }
-    bank = None if training is None else _side(training, "references", section)
+    bank = None if training is None else _side(training, "references", section, "training")
     if isinstance(bank, _Texts):
         raise ScoreError("training must be studies with a study_id each, not texts alone")
     return score_records(
@@ -121,9 +135,34 @@ class _Texts:
 _Side: TypeAlias = Path | list[Record] | _Texts
 
 
-def _side(given: Reports, what: str, section: str) -> _Side:
-    """Bring one side into one of three forms; records have the text under the section's name. Raises ScoreError."""
-    side = _form(given, what, section)
+def _groups(
+    given: Mapping[str, Hashable] | Sequence[Hashable] | None,
+) -> Mapping[str, Hashable] | Sequence[Hashable] | None:
+    """Who belongs together, of a list, a column or a mapping. Raises ScoreError for anything else."""
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ScoreError(f"groups are a list of patients, or {{study_id: patient}}, not {_kind(given)}")
+    groups = given if isinstance(given, Mapping) else list(given)
+    for patient in groups.values() if isinstance(groups, Mapping) else groups:
+        if not isinstance(patient, Hashable):
+            raise ScoreError(f"a patient of groups is a text or a number, not {_kind(patient)}")
+    return groups
+
+
+def _kind(given: object) -> str:
+    return "None" if given is None else type(given).__name__
+
+
+def _side(given: Reports, what: str, section: str, called: str | None = None) -> _Side:
+    """Bring one side into one of three forms; records have the text under the section's name. `called` is what messages
+    call it. Raises ScoreError."""
+    try:
+        side = _form(given, what, section)
+    except ScoreError as error:
+        if called and str(error).startswith(f"{what}: "):
+            raise ScoreError(f"{called}: {str(error).removeprefix(f'{what}: ')}") from None
+        raise
     if isinstance(side, Path):
         _check_side(_first_line(side), what, f"{side}: ")
         return side
@@ -151,15 +190,24 @@ def _form(given: Reports, what: str, section: str) -> _Side:
 def _read_form(given: Reports, what: str, section: str) -> _Side:
     if isinstance(given, str | os.PathLike):
         path = Path(given)
+        if path.is_dir():
+            raise ScoreError(f"{what}: {path} is a folder; give a file")
         if not path.is_file():
             # it may be a report, which no message may show
             shown = f"{path} " if path.suffix.lower() in (".jsonl", ".csv") else "a single text "
             raise ScoreError(f"{what}: {shown}is not a file; give a file, or a list of texts")
         return path
+    if isinstance(given, Prediction | Study):
+        raise ScoreError(f"{what}: one {type(given).__name__} alone; give a list, also of one")
+    if hasattr(given, "read"):
+        raise ScoreError(f"{what}: an open file; give its path")
     if isinstance(given, Mapping):
         if not all(isinstance(text, str) or text is None for text in given.values()):
             raise ScoreError(f"{what}: as a mapping they are {{study_id: text}}")
         return [{"study_id": str(key), section: text} for key, text in given.items()]
+    if type(given).__name__ == "LazyFrame":
+        lazy: Any = given
+        given = lazy.collect()
     if hasattr(given, "columns") and hasattr(given, "to_dicts"):
         return [_plain_row(row) for row in given.to_dicts()]
     if hasattr(given, "columns") and hasattr(given, "to_dict"):
@@ -170,6 +218,11 @@ def _read_form(given: Reports, what: str, section: str) -> _Side:
         return [_plain_row({"study_id": key, **row}) for key, row in zip(index, rows, strict=True)]
     if isinstance(given, set | frozenset):
         raise ScoreError(f"{what}: a set has no order, by which texts could be paired; give a list")
+    if not isinstance(given, Iterable):
+        raise ScoreError(
+            f"{what}: {_kind(given)}; accepted are a list of texts, a column, a data frame, {{study_id: text}}, "
+            "studies or predictions, or a file of them"
+        )
     items = [_plain(item) for item in given]
     if all(isinstance(item, str) or item is None for item in items):
         index = getattr(given, "index", None)

@@ -9,6 +9,7 @@ eval.metric("label-f1/14/micro/neg", column="impression")             # those of
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 from eval.scores import clinical, safety
 from eval.scores.inputs import ScoreError, report_text
+from eval.scores.keys import LEXICAL
 from eval.scores.label_f1 import add_label_f1
 from eval.scores.labels import LABELLER, label_matrix
 from eval.scores.lexical import PROFILES, add_lexical, lexical_samples
@@ -50,6 +52,8 @@ class metric:
         weights: str | Path | None = None,
         device: str | None = None,
     ) -> None:
+        if not isinstance(key, str):
+            raise ScoreError(f"a score is asked for by its key, as 'rouge-l/coco', not {type(key).__name__}")
         self.key, self.column = key, column
         self._macro = re.fullmatch(r"[\w-]+/(?:14|5)/macro-(\d+)/(?:neg|pos)", key)
         self.min_support = int(self._macro[1]) if self._macro else 30
@@ -80,6 +84,9 @@ class metric:
         return [float(v) for v in (-values if self.key.startswith(LOWER) else values)]
 
     def _score(self, references: Sequence[str], predictions: Sequence[str]):
+        for name, texts in (("references", references), ("predictions", predictions)):
+            if isinstance(texts, str):
+                raise ScoreError(f"{name} is one text, where a list of texts is meant")
         if len(references) != len(predictions):
             raise ScoreError(f"{len(references)} references but {len(predictions)} predictions")
         references, predictions = ([report_text(t)[0] for t in texts] for texts in (references, predictions))
@@ -99,5 +106,10 @@ class metric:
             where = sheet.columns(np.zeros((len(references), 1)))
             sheet.add(self.key, self.key, lambda sums: sums[..., 0] * np.nan, where)
         if self.key not in sheet.measures:
-            raise ScoreError(f"no score {self.key!r}; of its kind there are {', '.join(sheet.measures)}")
+            known = [*sheet.measures, *(f"{name}/{profile}" for name in LEXICAL for profile in PROFILES)]
+            near = difflib.get_close_matches(self.key, known, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise ScoreError(
+                f"no score {self.key!r}{meant}; of its kind there are {', '.join(sheet.measures)}"
+            )
         return sheet, sheet.measures[self.key]
