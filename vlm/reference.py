@@ -55,7 +55,7 @@ def fit_outliers(
         result.chest = _fitted(torch.cat([known_NC, _features(model, chest, batch)]), CHEST_QUANTILE, model)
         result.chest.threshold = NO_CHEST
     if studies:
-        nats = [x for part in _batches(studies, batch) for x in _surprises(model, part)]
+        nats = [x for part in batches(studies, batch) for x in surprises(model, part)]
         if nats:
             result.words = float(np.quantile(nats, quantile))
     result.save(out)
@@ -71,7 +71,7 @@ def _fitted(x_NC: Tensor, quantile: float, model: FindingsModel) -> Outliers:
 
 def _features(model: FindingsModel, paths: Sequence[Path], batch: int) -> Tensor:
     rows, unreadable = [], 0
-    for part in _batches(list(bar(paths, "films", unit="images")), batch):
+    for part in batches(list(bar(paths, "films", unit="images")), batch):
         pixels = []
         for path in part:
             try:
@@ -87,7 +87,7 @@ def _features(model: FindingsModel, paths: Sequence[Path], batch: int) -> Tensor
     return torch.cat(rows)
 
 
-def _surprises(model: FindingsModel, studies: Sequence[Study]) -> list[float]:
+def surprises(model: FindingsModel, studies: Sequence[Study]) -> list[float]:
     tasks = []
     for study in studies:
         ids = model.prompt_ids(prompt_for(study, model.meta.prompt))
@@ -101,6 +101,6 @@ def _surprises(model: FindingsModel, studies: Sequence[Study]) -> list[float]:
     return surprise(model, [t.prompt_ids for t in tasks], pixels)
 
 
-def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
+def batches(items: Sequence, size: int) -> Iterator[Sequence]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -30,14 +30,71 @@ PACKAGES = {
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """`cxr doctor` takes none."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="Say what this findings model knows, instead: mini, a directory, a hub id.",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """`cxr doctor`: 0 where all that is needed is there."""
+    if args.model:
+        print("\n".join(known_by(args.model)))
+        return 0
     text, well = report()
     print(text)
     return 0 if well else 1
+
+
+def known_by(name: str) -> list[str]:
+    """Return lines about a findings model: what it is asked, what it was fitted to, and where its limits are.
+
+    Raises ModelError for what is no findings model.
+    """
+    from encoder.transforms import Preprocessing
+    from vlm.findings import OUTLIERS
+    from vlm.hub import resolve
+    from vlm.model import Meta
+    from vlm.outliers import Outliers
+
+    folder = resolve(name)
+    meta = Meta.load(folder)
+    style = meta.prompt.to_json()
+    told = [field for field, value in style.items() if value is True]
+    lines = [
+        f"{meta.name}: {meta.notice}",
+        f"  writes               {style['section']}, at most {meta.max_new_tokens} tokens",
+        f"  is told              {', '.join(told) or 'nothing'}",
+        f"  sees                 {Preprocessing.from_pretrained(folder).size} x "
+        f"{Preprocessing.from_pretrained(folder).size} pixels",
+        f"  licence              {meta.licence or 'see its README'}",
+    ]
+    if not (folder / OUTLIERS).is_file():
+        return [
+            *lines,
+            "  limits               unknown: it warns of no unusual image (cxr outliers MODEL FILMS mends that)",
+        ]
+    known = Outliers.load(folder / OUTLIERS)
+    alarms = "" if known.false_alarms is None else f", {known.false_alarms:.0%} of such are warned of"
+    lines.append(
+        f"  knows                {known.reference} films of its own domain{alarms} (out_of_distribution)"
+    )
+    if known.words is None:
+        lines.append("  words                are not checked")
+    else:
+        lines.append(
+            f"  words                are checked: unusual above {known.words:.1f} nats a token (unfamiliar_words)"
+        )
+    if known.chest is None:
+        lines.append("  no chest film        is not told from others: findings are written of any image")
+    else:
+        lines.append(
+            f"  no chest film        gets no findings (abstained), by {known.chest.reference} chest films; "
+            "--insist writes them"
+        )
+    return lines
 
 
 def packages() -> list[tuple[str, str, str]]:
