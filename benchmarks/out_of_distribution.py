@@ -147,11 +147,8 @@ def main() -> int:
     print(f"{'kind of picture':28} {'n':>5}  warned  nothing written")
     for name, x in x_NC.items():
         foreign = (known.chest.check(x) > known.chest.threshold).float().mean().item() if known.chest else 0.0
-        rows[name] = {
-            "n": len(x),
-            "warned": (known.check(x) > known.threshold).float().mean().item(),
-            "abstained": foreign,
-        }
+        warned = (known.check(x) > known.threshold).float().mean().item()
+        rows[name] = {"n": len(x), "warned": warned, "abstained": foreign}
         print(f"{name:28} {len(x):5}  {warned:6.1%}  {foreign:6.1%}", flush=True)
     words = {}
     if known.words is not None:
@@ -168,10 +165,15 @@ def main() -> int:
     print("a reference of NIH's training films warns of", {n: f"{v:.1%}" for n, v in knows_real.items()})
     if args.save:
         about = {
-            "model": args.model, "machine": platform.processor() or platform.machine(),
-            "date": date.today().isoformat(), "torch": torch.__version__, "false_alarms_meant": known.false_alarms, "images": rows, "words": words,
+            "model": args.model,
+            "machine": platform.processor() or platform.machine(),
+            "date": date.today().isoformat(),
+            "torch": torch.__version__,
+            "false_alarms_meant": known.false_alarms,
+            "images": rows,
+            "words": words,
             "reference_of_real_films": {"n": len(training), "warned": knows_real},
-        }  # fmt: skip
+        }
         file = Path(__file__).parent / "results" / "out_of_distribution.json"
         file.write_text(json.dumps(about, indent=1) + "\n")
         print(f"wrote {file}")
