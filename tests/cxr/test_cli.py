@@ -423,3 +423,58 @@ def test_a_studies_file_of_a_table(films, tmp_path, capsys):
     assert "1 problems: 1 no_findings" in capsys.readouterr().out
     assert main([*command[:2], "nothing", *command[3:], "--overwrite"]) == 2
     assert "there are mimic-cxr" in capsys.readouterr().err
+
+
+def test_the_doctor_says_what_a_model_knows(findings_model, model_dir, capsys):
+    from pathlib import Path
+
+    import torch
+
+    from vlm.outliers import Outliers
+
+    assert main(["doctor", model_dir]) == 0 and "it warns of no unusual image" in capsys.readouterr().out
+    known = Outliers.fit(torch.randn(120, 8), parts=1, quantile=0.96)
+    known.chest, known.words = Outliers.fit(torch.randn(200, 8), parts=1), 4.25
+    known.save(Path(model_dir) / OUTLIERS)
+    assert main(["doctor", model_dir]) == 0
+    said = capsys.readouterr().out
+    for words in ("120 films of its own domain, 4% of such", "4.2 nats", "200 chest films", "research"):
+        assert words in said
+    assert main(["doctor", "no-such-model"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_is_no_chest_film_gets_no_findings_unless_insisted_on(
+    findings_model, model_dir, films, tmp_path, capsys
+):
+    """A reference that one film is of, and the others are not."""
+    from pathlib import Path
+
+    import torch
+
+    from encoder.radiograph import read
+    from vlm.outliers import Outliers, embedding
+
+    x = findings_model.preprocessing(read(films / "a.png"))[None]
+    x_C = embedding(findings_model.parts.vision_tower, x)[0]
+    near = x_C + 0.02 * x_C.std() * torch.randn(80, len(x_C), generator=torch.Generator().manual_seed(0))
+    known = Outliers.fit(near, parts=1, encoder_sha256=findings_model.meta.encoder_sha256)
+    known.chest = Outliers.fit(near, parts=1, encoder_sha256=findings_model.meta.encoder_sha256)
+    known.save(Path(model_dir) / OUTLIERS)
+    command = [
+        "generate",
+        str(films / "a.png"),
+        str(films / "b.png"),
+        "--model",
+        model_dir,
+        "--max-new-tokens",
+        "3",
+    ]
+    assert main([*command, "--out", str(tmp_path / "p.jsonl")]) == 0
+    a, b = rows(tmp_path / "p.jsonl")
+    assert "findings" in a and "findings" not in b and b["error"]["code"] == "abstained"
+    assert "--insist" in b["error"]["message"] and "1 of 2 studies were refused" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "q.jsonl"), "--insist"]) == 0
+    a, b = rows(tmp_path / "q.jsonl")
+    assert "findings" in b and [w["code"] for w in b["warnings"]].count("out_of_distribution") == 1
+    assert b["decoding"]["insist"] is True

@@ -96,7 +96,7 @@ def test_the_launch_is_explained_with_the_training(capsys):
         (["studies", "mak", "x"], "did you mean make?"),
         (["studies", "make", "mimic-cxrr", "x", "--out", "y"], "did you mean mimic-cxr?"),
         (["probe", "--data", "x", "--out", "y", "--encoders", "z", "--tasks", "knm"], "did you mean knn?"),
-        (["doctor", "now"], "unknown argument now"),
+        (["doctor", "mini", "now"], "unknown argument now"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_was_meant(words, said, capsys):
