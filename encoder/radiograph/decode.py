@@ -1,4 +1,8 @@
-"""Compressed bytes -> samples. `decode` takes and gives plain values, so that it can run in another process."""
+"""Compressed bytes -> samples.
+
+What decodes in C or C++ runs in a process of its own (isolated.py). Baseline JPEG does not: libjpeg-turbo, which also
+reads JPEG pictures, is not known to end a process.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
+from encoder.radiograph import isolated
 from encoder.radiograph.codestream import Kind, Stream, tiles_are_whole
 from encoder.radiograph.elements import integer, text
 from encoder.radiograph.jpeg import missing_part, open_jpeg
@@ -96,8 +101,15 @@ def plugin_of(stream: Stream) -> tuple[str, str]:
     return SYNTAX_OF[kind], "pillow" if kind == "jpeg_2000" else "gdcm"
 
 
-def decode(job: Job) -> Decoded:
-    """Decode a frame by a library in C. Raises InputError."""
+def decode(job: Job, here: bool = False) -> Decoded:
+    """Decode a frame by a library in C, in a process of its own if that may break down.
+
+    Args:
+        here: in this process in any case, which a damaged frame may end.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
     plain, plugin = plugin_of(job.stream)
     name, _, kinds = SYNTAXES[job.syntax]
     syntax = job.syntax if job.stream.kind in kinds and plain != JPEG_12BIT else plain
@@ -111,12 +123,22 @@ def decode(job: Job) -> Decoded:
         return _jpeg(frame, name, job.rgb)
     if job.stream.kind == "jpeg_2000" and not tiles_are_whole(frame):
         raise InputError("truncated", f"a part of the compressed image is missing ({name})")
-    with heard() as said:
-        samples = _by_pydicom(frame, syntax, plugin, job.stream, name)
+    try:
+        if here:
+            with heard() as words:
+                samples = by_pydicom(frame, syntax, plugin, job.stream)
+            said = "".join(words)
+        else:
+            samples, said = isolated.ask(frame, syntax, plugin, job.stream, name)
+    except InputError:
+        raise
+    # its message speaks of the codec and of numbers only
+    except Exception as error:
+        raise InputError("unreadable", _sentence(name, error)) from None
     if job.stream.signed:
         # Pillow lifts signed samples above zero
         samples = samples.astype(np.int32) - (1 << (job.stream.precision - 1))
-    return Decoded(samples, tuple(_judge("".join(said), samples)))
+    return Decoded(samples, tuple(_judge(said, samples)))
 
 
 def unpack(header: Dataset, value: bytes, syntax: str, samples: int) -> np.ndarray:
@@ -130,7 +152,10 @@ def unpack(header: Dataset, value: bytes, syntax: str, samples: int) -> np.ndarr
         facts.PhotometricInterpretation = text(header, "PhotometricInterpretation").upper()
     facts.add_new(0x7FE00010, "OB" if plugin or allocated == 8 else "OW", value)
     facts["PixelData"].is_undefined_length = plugin is not None
-    return _as_array(facts, syntax, plugin or "", name)
+    try:
+        return _as_array(facts, syntax, plugin or "")
+    except Exception as error:
+        raise InputError("unreadable", _sentence(name, error)) from None
 
 
 def _jpeg(frame: bytes, name: str, rgb: bool) -> Decoded:
@@ -151,7 +176,8 @@ def _jpeg(frame: bytes, name: str, rgb: bool) -> Decoded:
     return Decoded(samples, tuple(feed.check(image)))
 
 
-def _by_pydicom(frame: bytes, syntax: str, plugin: str, stream: Stream, name: str) -> np.ndarray:
+def by_pydicom(frame: bytes, syntax: str, plugin: str, stream: Stream) -> np.ndarray:
+    """Decode a frame in this process: integers (H, W), or (H, W, 3). Raises what pydicom raises."""
     # the container in which the libraries give samples follows from their precision
     allocated = 8 if stream.precision <= 8 else 16
     facts = _facts(stream.rows, stream.columns, allocated, stream.precision, syntax, stream.components)
@@ -159,21 +185,17 @@ def _by_pydicom(frame: bytes, syntax: str, plugin: str, stream: Stream, name: st
         facts.PlanarConfiguration, facts.PhotometricInterpretation = 0, "RGB"
     facts.add_new(0x7FE00010, "OB", encapsulate([frame]))
     facts["PixelData"].is_undefined_length = True
-    return _as_array(facts, syntax, plugin, name)
+    return _as_array(facts, syntax, plugin)
 
 
-def _as_array(facts: Dataset, syntax: str, plugin: str, name: str) -> np.ndarray:
+def _as_array(facts: Dataset, syntax: str, plugin: str) -> np.ndarray:
     options: dict[str, Any] = {"decoding_plugin": plugin, "allow_excess_frames": False, "raw": True}
     # what the bits mean is settled in stored.py
     options |= {"correct_unused_bits": False, "apply_j2k_sign_correction": False}
     # channels are asked for as red, green and blue
     if facts.SamplesPerPixel == 3 and facts.PhotometricInterpretation != "RGB":
         options["raw"] = False
-    try:
-        samples, _ = get_decoder(syntax).as_array(facts, index=0, **options)
-    # its message speaks of the codec and of numbers only
-    except Exception as error:
-        raise InputError("unreadable", _sentence(name, error)) from None
+    samples, _ = get_decoder(syntax).as_array(facts, index=0, **options)
     # in this machine's byte order
     return samples.astype(samples.dtype.newbyteorder("="), copy=False)
 

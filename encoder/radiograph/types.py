@@ -25,6 +25,7 @@ Source: TypeAlias = Union[
 CODES = (
     "not_an_image", "no_pixel_data", "truncated", "unsupported_transfer_syntax", "unsupported_modality", "multi_frame",
     "colour_image", "too_large", "decompression_bomb", "constant_image", "unsupported_array", "unreadable",
+    "decoder_crashed", "decoder_timeout",
 )  # fmt: skip
 
 
