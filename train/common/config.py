@@ -7,6 +7,7 @@ Precedence: the dataclass default, then the recipe, then the command line.
 from __future__ import annotations
 
 import argparse
+import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,13 +17,14 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import yaml
 
-from encoder.errors import UserError, did_you_mean
+from encoder.errors import UserError, did_you_mean, first_line
 from train.common.options import (
     Parser,
     add_options,
     check_fields,
     note,
     options_of,
+    out_of_range,
     shown,
     updated,
 )
@@ -43,8 +45,48 @@ T = TypeVar("T")
 Also: TypeAlias = Callable[[argparse._ArgumentGroup], None]
 
 
+# Bytes of a recipe, how deep it may be nested, and how much it may hold once its aliases are written out.
+LONGEST, DEEPEST, MOST = 1_000_000, 50, 100_000
+DEEP = f"it is nested too deep, over {DEEPEST} levels"
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key may stand twice; PyYAML itself takes the last one, silently."""
+    """YAML in which no key may stand twice; PyYAML itself takes the last one, silently. Neither depth nor aliases may
+    make more of a file than anybody writes by hand."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        # of each finished node, what it holds with its aliases written out
+        self._held: dict[int, int] = {}
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        # the time of the scanner goes with the square of the depth
+        if self.flow_level >= DEEPEST:  # type: ignore[has-type]
+            raise _too_much(DEEP, self)
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            # one that is not finished is within itself
+            if self._held.get(id(node), MOST + 1) > MOST:
+                raise _too_much("its aliases repeat too much", event)
+            return node
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise _too_much(DEEP, event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        held = 1
+        if isinstance(node, yaml.CollectionNode):
+            for child in node.value:
+                held += sum(self._held[id(part)] for part in (child if isinstance(child, tuple) else [child]))
+        if held > MOST:
+            raise _too_much("its aliases repeat too much, or it holds too much", event)
+        self._held[id(node)] = held
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -55,6 +97,11 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _too_much(what: str, where: Any) -> yaml.YAMLError:
+    mark = where.get_mark() if isinstance(where, _Loader) else where.start_mark
+    return yaml.composer.ComposerError(None, None, what, mark)
 
 
 class _Probe(argparse.ArgumentParser):
@@ -72,9 +119,15 @@ def recipe_path(name: str) -> Path:
     """A recipe by the name of a shipped one (`mini`) or by the path of one's own. Raises ConfigError."""
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
-        if path.is_file():
+        try:
+            if stat.S_ISDIR(path.stat().st_mode):
+                raise ConfigError(f"recipe {path} is a folder; give the path of a .yaml file")
             return path
-        raise ConfigError(f"recipe {path} does not exist")
+        except (FileNotFoundError, NotADirectoryError):
+            raise ConfigError(f"recipe {path} does not exist") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or first_line(error)
+            raise ConfigError(f"recipe {shown(str(path))} cannot be read: {why}") from None
     shipped = RECIPES / f"{name}.yaml"
     if shipped.is_file():
         return shipped
@@ -91,7 +144,8 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise ConfigError(f"{path} is not a mapping of sections; it needs a section '{section}:'")
     if not isinstance(recipe.get(section), dict):
-        there = ", ".join(map(str, recipe)) or "none"
+        there = ", ".join(key if isinstance(key, str) else shown(key) for key in list(recipe)[:9])
+        there = (there if len(there) <= 200 else there[:197] + "...") or "none"
         raise ConfigError(
             f"{path} has no section '{section}:' with fields below it; its sections are {there}"
         )
@@ -101,17 +155,27 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file holds. Raises ConfigError, with the line, if it is not YAML or gives a key twice."""
     try:
+        # not of a pipe, which may have no end
+        if not path.is_file():
+            raise ConfigError(f"{path} is not a file")
+        if path.stat().st_size > LONGEST:
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes; a recipe has at most {LONGEST}")
         loader = _Loader(path.read_text(encoding="utf-8"))
         try:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        place = f", line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path} is not valid YAML{place}: {getattr(error, 'problem', error)}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except UserError:
+        raise
+    # Values whose tag says one kind and whose text another end in errors of any kind.
+    except Exception as error:
+        where = getattr(error, "problem_mark", None)
+        place = f", line {where.line + 1}" if where else ""
+        # Python's words for an integer of over 4,300 digits have advice that is not for users
+        why = (getattr(error, "problem", None) or first_line(error)).partition(";")[0]
+        raise ConfigError(f"{path} is not valid YAML{place}: {why[:200]}") from error
 
 
 def parser_of(
@@ -174,7 +238,7 @@ def load_config(
     arguments = parser.parse_args(argv)
     found = {f.name: getattr(arguments, f.name) for f in fields(cls)}  # type: ignore[arg-type]
     config = cls(**found)
-    if problems := check_fields(config):
+    if problems := check_fields(config) or out_of_range(config):
         raise ConfigError("; ".join(problems))
     return config
 

@@ -18,10 +18,11 @@ import ast
 import inspect
 import math
 import re
+import reprlib
 import sys
 import textwrap
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -34,6 +35,8 @@ WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or
 HEADING = "----"
 # A word that begins with a dash and is a number, of which argparse itself knows -1 and -.5 alone.
 NEGATIVE = re.compile(r"-((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|nan)$", re.I)
+# What no name of a file and no text of a report may hold: a zero byte, halves of a character.
+UNWRITABLE = re.compile("[\\x00\ud800-\udfff]")
 # Beyond it no library counts, seeds or steps.
 BOUND = 2**63
 
@@ -79,9 +82,12 @@ class Option:
         if self.choices:
             return value in self.choices
         if self.kind is float:
-            return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < BOUND
+            return whole or (isinstance(value, float) and math.isfinite(value))
         if self.kind is int:
             return isinstance(value, int) and not isinstance(value, bool) and abs(value) < BOUND
+        if self.kind is str and isinstance(value, str) and UNWRITABLE.search(value):
+            return False
         return isinstance(value, self.kind)
 
 
@@ -106,6 +112,60 @@ def check_fields(config: Any) -> list[str]:
     """What of a config's values is not of its field's type or choices, a sentence each."""
     problems = (option.problem(getattr(config, option.name)) for option in options_of(type(config)))
     return [problem for problem in problems if problem]
+
+
+# What the values of fields must be, in code and in words, whatever the training: what no library draws from, counts or
+# holds. A training may ask for more. Of lists each entry is asked.
+LIMITS: tuple[tuple[Callable[[Any], bool], str, str], ...] = (
+    (lambda x: 0 <= x < 2**32, "from 0 to 4294967295", "seed"),
+    (
+        lambda x: x >= 1,
+        "at least 1",
+        "max_steps batch_size gradient_accumulation_steps logging_steps save_steps eval_batch_size feature_batch_size "
+        "projector_batch_size lora_rank lora_alpha reduction_factor vocab_size hidden_size num_hidden_layers "
+        "num_attention_heads intermediate_size max_position_embeddings max_length num_iterations clusters draws",
+    ),
+    (
+        lambda x: x >= 0,
+        "at least 0",
+        "warmup_steps eval_steps eval_studies align_steps projector_steps max_new_tokens threads size bootstrap "
+        "dataloader_num_workers learning_rate projector_learning_rate weight_decay max_grad_norm",
+    ),
+    (lambda x: x > 0, "above 0", "temperature"),
+    (lambda x: 0 <= x < 1, "at least 0 and below 1", "adam_beta2 lora_dropout context_dropout"),
+    (lambda x: 0 < x <= 1, "above 0 and at most 1", "shares"),
+    (
+        lambda x: x <= 2**20,
+        "at most 1048576",
+        "batch_size gradient_accumulation_steps eval_batch_size feature_batch_size projector_batch_size "
+        "num_generations hidden_size intermediate_size head_hidden_dim head_bottleneck_dim lora_rank",
+    ),
+    (
+        lambda x: x <= 2**24,
+        "at most 16777216",
+        "vocab_size head_n_prototypes max_position_embeddings max_length",
+    ),
+    (
+        lambda x: x <= 16384,
+        "at most 16384",
+        "size patch_size local_crops_size short_side num_hidden_layers num_attention_heads threads clusters",
+    ),
+    (lambda x: x <= 1024, "at most 1024", "dataloader_num_workers local_crops_number"),
+    (lambda x: x <= 1_000_000, "at most 1000000", "bootstrap draws"),
+)
+
+
+def out_of_range(config: Any) -> list[str]:
+    """What of a config's numbers no training can have, a sentence each."""
+    known = {option.name for option in options_of(type(config))}
+    problems = {}
+    for fits, accepted, names in LIMITS:
+        for name in known.intersection(names.split()):
+            value = getattr(config, name)
+            entries = value if isinstance(value, list | tuple) else [] if value is None else [value]
+            if not all(map(fits, entries)):
+                problems.setdefault(name, f"{name} must be {accepted}, not {shown(value)}")
+    return sorted(problems.values())
 
 
 class Parser(argparse.ArgumentParser):
@@ -288,9 +348,21 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
 
 
+class _Short(reprlib.Repr):
+    """repr that looks at no more of a value than it shows: lists of lists of lists have no end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxother, self.maxstring = 3, 60, 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write out integers of thousands of digits
+        return "an integer of over 40 digits" if abs(x) > 10**40 else repr(x)
+
+
 def shown(value: Any) -> str:
     """A value in a message: never longer than a line."""
-    text = repr(value)
+    text = _Short().repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
