@@ -160,7 +160,7 @@ def test_a_full_disk_and_a_closed_folder(here, name):
     new = set(os.listdir(here)) - listed
     for file in new:
         remove(here / file)
-    for size in (0, 64):
+    for size in (0, 64) if name == "generate" else (64,):
         status, said = meets(no_more_than(size), words)
         assert status == 2 and "Traceback" not in said, (size, said)
         (line,) = [x for x in said.splitlines() if x.startswith(f"cxr {words.split()[0]}")]
@@ -214,8 +214,8 @@ def test_nobody_reads_on(here, words):
     assert status == 0 and not said, said
 
 
-# How often each command is killed; a hundred times each took 74 s on a core.
-KILLS = int(os.environ.get("CXR_KILLS", "10"))
+# How often each command is killed; a hundred times each took 35 s on a busy core.
+KILLS = int(os.environ.get("CXR_KILLS", "4"))
 
 
 @pytest.mark.parametrize("name", ["generate", "prepare", "embed"])
