@@ -41,7 +41,7 @@ COMMANDS = {
     "leaks": Command("cxr.cli.tools", "leaks_options", "leaks", "name images that an encoder has seen before"),
     "studies": Command("cxr.cli.data", "studies_options", "studies", "make a studies file of a data set, or check one"),
     "weights": Command("cxr.cli.score", "weights_options", "weights", "list or fetch what the clinical scores need"),
-    "doctor": Command("cxr.cli.doctor", "options", "run", "list versions, devices and what is missing; or what a model knows"),
+    "doctor": Command("cxr.cli.doctor", "options", "run", "list versions, devices, what is missing; a model's facts"),
 }  # fmt: skip
 
 

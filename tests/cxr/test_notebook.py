@@ -15,7 +15,7 @@ from PIL import Image as Picture
 
 import cxr
 from tests.encoder.test_radiograph import dataset, save
-from vlm import findings as room
+from vlm import answering as room
 from vlm import notices
 from vlm.prompts import PromptStyle
 from vlm.study import Prior, StudyError

@@ -147,7 +147,7 @@ def test_targets_are_looked_at_before_the_work(tmp_path, capsys, monkeypatch):
                 main(["score", str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), option, str(target)])
                 == 2
             )
-    assert "was not written by cxr score" in capsys.readouterr().err and mine.read_text() == "my own"
+    assert "does not hold scores" in capsys.readouterr().err and mine.read_text() == "my own"
 
 
 def test_odd_studies_still_get_a_page(tmp_path, capsys):
