@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-fast test-extras test-floor lint hooks format dist smoke mini real lock clean
+.PHONY: demo test test-fast test-extras test-floor fuzz lint hooks format dist smoke mini real lock clean
 
 $(STAMP):
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."'
@@ -35,6 +35,11 @@ test-floor:  ## the same tests on the oldest versions we promise
 	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints-floor.txt
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-floor/bin/python -m pytest -n 2 --dist worksteal
+
+N ?= 10000
+SEED ?= 1
+fuzz: $(STAMP)  ## N damaged files of all kinds, and what becomes of them; the damage is SEED's
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --n $(N) --seed $(SEED)
 
 lint: $(STAMP)  ## style, and types: strict rooms without an error, the rest counted
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
