@@ -142,7 +142,7 @@ def surprise(model: FindingsModel, prompts: list[list[int]], pixels: Tensor) -> 
 
     `pixels` (images, 3, H, W) are those of the first prompt, then of the second, ...
     """
-    image = model.llava.config.image_token_id
+    image = model.config.image_token_id
     starts = [len(ids) - ids[::-1].index(image) if image in ids else 1 for ids in prompts]
     heads = [ids[:start] for ids, start in zip(prompts, starts, strict=True)]
     tails = [ids[start:] for ids, start in zip(prompts, starts, strict=True)]

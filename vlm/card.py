@@ -27,7 +27,7 @@ def write_card(
 ) -> None:  # fmt: skip
     """`folder`/README.md. `run` is the folder of the fine-tuning (run.json, best/metrics.json), `scores` a file of
     `cxr score --out`, `licences` lines such as "encoder: MIT"."""
-    meta, config = model.meta, model.llava.config
+    meta, config = model.meta, model.config
     kind = "a stock `LlavaForConditionalGeneration`" if config.model_type == "llava" else "a `cxr_llava`"
     needs = "" if config.model_type == "llava" else "import cxr  # makes cxr_llava known\n"
     text = config.text_config

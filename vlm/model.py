@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlavaProcessor
 
-from encoder.errors import reading
+from encoder.errors import did_you_mean, reading
 from encoder.files import open_to_readers
 from encoder.hub import of_a_run, weights_sha256
 from encoder.transforms import Preprocessing
+from encoder.weights import read_object, text, truth, whole
 from vlm.adapters import TOWERS
 from vlm.errors import ModelError
 from vlm.hub import resolve
@@ -65,11 +67,22 @@ class Meta:
                 f"{folder} has no {META}: it is not a findings model that this project's fine-tuning wrote"
                 f"{of_a_run(folder)}"
             )
+        row = read_object(path)
+        if row.pop("schema", None) != 1:
+            raise ModelError(f"{path}: unknown schema; this version reads schema 1")
+        prompt = row.get("prompt")
+        if not isinstance(prompt, dict):
+            raise ModelError(f"{path}: prompt must hold the prompt's fields; restore the file")
+        kinds = {"str": text, "bool": truth, "int": whole(1)}
+        for said, known, where in ((row, cls, ""), (prompt, PromptStyle, "prompt.")):
+            names = {f.name: kinds.get(str(f.type)) for f in fields(known)}
+            for name, value in said.items():
+                if name not in names:
+                    raise ModelError(f"{path}: unknown field {where}{name}{did_you_mean(name, names)}")
+                if (problem := names[name]) and (wanted := problem(value)):
+                    raise ModelError(f"{path}: {where}{name} must be {wanted}, not {str(value)[:60]!r}")
         with reading(folder, META):
-            row = json.loads(path.read_text(encoding="utf-8"))
-            if row.pop("schema", None) != 1:
-                raise ModelError(f"{path}: unknown schema; this version reads schema 1")
-            return cls(**{**row, "prompt": PromptStyle(**row["prompt"])})
+            return cls(**{**row, "prompt": PromptStyle(**prompt)})
 
 
 @dataclass
@@ -89,13 +102,18 @@ class FindingsModel:
         return parts(self.llava)
 
     @property
+    def config(self) -> Any:
+        """The configuration of `llava`, whichever class that is of."""
+        return self.llava.config
+
+    @property
     def tokenizer(self):
         return self.processor.tokenizer
 
     @property
     def positions(self) -> int | None:
         """Tokens that the language model has places for, prompt and answer together; None if it has no limit."""
-        found = getattr(self.llava.config.get_text_config(), "max_position_embeddings", None)
+        found = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return found if isinstance(found, int) and found > 0 else None
 
     @property
@@ -110,7 +128,7 @@ class FindingsModel:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt, its image tokens expanded as LlavaProcessor does it."""
-        image, count = self.llava.config.image_token_id, self.image_tokens
+        image, count = self.config.image_token_id, self.image_tokens
         ids = self.tokenizer(prompt)["input_ids"]
         return [token for i in ids for token in ([i] * count if i == image else [i])]
 
@@ -153,7 +171,7 @@ def save(model: FindingsModel, folder: str | Path, dtype: torch.dtype | None = N
         k: v if dtype is None else converted.setdefault(v.data_ptr(), v.to(dtype))
         for k, v in model.llava.state_dict().items()
     }
-    config = model.llava.config
+    config = model.config
     for part in (config.text_config, config.vision_config):
         part._name_or_path = ""  # where the parts once lay is nobody else's business
     config.use_cache = config.text_config.use_cache = True  # a training switches it off
