@@ -55,7 +55,8 @@ def fit_outliers(
         result.chest = _fitted(torch.cat([known_NC, _features(model, chest, batch)]), CHEST_QUANTILE, model)
         result.chest.threshold = NO_CHEST
     if studies:
-        nats = [x for part in batches(studies, batch) for x in surprises(model, part)]
+        parts = bar(batches(studies, batch), "words", -(-len(studies) // batch), unit="batches")
+        nats = [x for part in parts for x in surprises(model, part)]
         if nats:
             result.words = float(np.quantile(nats, quantile))
     result.save(out)
@@ -70,16 +71,23 @@ def _fitted(x_NC: Tensor, quantile: float, model: FindingsModel) -> Outliers:
 
 
 def _features(model: FindingsModel, paths: Sequence[Path], batch: int) -> Tensor:
-    rows, unreadable = [], 0
-    for part in batches(list(bar(paths, "films", unit="images")), batch):
-        pixels = []
-        for path in part:
-            try:
-                pixels.append(model.preprocessing(read(path)))
-            except InputError:
-                unreadable += 1
+    rows: list[Tensor] = []
+    pixels: list[Tensor] = []
+    unreadable = 0
+
+    def flush() -> None:
         if pixels:
             rows.append(embedding(model.parts.vision_tower, torch.stack(pixels)))
+            pixels.clear()
+
+    for path in bar(paths, "films", len(paths), unit="images"):
+        try:
+            pixels.append(model.preprocessing(read(path)))
+        except InputError:
+            unreadable += 1
+        if len(pixels) == batch:
+            flush()
+    flush()
     if unreadable:
         print(f"{unreadable} images cannot be read and were left out")
     if not rows:
