@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from encoder.errors import ModelError
 from encoder.files import write_atomically
 from encoder.hub import resolve
 from encoder.state_dicts import (
@@ -32,6 +33,7 @@ from encoder.state_dicts import (
 from encoder.towers import load_tower, tower_config
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
+from encoder.weights import check_types, first_odd, none_of_them, read_header
 
 if TYPE_CHECKING:
     from transformers import Dinov2Model
@@ -144,9 +146,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         if path.suffix == ".safetensors":
+            check_types(read_header(path))
             saved = load_file(path)
         else:
             saved = torch.load(path, map_location="cpu", weights_only=True)
+    except ModelError as error:
+        raise ConversionError(str(error)) from None
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise ConversionError(f"{path}: no weights that can be read safely ({error})") from error
     except Exception as error:  # whatever unpickling raises
@@ -163,6 +168,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(saved, Mapping) or not all(isinstance(x, Tensor) for x in saved.values()) or not saved:
         raise ConversionError(f"{path}: holds no tensors by name")
     state = dict(saved)
+    if odd := first_odd(state.items()):
+        raise ConversionError(str(none_of_them(path, odd)))
     for prefix in ("module.", "backbone.", "dinov2.", "model."):
         if any(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): x for name, x in state.items()}
@@ -191,8 +198,13 @@ def _like(
         grid = (state["pos_embed"].shape[1] - 1) ** 0.5
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
         state["blocks.0.ls1.gamma"]
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
         raise ConversionError(f"{path}: no DINOv2 encoder, it has no {error}") from error
+    except (ValueError, IndexError):
+        found = ", ".join(
+            f"{name} {list(state[name].shape)}" for name in ("patch_embed.proj.weight", "pos_embed")
+        )
+        raise ConversionError(f"{path}: no DINOv2 encoder, by the shapes of its tensors: {found}") from None
     if channels != 3 or grid != int(grid) or hidden % width:
         raise ConversionError(
             f"{path}: {channels} channels, {state['pos_embed'].shape[1]} positions and {hidden} hidden units at width "

@@ -115,8 +115,8 @@ def _near(name: str) -> str:
     return did_you_mean(name, [*SHIPPED, *folders])
 
 
-def weights_sha256(folder: str | Path) -> str:
-    """Return the digest of a directory's safetensors files. Raises ModelError if there are none."""
+def weights_files(folder: str | Path) -> list[Path]:
+    """Return a directory's safetensors files of weights. Raises ModelError if there are none."""
     files = sorted(Path(folder).glob("model*.safetensors"))
     if not files and (Path(folder) / "adapter_config.json").is_file():
         raise ModelError(f"{folder} is an adapter; give the model it belongs to, or a merged one")
@@ -124,7 +124,12 @@ def weights_sha256(folder: str | Path) -> str:
         raise ModelError(
             f"{folder} holds no model.safetensors (pickled weights are not read){of_a_run(folder)}"
         )
-    return sha256_of(*files)
+    return files
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """Return the digest of a directory's safetensors files. Raises ModelError if there are none."""
+    return sha256_of(*weights_files(folder))
 
 
 def of_a_run(folder: str | Path) -> str:

@@ -12,10 +12,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from encoder.errors import UserError
+from encoder.errors import ModelError, UserError
 from encoder.files import open_to_readers
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT, resample_pos_embed
+from encoder.weights import (
+    check_companions,
+    check_config,
+    check_fit,
+    check_numbers,
+    config_is_blamed,
+    stored_in,
+)
 
 if TYPE_CHECKING:
     from transformers import Dinov2Config, Dinov2Model
@@ -211,7 +219,15 @@ def load_encoder(folder: str | Path, attention: str = "cxr_attention") -> Dinov2
             raise FileNotFoundError(
                 f"{folder / name} does not exist; is {folder} an encoder checkpoint directory?"
             )
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        check_companions(folder)
+        check_config(folder, stored := stored_in(folder))
+        with config_is_blamed(folder):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if config.model_type == "dinov2":
+            check_fit(Dinov2Model, folder, config, stored)
+    except ModelError as error:
+        raise ConversionError(str(error)) from None
     if config.model_type != "dinov2":
         raise ConversionError(f"{folder} holds a {config.model_type} model, expected dinov2")
     model, report = Dinov2Model.from_pretrained(
@@ -225,6 +241,10 @@ def load_encoder(folder: str | Path, attention: str = "cxr_attention") -> Dinov2
     problems += [f"mismatched {item}" for item in report.get("mismatched_keys", ())]
     if problems:
         raise ConversionError(_list(f"{folder} does not fit Dinov2Model", problems))
+    try:
+        check_numbers(model, folder, stored)
+    except ModelError as error:
+        raise ConversionError(str(error)) from None
     return model.eval()
 
 

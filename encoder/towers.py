@@ -21,6 +21,15 @@ from torch import Tensor, nn
 from encoder.errors import ModelError, reading
 from encoder.hub import of_a_run
 from encoder.transforms import Preprocessing
+from encoder.weights import (
+    check_companions,
+    check_config,
+    check_fit,
+    check_numbers,
+    config_is_blamed,
+    read_config,
+    stored_in,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -78,26 +87,34 @@ def load_tower(
     kind = CONTAINED.get(config.model_type, config.model_type)
     if kind not in CLASSES:
         raise ModelError(f"{folder}: a {kind} model; vision towers are {', '.join(CLASSES)}")
+    check_companions(folder)
     with reading(folder, "its preprocessing"):
         preprocessing = Preprocessing.from_pretrained(folder)
-    if not list(folder.glob("model*.safetensors")):
-        raise ModelError(f"{folder} holds no model.safetensors (pickled weights are not read)")
+    stored = stored_in(folder)
+    row = check_config(folder, stored)
+    # Text tower, language model; classifier.
+    contained = within or kind != config.model_type
     part_of = {"config": config, "key_mapping": {r"^(model\.)?vision_tower\.": ""}} if within else {}
+    cls = getattr(transformers, CLASSES[kind])
+    own = {"key_mapping": part_of["key_mapping"]} if within else {}
+    vision = config if kind == config.model_type else config.vision_config
+    check_fit(cls, folder, vision, stored, part=contained or kind == "timm_wrapper", **own)
     with loading(folder, "its weights"):
-        model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
+        model, report = cls.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
             **part_of,
             **({} if kind == "timm_wrapper" else {"attn_implementation": attention}),
         )
-    # Text tower, language model; classifier.
-    contained = within or kind != config.model_type
     left = [] if contained or kind == "timm_wrapper" else list(report["unexpected_keys"])
     problems = [*report["missing_keys"], *map(str, report.get("mismatched_keys", ())), *left]
     if problems:
         raise ModelError(f"{folder}: {len(problems)} tensors do not fit {CLASSES[kind]}, first {problems[0]}")
+    if "quantization_config" not in row:
+        check_numbers(model, folder, stored)
     shape = shape_of(model.config)
     if preprocessing.size % shape.patch:
         raise ModelError(f"{folder}: {preprocessing.size} px is no multiple of patch size {shape.patch}")
@@ -130,12 +147,14 @@ def tower_config(folder: Path) -> tuple[PreTrainedConfig, bool]:
         raise ModelError(
             f"{folder / 'config.json'} does not exist; is {folder} an encoder checkpoint directory?{of_a_run(folder)}"
         )
-    with reading(folder, "config.json"):
-        row = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if isinstance(row, dict) and row.get("model_type") in FINDINGS_MODELS:
+    row, path = read_config(folder), folder / "config.json"
+    if row.get("model_type") in FINDINGS_MODELS and not isinstance(row.get("vision_config"), dict):
+        raise ModelError(f"{path}: vision_config must hold the tower's fields; restore the file")
+    with config_is_blamed(folder):
+        if row.get("model_type") in FINDINGS_MODELS:
             fields = dict(row["vision_config"])
             return AutoConfig.for_model(fields.pop("model_type"), **fields), True
-        return AutoConfig.from_pretrained(folder), False
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False), False
 
 
 def final_norm(tower: nn.Module) -> nn.Module:

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
+from encoder.errors import first_line
+from encoder.weights import (
+    Stored,
+    check_fields,
+    check_types,
+    first_odd,
+    none_of_them,
+    number,
+    read_header,
+    read_object,
+    whole,
+)
 from vlm.errors import ModelError
 from vlm.parts import parts
 
@@ -21,6 +36,10 @@ LORA_TARGETS = (
 )
 # peft imports it, and it tells of kernels we do not use
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# What peft can do and `lora_config` never asks for: layers copied, other kinds of training, files of others.
+UNUSED = ("layer_replication", "megatron_config", "loftq_config", "eva_config", "corda_config", "use_dora")
+PREFIX = "base_model.model."
 TOWERS = ("vision_tower", "multi_modal_projector", "language_model")
 
 
@@ -100,3 +119,64 @@ def check_adapters(model: nn.Module) -> None:
     counts = count_adapters(model)
     if not counts["language_model"] or sum(counts.values()) != counts["language_model"]:
         raise ModelError(f"LoRA belongs in the language model alone, but the adapters lie in: {counts}")
+
+
+def read_adapter(folder: Path) -> dict[str, Stored]:
+    """Check an adapter's two files before its base is loaded; returns its tensors, from the header alone. Raises
+    ModelError."""
+    file, path = folder / ADAPTER, folder / CONFIG
+    row = read_object(path)
+    if not file.exists():
+        pickled = (folder / "adapter_model.bin").exists()
+        hint = "; adapter_model.bin is a pickle, which is not read: save it as safetensors" if pickled else ""
+        raise ModelError(f"{file} does not exist{hint}")
+    if row.get("peft_type") != "LORA":
+        raise ModelError(f"{path}: peft_type must be LORA, not {str(row.get('peft_type'))[:60]!r}")
+    if used := [name for name in UNUSED if row.get(name)]:
+        raise ModelError(f"{path}: {used[0]} is not supported; leave it out")
+    targets = row.get("target_modules")
+    if not isinstance(targets, str) and not (
+        isinstance(targets, list) and targets and all(isinstance(target, str) for target in targets)
+    ):
+        raise ModelError(f"{path}: target_modules must be a pattern or a list of names")
+    try:
+        re.compile(targets if isinstance(targets, str) else "")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ModelError(f"{path}: target_modules is not a pattern: {first_line(error)}") from None
+    fields = {"r": whole(1), "lora_alpha": number(), "lora_dropout": number()}
+    for name in fields:
+        if row.get(name) is None:
+            raise ModelError(f"{path}: {name} is missing")
+    check_fields(path, row, fields)
+    saved = read_header(file)
+    check_types(saved)
+    ranks = {x.shape[0] for name, x in saved.items() if ".lora_A." in name and x.shape}
+    if ranks != {row["r"]}:
+        found = ", ".join(map(str, sorted(ranks))) or "none"
+        raise ModelError(f"{path}: r is {row['r']}, but the rank in {ADAPTER} is {found}")
+    with safe_open(file, "pt") as tensors:
+        if odd := first_odd((name, tensors.get_tensor(name)) for name in saved):
+            raise none_of_them(file, odd)
+    return saved
+
+
+def check_saved(llava: nn.Module, folder: Path, saved: Mapping[str, Stored]) -> None:
+    """Compare the tensors of an adapter with the modules of the model that it is put on. Raises ModelError, which names
+    file, tensor and shapes."""
+    state, file = llava.state_dict(), folder / ADAPTER
+    for name, tensor in saved.items():
+        module, _, kind = name.removeprefix(PREFIX).partition(".lora_")
+        own = state.get(f"{module}.weight" if kind else module)
+        if own is None or kind not in ("", "A.weight", "B.weight"):
+            raise ModelError(
+                f"{file}: tensor {name} is without a partner in its base; is it another model's adapter?"
+            )
+        # peft's A is (rank, inputs) and B (outputs, rank), where the weight is (outputs, inputs)
+        rank = tensor.shape[0 if kind == "A.weight" else -1] if tensor.shape else 0
+        wanted = {"A.weight": (rank, own.shape[-1]), "B.weight": (own.shape[0], rank), "": tuple(own.shape)}[
+            kind
+        ]
+        if tensor.shape != wanted:
+            raise ModelError(
+                f"{file}: tensor {name} has shape {list(tensor.shape)}, but on its base it has {list(wanted)}"
+            )

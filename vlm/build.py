@@ -20,6 +20,15 @@ from encoder import towers
 from encoder.errors import reading
 from encoder.hub import of_a_run
 from encoder.towers import loading
+from encoder.weights import (
+    check_companions,
+    check_config,
+    check_fit,
+    check_numbers,
+    config_is_blamed,
+    read_config,
+    stored_in,
+)
 from vlm import model as models
 from vlm.errors import ModelError
 from vlm.hub import resolve
@@ -106,18 +115,24 @@ def load_language_model(folder: Path, attention: str, dtype: torch.dtype):
         raise ModelError(
             f"{folder}: its weights are pickled (.bin): save them as safetensors first (save_pretrained does)"
         )
-    with reading(folder, "config.json"):
-        config = AutoConfig.from_pretrained(folder)
+    check_companions(folder)
+    read_config(folder)
+    with config_is_blamed(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"{folder} holds no causal language model, but a {config.model_type}{of_a_run(folder)}"
         )
-    with reading(folder, "its tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_config(folder, stored := stored_in(folder))
+    check_fit(AutoModelForCausalLM, folder, config, stored, part=True)
+    with reading(folder, "its tokenizer: tokenizer.json or tokenizer_config.json"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     with loading(folder, "its language model"):
         language, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True
-        )
+            folder, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True,
+            trust_remote_code=False,
+        )  # fmt: skip
+    check_numbers(language, folder, stored)
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{folder}: {len(missing)} weights of its language model are missing, first {missing[0]}"

@@ -8,7 +8,7 @@ for prediction in model.generate(load_studies("studies.jsonl"), root="data"): ..
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set, Sized
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
@@ -42,7 +42,7 @@ from vlm.notices import tell
 from vlm.outliers import Outliers, embedding
 from vlm.prediction import Prediction
 from vlm.prompts import shown_image, shown_with
-from vlm.room import check_room, fit
+from vlm.room import check_memory, check_room, fit
 from vlm.study import Image, Study
 
 OUTLIERS = "ood.safetensors"
@@ -181,6 +181,7 @@ class Findings:
             decoding or self._decoding(max_new_tokens),
             sentences,
             keep_films=True,
+            count=len(studies),
         )
         for study, beside, prediction in zip(studies, each, made, strict=True):
             if idle := unused(study, beside, self.model.meta.prompt):
@@ -225,6 +226,7 @@ class Findings:
         made = self._predictions(
             named, Path(root), batch_size, decoding or self._decoding(max_new_tokens), sentences,
             images=images, seed=seed, static_cache=static_cache,
+            count=len(studies) if isinstance(studies, Sized) else None,
         )  # fmt: skip
         return map(self._say, made)
 
@@ -240,6 +242,7 @@ class Findings:
         seed: int = 0,
         static_cache: bool = False,
         keep_films: bool = False,
+        count: int | None = None,
     ) -> Iterator[Prediction]:
         """Check the settings now, and make the predictions when they are asked for."""
         if sentences not in get_args(Sentences):
@@ -256,6 +259,7 @@ class Findings:
                 "beam search moves its cache from row to row: a static one is for greedy decoding and sampling"
             )
         check_room(self.model, decoding.max_new_tokens)
+        check_memory(self.model, decoding, batch_size, count)
         about = self.about(decoding, images, seed)
         asked = Settings(decoding, images, sentences, static_cache, self.insist)
         answerer = Answerer(self.model, self.outliers, self.limits)

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from transformers import (
-    AutoModelForImageTextToText,
-    LlavaProcessor,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, LlavaProcessor
 
 from encoder.errors import first_line, reading
 from encoder.files import sha256_of
 from encoder.hub import weights_sha256
-from encoder.towers import loading
+from encoder.towers import check_layers, loading, shape_of
 from encoder.transforms import Preprocessing
-from vlm.adapters import check_adapters, quiet_peft
+from encoder.weights import (
+    check_companions,
+    check_config,
+    check_fit,
+    check_numbers,
+    config_is_blamed,
+    read_object,
+    stored_in,
+)
+from vlm.adapters import ADAPTER, CONFIG, check_adapters, check_saved, quiet_peft, read_adapter
 from vlm.errors import AskedError, ModelError, ModelWarning
 from vlm.hub import resolve
 from vlm.model import DTYPES, META, FindingsModel, Meta, attention_name
 from vlm.processor import image_processor
+from vlm.prompts import IMAGE_TOKEN
 
 STRETCHED = (
     "{folder} was trained while 8-bit pictures (PNG, JPEG) were stretched to their full range. They are now read as "
@@ -94,9 +100,7 @@ def load_model(
 def is_maira2(folder: Path) -> bool:
     """Whether config.json says that a directory is in MAIRA-2's format."""
     path = folder / "config.json"
-    with reading(folder, "config.json"):
-        row = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return isinstance(row, dict) and row.get("model_type") == "maira2"
+    return path.exists() and read_object(path).get("model_type") == "maira2"
 
 
 def is_findings_model(folder: Path) -> bool:
@@ -108,19 +112,39 @@ def _load_whole(folder: Path, attention: str, dtype: torch.dtype | None, tell: b
     if is_maira2(folder):
         from vlm import maira2
 
-        return maira2.load(folder, attention=attention, dtype=dtype)
+        check_companions(folder)
+        maira2.tensors_in(folder)
+        # types and shapes it compares itself
+        check_config(folder, stored := stored_in(folder), types=False)
+        with reading(folder, "its model"):
+            found = maira2.load(folder, attention=attention, dtype=dtype)
+        check_numbers(found.llava, folder, stored)
+        return found
     meta = Meta.load(folder)
+    check_companions(folder)
     with reading(folder, "its preprocessing"):
         preprocessing = Preprocessing.from_pretrained(folder)
     meta = _digest_checked(folder, meta, preprocessing, "its preprocessor_config.json", tell)
     import vlm.llava  # noqa: F401  (which makes cxr_llava known)
 
-    revision, name = weights_sha256(folder), attention_name(attention)
+    stored, name = stored_in(folder), attention_name(attention)
+    row = check_config(folder, stored)
+    with config_is_blamed(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ModelError(
+            f"{folder / 'config.json'}: model_type {config.model_type} is not a findings model's"
+        )
+    check_fit(AutoModelForImageTextToText, folder, config, stored)
+    processor = _processor(folder)
+    _check_tokens(folder, config, processor, preprocessing)
+    revision = weights_sha256(folder)
     with loading(folder, "its weights"):
         llava, report = AutoModelForImageTextToText.from_pretrained(
             folder,
             dtype=dtype or torch.float32,
             use_safetensors=True,
+            trust_remote_code=False,
             attn_implementation=name,
             output_loading_info=True,
         )
@@ -128,16 +152,66 @@ def _load_whole(folder: Path, attention: str, dtype: torch.dtype | None, tell: b
     if odd:
         kinds = (f"{len(names)} {kind.replace('_', ' ')}, first {names[0]}" for kind, names in odd.items())
         raise ModelError(f"{folder}: the weights do not fit the configuration: {'; '.join(kinds)}")
-    with reading(folder, "its tokenizer or processor"):
-        processor = LlavaProcessor.from_pretrained(folder)
+    if "quantization_config" not in row:
+        check_numbers(llava, folder, stored)
     # what an earlier version wrote there may say less than the preprocessing
     processor.image_processor = image_processor(preprocessing)
     return FindingsModel(llava, processor, preprocessing, meta, revision=revision)
 
 
+def _processor(folder: Path) -> LlavaProcessor:
+    """Read tokenizer and processor. Raises ModelError, which names the file that is spoilt."""
+    try:
+        return LlavaProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        with reading(folder, "its tokenizer or processor: tokenizer.json or tokenizer_config.json"):
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with reading(folder, "its tokenizer or processor: processor_config.json"):
+            raise error
+
+
+def _check_tokens(folder: Path, config: Any, processor: LlavaProcessor, preprocessing: Preprocessing) -> None:
+    """Raise ModelError where tokenizer, processor and configuration speak of other tokens."""
+    tokenizer, path = processor.tokenizer, folder / "config.json"
+    known = tokenizer.get_vocab()
+    # tokens that only the tokenizer's class knows (Qwen's) never come out of a text
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{folder / 'tokenizer_config.json'}: the tokenizer has no end-of-sequence token (eos_token)"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{folder / 'tokenizer_config.json'}: the tokenizer has no pad_token")
+    places = config.get_text_config().vocab_size
+    if (highest := max((i for word, i in known.items() if word not in special), default=0)) >= places:
+        raise ModelError(
+            f"{folder / 'tokenizer.json'} has tokens up to {highest}, but vocab_size in {path} is {places}"
+        )
+    if config.image_token_id != known.get(IMAGE_TOKEN):
+        raise ModelError(
+            f"{path}: image_token_index is {config.image_token_id}, but {IMAGE_TOKEN} of the tokenizer is "
+            f"{known.get(IMAGE_TOKEN)}"
+        )
+    try:
+        vision = shape_of(config.vision_config)
+        chosen = config.vision_feature_layer
+        layers = [chosen] if isinstance(chosen, int) else list(chosen)
+        check_layers(layers, vision, config.vision_config.model_type == "timm_wrapper")
+    except (ModelError, TypeError) as error:
+        raise ModelError(f"{path}: vision_feature_layer: {first_line(error)}") from None
+    patch, wanted = processor.patch_size, config.image_seq_length
+    if not patch or (preprocessing.size // patch) ** 2 != wanted:
+        raise ModelError(
+            f"{folder / 'processor_config.json'}: patch_size {patch} makes another number of tokens of "
+            f"{preprocessing.size} px than image_seq_length in config.json, {wanted}"
+        )
+
+
 def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> FindingsModel:
     from peft import PeftModel, get_peft_model_state_dict
 
+    saved = read_adapter(folder)
+    check_companions(folder)
     given = base if base is not None else _base_of(folder, meta)
     base_dir = resolve(given)
     digest = weights_sha256(base_dir)
@@ -149,17 +223,21 @@ def _load_adapter(folder, meta: Meta, base, attention, dtype, trainable) -> Find
     # a base may be older than its adapter, whose digest says what pictures the two learned from
     model = _load_whole(base_dir, attention, dtype, tell=False)
     meta = _digest_checked(folder, meta, model.preprocessing, str(given))
-    with quiet_peft(), reading(folder, "its adapter"):
+    check_saved(model.llava, folder, saved)
+    with quiet_peft(), reading(folder, "adapter_config.json"):
         llava = PeftModel.from_pretrained(model.llava, folder, is_trainable=trainable)
-    check_adapters(llava)
-    file = folder / "adapter_model.safetensors"
-    with safe_open(file, "pt") as tensors:
-        saved = set(tensors.keys())
+    try:
+        check_adapters(llava)
+    except ModelError as error:
+        raise ModelError(f"{folder / CONFIG}: target_modules: {error}") from None
+    file = folder / ADAPTER
     expected = set(get_peft_model_state_dict(llava, save_embedding_layers=False))
-    if saved != expected:
-        odd = sorted(saved ^ expected)
+    if saved.keys() != expected:
+        odd = sorted(saved.keys() ^ expected)
+        where = "which has" if odd[0] in saved else "which lacks"
         raise ModelError(
-            f"{folder} does not fit its base {given}: {len(odd)} tensors without a partner, first {odd[0]}"
+            f"{file} does not fit its base {given} and target_modules in adapter_config.json: {len(odd)} tensors "
+            f"without a partner, {where} {odd[0]}"
         )
     return replace(model, llava=llava, meta=meta, adapter_sha256=sha256_of(file))
 

@@ -235,10 +235,10 @@ def _spoilt(what: str, folder: Path) -> None:
     [
         ("no weights", "holds no model.safetensors"),
         ("pickled weights", "pickled weights are not read"),
-        ("cut-off weights", "its weights cannot be read"),
+        ("cut-off weights", "model.safetensors cannot be read: it is cut off"),
         ("cut-off config", "config.json cannot be read"),
         ("a list", "config.json cannot be read"),
-        ("an odd value", "config.json cannot be read"),
+        ("an odd value", "hidden_size must be a whole number"),
         ("another width", "cannot be read|do not fit"),
         ("no config", "is .* an encoder checkpoint directory"),
         ("no preprocessing", "its preprocessing cannot be read: .*preprocessor_config.json"),

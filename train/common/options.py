@@ -117,7 +117,8 @@ def check_fields(config: Any) -> list[str]:
 # What the values of fields must be, in code and in words, whatever the training: what no library draws from, counts or
 # holds. A training may ask for more. Of lists each entry is asked.
 LIMITS: tuple[tuple[Callable[[Any], bool], str, str], ...] = (
-    (lambda x: 0 <= x < 2**32, "from 0 to 4294967295", "seed"),
+    # NumPy's, of which the trainings' libraries draw
+    (lambda x: x < 2**32, "at most 4294967295", "seed"),
     (
         lambda x: x >= 1,
         "at least 1",
@@ -129,7 +130,7 @@ LIMITS: tuple[tuple[Callable[[Any], bool], str, str], ...] = (
         lambda x: x >= 0,
         "at least 0",
         "warmup_steps eval_steps eval_studies align_steps projector_steps max_new_tokens threads size bootstrap "
-        "dataloader_num_workers learning_rate projector_learning_rate weight_decay max_grad_norm",
+        "dataloader_num_workers learning_rate projector_learning_rate weight_decay max_grad_norm seed",
     ),
     (lambda x: x > 0, "above 0", "temperature"),
     (lambda x: 0 <= x < 1, "at least 0 and below 1", "adam_beta2 lora_dropout context_dropout"),

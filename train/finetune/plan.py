@@ -227,9 +227,9 @@ def dry_model(encoder: str | Path, llm: str | Path, config) -> nn.Module:
 
     encoder_dir, llm_dir = resolve(encoder, "encoder"), resolve(llm, "language model")
     with reading(encoder_dir, "its config.json"):
-        vision = AutoConfig.from_pretrained(encoder_dir)
+        vision = AutoConfig.from_pretrained(encoder_dir, trust_remote_code=False)
     with reading(llm_dir, "its config.json"):
-        text = AutoConfig.from_pretrained(llm_dir)
+        text = AutoConfig.from_pretrained(llm_dir, trust_remote_code=False)
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{llm_dir} holds no causal language model, but a {text.model_type}")
     vision = getattr(vision, "vision_config", vision)
