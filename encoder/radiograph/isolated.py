@@ -32,8 +32,10 @@ PATIENCE = 4.0
 # Seconds until a new worker must have imported its libraries.
 START = 120.0
 WORKER = Path(__file__).with_name("worker.py")
+# Whether this system has what this needs. Windows does not, and decodes in the process.
+POSSIBLE = os.name == "posix"
 # Signals by which decoders do not end themselves.
-FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")
 REMEDY = "get the file anew from its source, or have it exported uncompressed"
 
 
@@ -104,10 +106,10 @@ def _late(name: str, seconds: float) -> NoReturn:
 
 def _dead(name: str, seconds: float, status: int) -> NoReturn:
     """Say how a worker ended. Raises InputError."""
-    if status == -signal.SIGPROF:
-        _late(name, seconds)
     how = signal.Signals(-status).name if -status in set(signal.Signals) else f"exit status {status}"
-    if -status in FROM_OUTSIDE:
+    if how == "SIGPROF":
+        _late(name, seconds)
+    if how in FROM_OUTSIDE:
         # such as the kernel's, where memory is short
         message = f"the decoder's process was ended from outside ({name}; {how}), perhaps for want of memory; try again"
     else:
@@ -238,6 +240,7 @@ def _forked() -> None:
         worker.disown()
 
 
-os.register_at_fork(after_in_child=_forked)
+if POSSIBLE:
+    os.register_at_fork(after_in_child=_forked)
 # by way of a function: the workers that are there then
 atexit.register(lambda: _mine.end())

@@ -14,9 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+from safetensors.numpy import save as save_tensors
 
 from encoder.errors import UserError
 from encoder.radiograph import CODES, InputError, read
+from encoder.weights import check_config, read_header
 from eval.scores.inputs import ScoreError, align
 from tests.encoder.test_grey_levels import (
     FILM,
@@ -113,6 +115,25 @@ def _recipe(data: bytes, folder: Path) -> str:
     return "ok"
 
 
+def _config(data: bytes, folder: Path) -> str:
+    (folder / "config.json").write_bytes(data)
+    (folder / "model.safetensors").write_bytes(TENSORS)
+    check_config(folder, read_header(folder / "model.safetensors"))
+    return "ok"
+
+
+def _tensors(data: bytes, folder: Path) -> str:
+    path = folder / "model.safetensors"
+    path.write_bytes(data)
+    read_header(path)
+    return "ok"
+
+
+TENSORS = save_tensors({f"encoder.layer.{i}.weight": np.ones((8, 8), np.float32) for i in range(2)})
+CONFIG = {
+    "model_type": "dinov2", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+    "image_size": 28, "patch_size": 14, "layer_norm_eps": 1e-6, "architectures": ["Dinov2Model"],
+}  # fmt: skip
 STUDIES = [
     {
         "schema": 1, "study_id": f"s{i}", "patient_id": f"p{i}", "split": "train", "age": 50 + i, "sex": "F",
@@ -183,4 +204,6 @@ def kinds() -> dict[str, Kind]:
         "studies": Kind([_lines(STUDIES)], mutators.JSON, _studies, 70),
         "predictions": Kind([_lines(PREDICTIONS)], mutators.JSON, _predictions, 70),
         "recipe": Kind([RECIPE], mutators.YAML, _recipe, 50),
+        "config.json": Kind([json.dumps(CONFIG).encode()], mutators.JSON, _config, 30),
+        "safetensors": Kind([TENSORS], mutators.TENSORS, _tensors, 30),
     }
