@@ -149,7 +149,19 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="On a GPU: keep keys and values in memory of one size and compile the step; pays off for many studies.",
     )
     # what --processes gives each of them
-    add("--share", help=argparse.SUPPRESS)
+    add("--share", type=_share, help=argparse.SUPPRESS)
+
+
+def _share(text: str) -> tuple[int, int]:
+    """ "1/4" -> (1, 4)."""
+    number, _, of = text.partition("/")
+    if not (
+        number.isascii() and of.isascii() and number.isdigit() and of.isdigit() and int(number) < int(of)
+    ):
+        raise argparse.ArgumentTypeError(
+            f"must be the number of a process and how many there are (0/2), not {text!r}"
+        )
+    return int(number), int(of)
 
 
 def command(argv: list[str]) -> int:
@@ -280,7 +292,7 @@ def _generate(
     alone = args.share is None
     if alone:
         terminal.print(f"[dim]{escape(f'{model.model.meta.name}: {model.notice}')}[/dim]")
-    share = None if alone else Share(*map(int, args.share.split("/")))
+    share = None if alone else Share(*args.share)
     refused = 0
     for images, path in targets.items():
         if images == "nearest" and path:

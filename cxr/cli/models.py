@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import BASE, DEVICE, UsageError, files_below, positive
+from cxr.cli.terminal import BASE, DEVICE, UsageError, files_below, positive, side
 
 
 def export_options(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def convert_options(parser: argparse.ArgumentParser) -> None:
     add("--to", required=True, choices=("transformers", "timm", "dinov2"), help="Format to write.")
     add(
         "--size",
-        type=positive,
+        type=side,
         metavar="N",
         help="Side of the input in pixels; resamples position embeddings.",
     )
@@ -68,7 +68,7 @@ def embed_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="Folder to write.")
     add("--patches", action="store_true", help="Write patch tokens, too.")
     add("--dtype", default="fp32", choices=("fp32", "fp16"), help="Type of the features.")
-    add("--size", type=positive, metavar="N", help="Side of the input in pixels (default: the encoder's).")
+    add("--size", type=side, metavar="N", help="Side of the input in pixels (default: the encoder's).")
     add("--batch-size", type=positive, metavar="N", default=16, help="Images a forward pass.")
     add("--device", help=DEVICE)
 

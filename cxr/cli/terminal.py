@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".html", ".pdf", ".py"}
 # Of resampling: beyond it the bounds of an interval move less than their last digit, and memory grows.
 MOST_REPLICATES = 100_000
+# Pixels a side of a model's input; four times RAD-DINO's would be 2,072.
+LONGEST_SIDE = 4096
 DEVICE = "Device: cpu, cuda, cuda:1, ... (default: a GPU if there is one)."
 MODEL = "Findings model: mini (shipped), a directory or a hub id."
 BASE = "Base model of an adapter, where it is not where the adapter remembers it."
@@ -56,6 +58,11 @@ def positive(text: str) -> int:
 def seed(text: str) -> int:
     """A whole number of at least 0, as an option's type."""
     return _whole(text, 0)
+
+
+def side(text: str) -> int:
+    """Pixels a side, as an option's type."""
+    return _whole(text, 1, LONGEST_SIDE)
 
 
 def replicates(text: str) -> int:

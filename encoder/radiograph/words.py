@@ -7,8 +7,8 @@ import re
 VIEWS = (  # decubitus first: "left lateral decubitus" is a frontal film
     ("frontal", re.compile(r"decub|\b[LR]LD\b", re.I)),
     ("lateral", re.compile(r"\b[LR]?LAT|^ ?[LR]L ?$", re.I)),
-    ("PA", re.compile(r"\bPA\b|postero ?anterior", re.I)),
-    ("AP", re.compile(r"\bAP\b|antero ?posterior", re.I)),
+    ("PA", re.compile(r"\bP ?A\b|postero ?anterior", re.I)),  # also "p.a."
+    ("AP", re.compile(r"\bA ?P\b|antero ?posterior", re.I)),
     ("frontal", re.compile(r"\bfrontal", re.I)),
 )
 

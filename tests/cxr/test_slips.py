@@ -67,6 +67,9 @@ def status_of(words):
         # a misspelt option is the mistake, not what is missing because of it
         ("--hlep", "unknown option --hlep; did you mean --help?"),
         ("embed film.png --otu e", "unknown option --otu; did you mean --out?"),
+        ("embed film.png --out e --size 999999", "at least 1 and at most 4096"),
+        ("generate film.png --out p.jsonl --share a", "not 'a'"),
+        ("generate film.png --out p.jsonl --share 2/2", "not '2/2'"),
         ("generate --modell=x", "unknown option --modell; did you mean --model?"),
         ("studies make --outt x", "unknown option --outt; did you mean --out?"),
         ("finetune --lora_rnk 3", "unknown option --lora_rnk; did you mean --lora_rank?"),

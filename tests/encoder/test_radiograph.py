@@ -419,8 +419,8 @@ def test_parse_age():
 
 def test_parse_view():
     views = {
-        "PA": ("PA", "Chest PA", "chest_pa_erect", "view: PA", "POSTERO-ANTERIOR", "Frontal PA"),
-        "AP": ("ap", "CHEST AP PORT", "antero-posterior"),
+        "PA": ("PA", "Chest PA", "chest_pa_erect", "view: PA", "POSTERO-ANTERIOR", "Frontal PA", "p.a."),
+        "AP": ("ap", "CHEST AP PORT", "antero-posterior", "Thorax a.p."),
         "lateral": ("LL", "RL", "LATERAL", "chest lat", "LLAT"),
         "frontal": ("frontal", "LLD", "left lateral decubitus"),
         "unknown": ("", "CHEST", "PA and lateral", "capability", "MAP", "oblique"),
