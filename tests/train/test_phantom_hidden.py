@@ -127,5 +127,8 @@ def test_files_of_a_population_with_hidden_findings(tmp_path):
 def test_shares_beyond_one_are_refused(tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"hidden is a share, from 0 to 1, not 1\.5"):
         write_population(tmp_path / "b", hidden=1.5)
-    assert cxr(["phantom", str(tmp_path / "b"), "--hidden", "1.5"]) == 2
-    assert "cxr phantom: hidden is a share" in capsys.readouterr().err and not (tmp_path / "b").exists()
+    with pytest.raises(SystemExit) as stopped:
+        cxr(["phantom", str(tmp_path / "b"), "--hidden", "1.5"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "--hidden: must be a number from 0 to 1" in said
+    assert not (tmp_path / "b").exists()
