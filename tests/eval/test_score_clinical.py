@@ -206,7 +206,8 @@ def test_the_headline_is_a_metric(scores):
 
 def test_metrics_refuse(folder, tmp_path):
     with pytest.raises(
-        ScoreError, match=r"no score 'label-f1/14'; did you mean .*; of its kind there are label-f1/14/micro/neg"
+        ScoreError,
+        match=r"no score 'label-f1/14'; did you mean .*; of its kind there are label-f1/14/micro/neg",
     ):
         eval.metric("label-f1/14")
     with pytest.raises(ScoreError, match="no score 'unheard-of'"):
