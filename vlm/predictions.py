@@ -138,20 +138,6 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def is_predictions(path: Path) -> bool:
-    """Say whether a file holds predictions, as far as its first line tells; an empty one does."""
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
-            line = file.readline(1 << 24)
-            row = json.loads(line) if line.strip() else None
-    except (OSError, ValueError, RecursionError):
-        return False
-    if row is None:
-        return path.stat().st_size == 0
-    # A studies file has no word on who wrote its findings.
-    return isinstance(row, dict) and "study_id" in row and "model" in row
-
-
 def part_of(path: Path) -> Path:
     """Return the name of `path` while it is being written."""
     return path.with_name(path.name + ".part")

@@ -9,16 +9,17 @@ said twice is cut off.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from vlm.sentences import sentences
+from vlm.sentences import sentences, split
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 # Words of a sentence that may not come twice; shorter ones ("Stable.") may.
 LEAST_WORDS = 3
@@ -30,17 +31,25 @@ EVERY = 6
 SECTION = re.compile(r"^\W*Impression:\s*", re.I)
 
 
-def first_repeat(tokenizer: Any, ids: list[int]) -> int | None:
-    """Return where in `ids` the answer begins to say what it has said, or None where it does not."""
+def said_again(texts: Iterable[str]) -> Iterator[int]:
+    """Yield which of the sentences of an answer its section has already."""
     seen: set[str] = set()
-    for text, places in sentences(tokenizer, ids):
+    for i, text in enumerate(texts):
         if heading := SECTION.match(text):
             seen, text = set(), text[heading.end() :]
         words = re.findall(r"\w+", text.lower())
         said = " ".join(words)
-        if len(words) >= LEAST_WORDS and said in seen and places:
-            return places[0]
+        if len(words) >= LEAST_WORDS and said in seen:
+            yield i
         seen.add(said)
+
+
+def first_repeat(tokenizer: Any, ids: list[int]) -> int | None:
+    """Return where in `ids` the answer begins to say what it has said, or None where it does not."""
+    found = sentences(tokenizer, ids)
+    for i in said_again(text for text, _ in found):
+        if places := found[i][1]:
+            return places[0]
     if period := circle(ids):
         first = len(ids) - 1
         while first >= period and ids[first] == ids[first - period]:
@@ -67,8 +76,7 @@ class StopRepeats(LogitsProcessor):
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-        self.ends_V = torch.tensor([any(c in text for c in ".?!\n") for text in texts])
+        self.ends_V = _ends(tokenizer, len(tokenizer))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         answers, eos = input_ids.tolist(), self.tokenizer.eos_token_id
@@ -76,10 +84,20 @@ class StopRepeats(LogitsProcessor):
             # A sentence is over where another begins, so one of the tokens before the last may have ended it.
             if eos in ids or not (self.ends_V[ids[-3:]].any() or len(ids) % EVERY == 0):
                 continue
-            if first_repeat(self.tokenizer, _whole_sentences(self.tokenizer, ids)) is not None or circle(ids):
+            # The last sentence is just being written: it may go on otherwise.
+            whole = split(self.tokenizer.decode(ids, skip_special_tokens=True))[:-1]
+            if any(True for _ in said_again(whole)) or circle(ids):
                 scores[i] = -torch.inf
                 scores[i, eos] = 0
         return scores
+
+
+# One tokenizer is asked for every batch, and to decode a vocabulary of 100,000 tokens takes a while.
+@lru_cache(maxsize=4)
+def _ends(tokenizer: Any, size: int) -> Tensor:
+    """Which tokens (V,) may end a sentence, of a vocabulary of that size."""
+    texts = tokenizer.batch_decode([[i] for i in range(size)])
+    return torch.tensor([any(c in text for c in ".?!\n") for text in texts])
 
 
 def without_repeats(tokenizer: Any, ids: list[int]) -> tuple[list[int], bool]:
@@ -88,9 +106,3 @@ def without_repeats(tokenizer: Any, ids: list[int]) -> tuple[list[int], bool]:
     body = ids[:-1] if ids and ids[-1] == eos else ids
     first = first_repeat(tokenizer, body)
     return (ids, False) if first is None else ([*body[:first], eos], True)
-
-
-def _whole_sentences(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Return the ids without the sentence that is just being written: it may go on otherwise."""
-    found = sentences(tokenizer, ids)
-    return ids[: found[-1][1][0]] if found and found[-1][1] else ids

@@ -47,12 +47,17 @@ def check_room(model: FindingsModel, most: int) -> None:
     positions = model.positions
     if positions is None:
         return
-    shortest = len(model.prompt_ids(prompt_for(Study("", images=[Image("")]), model.meta.prompt)))
+    shortest = _shortest(model)
     if shortest + most > positions:
         raise ModelError(
             f"max_new_tokens={most} leaves no room for the prompt: the model has {positions} positions, and an image "
             f"with its question takes {shortest}; use at most {max(0, positions - shortest)}"
         )
+
+
+def _shortest(model: FindingsModel) -> int:
+    """Tokens of an image with its question and no words."""
+    return len(model.prompt_ids(prompt_for(Study("", images=[Image("")]), model.meta.prompt)))
 
 
 def check_memory(
@@ -93,8 +98,7 @@ def _bytes_a_study(model: FindingsModel, decoding: Decoding) -> int:
     weight = next(model.llava.parameters())
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    shortest = len(model.prompt_ids(prompt_for(Study("", images=[Image("")]), model.meta.prompt)))
-    positions = shortest + decoding.max_new_tokens
+    positions = _shortest(model) + decoding.max_new_tokens
     cache = 2 * text.num_hidden_layers * heads * width * positions * weight.element_size()
     return decoding.beams * (cache + 2 * 4 * text.vocab_size) + 3 * 4 * model.preprocessing.size**2
 

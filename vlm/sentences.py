@@ -8,6 +8,11 @@ from typing import Any
 SENTENCE = re.compile(r".+?(?:[.?!](?=\s|$)|$)\s*", re.S)
 
 
+def split(text: str) -> list[str]:
+    """Return the sentences of a text."""
+    return [said for match in SENTENCE.finditer(text) if (said := match.group().strip())]
+
+
 def sentences(tokenizer, ids: list[int]) -> list[tuple[str, list[int]]]:
     """The sentences of an answer with the places of their tokens in `ids`. A token belongs to the sentence that its
     last character lies in; the end-of-sequence token to none."""

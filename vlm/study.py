@@ -160,16 +160,25 @@ def load_studies(path: str | Path) -> list[Study]:
 
 def is_studies(path: Path) -> bool:
     """Say whether a file holds studies, as far as its first line tells; an empty one does."""
+    return _holds(path, False, encoding="utf-8-sig")
+
+
+def is_predictions(path: Path) -> bool:
+    """Say whether a file holds predictions, as far as its first line tells; an empty one does."""
+    return _holds(path, True, encoding="utf-8", errors="surrogateescape")
+
+
+def _holds(path: Path, predictions: bool, encoding: str, errors: str = "strict") -> bool:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding=encoding, errors=errors) as file:
             line = file.readline(1 << 24)
-            row = json.loads(line) if line.strip() else None
+        if not line.strip():
+            return path.stat().st_size == 0
+        row = json.loads(line)
     except (OSError, ValueError, RecursionError):
         return False
-    if row is None:
-        return path.stat().st_size == 0
-    # A predictions file says who wrote its findings.
-    return isinstance(row, dict) and "study_id" in row and "model" not in row
+    # A prediction says who wrote its findings, a study does not.
+    return isinstance(row, dict) and "study_id" in row and ("model" in row) == predictions
 
 
 def save_studies(studies: Iterable[Study], path: str | Path, overwrite: bool = False) -> None:

@@ -61,14 +61,13 @@ def known_by(name: str) -> list[str]:
 
     folder = resolve(name)
     meta = Meta.load(folder)
-    style = meta.prompt.to_json()
+    style, size = meta.prompt.to_json(), Preprocessing.from_pretrained(folder).size
     told = [field for field, value in style.items() if value is True]
     lines = [
         f"{meta.name}: {meta.notice}",
         f"  writes               {style['section']}, at most {meta.max_new_tokens} tokens",
         f"  is told              {', '.join(told) or 'nothing'}",
-        f"  sees                 {Preprocessing.from_pretrained(folder).size} x "
-        f"{Preprocessing.from_pretrained(folder).size} pixels",
+        f"  sees                 {size} x {size} pixels",
         f"  licence              {meta.licence or 'see its README'}",
     ]
     if not (folder / OUTLIERS).is_file():

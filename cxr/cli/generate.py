@@ -227,7 +227,8 @@ def targets_of(args: argparse.Namespace, studies: list[Study]) -> dict[str, Path
 def _begin(args: argparse.Namespace, written: list[Path], studies: list[Study], held: ExitStack) -> None:
     """Take the files that are to be written, for as long as `held` is. Raises UsageError for one in the way."""
     from encoder.files import sole_writer
-    from vlm.predictions import is_predictions, part_of, remove_parts
+    from vlm.predictions import part_of, remove_parts
+    from vlm.study import is_predictions
 
     reads = [*args.inputs, *filter(None, [args.training])]
     for study in studies:
