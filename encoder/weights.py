@@ -377,6 +377,10 @@ def check_types(stored: Mapping[str, Stored]) -> None:
         )
 
 
+# What has been found to fit in this process, so that a model which is loaded again is not made twice for each time.
+_FITTING: set[tuple] = set()
+
+
 def check_fit(
     cls: Any, folder: Path, config: Any, stored: Mapping[str, Stored], part: bool = False, **options: Any
 ) -> None:
@@ -393,6 +397,10 @@ def check_fit(
 
     with _no_bar(), config_is_blamed(folder):
         cls = cls._model_mapping[type(config)] if hasattr(cls, "_model_mapping") else cls
+        shapes = tuple((name, tensor.shape) for name, tensor in stored.items())
+        asked = (cls, config.to_json_string(use_diff=False), shapes, part, repr(sorted(options.items())))
+        if asked in _FITTING:
+            return
         _, report = cls.from_pretrained(
             None,
             config=config,
@@ -419,6 +427,7 @@ def check_fit(
         raise ModelError(
             f"{file}: the weights do not fit the configuration: tensor {left[0]} is left over{_more(left)}"
         )
+    _FITTING.add(asked)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -45,12 +46,19 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """A training that a test runs takes the machine's cores; the tests after it, and beside it, get theirs back."""
+def as_it_was():
+    """Give the next test the process as this one found it: one core, of which a training takes all, and signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     import torch
 
     torch.set_num_threads(1)
+    left = {
+        number: handler for number in before if (handler := signal.getsignal(number)) is not before[number]
+    }
+    for number in left:
+        signal.signal(number, before[number])
+    assert not left, "what was tested keeps signals for itself"
 
 
 @pytest.fixture(scope="session")

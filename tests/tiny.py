@@ -3,6 +3,7 @@ where the bright patch lies decides the findings."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -162,9 +163,8 @@ def studies_file(tmp_path_factory) -> Path:
     return make_studies(tmp_path_factory.mktemp("studies"), 80)
 
 
-@pytest.fixture
-def findings_model(encoder_dir, llm_dir):
-    """A fresh model with a calibrated projector."""
+@pytest.fixture(scope="session")
+def calibrated_model(encoder_dir, llm_dir):
     from vlm import projector as projectors
     from vlm.build import build
 
@@ -172,3 +172,9 @@ def findings_model(encoder_dir, llm_dir):
     pixels_BCHW = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
     projectors.calibrate(model.llava, projectors.tower_features(model.llava.model.vision_tower, pixels_BCHW))
     return model
+
+
+@pytest.fixture
+def findings_model(calibrated_model):
+    """A fresh model with a calibrated projector: built once, and copied for each test."""
+    return copy.deepcopy(calibrated_model)

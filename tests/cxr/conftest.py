@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from tests.tiny import encoder_dir, findings_model, llm_dir, studies_file, tower_dirs  # noqa: F401
+from tests.tiny import calibrated_model, encoder_dir, findings_model, llm_dir, studies_file, tower_dirs  # noqa: F401

@@ -66,23 +66,11 @@ def test_commands_work_beside_foreign_files(folder, tmp_path):
         "studies check phantoms/studies.jsonl",
         "embed phantoms/images --out features",
         "prepare phantoms/images --out archive --short-side 32 --workers 2",
+        "generate phantoms/studies.jsonl --out p.jsonl --max-new-tokens 4 --processes 2",
+        "score p.jsonl phantoms/studies.jsonl --bootstrap 10 --clinical none",
     )
     for command in (
         (sys.executable, script, *several),
-        (
-            CXR,
-            *[
-                "generate",
-                "phantoms/studies.jsonl",
-                "--out",
-                "p.jsonl",
-                "--max-new-tokens",
-                "4",
-                "--processes",
-                "2",
-            ],
-        ),
-        (CXR, *["score", "p.jsonl", "phantoms/studies.jsonl", "--bootstrap", "10", "--clinical", "none"]),
         (CXR, *f"pretrain --data phantoms/images --out run --processes 2 {tiny}".split()),
     ):
         status, said = run(folder, *command)

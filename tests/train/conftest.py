@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import SMALL, encoder_dir, findings_model, llm_dir, studies_file  # noqa: F401
+from tests.tiny import SMALL, calibrated_model, encoder_dir, findings_model, llm_dir, studies_file  # noqa: F401
 from vlm.study import Image, Prior, load_studies, save_studies
 
 

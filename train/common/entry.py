@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from encoder.errors import UserError
@@ -27,7 +28,9 @@ def entry(main: Callable[[list[str]], int], name: str, argv: list[str] | None = 
     with all_processes():
         status = _run(main, name, words)
         if STATUS_FILE in os.environ and is_main():
-            Path(os.environ[STATUS_FILE]).write_text(str(status))
+            # A launcher that was killed has taken its folder with it: nobody asks any more.
+            with suppress(OSError):
+                Path(os.environ[STATUS_FILE]).write_text(str(status))
         return status
 
 
