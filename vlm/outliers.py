@@ -13,6 +13,7 @@ image is as far as its nearest part.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,15 @@ class Part:
     limit: Tensor  # () the distance that counts as 1
 
     @classmethod
-    def fit(cls, x_NC: Tensor, quantile: float, keep: float) -> Part:
+    def fit(cls, x_NC: Tensor, quantile: float, keep: float, patients_N: Tensor) -> Part:
         """Fit to images in random order. The limit is the `quantile` of the distances of all of them, each measured by
-        the other three quarters: of one quarter alone, the few that set the limit are a matter of luck."""
-        fold_N = torch.arange(len(x_NC)) % FOLDS
+        the other three quarters: of one quarter alone, the few that set the limit are a matter of luck.
+
+        A quarter has all images of its patients, numbered in `patients_N`: who is known by another of his films is
+        nearer than a stranger. Of fewer than four patients, it is a quarter of the images."""
+        fold_N = order_of_appearance(patients_N) % FOLDS
+        if int(fold_N.max()) + 1 < FOLDS:
+            fold_N = torch.arange(len(x_NC)) % FOLDS
         left_out = [
             cls.gaussian(x_NC[fold_N != i], keep).distance(x_NC[fold_N == i].float()) for i in range(FOLDS)
         ]
@@ -108,10 +114,11 @@ class Outliers:
         keep: float = 0.9,
         seed: int = 0,
         encoder_sha256: str = "",
+        patients: Sequence[str] | None = None,
     ) -> Outliers:
         """Fit to reference features: in each part the limit is the `quantile` of the distances of images left out of
-        the fit, each quarter in turn. `keep` is the share of variance in kept directions. A part of fewer than 40
-        images joins the others.
+        the fit, each quarter of the patients in turn. `keep` is the share of variance in kept directions. A part of
+        fewer than 40 images joins the others. Without `patients`, each image counts as a patient's only one.
 
         Raises ValueError for fewer than 40 images, or features that are not finite.
         """
@@ -121,7 +128,11 @@ class Outliers:
             )
         order = torch.randperm(len(features_NC), generator=torch.Generator().manual_seed(seed))
         x_NC = features_NC.double()[order]
-        fitted = [Part.fit(x_NC[member_N], quantile, keep) for member_N in split(x_NC, parts)]
+        numbers = {patient: i for i, patient in enumerate(patients or ())}
+        who_N = torch.tensor([numbers[p] for p in patients])[order] if patients else order
+        fitted = [
+            Part.fit(x_NC[member_N], quantile, keep, who_N[member_N]) for member_N in split(x_NC, parts)
+        ]
         return cls(fitted, len(x_NC), encoder_sha256, false_alarms=round(1 - quantile, 6))
 
     def check(self, features_NC: Tensor) -> Tensor:
@@ -213,6 +224,12 @@ class Outliers:
             words,
             alarms,
         )
+
+
+def order_of_appearance(names_N: Tensor) -> Tensor:
+    """Number the distinct values from 0, in the order in which they come first: (N,)."""
+    seen: dict[int, int] = {}
+    return torch.tensor([seen.setdefault(name, len(seen)) for name in names_N.tolist()])
 
 
 def split(x_NC: Tensor, parts: int, rounds: int = 50) -> list[Tensor]:

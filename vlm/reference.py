@@ -48,11 +48,16 @@ def fit_outliers(
         ModelError: none of the films can be read, or too few.
     """
     model = load_model(model_dir)
-    own = [*image_paths, *(Path(image.path) for s in studies if (image := shown_image(s)))]
-    known_NC = _features(model, own, batch)
-    result = _fitted(known_NC, quantile, model)
+    # Whose film it is; a path stands for a patient of its own.
+    own = {Path(path): str(path) for path in image_paths}
+    own |= {Path(image.path): s.patient_id or s.study_id for s in studies if (image := shown_image(s))}
+    known_NC, known = _features(model, list(own), batch)
+    patients = [own[path] for path in known]
+    result = _fitted(known_NC, quantile, model, patients)
     if chest:
-        result.chest = _fitted(torch.cat([known_NC, _features(model, chest, batch)]), CHEST_QUANTILE, model)
+        others_NC, others = _features(model, chest, batch)
+        x_NC, patients = torch.cat([known_NC, others_NC]), [*patients, *map(str, others)]
+        result.chest = _fitted(x_NC, CHEST_QUANTILE, model, patients)
         result.chest.threshold = NO_CHEST
     if studies:
         parts = bar(batches(studies, batch), "words", -(-len(studies) // batch), unit="batches")
@@ -63,17 +68,19 @@ def fit_outliers(
     return result
 
 
-def _fitted(x_NC: Tensor, quantile: float, model: FindingsModel) -> Outliers:
+def _fitted(x_NC: Tensor, quantile: float, model: FindingsModel, patients: Sequence[str]) -> Outliers:
+    sha256 = model.meta.encoder_sha256
     try:
-        return Outliers.fit(x_NC, quantile=quantile, encoder_sha256=model.meta.encoder_sha256)
+        return Outliers.fit(x_NC, quantile=quantile, encoder_sha256=sha256, patients=patients)
     except ValueError as error:
         raise ModelError(str(error)) from None
 
 
-def _features(model: FindingsModel, paths: Sequence[Path], batch: int) -> Tensor:
+def _features(model: FindingsModel, paths: Sequence[Path], batch: int) -> tuple[Tensor, list[Path]]:
+    """Return the features (N, 17 C) of the films that can be read, and which these are."""
     rows: list[Tensor] = []
     pixels: list[Tensor] = []
-    unreadable = 0
+    readable: list[Path] = []
 
     def flush() -> None:
         if pixels:
@@ -84,15 +91,16 @@ def _features(model: FindingsModel, paths: Sequence[Path], batch: int) -> Tensor
         try:
             pixels.append(model.preprocessing(read(path)))
         except InputError:
-            unreadable += 1
+            continue
+        readable.append(path)
         if len(pixels) == batch:
             flush()
     flush()
-    if unreadable:
+    if unreadable := len(paths) - len(readable):
         print(f"{unreadable} images cannot be read and were left out")
     if not rows:
         raise ModelError("none of the reference images could be read")
-    return torch.cat(rows)
+    return torch.cat(rows), readable
 
 
 def surprises(model: FindingsModel, studies: Sequence[Study]) -> list[float]:

@@ -18,7 +18,8 @@ def cloud(n: int, seed: int = 0) -> torch.Tensor:
 def test_with_every_direction_kept_it_is_mahalanobis_distance():
     """The limit is that of every image, by the three quarters it is not among."""
     x_NC, new = cloud(400).double().numpy(), cloud(20, 1)
-    part = Part.fit(torch.from_numpy(x_NC), quantile=1.0, keep=1.1)  # more than all
+    # more than all directions
+    part = Part.fit(torch.from_numpy(x_NC), quantile=1.0, keep=1.1, patients_N=torch.arange(400))
 
     def distances(fit_NC, others):
         inverse = np.linalg.inv(np.cov(fit_NC.T))
@@ -43,6 +44,23 @@ def test_the_limit_lets_the_promised_share_pass():
     outliers = Outliers.fit(cloud(4000), parts=1, quantile=0.95)
     share = float((outliers.check(cloud(4000, 1)) > outliers.threshold).float().mean())
     assert 0.03 < share < 0.08
+
+
+def test_films_of_one_patient_are_left_out_together():
+    """Five films of each of 120 patients, a tenth of the spread from one to the next: who is known by his other films
+    is near, and a limit that is set by such warns of twice as many strangers."""
+
+    def films(patients: int, seed: int, each: int):
+        return cloud(patients, seed).repeat_interleave(each, 0) + 0.1 * cloud(patients * each, seed + 1)
+
+    new_NC, shares = films(3000, 50, 1), []
+    for patients in (None, [str(i // 5) for i in range(600)]):
+        fitted = [
+            Outliers.fit(films(120, seed, 5), parts=1, quantile=0.95, keep=0.99, patients=patients)
+            for seed in range(0, 24, 4)
+        ]
+        shares.append(np.mean([float((found.check(new_NC) > 1).float().mean()) for found in fitted]))
+    assert shares[0] > 0.08 and 0.03 < shares[1] < 0.06, shares
 
 
 def test_what_lies_off_the_kept_directions_is_seen():

@@ -71,10 +71,11 @@ def known_images(model: models.FindingsModel, examples: Examples, init: str | No
         )
         print(f"no warnings about unusual images: {why} (cxr outliers makes them from more)")
         return None
-    rows = torch.tensor(spaced(len(examples), MOST_KNOWN))
+    rows = torch.tensor(spaced(len(examples), MOST_KNOWN)).unique()
+    patients = [(s := examples.studies[i]).patient_id or s.study_id for i in rows.tolist()]
     with torch.inference_mode():
         parts = []
-        for part in rows.unique().split(64):
+        for part in rows.split(64):
             x_BNC = examples.first(part.tolist()).chunk(len(layers), dim=-1)[last]
             parts.append(pooled(tower.layernorm(x_BNC.to(tower.device))))
-    return Outliers.fit(torch.cat(parts), encoder_sha256=model.meta.encoder_sha256)
+    return Outliers.fit(torch.cat(parts), encoder_sha256=model.meta.encoder_sha256, patients=patients)
