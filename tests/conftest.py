@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # plain `pytest` does not put the root there
@@ -59,6 +61,33 @@ def as_it_was():
     for number in left:
         signal.signal(number, before[number])
     assert not left, "what was tested keeps signals for itself"
+
+
+class Logged(logging.Handler):
+    """Messages that the root logger was handed, from its level on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(self.format(record))
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.messages)
+
+
+@pytest.fixture
+def logged() -> Iterator[Logged]:
+    """What a test has logged. The `caplog` of pytest's plugin is left out (-p no:logging): it sets the root's level six
+    times a test, each of which goes through the thousands of loggers of our libraries."""
+    root, handler = logging.getLogger(), Logged()
+    level = root.level
+    root.addHandler(handler)
+    yield handler
+    root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

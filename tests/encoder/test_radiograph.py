@@ -653,8 +653,8 @@ def test_garbage_raises_input_error_only(tmp_path):
         assert code_of(path) in CODES
 
 
-def test_nothing_of_the_patients_reaches_warnings_logs_or_messages(tmp_path, caplog, capfd, recwarn):
-    caplog.set_level(logging.DEBUG)
+def test_nothing_of_the_patients_reaches_warnings_logs_or_messages(tmp_path, logged, capfd, recwarn):
+    logging.getLogger().setLevel(logging.DEBUG)
     ds = dataset(stored(12), 12, PatientName="SECRET^JANE", PatientID="SECRET")
     data = save(ds, tmp_path / "x.dcm").read_bytes()
     for key, replacement in ((b"LO", b"IS"), (b"PN", b"FD"), (b"PN", b"US"), (b"PN", b"ZZ"), (b"UI", b"DA")):
@@ -667,7 +667,7 @@ def test_nothing_of_the_patients_reaches_warnings_logs_or_messages(tmp_path, cap
     bad.add_new("NumberOfFrames", "LO", "SECRET")
     assert code_of(save(bad, tmp_path / "x.dcm")) == "unreadable"
     printed = capfd.readouterr()
-    assert not caplog.records and not recwarn.list and not printed.out and not printed.err
+    assert not logged.messages and not recwarn.list and not printed.out and not printed.err
 
 
 def test_threads_read_alike_and_leave_the_loggers_as_they_were(tmp_path):

@@ -122,11 +122,11 @@ def files(tmp_path) -> list[Path]:
     return paths
 
 
-def test_decoding_on_access_replaces_what_cannot_be_read(files, caplog):
+def test_decoding_on_access_replaces_what_cannot_be_read(files, logged):
     images = Radiographs(files, 20)
     assert len(images) == 6 and images[0].shape == (20, 30) and images[0].dtype == np.uint8
     assert np.array_equal(images[0], shrink(read(files[0]).pixels, 20))
-    assert np.array_equal(images[2], images[3]) and "not_an_image" in caplog.text
+    assert np.array_equal(images[2], images[3]) and "not_an_image" in logged.text
     assert np.array_equal(images[5], images[0]) and np.array_equal(images[-2], images[4])
     with pytest.raises(IndexError):
         images[6]
@@ -135,7 +135,7 @@ def test_decoding_on_access_replaces_what_cannot_be_read(files, caplog):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_cache_holds_what_is_readable(files, tmp_path, caplog, workers):
+def test_the_cache_holds_what_is_readable(files, tmp_path, logged, workers):
     cache = tmp_path / "cache"
     images = Radiographs(files, 20, cache, workers=workers)
     assert images.paths == [files[i] for i in (0, 1, 3, 4)] and len(images) == 4
@@ -143,7 +143,7 @@ def test_the_cache_holds_what_is_readable(files, tmp_path, caplog, workers):
         (files[2], "not_an_image"),
         (files[5], "unreadable"),
     ]
-    assert "2 of 6 images cannot be read" in caplog.text
+    assert "2 of 6 images cannot be read" in logged.text
     with next(cache.glob("*/unreadable.csv")).open(newline="") as file:
         assert [row["code"] for row in csv.DictReader(file)] == ["not_an_image", "unreadable"]
     for i, path in enumerate(images.paths):

@@ -82,11 +82,11 @@ def vindr(root):
     dicom(root / "test" / ("f" * 32 + ".dicom"), **known)
 
 
-def test_vindr(tmp_path, caplog):
+def test_vindr(tmp_path, logged):
     vindr(tmp_path / "1.0.0")
     found = load(f"vindr-cxr:{tmp_path}")
     assert found.kind == "vindr-cxr" and len(found.paths) == 30 and len(found.names) == 28
-    assert "1 of 31 images are not there" in caplog.text
+    assert "1 of 31 images are not there" in logged.text
     first, second, last = of(found, 0), of(found, 1), of(found, -1)
     assert (first["Cardiomegaly"], first["ILD"], first["Other disease"], first["No finding"]) == (1, 0, 1, 0)
     assert (second["Other disease"], second["No finding"]) == (0, 0)
@@ -127,7 +127,7 @@ def rsna(root, mapping=True):
         (root / "pneumonia-challenge-dataset-mappings_2018.json").write_text(json.dumps(entries))
 
 
-def test_rsna(tmp_path, caplog):
+def test_rsna(tmp_path, logged):
     rsna(tmp_path)
     found = load("rsna", tmp_path)
     assert found.names == ["Lung Opacity", "Normal", "No Lung Opacity / Not Normal"]
@@ -136,14 +136,14 @@ def test_rsna(tmp_path, caplog):
     assert set(found.splits) == {"train", "validate", "test"}
     assert found.also["nih"][2] == "00000001_000.png" and found.patients[2] == "00000001"
     assert found.numbers["age"][0] == 51 and set(found.sex) == {"M"}
-    assert list(load("rsna", tmp_path).splits) == list(found.splits) and not caplog.text
+    assert list(load("rsna", tmp_path).splits) == list(found.splits) and not logged.text
 
 
-def test_rsna_without_what_may_be_absent(tmp_path, caplog):
+def test_rsna_without_what_may_be_absent(tmp_path, logged):
     rsna(tmp_path, mapping=False)
     (tmp_path / "stage_2_detailed_class_info.csv").unlink()
     found = load("rsna", tmp_path)
-    assert found.names == ["Lung Opacity"] and "patients of 80 of 80 images are not known" in caplog.text
+    assert found.names == ["Lung Opacity"] and "patients of 80 of 80 images are not known" in logged.text
     (tmp_path / "pneumonia-challenge-dataset-mappings_2018.json").write_text('[{"img_id": "a"}]')
     with pytest.raises(StudyError, match="no list of objects with subset_img_id"):
         load("rsna", tmp_path)
@@ -225,10 +225,10 @@ def test_nih(tmp_path, name, comma):
     assert len(pa.paths) == 30 and all(path.stem.endswith("_001") for path in pa.paths)
 
 
-def test_nih_of_which_a_part_is_there(tmp_path, caplog):
+def test_nih_of_which_a_part_is_there(tmp_path, logged):
     nih(tmp_path)
     (tmp_path / "images/00000001_000.png").unlink()
-    assert len(load("nih", tmp_path).paths) == 59 and "1 of 60 images are not there" in caplog.text
+    assert len(load("nih", tmp_path).paths) == 59 and "1 of 60 images are not there" in logged.text
     (tmp_path / "test_list.txt").write_text("00000025_000.png\n")
     with pytest.raises(StudyError, match="is in 0 of train_val_list"):
         load("nih", tmp_path)
@@ -237,14 +237,14 @@ def test_nih_of_which_a_part_is_there(tmp_path, caplog):
         load("nih", tmp_path)
 
 
-def test_a_patient_in_both_official_lists_is_told(tmp_path, caplog):
+def test_a_patient_in_both_official_lists_is_told(tmp_path, logged):
     nih(tmp_path)
     whole = (tmp_path / "test_list.txt").read_text().splitlines()
     (tmp_path / "test_list.txt").write_text("\n".join(whole[1:]))
     with (tmp_path / "train_val_list.txt").open("a") as file:
         file.write(f"\n{whole[0]}")
     load("nih", tmp_path)
-    assert "1 patient(s) have images in several splits of the data set" in caplog.text
+    assert "1 patient(s) have images in several splits of the data set" in logged.text
 
 
 CHEXPERT = [
@@ -456,22 +456,16 @@ def test_what_is_missing_is_named(tmp_path):
         load("rsna", tmp_path)
 
 
-def test_headers_that_are_no_help_say_nothing(tmp_path, caplog):
+def test_headers_that_are_no_help_say_nothing(tmp_path, logged):
     from train.datasets.headers import dicom_header
 
     dicom(tmp_path / "odd.dcm", PatientSex="O", PatientAge="999Y", PatientWeight="0", PatientSize="172")
     (tmp_path / "text.dcm").write_text("no DICOM file")
-    with caplog.at_level(logging.DEBUG):
-        header = dicom_header(tmp_path / "odd.dcm")
-        assert (header.age, header.sex, header.weight, header.height, header.rows) == (
-            None,
-            None,
-            None,
-            None,
-            8,
-        )
-        assert dicom_header(tmp_path / "text.dcm").rows == 0
+    logging.getLogger().setLevel(logging.DEBUG)
+    header = dicom_header(tmp_path / "odd.dcm")
+    assert (header.age, header.sex, header.weight, header.height, header.rows) == (None, None, None, None, 8)
+    assert dicom_header(tmp_path / "text.dcm").rows == 0
     ds = pydicom.dcmread(tmp_path / "odd.dcm")
     ds.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     ds.save_as(tmp_path / "deflated.dcm")
-    assert dicom_header(tmp_path / "deflated.dcm").rows == 0 and not caplog.text
+    assert dicom_header(tmp_path / "deflated.dcm").rows == 0 and not logged.text
