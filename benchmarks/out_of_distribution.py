@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from encoder.radiograph import InputError, read
+from encoder.radiograph import read
 from vlm.findings import OUTLIERS
 from vlm.hub import resolve
 from vlm.load import load_model
 from vlm.model import FindingsModel
-from vlm.outliers import Outliers, embedding
+from vlm.outliers import Outliers
 from vlm.prompts import shown_image
-from vlm.reference import batches, surprises
+from vlm.reference import batches, features_of, surprises
 from vlm.study import Study, absolute, load_studies
 
 SIDE = 256
@@ -80,22 +80,25 @@ def made_up() -> dict[str, list[np.ndarray]]:
     }
 
 
-def patients_of(data: Path) -> dict[Path, str]:
-    """Return whose the films are: NIH's names begin with the patient's number, the others count as one each."""
+def listed(data: Path) -> list[dict[str, str]]:
+    """Return the rows of the listing of single films."""
     with (data / "images_only" / "images.csv").open(newline="") as file:
-        return {
-            data / "images_only" / r["file"]: r["source_file"].split("_")[0]
-            if r["licence"].startswith("NIH CC")
-            else r["file"]
-            for r in csv.DictReader(file)
-        }
+        return list(csv.DictReader(file))
+
+
+def is_nih(row: dict[str, str]) -> bool:
+    return row["licence"].startswith("NIH CC")
+
+
+def patient_of(row: dict[str, str]) -> str:
+    """Return whose a film is: NIH's names begin with the patient's number, the others count as one each."""
+    return row["source_file"].split("_")[0] if is_nih(row) else row["file"]
 
 
 def real(data: Path) -> dict[str, list[Any]]:
     """Files of CXR_DATA by kind, and chests that are turned, inverted or cut."""
-    with (data / "images_only" / "images.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    nih = [r for r in rows if r["licence"].startswith("NIH CC")]
+    rows = listed(data)
+    nih = [r for r in rows if is_nih(r)]
     held_out = [data / "images_only" / r["file"] for r in nih if r["split"] != "train"]
     pairs = load_studies(data / "pairs" / "studies.jsonl")
     dicom = sorted((data / "dicom" / "radiograph").glob("*.dcm"))
@@ -113,21 +116,6 @@ def real(data: Path) -> dict[str, list[Any]]:
         "NIH, upside down": [np.rot90(x, 2).copy() for x in pixels],
         "NIH, a ninth of the film": [x[: len(x) // 3, : x.shape[1] // 3].copy() for x in pixels],
     }
-
-
-def features(model: FindingsModel, pictures: Sequence[Any]) -> torch.Tensor:
-    """What the check looks at, (N, 17 C), of those that can be read."""
-    found = []
-    for part in batches(pictures, 32):
-        pixels = []
-        for picture in part:
-            try:
-                pixels.append(model.preprocessing(read(picture)))
-            except InputError:
-                continue
-        if pixels:
-            found.append(embedding(model.parts.vision_tower, torch.stack(pixels)))
-    return torch.cat(found)
 
 
 def told_of_words(model: FindingsModel, studies: Sequence[Study], limit: float) -> tuple[int, float]:
@@ -154,8 +142,8 @@ def main() -> int:
         **real(data),
         **made_up(),
     }
-    x_NC = {name: features(model, pictures) for name, pictures in kinds.items()}
-    training = x_NC.pop(TRAINING)
+    training, films = features_of(model, kinds.pop(TRAINING))
+    x_NC = {name: features_of(model, pictures)[0] for name, pictures in kinds.items()}
     rows = {}
     print(f"{'kind of picture':28} {'n':>5}  warned  nothing written")
     for name, x in x_NC.items():
@@ -173,10 +161,9 @@ def main() -> int:
             n, share = told_of_words(model, studies, known.words)
             words[name] = {"n": n, "warned": share}
             print(f"words: {name:21} {n:5}  {share:6.1%}", flush=True)
-    whose = patients_of(data)
-    other = Outliers.fit(
-        training, quantile=1 - (known.false_alarms or 0.03), patients=[whose[p] for p in kinds[TRAINING]]
-    )
+    whose = {data / "images_only" / row["file"]: patient_of(row) for row in listed(data)}
+    quantile = 1 - (known.false_alarms or 0.03)
+    other = Outliers.fit(training, quantile=quantile, patients=[whose[film] for film in films])
     asked = (HELD_OUT, "NIH", "its own, held out")
     knows_real = {n: (other.check(x_NC[n]) > 1).float().mean().item() for n in asked}
     print("a reference of real training films warns of", {n: f"{v:.1%}" for n, v in knows_real.items()})

@@ -50,7 +50,7 @@ class Part:
 
         A quarter has all images of its patients, numbered in `patients_N`: who is known by another of his films is
         nearer than a stranger. Of fewer than four patients, it is a quarter of the images."""
-        fold_N = order_of_appearance(patients_N) % FOLDS
+        fold_N = order_of_appearance(patients_N.tolist()) % FOLDS
         if int(fold_N.max()) + 1 < FOLDS:
             fold_N = torch.arange(len(x_NC)) % FOLDS
         left_out = [
@@ -128,8 +128,7 @@ class Outliers:
             )
         order = torch.randperm(len(features_NC), generator=torch.Generator().manual_seed(seed))
         x_NC = features_NC.double()[order]
-        numbers = {patient: i for i, patient in enumerate(patients or ())}
-        who_N = torch.tensor([numbers[p] for p in patients])[order] if patients else order
+        who_N = order_of_appearance(patients)[order] if patients else order
         fitted = [
             Part.fit(x_NC[member_N], quantile, keep, who_N[member_N]) for member_N in split(x_NC, parts)
         ]
@@ -226,10 +225,10 @@ class Outliers:
         )
 
 
-def order_of_appearance(names_N: Tensor) -> Tensor:
-    """Number the distinct values from 0, in the order in which they come first: (N,)."""
-    seen: dict[int, int] = {}
-    return torch.tensor([seen.setdefault(name, len(seen)) for name in names_N.tolist()])
+def order_of_appearance(names: Sequence[str] | Sequence[int]) -> Tensor:
+    """Number the distinct names from 0, in the order in which they come first: (N,)."""
+    seen: dict[str | int, int] = {}
+    return torch.tensor([seen.setdefault(name, len(seen)) for name in names])
 
 
 def split(x_NC: Tensor, parts: int, rounds: int = 50) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,11 +52,11 @@ def fit_outliers(
     # Whose film it is; a path stands for a patient of its own.
     own = {Path(path): str(path) for path in image_paths}
     own |= {Path(image.path): s.patient_id or s.study_id for s in studies if (image := shown_image(s))}
-    known_NC, known = _features(model, list(own), batch)
+    known_NC, known = features_of(model, list(own), batch)
     patients = [own[path] for path in known]
     result = _fitted(known_NC, quantile, model, patients)
     if chest:
-        others_NC, others = _features(model, chest, batch)
+        others_NC, others = features_of(model, chest, batch)
         x_NC, patients = torch.cat([known_NC, others_NC]), [*patients, *map(str, others)]
         result.chest = _fitted(x_NC, CHEST_QUANTILE, model, patients)
         result.chest.threshold = NO_CHEST
@@ -76,27 +77,30 @@ def _fitted(x_NC: Tensor, quantile: float, model: FindingsModel, patients: Seque
         raise ModelError(str(error)) from None
 
 
-def _features(model: FindingsModel, paths: Sequence[Path], batch: int) -> tuple[Tensor, list[Path]]:
-    """Return the features (N, 17 C) of the films that can be read, and which these are."""
+def features_of(model: FindingsModel, films: Sequence[Any], batch: int = 32) -> tuple[Tensor, list[Any]]:
+    """Return what the check looks at, (N, 17 C), of the films that can be read, and which these are.
+
+    Raises ModelError where none can be read.
+    """
     rows: list[Tensor] = []
     pixels: list[Tensor] = []
-    readable: list[Path] = []
+    readable: list[Any] = []
 
     def flush() -> None:
         if pixels:
             rows.append(embedding(model.parts.vision_tower, torch.stack(pixels)))
             pixels.clear()
 
-    for path in bar(paths, "films", len(paths), unit="images"):
+    for film in bar(films, "films", len(films), unit="images"):
         try:
-            pixels.append(model.preprocessing(read(path)))
+            pixels.append(model.preprocessing(read(film)))
         except InputError:
             continue
-        readable.append(path)
+        readable.append(film)
         if len(pixels) == batch:
             flush()
     flush()
-    if unreadable := len(paths) - len(readable):
+    if unreadable := len(films) - len(readable):
         print(f"{unreadable} images cannot be read and were left out")
     if not rows:
         raise ModelError("none of the reference images could be read")
