@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from datetime import date
 from functools import partial
 from multiprocessing import get_context
@@ -273,8 +274,8 @@ def main() -> None:
             for tile in candidates(name)
         ]
     rows = []
-    with ProcessPoolExecutor(args.workers) as pool:
-        for found in pool.map(_compile, jobs):
+    with ProcessPoolExecutor(args.workers) if args.workers > 1 else nullcontext() as pool:
+        for found in (pool.map if pool else map)(_compile, jobs):
             rows.append(found)
             print(json.dumps(found), flush=True)
     if args.save:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -16,6 +17,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the network is
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+
+# Tests in a run that is likely to want everything.
+MANY = 1000
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,11 +38,17 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Let garbage alone that collection has left, and begin the server of `tests.forked` before any test has run."""
+    items = getattr(session, "items", None) if not session.config.option.collectonly else None
+    if items:
+        from tests.forked import PRELOAD, begin_server
+
+        if len(items) > MANY:
+            # some test will want each: once here is cheaper than here and in the server, and is no garbage either
+            for name in PRELOAD:
+                importlib.import_module(name)
     gc.freeze()
     gc.enable()
-    if getattr(session, "items", None) and not session.config.option.collectonly:
-        from tests.forked import begin_server
-
+    if items:
         begin_server()
 
 

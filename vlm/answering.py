@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from encoder.radiograph import Limits
-from vlm.decoding import Decoding, answer_logprobs, generate_ids
+from vlm.decoding import Decoding, answer_logprobs, generate_ids, image_tokens
 from vlm.films import Images, Task, blank_film, read_films
 from vlm.model import FindingsModel
 from vlm.outliers import Outliers
@@ -64,13 +64,17 @@ class Answerer:
         pixels = torch.cat([t.pixels_ICHW for t in tasks if t.pixels_ICHW is not None])
         pixels = self._placed(pixels)
         prompts = [t.prompt_ids for t in tasks]
+        with torch.inference_mode():
+            seen = image_tokens(model.llava, pixels)
         if self.outliers and self.outliers.words is not None:
-            self._check_words(tasks, self.outliers.words, pixels)
-        written = generate_ids(model.llava, model, prompts, pixels, asked.decoding, static=asked.static_cache)
+            self._check_words(tasks, self.outliers.words, pixels, seen)
+        written = generate_ids(
+            model.llava, model, prompts, pixels, asked.decoding, static=asked.static_cache, seen=seen
+        )
         for i, task in enumerate(tasks):
             written[i] = self._tell(task, written[i], asked.decoding)
         if asked.sentences != "none":
-            self._score(tasks, prompts, written, pixels, asked.sentences == "image_dependence")
+            self._score(tasks, prompts, written, pixels, seen, asked.sentences == "image_dependence")
 
     def _tell(self, task: Task, ids: list[int], decoding: Decoding) -> list[int]:
         """Put the words into the prediction; returns the tokens that were kept."""
@@ -99,16 +103,17 @@ class Answerer:
         prompts: list[list[int]],
         written: list[list[int]],
         pixels: Tensor,
+        seen: Tensor,
         dependence: bool,
     ) -> None:
         """Say of every sentence how sure the model was."""
         llava, model = self.model.llava, self.model
-        seen = answer_logprobs(llava, model, prompts, written, pixels)
+        own = answer_logprobs(llava, model, prompts, written, pixels, seen)
         blank: Sequence[list[float] | None] = [None] * len(tasks)
         if dependence:
             grey = blank_film(model.preprocessing).to(pixels)
             blank = answer_logprobs(llava, model, prompts, written, grey.expand_as(pixels))
-        for task, ids, one, other in zip(tasks, written, seen, blank, strict=True):
+        for task, ids, one, other in zip(tasks, written, own, blank, strict=True):
             task.prediction.sentences = scored_sentences(model.tokenizer, ids, one, other)
 
     def _check_images(self, tasks: Sequence[Task], outliers: Outliers, insist: bool) -> None:
@@ -121,9 +126,9 @@ class Answerer:
             elif foreign or distance > outliers.threshold:
                 task.warn("out_of_distribution", outliers.message(max(distance, foreign)))
 
-    def _check_words(self, tasks: Sequence[Task], limit: float, pixels: Tensor) -> None:
+    def _check_words(self, tasks: Sequence[Task], limit: float, pixels: Tensor, seen: Tensor) -> None:
         """Warn of words that are unlike those the model learned with."""
-        found = surprise(self.model, [t.prompt_ids for t in tasks], pixels)
+        found = surprise(self.model, [t.prompt_ids for t in tasks], pixels, seen)
         for task, nats in zip(tasks, found, strict=True):
             if nats > limit:
                 task.warn(
@@ -137,14 +142,17 @@ class Answerer:
         return pixels.to(like.device, like.dtype)
 
 
-def surprise(model: FindingsModel, prompts: list[list[int]], pixels: Tensor) -> list[float]:
+def surprise(
+    model: FindingsModel, prompts: list[list[int]], pixels: Tensor, seen: Tensor | None = None
+) -> list[float]:
     """Return the mean negative log-probability, in nats a token, of the words of each prompt that follow its images.
 
-    `pixels` (images, 3, H, W) are those of the first prompt, then of the second, ...
+    `pixels` (images, 3, H, W) are those of the first prompt, then of the second, ...; `seen` what `image_tokens` made
+    of them before.
     """
     image = model.config.image_token_id
     starts = [len(ids) - ids[::-1].index(image) if image in ids else 1 for ids in prompts]
     heads = [ids[:start] for ids, start in zip(prompts, starts, strict=True)]
     tails = [ids[start:] for ids, start in zip(prompts, starts, strict=True)]
-    seen = answer_logprobs(model.llava, model, heads, tails, pixels)
-    return [-sum(one) / max(1, len(one)) for one in seen]
+    found = answer_logprobs(model.llava, model, heads, tails, pixels, seen)
+    return [-sum(one) / max(1, len(one)) for one in found]

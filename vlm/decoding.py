@@ -90,16 +90,20 @@ def generate_ids(
     *,
     static: bool = False,
     synced: bool = False,
+    seen: Tensor | None = None,
 ) -> list[list[int]]:
     """Token ids after each prompt, up to and with the end-of-sequence token. `pixels` (images, 3, H, W) are those of
     the first prompt, then of the second, ...; or features (images, tokens, C) where a FeatureTower stands in for it.
+    `seen`: what `image_tokens` made of them before.
 
     `static` keeps keys and values in memory of one size, for which transformers compiles the step on a GPU; attention
     is PyTorch's then, for ours needs the cache to grow. `synced` goes on until all processes have finished, which share
     the weights.
     """
     tokenizer = model.tokenizer
-    embeds_BNH, mask_BN = embed(llava, model, prompts, pixels, left=True, multiple=STEP if static else 1)
+    embeds_BNH, mask_BN = embed(
+        llava, model, prompts, pixels, left=True, multiple=STEP if static else 1, seen=seen
+    )
     with (
         torch.random.fork_rng(
             devices=[pixels.device] if pixels.is_cuda else [], enabled=decoding.method == "sample"
@@ -143,19 +147,29 @@ def embed(
     *,
     left: bool,
     multiple: int = 1,
+    seen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Token ids with image tokens, and images -> (embeddings (B, N, H), mask (B, N)), padded on the left or right to a
-    `multiple`. Raises ValueError if the image tokens are not those of the images."""
+    `multiple`. `seen`: what `image_tokens` made of the images before. Raises ValueError if the image tokens are not
+    those of the images."""
     ids_BN, mask_BN = padded(rows, model.tokenizer.pad_token_id, left, multiple)
     ids_BN, mask_BN = ids_BN.to(pixels.device), mask_BN.to(pixels.device)
     embeds_BNH = llava.get_input_embeddings()(ids_BN)
     image_BN = (ids_BN == llava.config.image_token_id) & mask_BN.bool()
-    features = torch.cat(list(parts(llava).base.get_image_features(pixels).pooler_output)).to(
-        embeds_BNH.dtype
-    )
-    if int(image_BN.sum()) != len(features):
-        raise ValueError(f"the prompts have {int(image_BN.sum())} image tokens, their images {len(features)}")
-    return embeds_BNH.masked_scatter(image_BN[..., None], features), mask_BN
+    tokens_NH = (image_tokens(llava, pixels) if seen is None else seen).to(embeds_BNH.dtype)
+    if int(image_BN.sum()) != len(tokens_NH):
+        raise ValueError(
+            f"the prompts have {int(image_BN.sum())} image tokens, their images {len(tokens_NH)}"
+        )
+    return embeds_BNH.masked_scatter(image_BN[..., None], tokens_NH), mask_BN
+
+
+def image_tokens(llava: nn.Module, pixels: Tensor) -> Tensor:
+    """What the language model reads of images (images, 3, H, W): the projected tokens of all, one after another (N, H).
+
+    The encoder is most of the work on short texts, so what reads the same images again is given them.
+    """
+    return torch.cat(list(parts(llava).base.get_image_features(pixels).pooler_output))
 
 
 def padded(rows: list[list[int]], pad: int, left: bool, multiple: int = 1) -> tuple[Tensor, Tensor]:
@@ -172,12 +186,17 @@ def padded(rows: list[list[int]], pad: int, left: bool, multiple: int = 1) -> tu
 
 @torch.inference_mode()
 def answer_logprobs(
-    llava: nn.Module, model: FindingsModel, prompts: list[list[int]], answers: list[list[int]], pixels: Tensor
+    llava: nn.Module,
+    model: FindingsModel,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+    pixels: Tensor,
+    seen: Tensor | None = None,
 ) -> list[list[float]]:
     """Natural log-probability of every token of each answer after its prompt, by teacher forcing, unaltered by
-    temperature or beams."""
+    temperature or beams. `seen`: what `image_tokens` made of the pixels before."""
     rows = [p + a for p, a in zip(prompts, answers, strict=True)]
-    embeds_BNH, mask_BN = embed(llava, model, rows, pixels, left=False)
+    embeds_BNH, mask_BN = embed(llava, model, rows, pixels, left=False, seen=seen)
     keep = max(map(len, rows)) - min(map(len, prompts)) + 1
     logits_BKV = llava(inputs_embeds=embeds_BNH, attention_mask=mask_BN, logits_to_keep=keep).logits
     start = embeds_BNH.shape[1] - logits_BKV.shape[1]

@@ -275,11 +275,15 @@ def _generate(
     from dataclasses import replace
 
     from rich.markup import escape
-    from transformers.utils.logging import disable_progress_bar
 
-    from vlm.findings import Findings
-    from vlm.model import DTYPES
-    from vlm.predictions import Share, write_predictions
+    from encoder.startup import importing
+
+    with importing():
+        from transformers.utils.logging import disable_progress_bar
+
+        from vlm.findings import Findings
+        from vlm.model import DTYPES
+        from vlm.predictions import Share, write_predictions
 
     # bars of loading weights are over before they are read
     disable_progress_bar()  # type: ignore[no-untyped-call]

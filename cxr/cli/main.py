@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import cxr
 from cxr.cli.trainings import TRAININGS
+from encoder.startup import begin_program
 from train.common.options import Parser
 
 
@@ -52,6 +53,8 @@ PASSED_ON = (*TRAININGS, "plan")
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns its exit status: 0, 1 where nothing could be done, 2 for the user's errors, 130 after
     Ctrl-C, or that of the training it launched."""
+    if argv is None:
+        begin_program()
     argv = sys.argv[1:] if argv is None else argv
     parser, chosen = build_parser(next((word for word in argv if not word.startswith("-")), None))
     try:

@@ -151,9 +151,12 @@ def convert(args: argparse.Namespace) -> int:
 
 def embed(args: argparse.Namespace) -> int:
     """`cxr embed`."""
-    from encoder.embed import embed, up_to_date
-    from encoder.progress import bar
-    from vlm.load import usable
+    from encoder.startup import importing
+
+    with importing():
+        from encoder.embed import embed, up_to_date
+        from encoder.progress import bar
+        from vlm.load import usable
 
     device = usable(args.device)
     paths = []

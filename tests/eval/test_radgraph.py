@@ -25,6 +25,7 @@ from eval.scores.radgraph import LEVELS, RadGraph, add_radgraph, entity_relation
 from eval.scores.sheet import Sheet
 from eval.signature import parse_signature
 from tests.clinical import ENCODER, LABELS, configuration, patch_package, write_archive, write_extracted
+from tests.tiny import FAST_START
 
 MODELS = tuple(LABELS)
 
@@ -155,7 +156,7 @@ assert [f for f in warnings.filters if f in before[0]] == before[0]
 assert not any(f[2] is DeprecationWarning for f in added), added
 """
     root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+    subprocess.run([sys.executable, "-c", FAST_START + code], cwd=root, check=True)
 
 
 def test_a_package_that_cannot_be_imported(monkeypatch, folders):

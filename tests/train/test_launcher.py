@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,7 +11,7 @@ import pytest
 
 from train.common.checkpoints import CheckpointError, alone
 from train.common.launcher import StepFailed, as_words, call, launch, run_steps
-from train.common.processes import settled_precision
+from train.common.processes import gpu_at_hand, settled_precision
 
 
 @pytest.mark.parametrize("has", [True, False])
@@ -20,6 +22,16 @@ def test_precision_is_what_pays_here_or_what_the_run_began_with(monkeypatch, cap
     assert capsys.readouterr().out == ""
     assert settled_precision("auto", "bf16") == settled_precision("bf16", None) == "bf16"
     assert capsys.readouterr().out.count("fp32 is many times as fast here") == (0 if has else 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says without torch whether there is a GPU")
+def test_who_waits_for_a_training_has_not_imported_torch():
+    if gpu_at_hand():
+        pytest.skip("there is a GPU, of which torch knows more")
+    code = "import sys; from train.common.launcher import accelerate_command as c; print(*c('m')); "
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--cpu" in done.stdout
 
 
 def test_options_become_a_command_line():

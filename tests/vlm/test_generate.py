@@ -61,6 +61,18 @@ def test_a_batch_equals_its_singles(findings, studies, studies_file, size):
     assert len({p.findings for p in singles}) > 1
 
 
+def test_images_are_encoded_once_whatever_reads_them(findings_model, studies, studies_file):
+    """The words that surprise the model, the findings and their scores are three passes of the language model."""
+    outliers = Outliers.fit(torch.randn(80, 34, generator=torch.Generator().manual_seed(1)))
+    outliers.words, outliers.threshold = 1e9, 1e9
+    outliers.judged = lambda tower, pixels: [(0.0, 0.0)] * len(pixels)
+    seen = []
+    tower = findings_model.parts.vision_tower
+    tower.register_forward_hook(lambda _, pixels, __: seen.append(len(pixels[0])))
+    found = run(Findings(findings_model, outliers), studies[:3], studies_file.parent, sentences="confidence")
+    assert sum(seen) == 3 and all(p.sentences[0]["confidence"] is not None for p in found)
+
+
 def test_our_attention_and_eager_write_the_same(findings_model, studies, studies_file, tmp_path):
     models.save(findings_model, tmp_path / "m")
     texts = [

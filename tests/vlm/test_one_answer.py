@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from encoder.radiograph import read
+from tests.tiny import FAST_START
 from vlm import Findings
 from vlm import model as models
 from vlm.decoding import Decoding
@@ -127,7 +128,7 @@ def shown(tmp_path_factory) -> list[Path]:
 @pytest.mark.slow
 def test_plain_transformers_sees_the_same_and_says_the_same(exported, shown, tmp_path):
     out = tmp_path / "pixels.safetensors"
-    command = [sys.executable, "-P", "-c", PLAIN, str(exported), str(out), *map(str, shown)]
+    command = [sys.executable, "-P", "-c", FAST_START + PLAIN, str(exported), str(out), *map(str, shown)]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -13,7 +13,7 @@ from PIL import Image as Picture
 from safetensors.torch import load_file, save_file
 
 from encoder import towers
-from tests.tiny import SIZE, make_llm, make_tower
+from tests.tiny import FAST_START, SIZE, make_llm, make_tower
 from vlm import adapters
 from vlm import model as models
 from vlm import projector as projectors
@@ -250,5 +250,5 @@ def test_auto_classes_know_it_after_import_vlm():
     )
     code += "from transformers import AutoConfig, AutoModelForImageTextToText as A; "
     code += "print(A._model_mapping[type(AutoConfig.for_model('cxr_llava'))].__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", FAST_START + code], capture_output=True, text=True)
     assert done.stdout.strip() == "CxrLlavaForConditionalGeneration", done.stderr[-2000:]

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from encoder.errors import UserError
+from encoder.startup import begin_program
 from train.common.processes import all_processes, is_main
 
 INTERRUPTED = 130  # exit status of what was stopped by SIGINT or SIGTERM and can be resumed
@@ -22,6 +23,8 @@ def entry(main: Callable[[list[str]], int], name: str, argv: list[str] | None = 
     `main` gets the command line and reads it before it imports anything slow, so that --help and mistakes are answered
     at once. A UserError is one line on the error stream, told by the first process alone.
     """
+    if argv is None:
+        begin_program()
     words = sys.argv[1:] if argv is None else argv
     if any(word in ("-h", "--help") for word in words):
         return main(words)

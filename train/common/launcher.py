@@ -18,7 +18,7 @@ import psutil
 from encoder.errors import UserError, did_you_mean, first_line
 from train.common.config import ConfigError, read_yaml
 from train.common.entry import INTERRUPTED, STATUS_FILE
-from train.common.processes import cores, cpu_wanted
+from train.common.processes import cores, cpu_wanted, gpu_at_hand
 
 LAUNCH_FILES = Path(__file__).parents[1] / "launch"
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -103,8 +103,6 @@ def accelerate_command(
     module: str, *arguments: str, processes: int | None = None, config_file: str | Path | None = None
 ) -> list[str]:
     """The command line of `accelerate launch` for this machine: on CPU where there is no GPU, or none is wanted."""
-    import torch
-
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     if config_file is not None:
         found = launch_file(config_file)
@@ -116,7 +114,7 @@ def accelerate_command(
     processes = processes or 1
     command += ["--num_processes", str(processes), "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if cpu_wanted() or not torch.cuda.is_available():
+    if cpu_wanted() or not gpu_at_hand():
         threads = max(1, cores() // processes)
         command += ["--cpu", "--num_cpu_threads_per_process", str(threads)]
     return [*command, "-m", module, *arguments]
@@ -124,9 +122,7 @@ def accelerate_command(
 
 def small_model_processes() -> int:
     """How many processes train a small language model fastest: on a CPU two of one thread beat one of two by half."""
-    import torch
-
-    return 1 if torch.cuda.is_available() else min(2, cores())
+    return 1 if gpu_at_hand() else min(2, cores())
 
 
 def launch(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from encoder.errors import UserError
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+# Devices of Linux's drivers: NVIDIA's on a server, on a board and under Windows, AMD's.
+GPU_DEVICES = ("nvidiactl", "nvidia0", "nvhost-ctrl", "nvmap", "dxg", "kfd")
 
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
@@ -74,6 +78,16 @@ say_at_once = partial(print, flush=True)
 def cpu_wanted() -> bool:
     """Whether a CPU is to be used although there may be a GPU: what `accelerate launch --cpu` sets."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+
+
+def gpu_at_hand() -> bool:
+    """Whether torch can use a GPU here. Where the system has no device for one, torch, half a gigabyte, need not be
+    imported to ask."""
+    if sys.platform == "linux" and not any(Path("/dev", name).exists() for name in GPU_DEVICES):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def process_state(patience: timedelta | None = None):

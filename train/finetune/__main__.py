@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from encoder.startup import importing
 from train.finetune.config import configured
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run or resume; returns the exit status. Raises UserError."""
     config = configured(argv)
-    from train.common.checkpoints import alone
-    from train.finetune.loop import run
+    with importing():
+        from train.common.checkpoints import alone
+        from train.finetune.loop import run
 
     with alone(Path(config.out)):
         return run(config)

@@ -19,7 +19,7 @@ def compiled(what: str, tmp_path: Path) -> list[dict]:
     env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     env.pop("TRITON_INTERPRET", None)  # which this process has set
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "attention_tiles.py", what],
+        [sys.executable, ROOT / "benchmarks" / "attention_tiles.py", what, "--workers", "1"],
         env=env,
         capture_output=True,
         text=True,
