@@ -2,7 +2,7 @@
 
 Each command is run once as it should be; then again in a process of its own, forked off this one, that meets a fault.
 It must end in one line and no traceback, leave what was there as it was and nothing half written; and the same command
-run again must give what the first run gave. The trainings have the same in tests/train (`test_*resume*`, `*kill*`).
+run again must give what the first run gave. The trainings have the same in tests/train/test_faults.py.
 """
 
 from __future__ import annotations
@@ -10,14 +10,10 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import shutil
 import signal
-import sys
 import tempfile
 import time
-import traceback
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +21,7 @@ import pytest
 from PIL import Image as Picture
 
 from cxr.cli.main import main
+from tests.faults import Run, content, forked, meets, no_more_than, nobody, remove
 from vlm import model as models
 from vlm.study import Image, Study, save_studies
 
@@ -81,73 +78,8 @@ def here(place, findings_model, monkeypatch):
     return folder
 
 
-def content(path: Path):
-    """What a command wrote, without times and locks."""
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.endswith(".lock"))
-        return {f.relative_to(path).as_posix(): content(f) for f in files}
-    data = path.read_bytes()
-    if path.suffix in (".json", ".jsonl", ".csv", ".html", ".md"):
-        lines = data.decode().splitlines()
-        return [line.partition('"seconds"')[0] for line in lines]
-    return data
-
-
-def meets(fault, words: str) -> tuple[int, str]:
-    """Run a command in a forked process that `fault` is called in; returns its exit status and what it complained."""
-    reading, writing = os.pipe()
-    child = forked(words, writing, fault)
-    os.close(writing)
-    with open(reading, errors="replace") as pipe:
-        said = pipe.read()
-    _, ended = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(ended), said
-
-
-def forked(words: str, complaints: int, fault=lambda: None) -> int:
-    """Start a command in a process of its own that has all imports already; returns its number."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child:
-        return child
-    status = 99
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(complaints, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        fault()
-        status = main(words.split())
-    except SystemExit as error:
-        status = int(error.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        # never back into pytest
-        with suppress(BaseException):
-            sys.stderr.flush()
-        os._exit(status)
-
-
-def no_more_than(size: int):
-    """A disk that is full: no file can grow beyond `size` bytes. What the process meets is EFBIG, not ENOSPC."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-def nobody():
-    """Somebody to whom the folder is read-only; root is let in everywhere."""
-    if os.getuid() == 0:
-        os.setgroups([])
-        os.setegid(65534)
-        os.seteuid(65534)
-
-
-def remove(path: Path) -> None:
-    for file in [path, *path.parent.glob(f"{path.name}.part*")]:
-        if file.is_dir():
-            shutil.rmtree(file)
-        else:
-            file.unlink(missing_ok=True)
+def command(words: str) -> Run:
+    return lambda: main(words.split())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -161,7 +93,7 @@ def test_a_full_disk_and_a_closed_folder(here, name):
     for file in new:
         remove(here / file)
     for size in (0, 64) if name == "generate" else (64,):
-        status, said = meets(no_more_than(size), words)
+        status, said = meets(no_more_than(size), command(words))
         assert status == 2 and "Traceback" not in said, (size, said)
         (line,) = [x for x in said.splitlines() if x.startswith(f"cxr {words.split()[0]}")]
         assert "too large" in line.lower() and str(here) not in line.partition("too large")[2], line
@@ -170,7 +102,7 @@ def test_a_full_disk_and_a_closed_folder(here, name):
             assert not out.exists()
         assert not [f for f in here.rglob("*.new") if f.is_file()]
     here.chmod(0o555)
-    status, said = meets(nobody, words)
+    status, said = meets(nobody, command(words))
     here.chmod(0o755)
     assert status == 2 and "Traceback" not in said and "ermission denied" in said, said
     # room again: the same command gives what it would have given
@@ -210,7 +142,7 @@ def test_nobody_reads_on(here, words):
         os.dup2(writing, 1)
 
     main(words.split())
-    status, said = meets(closed, words)
+    status, said = meets(closed, command(words))
     assert status == 0 and not said, said
 
 
@@ -231,7 +163,7 @@ def test_killed_at_any_moment(here, name, how):
     remove(out)
     chance, silent = random.Random(0), os.open(os.devnull, os.O_WRONLY)
     for _ in range(KILLS):
-        child = forked(words, silent)
+        child = forked(command(words), silent)
         time.sleep(chance.uniform(0, 1.2 * lasted))
         os.kill(child, how)
         os.waitpid(child, 0)

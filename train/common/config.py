@@ -175,6 +175,10 @@ def read_yaml(path: Path) -> Any:
         place = f", line {where.line + 1}" if where else ""
         # Python's words for an integer of over 4,300 digits have advice that is not for users
         why = (getattr(error, "problem", None) or first_line(error)).partition(";")[0]
+        if isinstance(error, UnicodeDecodeError):
+            why = f"it is not UTF-8 text (byte {error.start} on)"
+        elif isinstance(error, (AttributeError, KeyError, TypeError)):
+            why = "a value is not of the kind that its tag says"
         raise ConfigError(f"{path} is not valid YAML{place}: {why[:200]}") from error
 
 

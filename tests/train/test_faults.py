@@ -1,0 +1,202 @@
+"""Every training, and what a disk or a kill can do to it: the table of tests/cxr/test_faults.py for what learns.
+
+A training meets the fault in a process of its own. It must end in one line and no traceback, leave nothing half
+written, and the same command run again must give what it would have given.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image as Picture
+
+from tests.faults import forked, meets, no_more_than, nobody
+from tests.tiny import SMALL
+from tests.train.pretraining import TINY, fresh_accelerate  # noqa: F401
+from train.common.checkpoints import alone
+from train.common.entry import entry
+
+SAVED = ("model.safetensors", "adapter_model.safetensors")
+PROBE = {"tasks": ["knn"], "dataloader_num_workers": 0, "bootstrap": 20, "vectors": "cls"}
+LLM = ["--vocab_size", "300", "--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "1"]
+RUN = [
+    "--batch_size",
+    "8",
+    "--warmup_steps",
+    "0",
+    "--logging_steps",
+    "1",
+    "--precision",
+    "fp32",
+    "--threads",
+    "1",
+]
+STEPS = ["--max_steps", "3", "--save_steps", "1", "--eval_steps", "0"]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> Path:
+    """A folder with twenty pictures, bright on the left or on the right, and labels.csv of them."""
+    folder, rng, rows = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0), []
+    (folder / "films").mkdir()
+    for i in range(20):
+        pixels = rng.integers(0, 60, (36, 40))
+        pixels[:, slice(0, 20) if i % 2 else slice(20, 40)] += 150
+        Picture.fromarray(pixels.astype(np.uint8)).save(folder / "films" / f"{i}.png")
+        split = ("train", "train", "validate", "test", "test")[i // 2 % 5]
+        rows.append({
+            "image": f"films/{i}.png", "labels": "Left" if i % 2 else "Right", "split": split, "patient_id": f"p{i}"
+        })  # fmt: skip
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+@pytest.fixture
+def place():
+    """A folder that other users may enter, which pytest's own is not."""
+    with tempfile.TemporaryDirectory(prefix="cxr-faults-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def commands(labelled, encoder_dir, llm_dir, studies_file, place):
+    """Training -> the command line of a tiny run, but for --out."""
+    films, table = str(labelled / "films"), str(labelled / "labels.csv")
+    few = [*TINY, "--max_steps=3", "--warmup_steps=1", "--save_steps=1"]
+    words = (word.lstrip("-").split("=") for word in few)
+    fields = {name: yaml.safe_load(value) for name, value in words} | {"dataloader_num_workers": 0}
+    made = {
+        "data": [films], "fields": fields, "amounts": [4], "seeds": [0], "variants": {"all": {}},
+        "probe": {"data": table, **PROBE},
+    }  # fmt: skip
+    (place / "study.yaml").write_text(yaml.safe_dump(made))
+    encoder, llm, studies = str(encoder_dir), str(llm_dir), str(studies_file)
+    return {
+        "pretrain": [*few, "--data", films, "--dataloader_num_workers", "0"],
+        "finetune": ["--encoder", encoder, "--llm", llm, "--studies", studies, *SMALL, *STEPS],
+        "finetune.language_model": ["--studies", studies, *LLM, *RUN, *STEPS],
+        "probe": ["--data", table, "--encoders", "pixels", "--threads", "1", "--tasks", "knn", "--bootstrap", "20"],
+        "probe.scaling": [str(place / "study.yaml"), "--threads", "1"],
+    }  # fmt: skip
+
+
+@pytest.fixture(params=["pretrain", "finetune", "finetune.language_model", "probe", "probe.scaling"])
+def training(request, commands, place):
+    """-> (its name, its run by the name of --out)."""
+    from importlib import import_module
+
+    name = f"train.{request.param}"
+    module = import_module(name if request.param == "probe.scaling" else f"{name}.__main__")
+    words = commands[request.param]
+    return name, lambda out: lambda: entry(module.main, name, [*words, "--out", str(place / out)])
+
+
+def learned(out: Path) -> dict[str, object]:
+    """What a run left: weights, losses and scores, but for times."""
+    found: dict[str, object] = {}
+    for file in sorted(
+        f for f in out.rglob("*") if f.is_file() and "checkpoint" not in str(f.relative_to(out))
+    ):
+        name = file.relative_to(out).as_posix()
+        if file.name in SAVED:
+            found[name] = file.read_bytes()
+        elif file.name == "metrics.jsonl":
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            found[name] = [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+        elif file.name == "probe.json":
+            found[name] = [task["scores"] for task in json.loads(file.read_text())["tasks"].values()]
+    return found
+
+
+def one_line(name: str, status: int, said: str) -> str:
+    """Return the line that a training ended with."""
+    assert status == 2 and "Traceback" not in said, (status, said)
+    told = [line for line in said.splitlines() if line.startswith(f"{name}: ")]
+    assert len(told) == 1 and said.rstrip().endswith(told[0]), said
+    return told[0]
+
+
+# every training five times
+@pytest.mark.slow
+def test_full_disks_closed_folders_and_kills(training, place):
+    name, run = training
+    started = time.perf_counter()
+    assert run("whole")() == 0
+    lasted = time.perf_counter() - started
+    whole = learned(place / "whole")
+    assert whole
+    # room for the record of the run, and none for its weights; then not even for that
+    for size in (4096, 64):
+        line = one_line(name, *meets(no_more_than(size), run("run")))
+        assert "too large" in line.lower() or "disk" in line.lower(), line
+        left = [f for f in (place / "run").rglob("*") if f.is_file()]
+        assert not [f for f in left if f.name in SAVED and f.stat().st_size == size], left
+    (place / "closed").mkdir()
+    (place / "closed").chmod(0o555)
+    line = one_line(name, *meets(nobody, run("closed")))
+    assert "cannot be written: Permission denied" in line or "ermission denied" in line, line
+    chance, silent = random.Random(0), os.open(os.devnull, os.O_WRONLY)
+    for how in (signal.SIGKILL, signal.SIGTERM):
+        child = forked(run("run"), silent)
+        time.sleep(chance.uniform(0, lasted))
+        os.kill(child, how)
+        os.waitpid(child, 0)
+    assert run("run")() == 0
+    assert learned(place / "run") == whole
+
+
+def test_something_else_is_in_the_place_and_nobody_is_let_in_twice(training, place, capsys, monkeypatch):
+    name, run = training
+    (place / "mine").write_text("mine")
+    line = one_line(name, run("mine")(), capsys.readouterr().err)
+    assert f"{place / 'mine'} is a file; choose another --out" in line
+    assert (place / "mine").read_text() == "mine"
+    monkeypatch.setattr("train.common.checkpoints.alone.__wrapped__.__defaults__", (0.1,))
+    with alone(place / "run"):
+        status, said = meets(lambda: None, run("run"))
+    assert "another process is still at work in" in one_line(name, status, said)
+    assert not [f for f in (place / "run").rglob("*") if f.name != ".lock"]
+
+
+@pytest.mark.skipif(find_spec("trl") is None, reason='trl is not installed: pip install "cxr-vlm[rl]"')
+def test_grpo_too(findings_model, studies_file, place):
+    """What is its own; it saves and resumes by the loop of fine-tuning, which is above."""
+    from train.grpo.__main__ import main
+    from vlm import model as models
+
+    models.save(findings_model, place / "model")
+    words = [
+        "--studies",
+        str(studies_file),
+        "--init",
+        str(place / "model"),
+        "--reward",
+        "label_f1",
+        *RUN,
+        *STEPS,
+    ]
+    words += ["--num_generations", "4", "--batch_size", "4", "--lora_rank", "4", "--max_new_tokens", "4"]
+
+    def run(out):
+        return lambda: entry(main, "train.grpo", [*words, "--out", str(place / out)])
+
+    line = one_line("train.grpo", *meets(no_more_than(4096), run("run")))
+    assert "too large" in line.lower() or "disk" in line.lower(), line
+    (place / "mine").write_text("mine")
+    assert "is a file; choose another --out" in one_line("train.grpo", *meets(lambda: None, run("mine")))
+    assert run("run")() == 0
