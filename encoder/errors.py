@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -35,12 +36,29 @@ def first_line(error: BaseException) -> str:
 
 
 def of_the_disk(error: BaseException, path: str | Path | None = None) -> OSError | None:
-    """Return the OSError that safetensors wraps in an error of its own (a full disk, say); None for other errors."""
-    if type(error).__name__ == "SafetensorError" and (
+    """Return the OSError that safetensors and tokenizers wrap in errors of their own (a full disk, say); None for
+    other errors."""
+    if type(error).__name__ in ("SafetensorError", "Exception") and (
         found := re.search(r"\bos (?:error|\{ code:) (\d+)", str(error), re.I)
     ):
         return OSError(int(found[1]), os.strerror(int(found[1])), None if path is None else str(path))
     return None
+
+
+def said_of(error: Exception) -> str:
+    """Return what to tell of an error: of the system's the file and the reason, without its number, and what to do."""
+    if not (isinstance(error, OSError) and error.errno and error.strerror):
+        return str(error)
+    name = "" if error.filename is None else os.fsdecode(error.filename)
+    # what is written has another name until it is whole (encoder.files.write_atomically)
+    name = re.sub(r"(^|/)\.([^/]+)\.(?:[0-9a-f]{8}|\d+)\.new$", r"\1\2", name)
+    todo = {
+        errno.ENOSPC: "; make room and run the same command again",
+        errno.EDQUOT: "; make room and run the same command again",
+        errno.EROFS: "; choose a place that can be written",
+        errno.EACCES: "; choose another place, or get leave to use it",
+    }.get(error.errno, "")
+    return f"{name}: {error.strerror}{todo}" if name else f"{error.strerror}{todo}"
 
 
 @contextmanager

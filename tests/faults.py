@@ -10,7 +10,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from tests.forked import context
 
 Run = Callable[[], int]
 
@@ -61,6 +66,31 @@ def forked(run: Run, complaints: int, fault: Callable[[], object] = lambda: None
         with suppress(BaseException):
             sys.stderr.flush()
         os._exit(status)
+
+
+def training(
+    name: str, words: list[str], size: int | None = None, closed: bool = False
+) -> tuple[BaseProcess, Connection]:
+    """Start a training off the server of `tests.forked`, for autograd's threads do not outlive a fork of this process.
+    Its files may not grow beyond `size`, nor may it write where not everybody may. -> it and where it complains."""
+    reading, writing = context().Pipe(duplex=False)
+    process = context().Process(target=_training, args=(name, words, writing, size, closed))
+    process.start()
+    writing.close()
+    return process, reading
+
+
+def _training(name: str, words: list[str], writing: Connection, size: int | None, closed: bool) -> None:
+    from train.common.entry import entry
+
+    main = import_module(name if name == "train.probe.scaling" else f"{name}.__main__").main
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(writing.fileno(), sys.stderr.fileno())
+    if size is not None:
+        no_more_than(size)()
+    if closed:
+        nobody()
+    raise SystemExit(entry(main, name, words))
 
 
 def no_more_than(size: int) -> Callable[[], object]:

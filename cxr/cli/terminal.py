@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -101,22 +99,6 @@ def _whole(text: str, least: int, most: int = 2**63 - 1) -> int:
             f"must be a whole number of at least {least}{upto}, not {text[:40]!r}"
         )
     return number
-
-
-def said_of(error: Exception) -> str:
-    """Return what to tell of an error: of the system's the file and the reason, without its number, and what to do."""
-    if not (isinstance(error, OSError) and error.errno and error.strerror):
-        return str(error)
-    name = "" if error.filename is None else os.fsdecode(error.filename)
-    # what is written has another name until it is whole (encoder.files.write_atomically)
-    name = re.sub(r"(^|/)\.([^/]+)\.(?:[0-9a-f]{8}|\d+)\.new$", r"\1\2", name)
-    todo = {
-        errno.ENOSPC: "; make room and run the same command again",
-        errno.EDQUOT: "; make room and run the same command again",
-        errno.EROFS: "; choose a place that can be written",
-        errno.EACCES: "; choose another place, or get leave to use it",
-    }.get(error.errno, "")
-    return f"{name}: {error.strerror}{todo}" if name else f"{error.strerror}{todo}"
 
 
 def printable(text: str) -> str:

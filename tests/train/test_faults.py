@@ -13,6 +13,7 @@ import random
 import signal
 import tempfile
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,12 +22,13 @@ import pytest
 import yaml
 from PIL import Image as Picture
 
-from tests.faults import forked, meets, no_more_than, nobody
+from tests import faults
 from tests.tiny import SMALL
-from tests.train.pretraining import TINY, fresh_accelerate  # noqa: F401
-from train.common.checkpoints import alone
-from train.common.entry import entry
+from tests.train.pretraining import TINY
+from train.common.entry import INTERRUPTED
 
+# Seconds after which a training counts as one that hangs.
+PATIENCE = 120
 SAVED = ("model.safetensors", "adapter_model.safetensors")
 PROBE = {"tasks": ["knn"], "dataloader_num_workers": 0, "bootstrap": 20, "vectors": "cls"}
 LLM = ["--vocab_size", "300", "--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "1"]
@@ -90,20 +92,33 @@ def commands(labelled, encoder_dir, llm_dir, studies_file, place):
         "pretrain": [*few, "--data", films, "--dataloader_num_workers", "0"],
         "finetune": ["--encoder", encoder, "--llm", llm, "--studies", studies, *SMALL, *STEPS],
         "finetune.language_model": ["--studies", studies, *LLM, *RUN, *STEPS],
-        "probe": ["--data", table, "--encoders", "pixels", "--threads", "1", "--tasks", "knn", "--bootstrap", "20"],
+        "probe": ["--data", table, "--encoders", "pixels", "--threads", "1", "--tasks", "knn", "--bootstrap", "20",
+                  "--dataloader_num_workers", "0"],
         "probe.scaling": [str(place / "study.yaml"), "--threads", "1"],
     }  # fmt: skip
 
 
 @pytest.fixture(params=["pretrain", "finetune", "finetune.language_model", "probe", "probe.scaling"])
 def training(request, commands, place):
-    """-> (its name, its run by the name of --out)."""
-    from importlib import import_module
-
-    name = f"train.{request.param}"
-    module = import_module(name if request.param == "probe.scaling" else f"{name}.__main__")
+    """-> (its name, its command line by the name of --out)."""
     words = commands[request.param]
-    return name, lambda out: lambda: entry(module.main, name, [*words, "--out", str(place / out)])
+    return f"train.{request.param}", lambda out: [*words, "--out", str(place / out)]
+
+
+@pytest.fixture
+def meets():
+    """Run a training that meets a fault; -> its exit status and what it complained."""
+
+    def run(name: str, words: list[str], **fault) -> tuple[int, str]:
+        process, complaints = faults.training(name, words, **fault)
+        process.join(PATIENCE)
+        if process.exitcode is None:
+            process.kill()
+            raise AssertionError("it hangs")
+        with open(complaints.fileno(), errors="replace", closefd=False) as pipe:
+            return process.exitcode, pipe.read()
+
+    return run
 
 
 def learned(out: Path) -> dict[str, object]:
@@ -119,7 +134,8 @@ def learned(out: Path) -> dict[str, object]:
             rows = [json.loads(line) for line in file.read_text().splitlines()]
             found[name] = [{k: v for k, v in row.items() if "second" not in k} for row in rows]
         elif file.name == "probe.json":
-            found[name] = [task["scores"] for task in json.loads(file.read_text())["tasks"].values()]
+            text = file.read_text().replace(f"{out}/", "")
+            found[name] = [task["scores"] for task in json.loads(text)["tasks"].values()]
     return found
 
 
@@ -131,52 +147,53 @@ def one_line(name: str, status: int, said: str) -> str:
     return told[0]
 
 
-# every training five times
+# every training six times
 @pytest.mark.slow
-def test_full_disks_closed_folders_and_kills(training, place):
-    name, run = training
+def test_full_disks_closed_folders_and_kills(training, meets, place):
+    name, words = training
     started = time.perf_counter()
-    assert run("whole")() == 0
+    status, said = meets(name, words("whole"))
+    assert status == 0, said
     lasted = time.perf_counter() - started
     whole = learned(place / "whole")
     assert whole
     # room for the record of the run, and none for its weights; then not even for that
     for size in (4096, 64):
-        line = one_line(name, *meets(no_more_than(size), run("run")))
+        line = one_line(name, *meets(name, words("run"), size=size))
         assert "too large" in line.lower() or "disk" in line.lower(), line
         left = [f for f in (place / "run").rglob("*") if f.is_file()]
         assert not [f for f in left if f.name in SAVED and f.stat().st_size == size], left
     (place / "closed").mkdir()
     (place / "closed").chmod(0o555)
-    line = one_line(name, *meets(nobody, run("closed")))
-    assert "cannot be written: Permission denied" in line or "ermission denied" in line, line
-    chance, silent = random.Random(0), os.open(os.devnull, os.O_WRONLY)
+    line = one_line(name, *meets(name, words("closed"), closed=True))
+    assert "ermission denied" in line, line
+    chance = random.Random(0)
     for how in (signal.SIGKILL, signal.SIGTERM):
-        child = forked(run("run"), silent)
+        process, _ = faults.training(name, words("run"))
         time.sleep(chance.uniform(0, lasted))
-        os.kill(child, how)
-        os.waitpid(child, 0)
-    assert run("run")() == 0
-    assert learned(place / "run") == whole
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, how)
+        process.join(PATIENCE)
+        assert process.exitcode in (-signal.SIGKILL, -signal.SIGTERM, INTERRUPTED, 0), (
+            place / "said"
+        ).read_text()
+    status, said = meets(name, words("run"))
+    assert status == 0, said
+    found = learned(place / "run")
+    assert found.keys() == whole.keys() and [k for k in whole if found[k] != whole[k]] == []
 
 
-def test_something_else_is_in_the_place_and_nobody_is_let_in_twice(training, place, capsys, monkeypatch):
-    name, run = training
+def test_something_else_is_in_the_place(training, meets, place):
+    name, words = training
     (place / "mine").write_text("mine")
-    line = one_line(name, run("mine")(), capsys.readouterr().err)
+    line = one_line(name, *meets(name, words("mine")))
     assert f"{place / 'mine'} is a file; choose another --out" in line
     assert (place / "mine").read_text() == "mine"
-    monkeypatch.setattr("train.common.checkpoints.alone.__wrapped__.__defaults__", (0.1,))
-    with alone(place / "run"):
-        status, said = meets(lambda: None, run("run"))
-    assert "another process is still at work in" in one_line(name, status, said)
-    assert not [f for f in (place / "run").rglob("*") if f.name != ".lock"]
 
 
 @pytest.mark.skipif(find_spec("trl") is None, reason='trl is not installed: pip install "cxr-vlm[rl]"')
-def test_grpo_too(findings_model, studies_file, place):
+def test_grpo_too(findings_model, studies_file, meets, place):
     """What is its own; it saves and resumes by the loop of fine-tuning, which is above."""
-    from train.grpo.__main__ import main
     from vlm import model as models
 
     models.save(findings_model, place / "model")
@@ -191,12 +208,7 @@ def test_grpo_too(findings_model, studies_file, place):
         *STEPS,
     ]
     words += ["--num_generations", "4", "--batch_size", "4", "--lora_rank", "4", "--max_new_tokens", "4"]
-
-    def run(out):
-        return lambda: entry(main, "train.grpo", [*words, "--out", str(place / out)])
-
-    line = one_line("train.grpo", *meets(no_more_than(4096), run("run")))
+    words += ["--out", str(place / "run")]
+    line = one_line("train.grpo", *meets("train.grpo", words, size=4096))
     assert "too large" in line.lower() or "disk" in line.lower(), line
-    (place / "mine").write_text("mine")
-    assert "is a file; choose another --out" in one_line("train.grpo", *meets(lambda: None, run("mine")))
-    assert run("run")() == 0
+    assert meets("train.grpo", words)[0] == 0

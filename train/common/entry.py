@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from encoder.errors import UserError
+from encoder.errors import UserError, of_the_disk, said_of
 from encoder.startup import begin_program
 from train.common.processes import all_processes, is_main
 
+# What a disk says: full, over quota, a file too large, read-only, closed, broken.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 INTERRUPTED = 130  # exit status of what was stopped by SIGINT or SIGTERM and can be resumed
 # Where a launcher wants to read the exit status: accelerate ends with 1, whatever its training ended with.
 STATUS_FILE = "CXR_STATUS_FILE"
@@ -54,3 +57,10 @@ def _run(main: Callable[[list[str]], int], name: str, words: list[str]) -> int:
                 flush=True,
             )
         return INTERRUPTED
+    except Exception as error:
+        disk = of_the_disk(error) or error
+        if not (isinstance(disk, OSError) and disk.errno in DISK):
+            raise
+        # each process may be the one that writes
+        print(f"{name}: {said_of(disk)}", file=sys.stderr, flush=True)
+        return UserError.exit_status
