@@ -91,6 +91,9 @@ def write_body(path: Path, title: str, body: Sequence[str]) -> None:
 
 def is_page(path: Path) -> bool:
     """Whether a file is a page written here."""
+    # A pipe would be waited for.
+    if not path.is_file():
+        return False
     with path.open(encoding="utf-8", errors="ignore") as file:
         return GENERATOR in file.read(2000)
 

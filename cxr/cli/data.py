@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr.cli.inputs import dicom_options
-from cxr.cli.terminal import Options, UsageError, check_target, positive
+from cxr.cli.terminal import Options, UsageError, check_regular, check_target, positive
 
 if TYPE_CHECKING:
     from vlm.study import Study
@@ -259,6 +259,7 @@ def prepare(args: argparse.Namespace) -> int:
     from train.datasets.index import index as write_index
     from train.datasets.index import index_rows
 
+    check_regular(args.out)
     try:
         excluded = read_names(args.exclude) if args.exclude else set()
         paths = [path for source in args.inputs for path in image_paths(source, args.split)]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import BASE, DEVICE, UsageError, files_below, positive, side
+from cxr.cli.terminal import BASE, DEVICE, UsageError, check_regular, files_below, positive, side
 
 
 def export_options(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +116,7 @@ def convert(args: argparse.Namespace) -> int:
 
     from encoder.convert import FILES, difference, load_backbone, save_backbone
 
+    check_regular(args.out)
     # by its name it is read again
     fits = args.out.suffix not in FILES if args.to == "transformers" else args.out.suffix == ".safetensors"
     if not fits:

@@ -124,6 +124,7 @@ def check_target(
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give a file to write")
+    check_regular(path)
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UsageError(f"{above} is a file; choose another place for {path.name}")
@@ -142,6 +143,14 @@ def check_target(
     if not ours(path):
         raise UsageError(
             f"{path} exists and does not hold {kind}, so it is not replaced; choose another file"
+        )
+
+
+def check_regular(path: Path) -> None:
+    """Raise UsageError for a pipe or a device: what is there is read before it is replaced, and a pipe has no end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(
+            f"{path} is not a regular file but a pipe, a socket or a device; give a file to write"
         )
 
 

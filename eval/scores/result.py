@@ -134,6 +134,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def is_scores(path: Path) -> bool:
+    # A pipe would be waited for.
+    if not path.is_file():
+        return False
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

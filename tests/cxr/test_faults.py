@@ -191,3 +191,17 @@ def _rows(name, out, whole=None):
         archive = Archive(out)
         return sorted((path.name, archive[i].shape) for i, path in enumerate(archive.paths))
     return [(f"{i}.png", (64, 64)) for i in range(4)]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_in_the_place_is_refused_and_never_waited_for(here, name):
+    """Whoever reads a pipe to see what it holds waits for ever, as `--out /dev/stdout | cat` did."""
+    words, written = COMMANDS[name]
+    os.mkfifo(written)
+    status, said = meets(lambda: signal.alarm(20), command(words))
+    (line,) = [x for x in said.splitlines() if x.startswith("cxr ")]
+    assert status == 2 and f"{written} is not a regular file" in line and "give a file" in line, (
+        status,
+        said,
+    )
+    assert Path(written).is_fifo()
