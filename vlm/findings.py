@@ -8,8 +8,12 @@ for prediction in model.generate(load_studies("studies.jsonl"), root="data"): ..
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence, Set, Sized
 from copy import deepcopy
+from dataclasses import asdict
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack, cast, get_args, overload
@@ -310,6 +314,17 @@ class Findings:
             )
             yield from (next(vectors) if isinstance(x, Film) else None for x in found)
 
+    @cached_property
+    def setup_sha256(self) -> str:
+        """Hex digest of what answers depend on beside the weights, the pixels and the decoding: the prompt, the
+        tokenizer, and the reference of ordinary films and words."""
+        reference = self.outliers.sha256 if self.outliers else ""
+        tokenizer = self.model.tokenizer
+        whole = getattr(tokenizer, "backend_tokenizer", None)
+        tokens = whole.to_str() if whole else tokenizer.get_vocab()
+        setup = [asdict(self.model.meta.prompt), tokenizer.chat_template, tokens, reference]
+        return hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()
+
     def about(self, decoding: Decoding, images: Images = "own", seed: int = 0) -> dict[str, Any]:
         """Say of the model and the decoding what every prediction says."""
         said, images = decoding.to_json(), images_named(images)
@@ -322,7 +337,7 @@ class Findings:
         meta = self.model.meta
         return {
             "model": meta.name, "revision": self.model.revision, "adapter_sha256": self.model.adapter_sha256,
-            "preprocess_sha256": meta.preprocess_sha256, "decoding": said,
+            "preprocess_sha256": meta.preprocess_sha256, "setup_sha256": self.setup_sha256, "decoding": said,
         }  # fmt: skip
 
     def _task(self, study: Study, about: dict[str, Any], decoding: Decoding, keep_film: bool) -> Task:

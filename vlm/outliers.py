@@ -12,6 +12,8 @@ image is as far as its nearest part.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -174,6 +176,15 @@ class Outliers:
             tensors, numbers = tensors | more[0], numbers | more[1]
         with write_atomically(path) as temporary:
             save_file(tensors, temporary, metadata={"schema": "2", **numbers})
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of all that the warnings depend on."""
+        tensors, numbers = self._saved("")
+        digest = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
+        for name in sorted(tensors):
+            digest.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
+        return digest.hexdigest() + (self.chest.sha256 if self.chest else "")
 
     def _saved(self, start: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = {

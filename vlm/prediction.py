@@ -24,6 +24,7 @@ class Prediction:
     revision: str = ""
     adapter_sha256: str | None = None
     preprocess_sha256: str = ""
+    setup_sha256: str = ""  # of the prompt, the tokenizer and the reference of ordinary films
     decoding: dict[str, Any] = field(default_factory=dict)
     # {"role": Frontal | Lateral | Prior, "path"} of each image that the model was really shown, in their order in the
     # prompt: another study's where they were shuffled, none where they were blank or the study was refused.

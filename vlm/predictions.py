@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vlm.findings import Findings
 
 # In all predictions of a file alike.
-SAME = ("revision", "adapter_sha256", "preprocess_sha256", "decoding")
+SAME = ("revision", "adapter_sha256", "preprocess_sha256", "setup_sha256", "decoding")
 # A file name that is not UTF-8 comes out as JSON's \\udcXX.
 TEXT: dict[str, str] = {"encoding": "utf-8", "errors": "backslashreplace"}
 Row = dict[str, Any]
@@ -162,10 +162,12 @@ def _contents(image: Image, root: str | Path) -> str:
     try:
         if isinstance(image, Held) and isinstance(image.source, Member):
             return image.source.sha256()
-        return sha256_of(path)
-    except OSError:
+        # not of a pipe or a device, which may have no end
+        if path.is_file():
+            return sha256_of(path)
         return str(path) if path.exists() else "missing"
-    except ValueError:  # a name with a null character, a damaged archive
+    # one that may not be read, a name that is too long or has a null character, a damaged archive
+    except (OSError, ValueError):
         return "missing"
 
 
@@ -178,7 +180,7 @@ def _taken(
     for part in parts_of(path):
         for row in _finished(part):
             other = [k for k in SAME if row.get(k) != said.get(k)]
-            if not other and "error" not in row and ("sentences" in row) != (sentences != "none"):
+            if not other and "error" not in row and not _scored(row.get("sentences"), sentences):
                 other = ["sentences"]
             if other:
                 raise PredictionsError(
@@ -190,6 +192,14 @@ def _taken(
             else:
                 others.append(row)
     return rows, others
+
+
+def _scored(found: list[Row] | None, asked: str) -> bool:
+    """Whether the sentences of a row have the scores that are asked for."""
+    if found is None or asked == "none":
+        return found is None and asked == "none"
+    scored = [row for row in found if "confidence" in row]
+    return all(("image_dependence" in row) == (asked == "image_dependence") for row in scored)
 
 
 def _finished(part: Path) -> list[Row]:

@@ -275,6 +275,15 @@ def study_to_json(study: Study) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None and value != ""} | study.extra
 
 
+def _unreachable(path: Path) -> str:
+    """Return why there is no file of that name; nothing where there is one."""
+    try:
+        return "" if path.is_file() else "does not exist"
+    # a name that is too long or has a null character, a folder that may not be searched
+    except (OSError, ValueError) as error:
+        return f"cannot be reached ({getattr(error, 'strerror', None) or error})"
+
+
 def validate(studies: Sequence[Study], root: str | Path) -> list[Problem]:
     """What would spoil a training or a score. `root` is the folder of the studies file. Codes:
 
@@ -297,8 +306,8 @@ def validate(studies: Sequence[Study], root: str | Path) -> list[Problem]:
             report("no_images", "the study has no images")
         for image in study.images + (study.prior.images if study.prior else []):
             path = Path(root, image.path)
-            if not path.is_file():
-                report("missing_file", f"{image.path} does not exist below {root}")
+            if why := _unreachable(path):
+                report("missing_file", f"{image.path[:200]} {why} below {root}")
             if image.view not in VIEWS:
                 report("unknown_view", f"view {image.view!r} of {image.path}; there are {', '.join(VIEWS)}")
             if study.split:
