@@ -141,16 +141,16 @@ def decode(job: Job, here: bool = False) -> Decoded:
     return Decoded(samples, tuple(_judge(said, samples)))
 
 
-def unpack(header: Dataset, value: bytes, syntax: str, samples: int) -> np.ndarray:
+def unpack(header: Dataset, value: bytes, syntax: str, samples: int, words: bool = False) -> np.ndarray:
     """Take pixels that are not compressed, or run-length coded, out of their cells: unsigned (H, W), or (H, W, 3).
-    Raises InputError."""
+    `words`: they have VR OW, so that big endian swaps the bytes of 8-bit pixels, too. Raises InputError."""
     name, plugin, _ = SYNTAXES[syntax]
     rows, columns, allocated = (integer(header, key, 0) for key in ("Rows", "Columns", "BitsAllocated"))
     facts = _facts(rows, columns, allocated, allocated, syntax, samples)
     if samples == 3:
         facts.PlanarConfiguration = 1 if integer(header, "PlanarConfiguration", 0) == 1 else 0
         facts.PhotometricInterpretation = text(header, "PhotometricInterpretation").upper()
-    facts.add_new(0x7FE00010, "OB" if plugin or allocated == 8 else "OW", value)
+    facts.add_new(0x7FE00010, "OB" if plugin or (allocated == 8 and not words) else "OW", value)
     facts["PixelData"].is_undefined_length = plugin is not None
     try:
         return _as_array(facts, syntax, plugin or "")

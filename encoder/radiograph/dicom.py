@@ -90,7 +90,9 @@ def read_dataset(dataset: Dataset, limits: Limits) -> Radiograph:
     if not syntax:
         little = getattr(dataset, "original_encoding", (None, None))[1] is not False
         syntax = EXPLICIT if little else BIG_ENDIAN
-    return _radiograph(Parsed(header, syntax, value, 0, len(value), fragmented), limits)
+    # a data set in memory may have no VR yet, or two: "OB or OW"
+    words = bool(value) and dataset["PixelData"].VR == "OW"
+    return _radiograph(Parsed(header, syntax, value, 0, len(value), fragmented, words), limits)
 
 
 def hanging(header: Dataset, limits: Limits | None = None) -> tuple[tuple[int, int], geometry.Turns]:
@@ -214,7 +216,7 @@ def _pixels(parsed: Parsed, photometric: str, samples: int, H: int, W: int, limi
             raise InputError("unreadable", f"{len(value)} bytes of pixel data, too few for {H} x {W} pixels")
         if excess > 1:
             notes.append(Warn("excess_pixel_data", f"{excess} bytes follow the last pixel and are ignored"))
-    cells = decode.unpack(header, value, syntax, samples)
+    cells = decode.unpack(header, value, syntax, samples, parsed.words)
     if samples == 3:
         return Pixels(grey_of_channels(cells), 8, notes, is_picture=True)
     stored_HW, more = stored.of_cells(cells, header)

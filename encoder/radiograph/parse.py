@@ -39,6 +39,7 @@ class Parsed(NamedTuple):
     start: int  # of the pixel data in it; start = end where there are none
     end: int
     fragmented: bool  # the pixel data are encapsulated
+    words: bool = False  # the pixel data have VR OW: 16-bit words, whose bytes big endian swaps (PS3.5 8.1.2)
 
 
 def parse(data: bytes, limits: Limits) -> Parsed:
@@ -102,7 +103,7 @@ def _find_pixels(data: bytes, begin: int, syntax: str) -> Parsed:
     if start + length > len(data):
         missing = start + length - len(data)
         raise InputError("truncated", f"{missing} of {length} bytes of pixel data are missing")
-    return Parsed(header, syntax, data, start, start + length, False)
+    return Parsed(header, syntax, data, start, start + length, False, vr == VR.OW)
 
 
 def _dataset(
