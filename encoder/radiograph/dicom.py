@@ -252,7 +252,10 @@ def _from_stream(
     if found_samples.ndim == 3:
         if stream.precision != 8:
             raise InputError("colour_image", f"a colour image of {stream.precision} bits")
-        return Pixels(grey_of_channels(found_samples), 8, said, is_picture=True)
+        found_samples = grey_of_channels(found_samples)
+        if samples == 3:
+            return Pixels(found_samples, 8, said, is_picture=True)
+        # the header speaks of one channel: what it says of greys is of the one that the three are
     stored_HW, more = stored.of_stream(found_samples, stream, header)
     bits = integer(header, "BitsStored", 0)
     bits = bits if 1 < bits <= 16 and not more else stream.precision

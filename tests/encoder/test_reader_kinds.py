@@ -3,13 +3,15 @@ standard's formula or by pydicom's own decoder."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
 
 from encoder.radiograph import read
-from tests.encoder.test_grey_levels import EIGHT
+from tests.encoder.test_grey_levels import EIGHT, j2k, jpeg, stream, windowed
 from tests.encoder.test_radiograph import dataset, save, scaled
 
 # 8-bit pixels as words: PS3.5 8.1.2. Big endian swaps the two bytes of a word.
@@ -34,3 +36,54 @@ def test_eight_bits_as_words_are_swapped_as_pydicom_swaps_them(syntax, vr, colou
     assert np.array_equal(truth if colours == 1 else truth[..., 0], pixels)
     for source in (path, dcmread(path)):
         assert np.abs(read(source).pixels - scaled(pixels)).max() < 1e-6
+
+
+# One sample a pixel by the header, three equal channels in the stream: what the header says of greys is of them.
+
+E = EIGHT.astype(np.float64)
+FRAMED = EIGHT.copy()
+FRAMED[:4] = 255
+JOINED: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]] = {
+    "MONOCHROME2": (EIGHT, {}, scaled(E)),
+    "MONOCHROME1": (EIGHT, {"PhotometricInterpretation": "MONOCHROME1"}, 1 - scaled(E)),
+    "a negative slope": (EIGHT, {"RescaleSlope": -1, "RescaleIntercept": 255}, 1 - scaled(E)),
+    "a window": (EIGHT, {"WindowCenter": 90, "WindowWidth": 80}, scaled(windowed(E, 90, 80))),
+    "a window after a rescale": (
+        EIGHT, {"RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 90, "WindowWidth": 80},
+        scaled(windowed(2 * E - 100, 90, 80)),
+    ),
+    "padding": (
+        FRAMED, {"PixelPaddingValue": 255, "PhotometricInterpretation": "MONOCHROME1"},
+        np.concatenate([np.zeros_like(E[:4]), 1 - scaled(E[4:])]),
+    ),
+    "signed": (EIGHT ^ 128, {"PixelRepresentation": 1}, scaled(E)),
+}  # fmt: skip
+
+
+# JPEG moves levels, which then are no padding, or other numbers
+@pytest.mark.parametrize(
+    ("case", "coding"),
+    [(case, "JPEG 2000") for case in JOINED]
+    + [(case, "JPEG") for case in JOINED if case not in ("padding", "signed")],
+)
+def test_three_equal_channels_are_a_film_where_the_header_says_one(case, coding, tmp_path):
+    pixels, tags, wanted = JOINED[case]
+    channels = np.repeat(pixels[..., None], 3, axis=2)
+    if coding == "JPEG 2000":
+        ds, tolerance = stream(JPEG2000Lossless, j2k(channels), 8, 8, **tags), 1e-6
+    else:
+        ds, tolerance = stream(JPEGBaseline8Bit, jpeg(channels), 8, 8, **tags), 0.12
+    ds.SamplesPerPixel = 1
+    radiograph = read(save(ds, tmp_path / "x.dcm"))
+    assert np.abs(radiograph.pixels - wanted).max() < tolerance
+    assert [w.code for w in radiograph.warnings] == ["header_conflict", "low_resolution"]
+
+
+def test_three_equal_channels_are_looked_up_in_the_palette(tmp_path):
+    ds = stream(JPEG2000Lossless, j2k(np.repeat(EIGHT[..., None], 3, axis=2)), 8, 8)
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "PALETTE COLOR"
+    for colour in ("Red", "Green", "Blue"):
+        ds.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [256, 0, 16])
+        table = ((255 - np.arange(256)) * 257).astype("<u2")
+        ds.add_new(f"{colour}PaletteColorLookupTableData", "OW", table.tobytes())
+    assert np.abs(read(save(ds, tmp_path / "x.dcm")).pixels - (1 - scaled(E))).max() < 1e-6
