@@ -92,6 +92,9 @@ def _modality(header: Dataset, stored: np.ndarray, occurs: np.ndarray, notes: li
             raise Broken("RescaleIntercept is not a number")
         grey = stored * slope + intercept
         _check(grey[occurs])
+        # the rescale is monotone, so that only neighbours can coincide
+        if not np.diff(grey[occurs]).all():
+            raise Broken("it makes different pixels the same grey, because its numbers are too large")
     except Broken as error:
         notes.append(Warn("bad_rescale", f"RescaleSlope and RescaleIntercept are left out: {error}"))
         # the sign of a slope says which end is dark

@@ -11,7 +11,7 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
 
 from encoder.radiograph import read
-from tests.encoder.test_grey_levels import EIGHT, j2k, jpeg, stream, windowed
+from tests.encoder.test_grey_levels import EIGHT, FILM, PLAIN, j2k, jpeg, stream, windowed, written
 from tests.encoder.test_radiograph import dataset, save, scaled
 
 # 8-bit pixels as words: PS3.5 8.1.2. Big endian swaps the two bytes of a word.
@@ -87,3 +87,26 @@ def test_three_equal_channels_are_looked_up_in_the_palette(tmp_path):
         table = ((255 - np.arange(256)) * 257).astype("<u2")
         ds.add_new(f"{colour}PaletteColorLookupTableData", "OW", table.tobytes())
     assert np.abs(read(save(ds, tmp_path / "x.dcm")).pixels - (1 - scaled(E))).max() < 1e-6
+
+
+# Rescale: float64 has 53 bits, so that beyond 2^53 neighbouring greys coincide.
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+@pytest.mark.parametrize(
+    ("slope", "intercept", "coincides"),
+    [
+        ("1", "1e15", False), ("1", "9e15", False), ("1", "1e16", True), ("1", "1e17", True), ("1", "-1e18", True),
+        ("-1", "1e17", True), ("1e3", "1e17", False), ("1e-9", "1e9", True), ("0.1", "-1000", False),
+    ],
+)  # fmt: skip
+def test_a_rescale_under_which_greys_coincide_is_left_out(slope, intercept, coincides, photometric, tmp_path):
+    exact = np.unique(FILM).astype(np.longdouble) * np.longdouble(slope) + np.longdouble(intercept)
+    assert coincides == (len(np.unique(exact.astype(np.float64))) < len(exact))
+    ds = dataset(FILM, 12, PhotometricInterpretation=photometric)
+    written(ds, "RescaleSlope", slope.encode())
+    written(ds, "RescaleIntercept", intercept.encode())
+    radiograph = read(save(ds, tmp_path / "x.dcm"))
+    assert ("bad_rescale" in [w.code for w in radiograph.warnings]) == coincides
+    inverted = (photometric == "MONOCHROME1") != slope.startswith("-")
+    assert np.abs(radiograph.pixels - (1 - PLAIN if inverted else PLAIN)).max() < 1e-3
