@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What the system says without a name when it writes to a file that is open.
+OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
 
 class UserError(Exception):
     """Something the user gave or asked for; told in one line without a traceback. The message says what was wrong, what
@@ -45,16 +48,29 @@ def of_the_disk(error: BaseException, path: str | Path | None = None) -> OSError
     return None
 
 
+@contextmanager
+def naming(path: str | Path, temporary: str | Path | None = None) -> Iterator[None]:
+    """Give what the disk says of the block the name of the file `path`, where it has none, or that of `temporary`."""
+    try:
+        yield
+    except OSError as error:
+        nameless = error.filename is None and error.errno in OF_WRITING
+        if nameless or (temporary is not None and error.filename == str(temporary)):
+            error.filename = str(path)
+        raise
+
+
 def said_of(error: Exception) -> str:
     """Return what to tell of an error: of the system's the file and the reason, without its number, and what to do."""
     if not (isinstance(error, OSError) and error.errno and error.strerror):
         return str(error)
     name = "" if error.filename is None else os.fsdecode(error.filename)
-    # what is written has another name until it is whole (encoder.files.write_atomically)
-    name = re.sub(r"(^|/)\.([^/]+)\.(?:[0-9a-f]{8}|\d+)\.new$", r"\1\2", name)
+    # what is written has another name until it is whole, and a lock beside it (encoder.files)
+    name = re.sub(r"(^|/)\.([^/]+)\.(?:(?:[0-9a-f]{8}|\d+)\.new|lock)$", r"\1\2", name)
     todo = {
         errno.ENOSPC: "; make room and run the same command again",
         errno.EDQUOT: "; make room and run the same command again",
+        errno.EFBIG: "; raise the limit of file sizes (ulimit -f), or choose another place",
         errno.EROFS: "; choose a place that can be written",
         errno.EACCES: "; choose another place, or get leave to use it",
     }.get(error.errno, "")

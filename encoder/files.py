@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from encoder.errors import of_the_disk
+from encoder.errors import naming, of_the_disk
 
 # Paths may hold bytes that are not UTF-8, which so survive being written and read.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
@@ -26,7 +26,7 @@ def one_at_a_time(
     """Hold the lock file `path` while the block lasts.
 
     Where another process holds it, this says `waiting` and waits, for at most `patience` seconds unless that is
-    negative. Raises filelock.Timeout.
+    negative. Raises filelock.Timeout, and OSError where the file cannot be made.
     """
     # Not above: half of the time that importing this file would take.
     from filelock import FileLock, Timeout
@@ -35,6 +35,9 @@ def one_at_a_time(
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        # filelock takes some files that cannot be made for held ones (of /proc, say), and would wait for ever.
+        if not path.exists():
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
         (say or partial(print, flush=True))(waiting)
         lock.acquire(timeout=patience)
     try:
@@ -70,15 +73,16 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.new")
-    with temporary.open("xb") as file:
+    with naming(path, temporary), temporary.open("xb") as file:
         mode = os.fstat(file.fileno()).st_mode & 0o777
     try:
-        yield temporary
-        if not temporary.exists():
-            return
-        temporary.chmod(mode)
-        sync(temporary)
-        temporary.replace(path)
+        with naming(path, temporary):
+            yield temporary
+            if not temporary.exists():
+                return
+            temporary.chmod(mode)
+            sync(temporary)
+            temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if disk := of_the_disk(error, path):
@@ -154,7 +158,7 @@ def append(path: Path, lines: bytes) -> None:
     """
     if not lines:
         return
-    with path.open("a+b") as file:
+    with naming(path), path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(end - 1)

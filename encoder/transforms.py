@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from encoder.errors import naming
 from encoder.radiograph import DICOM_RULE, GREY_RULE, Radiograph
 
 FILE = "preprocessor_config.json"
@@ -186,7 +187,8 @@ class Preprocessing:
         }
         if self.full_range:
             config["cxr_full_range"] = True
-        (folder / FILE).write_text(json.dumps(config, indent=2) + "\n")
+        with naming(folder / FILE):
+            (folder / FILE).write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Preprocessing:

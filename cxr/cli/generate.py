@@ -276,6 +276,7 @@ def _generate(
 
     from rich.markup import escape
 
+    from encoder.errors import naming
     from encoder.startup import importing
 
     with importing():
@@ -317,7 +318,8 @@ def _generate(
                     count += prediction.error is not None
                     _show(terminal, prediction)
             else:
-                count = write_predictions(path, model, studies, settings, share=share)
+                with naming(path):
+                    count = write_predictions(path, model, studies, settings, share=share)
         if path and alone:
             terminal.print(f"wrote {path}")
         if images == "own":

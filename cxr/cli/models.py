@@ -77,6 +77,7 @@ def export(args: argparse.Namespace) -> int:
     """`cxr export`."""
     from transformers.utils.logging import disable_progress_bar
 
+    from encoder.errors import naming
     from train.common.checkpoints import recorded
     from vlm import model as models
     from vlm.card import scores_of, write_card
@@ -94,11 +95,12 @@ def export(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.run_folder} is not the folder of a fine-tuning")
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model = models.merge(load_model(args.model, base=args.base))
-    models.save(model, args.out, models.DTYPES[args.dtype])
-    known = resolve(args.model) / OUTLIERS  # what the model takes for an ordinary chest
-    if known.is_file():
-        shutil.copy(known, args.out)
-    write_card(model, args.out, run=args.run_folder, scores=args.scores, licences=args.licence or ())
+    with naming(args.out):
+        models.save(model, args.out, models.DTYPES[args.dtype])
+        known = resolve(args.model) / OUTLIERS  # what the model takes for an ordinary chest
+        if known.is_file():
+            shutil.copy(known, args.out)
+        write_card(model, args.out, run=args.run_folder, scores=args.scores, licences=args.licence or ())
     kind = str(getattr(model.llava.config, "model_type", ""))
     if kind != "llava":
         print(f"{args.out} is a {kind}: plain transformers opens it after `import vlm`")

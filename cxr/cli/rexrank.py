@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, check_target, positive
+from encoder.errors import naming
 from encoder.files import sole_writer, write_json
 from vlm.study import Image, Study
 
@@ -139,6 +140,9 @@ def run(args: argparse.Namespace) -> int:
     with sole_writer(args.output):
         # Another run may have finished it meanwhile.
         check()
-        refused = write_predictions(args.output, model, studies, settings, write=partial(write, rows=rows))
+        with naming(args.output):
+            refused = write_predictions(
+                args.output, model, studies, settings, write=partial(write, rows=rows)
+            )
     print(f"wrote {args.output}: {len(rows)} studies" + (f", {refused} refused" if refused else ""))
     return 1 if refused == len(rows) else 0

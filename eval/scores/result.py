@@ -129,6 +129,10 @@ def write_whole(path: Path, text: str) -> None:
     try:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
+    except OSError as error:
+        # A full disk says no name, and this one is gone.
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -97,6 +98,11 @@ def test_a_full_disk_and_a_closed_folder(here, name):
         assert status == 2 and "Traceback" not in said, (size, said)
         (line,) = [x for x in said.splitlines() if x.startswith(f"cxr {words.split()[0]}")]
         assert "too large" in line.lower() and str(here) not in line.partition("too large")[2], line
+        # A model's processor writes a file for itself, too.
+        assert re.match(
+            rf"cxr [\w ]+: [^:]*({re.escape(written)}|q\.jsonl|preprocessor_config)[^:]*: ", line
+        ), line
+        assert "; raise the limit" in line, line
         # An index grows line by line, and is resumed.
         if "." in written and name != "prepare --out .csv":
             assert not out.exists()
@@ -205,3 +211,11 @@ def test_a_pipe_in_the_place_is_refused_and_never_waited_for(here, name):
         said,
     )
     assert Path(written).is_fifo()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which no file can be made")
+@pytest.mark.parametrize("words", ["studies make table table.csv --out", "prepare films --out"])
+def test_an_output_that_cannot_be_made_is_not_waited_for(here, words):
+    status, said = meets(lambda: signal.alarm(20), command(f"{words} /proc/listed.csv"))
+    assert status == 2 and "waiting" not in said, (status, said)
+    assert "/proc/listed.csv: No such file or directory" in said and said.count("\n") == 1, said
