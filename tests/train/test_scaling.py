@@ -74,6 +74,8 @@ def test_a_study_is_drawn_and_an_interruption_changes_nothing(study, tmp_path, m
         nonlocal count
         count += 1
         if count == 3:
+            # as a signal stops it: what it has learned so far is there
+            assert train([*argv, "--stop_at", "2"]) == 0
             return INTERRUPTED
         return train(argv)
 

@@ -169,7 +169,6 @@ def points_of(study: dict[str, Any]) -> list[Point]:
 
 def run(study: dict[str, Any], out: Path, threads: int) -> int:
     from train.common.checkpoints import claim
-    from train.common.entry import INTERRUPTED
     from train.common.processes import process_state
     from train.pretrain.__main__ import main as pretrain
     from train.probe.__main__ import main as probe
@@ -192,14 +191,20 @@ def run(study: dict[str, Any], out: Path, threads: int) -> int:
             if not listing.is_file():
                 draw(point, listing, judged)
         state.wait_for_everyone()
-        if not (folder / "encoder" / "config.json").is_file():
+        # one that was interrupted has an encoder, too
+        finished = folder / "finished"
+        if not finished.is_file():
             words = ["--recipe", study["recipe"]] if study["recipe"] else []
             words += options(
                 {**point.changes, "seed": point.seed, "threads": threads, "data": [str(listing)]}
             )
             status = pretrain([*words, "--out", str(folder)])
+            # 130 and 143: stopped
             if status:
-                return status if status == INTERRUPTED else 2
+                return status if status >= 128 else 2
+            if state.is_main_process:
+                finished.touch()
+            state.wait_for_everyone()
         settings = {"threads": threads, "features_dir": str(out / "features"), **study["probe"]}
         settings |= {"pretrained_on": [str(listing)]}
         settings |= {"encoders": [str(folder / "encoder")], "out": str(out / "probes" / point.name)}
