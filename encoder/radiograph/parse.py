@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset as parse_dataset
@@ -30,6 +30,27 @@ KNOWN_VRS = {str(vr).encode() for vr in VR if len(vr) == 2}
 LONG_VRS = {str(vr).encode() for vr in EXPLICIT_VR_LENGTH_32}
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+# More than this no header has; without an end, 100 MB of nothing would be read for minutes. Elements whose tags do not
+# ascend, as they must (PS3.5 7.1); pieces that pydicom takes, two or three to an element; fragments of a frame.
+MOST_MISPLACED, MOST_PIECES, MOST_FRAGMENTS = 300, 40_000, 100_000
+
+
+class _NoHeader(InputError):
+    """What is there cannot be a DICOM header, however it is read."""
+
+
+class Counted:
+    """A binary file of which only so many pieces can be taken; the one after raises InputError."""
+
+    def __init__(self, file: IO[bytes], most: int = MOST_PIECES) -> None:
+        self.file, self.left = file, most
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise _NoHeader("unreadable", "its header has more elements than a radiograph's can have")
+        return self.file.read(size)
 
 
 class Parsed(NamedTuple):
@@ -64,6 +85,8 @@ def parse(data: bytes, limits: Limits) -> Parsed:
         data, begin = _inflate(data[begin:], limits), 0
     try:
         parsed = _find_pixels(data, begin, syntax)
+    except _NoHeader:
+        raise
     except Exception:
         if (mended := _with_known_vrs(data, begin, syntax)) is None:
             raise
@@ -110,9 +133,19 @@ def _dataset(
     stream: BytesIO, end: int, implicit: bool, little: bool, stop: Callable[[Any, str | None, int], bool]
 ) -> Dataset:
     """`pydicom.filereader.read_dataset`, which by itself says nothing of a data set that is cut off."""
-    begin = stream.tell()
+    begin, counted = stream.tell(), Counted(stream)
+    last, misplaced = -1, 0
+
+    def checked(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal last, misplaced
+        misplaced += tag <= last
+        if misplaced > MOST_MISPLACED:
+            raise _NoHeader("unreadable", "its header is no list of elements: their tags do not ascend")
+        last = tag
+        return stop(tag, vr, length)
+
     try:
-        dataset = parse_dataset(stream, implicit, little, stop_when=stop)
+        dataset = parse_dataset(cast(BinaryIO, counted), implicit, little, stop_when=checked)
         if stream.tell() >= end > begin:
             if not len(dataset):  # what pydicom makes of a data set that ends inside a sequence
                 raise EOFError
@@ -125,6 +158,9 @@ def _dataset(
             if isinstance(value, bytes) and length != UNDEFINED and len(value) < length:
                 raise EOFError
     except (EOFError, OSError, struct.error):
+        # pydicom makes its own error of what is raised at an item
+        if counted.left < 0:
+            counted.read()
         if stream.tell() >= end:
             raise InputError("truncated", "the file ends inside its header") from None
         raise InputError("unreadable", "the DICOM header is damaged") from None
@@ -147,14 +183,16 @@ def _inflate(deflated: bytes, limits: Limits) -> bytes:
 
 def _end_of_fragments(data: bytes, position: int) -> int:
     """Walk the items of encapsulated pixel data (PS3.5 A.4) to behind their delimiter."""
-    while position + 8 <= len(data):
+    for _ in range(MOST_FRAGMENTS):
+        if position + 8 > len(data):
+            raise InputError("truncated", "the file ends inside the compressed pixel data")
         tag, length = struct.unpack_from("<4sL", data, position)
         if tag == b"\xfe\xff\xdd\xe0":
             return position + 8
         if tag != FRAGMENT or length == UNDEFINED:
             raise InputError("unreadable", "the compressed pixel data are not in proper fragments")
         position += 8 + length
-    raise InputError("truncated", "the file ends inside the compressed pixel data")
+    raise InputError("unreadable", f"the compressed pixel data are in more than {MOST_FRAGMENTS} fragments")
 
 
 def fragments_of(value: bytes) -> list[bytes]:
@@ -191,6 +229,12 @@ class _Walk:
 
     def __init__(self, data: bytearray, order: str) -> None:
         self.data, self.order, self.changed = data, order, False
+        self.left = MOST_PIECES
+
+    def count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise struct.error
 
     def tag(self, at: int) -> int:
         group, element = struct.unpack_from(self.order + "2H", self.data, at)
@@ -202,6 +246,7 @@ class _Walk:
     def elements(self, at: int, end: int) -> int:
         """Walk to the pixel data, to the end of the item or to `end`; returns where that is."""
         while at + 8 <= end:
+            self.count()
             tag = self.tag(at)
             if tag == ITEM_END:
                 return at + 8
@@ -222,6 +267,7 @@ class _Walk:
     def items(self, at: int, end: int) -> int:
         """Walk the items of a sequence of undefined length, to behind its delimiter."""
         while at + 8 <= end:
+            self.count()
             tag, length = self.tag(at), self.length(at + 4)
             at += 8
             if tag == SEQUENCE_END:

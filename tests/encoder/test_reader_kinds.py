@@ -3,6 +3,10 @@ standard's formula or by pydicom's own decoder."""
 
 from __future__ import annotations
 
+import struct
+import time
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,9 +14,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
 
-from encoder.radiograph import read
+from encoder.radiograph import InputError, read
 from tests.encoder.test_grey_levels import EIGHT, FILM, PLAIN, j2k, jpeg, stream, windowed, written
 from tests.encoder.test_radiograph import dataset, save, scaled
+from train.datasets.films import film_header
 
 # 8-bit pixels as words: PS3.5 8.1.2. Big endian swaps the two bytes of a word.
 
@@ -110,3 +115,86 @@ def test_a_rescale_under_which_greys_coincide_is_left_out(slope, intercept, coin
     assert ("bad_rescale" in [w.code for w in radiograph.warnings]) == coincides
     inverted = (photometric == "MONOCHROME1") != slope.startswith("-")
     assert np.abs(radiograph.pixels - (1 - PLAIN if inverted else PLAIN)).max() < 1e-3
+
+
+# What begins as a DICOM file and is none. Each is 4 MB, which took 8 s or more.
+
+START = b"\0" * 128 + b"DICM"
+SIZE = 4 << 20
+
+
+def meta(syntax: str) -> bytes:
+    uid = syntax.encode() + b"\0" * (len(syntax) % 2)
+    return START + b"\x02\0\x10\0UI" + struct.pack("<H", len(uid)) + uid
+
+
+def sequence(items: bytes) -> bytes:
+    return b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff" + items
+
+
+def pixels_of(fragments: bytes) -> bytes:
+    return b"\xe0\x7f\x10\0OB\0\0\xff\xff\xff\xff" + fragments
+
+
+def deflated(data: bytes) -> bytes:
+    by = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return by.compress(data) + by.flush()
+
+
+ITEM, OPEN_ITEM = b"\xfe\xff\0\xe0\0\0\0\0", b"\xfe\xff\0\xe0\xff\xff\xff\xff"
+EXPLICIT, IMPLICIT, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
+ENDLESS: dict[str, Callable[[], bytes]] = {
+    "zeros": lambda: START + bytes(SIZE),
+    "zeros, implicit": lambda: meta(IMPLICIT) + bytes(SIZE),
+    "zeros, explicit": lambda: meta(EXPLICIT) + bytes(SIZE),
+    "zeros, big endian": lambda: meta(BIG) + bytes(SIZE),
+    "zeros, deflated": lambda: meta("1.2.840.10008.1.2.1.99") + deflated(bytes(SIZE)),
+    "one element again and again": lambda: meta(EXPLICIT) + b"\x10\0\x10\0PN\0\0" * (SIZE // 8),
+    "a meta header without end": lambda: START + b"\x02\0\x10\0UI\0\0" * (SIZE // 8),
+    "ascending tags": lambda: (
+        meta(EXPLICIT)
+        + b"".join(
+            struct.pack("<2H2sH", 0x11 + n // 65536 * 2, n % 65536, b"LO", 0) for n in range(SIZE // 8)
+        )
+    ),
+    "a sequence of empty items": lambda: meta(EXPLICIT) + sequence(ITEM * (SIZE // 8)),
+    "an item of zeros": lambda: meta(EXPLICIT) + sequence(OPEN_ITEM + bytes(SIZE)),
+    "empty fragments": lambda: meta("1.2.840.10008.1.2.4.70") + pixels_of(ITEM * (SIZE // 8)),
+}
+
+
+@pytest.mark.parametrize("case", ENDLESS)
+def test_what_is_no_header_is_refused_at_once(case):
+    data = ENDLESS[case]()
+    began = time.process_time()
+    with pytest.raises(InputError) as caught:
+        read(data)
+    assert time.process_time() - began < 2
+    assert caught.value.code == "unreadable"
+    assert any(words in caught.value.message for words in ("elements", "fragments"))
+
+
+def test_a_hundred_megabytes_of_zeros_are_refused_at_once():
+    began = time.process_time()
+    with pytest.raises(InputError, match="do not ascend"):
+        read(START + bytes(100 << 20))
+    assert time.process_time() - began < 1
+
+
+def test_a_header_of_thousands_of_elements_some_out_of_place_is_read(tmp_path):
+    ds = dataset(FILM, 12)
+    for n in range(5000):
+        ds.add_new(0x00110000 + 0x1000 + n, "LO", str(n))
+    data = save(ds, tmp_path / "x.dcm").read_bytes()
+    at = data.index(b"\x28\0\x02\0")
+    # a hundred elements of a lower group before the pixels' description
+    late = b"".join(struct.pack("<2H2sH", 9, 0x1000 + n % 2, b"LO", 0) for n in range(100))
+    assert np.abs(read(data[:at] + late + data[at:]).pixels - PLAIN).max() < 1e-6
+
+
+def test_grouping_leaves_what_is_no_header_at_once(tmp_path):
+    path = tmp_path / "zeros.dcm"
+    path.write_bytes(START + bytes(SIZE))
+    began = time.process_time()
+    assert film_header(path) is None
+    assert time.process_time() - began < 1

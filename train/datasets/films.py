@@ -26,13 +26,15 @@ from encoder.radiograph.dicom import (
     UNKNOWN_MODALITY,
 )
 from encoder.radiograph.elements import items, text
-from encoder.radiograph.parse import DEFLATED, parse
+from encoder.radiograph.parse import DEFLATED, Counted, parse
 from vlm.study import NOT_TEXT
 
 # Where the words on the view are, the most binding first. StudyDescription speaks of all films of the study.
 VIEW_WORDS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
 # Why the film was asked for, the order's own words first.
 REASONS = ("ReasonForTheRequestedProcedure", "ReasonForStudy")
+# Of a header, one or two to an element. Where there are more, `parse` decides whether it is one.
+PIECES = 3000
 RAW_CLASS = "1.2.840.10008.5.1.4.1.1.1.1.1"  # Digital X-Ray Image Storage - For Processing
 # What anonymisation writes in the place of every patient's ID.
 NO_PATIENT = re.compile(
@@ -127,12 +129,16 @@ def _dataset(file: IO[bytes], limits: Limits) -> Dataset | None:
     if head[128:] == b"DICM":
         # Inflating would take place before a tag is read, whatever size that may come to.
         meta = read_dataset(
-            cast(BinaryIO, file), False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2
+            cast(BinaryIO, Counted(file, PIECES)),
+            False,
+            True,
+            stop_when=lambda tag, vr, length: tag >> 16 != 2,
         )
         if text(meta, "TransferSyntaxUID") != DEFLATED:
             file.seek(0)
             with suppress(Exception):
-                return dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
+                counted = cast(BinaryIO, Counted(file, PIECES))
+                return dcmread(counted, stop_before_pixels=True, specific_tags=TAGS)
     # No preamble: it begins with an element of group 2 or 8.
     elif head[:1] not in (b"\x02", b"\x08") or head[1:2] != b"\0":
         return None
