@@ -14,6 +14,9 @@ from pathlib import Path
 OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 class UserError(Exception):
     """Something the user gave or asked for; told in one line without a traceback. The message says what was wrong, what
     was got, what is accepted and what to do. Rooms that import no other (eval/scores) keep the protocol by the
@@ -25,6 +28,15 @@ class UserError(Exception):
 
 class ModelError(UserError, ValueError):
     """Parts that do not belong together, or a directory that holds no such model; the message names both sides."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return the text with every character escaped that does something to a terminal and shows nothing: control
+    characters (C0, DEL, C1), ends of lines and reversals of the writing direction in Unicode, bytes that are no UTF-8.
+    File names may hold any of them. Those in `keep` stay."""
+    return UNSEEN.sub(
+        lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from encoder.errors import naming, of_the_disk
+from encoder.errors import naming, of_the_disk, printable
 
 # Paths may hold bytes that are not UTF-8, which so survive being written and read.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
@@ -38,7 +38,7 @@ def one_at_a_time(
         # filelock takes some files that cannot be made for held ones (of /proc, say), and would wait for ever.
         if not path.exists():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
-        (say or partial(print, flush=True))(waiting)
+        (say or partial(print, flush=True))(printable(waiting))
         lock.acquire(timeout=patience)
     try:
         yield

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr.cli.inputs import dicom_options
-from cxr.cli.terminal import Options, UsageError, check_regular, check_target, positive
+from cxr.cli.terminal import Options, UsageError, check_regular, check_target, echo, positive
 
 if TYPE_CHECKING:
     from vlm.study import Study
@@ -107,18 +107,18 @@ def check_studies(args: argparse.Namespace) -> int:
 
     found = load_studies(args.studies)
     for name, value in counts(found).items():
-        print(f"{name:22} {value}")
+        echo(f"{name:22} {value}")
     problems = validate(found, args.studies.parent)
     times: Counter[str] = Counter()
     for problem in problems:
         times[problem.code] += 1
         if args.all or times[problem.code] <= NAMED:
-            print(f"{problem.code:22} {problem.study_id}: {problem.message}")
+            echo(f"{problem.code:22} {problem.study_id}: {problem.message}")
     for code, count in times.items():
         if count > NAMED and not args.all:
-            print(f"{code:22} ... and {count - NAMED} more (--all names them)")
+            echo(f"{code:22} ... and {count - NAMED} more (--all names them)")
     said = ", ".join(f"{count} {code}" for code, count in times.most_common())
-    print("no problems" if not problems else f"{len(problems)} problems: {said}")
+    echo("no problems" if not problems else f"{len(problems)} problems: {said}")
     return 1 if problems else 0
 
 
@@ -172,12 +172,12 @@ def make_studies(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
         )
     for name, value in counts(found).items():
-        print(f"{name:22} {value}")
+        echo(f"{name:22} {value}")
     if shared := patients_across_splits(found):
-        print(f"warning: {len(shared)} patients are in several splits", file=sys.stderr)
+        echo(f"warning: {len(shared)} patients are in several splits", file=sys.stderr)
     if not any(s.findings for s in found) and any(s.impression for s in found):
         print("no study has findings, but impressions: --section impression learns those", file=sys.stderr)
-    print(f"wrote {args.out}; cxr studies check {args.out} looks for missing files and more")
+    echo(f"wrote {args.out}; cxr studies check {args.out} looks for missing files and more")
     return 0
 
 
@@ -225,7 +225,7 @@ def _of_dicom(args: argparse.Namespace) -> tuple[list[Study], Path]:
             what = (
                 "study has no frontal image and is" if count == 1 else "studies have no frontal image and are"
             )
-            print(f"{count} {what} left out (--laterals keeps them)", file=sys.stderr)
+            echo(f"{count} {what} left out (--laterals keeps them)", file=sys.stderr)
         studies = frontal
     return studies, args.root
 
@@ -244,9 +244,9 @@ def _of_table(args: argparse.Namespace) -> tuple[list[Study], Path]:
         columns[name.strip()] = column.strip()
     table = read_table(args.root, columns, args.label, drop=args.drop)
     for column, place in table.columns.items():
-        print(f"column {column:15} {place}")
+        echo(f"column {column:15} {place}")
     for note in table.notes:
-        print(note, file=sys.stderr)
+        echo(note, file=sys.stderr)
     return table.studies, args.root.parent
 
 
@@ -284,7 +284,7 @@ def prepare(args: argparse.Namespace) -> int:
             errors[wrong if isinstance(wrong, str) else wrong["code"]] += 1
         else:
             added += 1
-    print(f"{len(paths)} images found, {found} were there, {added} added to {args.out}")
+    echo(f"{len(paths)} images found, {found} were there, {added} added to {args.out}")
     for code, count in errors.most_common():
-        print(f"{count} left out: {code} (see {listing})", file=sys.stderr)
+        echo(f"{count} left out: {code} (see {listing})", file=sys.stderr)
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr.cli import generate
-from cxr.cli.terminal import UsageError, positive
+from cxr.cli.terminal import UsageError, positive, printable
 
 if TYPE_CHECKING:
     from eval import Scores
@@ -84,7 +84,7 @@ def show(out: Path, studies: int, training: bool) -> None:
         curves = taste(out)
     page = out / "index.html"
     write(page, scores, curves, references, found, listing.parent)
-    print(f"\n{time.perf_counter() - started:.0f} s. The page: {page.absolute()}")
+    print(f"\n{time.perf_counter() - started:.0f} s. The page: {printable(str(page.absolute()))}")
 
 
 def say(line: str) -> None:

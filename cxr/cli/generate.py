@@ -19,6 +19,7 @@ from cxr.cli.terminal import (
     UsageError,
     check_target,
     console,
+    echo,
     positive,
     printable,
     seed,
@@ -180,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
     twice = [name for name, times in Counter(s.study_id for s in studies).items() if times > 1]
     if twice:
         raise UsageError(
-            f"{len(twice)} study ids occur more than once, first {printable(twice[0])!r}; each study needs its own"
+            f"{len(twice)} study ids occur more than once, first {twice[0]!r}; each study needs its own"
         )
     targets = targets_of(args, studies)
     written = [path for path in targets.values() if path]
@@ -297,7 +298,7 @@ def _generate(
         decoding = replace(decoding, max_new_tokens=model.model.max_new_tokens)
     alone = args.share is None
     if alone:
-        terminal.print(f"[dim]{escape(f'{model.model.meta.name}: {model.notice}')}[/dim]")
+        terminal.print(f"[dim]{escape(printable(f'{model.model.meta.name}: {model.notice}'))}[/dim]")
     share = None if alone else Share(*args.share)
     refused = 0
     for images, path in targets.items():
@@ -321,12 +322,12 @@ def _generate(
                 with naming(path):
                     count = write_predictions(path, model, studies, settings, share=share)
         if path and alone:
-            terminal.print(f"wrote {path}")
+            echo(f"wrote {path}")
         if images == "own":
             refused = count
     if refused and alone:
         where = "" if args.out is None else f", see the errors in {args.out}"
-        print(f"{refused} of {len(studies)} studies were refused{where}", file=sys.stderr)
+        echo(f"{refused} of {len(studies)} studies were refused{where}", sys.stderr)
     return 1 if refused == len(studies) else 0
 
 
@@ -360,8 +361,11 @@ def _spread(args: argparse.Namespace) -> None:
 def _show(terminal: Console, prediction: Prediction) -> None:
     from rich.markup import escape as escape_markup
 
-    def escape(text: str) -> str:
-        return escape_markup(printable(text))
+    # Findings may have several.
+    lines = "\n"
+
+    def escape(text: str, keep: str = "") -> str:
+        return escape_markup(printable(text, keep))
 
     terminal.print(f"\n[bold]{escape(prediction.study_id)}[/bold]")
     if prediction.error:
@@ -369,9 +373,9 @@ def _show(terminal: Console, prediction: Prediction) -> None:
             f"  [red]refused ({prediction.error['code']})[/red] {escape(prediction.error['message'])}"
         )
         return
-    terminal.print(f"  {escape(prediction.text)}")
+    terminal.print(f"  {escape(prediction.text, keep=lines)}")
     for row in prediction.sentences or ():
         sure = "".join(f"  {k.replace('_', ' ')} {v:+.2f}" for k, v in row.items() if k != "text")
-        terminal.print(f"    [dim]{sure.strip()}  {escape(row['text'])}[/dim]")
+        terminal.print(f"    [dim]{sure.strip()}  {escape(row['text'], keep=lines)}[/dim]")
     for warning in prediction.warnings:
         terminal.print(f"  [yellow]warning ({warning['code']})[/yellow] {escape(warning['message'])}")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from cxr.cli.terminal import NOT_IMAGES, Options, UsageError, files_below, printable
+from cxr.cli.terminal import NOT_IMAGES, Options, UsageError, echo, files_below
 
 if TYPE_CHECKING:
     from encoder.media import Member
@@ -114,7 +114,7 @@ def grouped(
     found = studies(files, rules)
     if tell:
         for line in (*notes, *found.notes()):
-            print(printable(line), file=sys.stderr)
+            echo(line, sys.stderr)
     return found, {file.name: at for file, (at, _) in zip(files, pairs, strict=True)}
 
 
@@ -125,7 +125,7 @@ def _with_own_names(files: Sequence[File]) -> list[File]:
     twice = [name for name, count in Counter(file.name for file in named).items() if count > 1]
     if twice:
         raise UsageError(
-            f"{len(twice)} study ids occur more than once, first {printable(twice[0])!r}; each study needs its own"
+            f"{len(twice)} study ids occur more than once, first {twice[0]!r}; each study needs its own"
         )
     return [replace(file, path=str(Path(file.path).absolute())) for file in named]
 

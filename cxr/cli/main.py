@@ -71,8 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         # What the user can mend says what is wrong and what to do; anything else is a defect.
-        from cxr.cli.terminal import printable
-        from encoder.errors import of_the_disk, said_of
+        from encoder.errors import of_the_disk, printable, said_of
 
         error = of_the_disk(error) or error
         status = getattr(error, "exit_status", 2 if isinstance(error, OSError) else None)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import BASE, DEVICE, UsageError, check_regular, files_below, positive, side
+from cxr.cli.terminal import BASE, DEVICE, UsageError, check_regular, echo, files_below, positive, side
 
 
 def export_options(parser: argparse.ArgumentParser) -> None:
@@ -103,12 +103,12 @@ def export(args: argparse.Namespace) -> int:
         write_card(model, args.out, run=args.run_folder, scores=args.scores, licences=args.licence or ())
     kind = str(getattr(model.llava.config, "model_type", ""))
     if kind != "llava":
-        print(f"{args.out} is a {kind}: plain transformers opens it after `import vlm`")
+        echo(f"{args.out} is a {kind}: plain transformers opens it after `import vlm`")
     if model.preprocessing.unsaid:
-        print(
+        echo(
             f"{model.preprocessing.unsaid}: here, but not by transformers' processor, which has no word for it"
         )
-    print(f"wrote {args.out}: AutoModelForImageTextToText and AutoProcessor of transformers open it")
+    echo(f"wrote {args.out}: AutoModelForImageTextToText and AutoProcessor of transformers open it")
     return 0
 
 
@@ -136,19 +136,19 @@ def convert(args: argparse.Namespace) -> int:
     vit = loaded.backbone
     if args.heads not in (None, vit.heads):
         raise UsageError(f"{args.weights} says that its blocks have {vit.heads} heads; leave out --heads")
-    print(
+    echo(
         f"read {loaded.tensors} tensors ({loaded.dialect}): width {vit.embed_dim}, {vit.depth} layers, "
         f"{vit.heads} heads, patches of {vit.patch} px, {vit.size} px"
     )
     for what, names in (("left out (heads)", loaded.left_out), ("not in the file, zero", loaded.added)):
         if names:
-            print(f"{what}: {len(names)}: {', '.join(names[:4])}{', ...' if names[4:] else ''}")
+            echo(f"{what}: {len(names)}: {', '.join(names[:4])}{', ...' if names[4:] else ''}")
     preprocessing = loaded.preprocessing
     if preprocessing is not None:
         preprocessing = replace(preprocessing, size=vit.size)
     save_backbone(vit, args.out, args.to, preprocessing)
     off = difference(vit, load_backbone(args.out, heads=vit.heads).backbone)
-    print(f"wrote {args.out} ({args.to}); read again, its tokens differ by {off:.1e} at most")
+    echo(f"wrote {args.out} ({args.to}); read again, its tokens differ by {off:.1e} at most")
     return 0 if off < 1e-5 else 1
 
 
@@ -176,7 +176,7 @@ def embed(args: argparse.Namespace) -> int:
     encoder, about = _encoder(args.model, args.size)
     there = len(up_to_date(paths, args.out))
     if there:
-        print(f"{there} of {len(paths)} images are in {args.out} already")
+        echo(f"{there} of {len(paths)} images are in {args.out} already")
     made = embed(
         paths, encoder.to(device), args.out, about=about, patches=args.patches, dtype=args.dtype,
         batch_size=args.batch_size,
@@ -185,10 +185,10 @@ def embed(args: argparse.Namespace) -> int:
     for row in bar(made, "images", len(paths), done=there):
         if "error" in row:
             refused += 1
-            print(f"{row['path']}: {row['error']['code']}", file=sys.stderr)
+            echo(f"{row['path']}: {row['error']['code']}", file=sys.stderr)
         else:
             added += 1
-    print(f"wrote {args.out}: {added} images" + (f", {refused} refused" if refused else ""))
+    echo(f"wrote {args.out}: {added} images" + (f", {refused} refused" if refused else ""))
     return 1 if refused == len(paths) else 0
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, check_target, positive
+from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, check_target, echo, positive
 from encoder.errors import naming
 from encoder.files import sole_writer, write_json
 from vlm.study import Image, Study
@@ -144,5 +144,5 @@ def run(args: argparse.Namespace) -> int:
             refused = write_predictions(
                 args.output, model, studies, settings, write=partial(write, rows=rows)
             )
-    print(f"wrote {args.output}: {len(rows)} studies" + (f", {refused} refused" if refused else ""))
+    echo(f"wrote {args.output}: {len(rows)} studies" + (f", {refused} refused" if refused else ""))
     return 1 if refused == len(rows) else 0

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import UsageError, check_target, console, replicates, seed
+from cxr.cli.terminal import UsageError, check_target, console, echo, printable, replicates, seed
 
 # studies on the page
 WORST = 20
@@ -122,16 +122,16 @@ def run(args: argparse.Namespace) -> int:
         scores.save(args.out)
     _show(scores.table())
     if args.out:
-        print(f"wrote {args.out}")
+        echo(f"wrote {args.out}")
     if args.html:
         images = {}
         if args.studies and args.studies.suffix.lower() != ".csv":
             try:
                 images = images_of([row["study_id"] for row in scores.worst(WORST)], args.studies)
             except ValueError as error:  # scoring is content with less than a studies file has to hold
-                print(f"the page has no X-rays: {error}", file=sys.stderr)
+                echo(f"the page has no X-rays: {error}", sys.stderr)
         write_page(args.html, title="Scores", scores=scores, worst=WORST, images=images)
-        print(f"wrote {args.html}")
+        echo(f"wrote {args.html}")
     return 0
 
 
@@ -170,7 +170,7 @@ def images_of(study_ids: Iterable[str], listing: Path) -> dict[str, Any]:
 
 def _show(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding))
+    print(printable(text, keep="\n").encode(encoding, "replace").decode(encoding))
 
 
 def weights(args: argparse.Namespace) -> int:
@@ -180,8 +180,9 @@ def weights(args: argparse.Namespace) -> int:
     from eval.scores import weights as known
 
     for name in args.fetch if args.fetch else known.MODELS if args.fetch is not None else ():
-        known.fetch(name, args.folder, lambda file: print(f"fetching {file}", flush=True))
-    print(f"looked for in {known.folder(args.folder)}\n")
+        known.fetch(name, args.folder, lambda file: echo(f"fetching {file}"))
+    echo(f"looked for in {known.folder(args.folder)}")
+    print()
     table = Table(box=None, pad_edge=False)
     for column in ("model", "serves", "there", "SHA-256 of the weights"):
         table.add_column(column, overflow="fold")

@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TextIO
 
-from encoder.errors import UserError
+from encoder.errors import UserError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,9 +101,9 @@ def _whole(text: str, least: int, most: int = 2**63 - 1) -> int:
     return number
 
 
-def printable(text: str) -> str:
-    """Return the text without what no terminal can show: the bytes of a file name that is not UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def echo(text: str, file: TextIO | None = None) -> None:
+    """Print a line in which there may be names that users gave: of files, studies, columns."""
+    print(printable(text), file=file, flush=True)
 
 
 def check_target(
@@ -159,8 +159,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     that cannot be read is told on stderr."""
 
     def tell(error: OSError) -> None:
-        where = printable(str(error.filename))
-        print(f"{where} cannot be read and is left out: {error.strerror}", file=sys.stderr)
+        echo(f"{error.filename} cannot be read and is left out: {error.strerror}", sys.stderr)
 
     for where, folders, names in os.walk(folder, onerror=tell):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

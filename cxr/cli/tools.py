@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import Options, UsageError, files_below, number, positive, seed, share
+from cxr.cli.terminal import Options, UsageError, echo, files_below, number, positive, printable, seed, share
 
 PLAN = "Say what a fine-tuning would cost, without its weights. Its options are those of cxr finetune."
 
@@ -61,7 +61,7 @@ def phantom(args: argparse.Namespace) -> int:
     asked = ("studies", "seed", "size", "format", "masks", "split", "workers", "prevalence", "followups", "laterals",
              "hidden", "wording")  # fmt: skip
     given = {name: getattr(args, name) for name in asked if getattr(args, name) is not None}
-    print(f"wrote {write_population(args.out, **given)}")
+    echo(f"wrote {write_population(args.out, **given)}")
     return 0
 
 
@@ -92,7 +92,7 @@ def plan(args: argparse.Namespace) -> int:
     print("\n".join(made.lines()))
     config_of: Any = llava.config
     tokens = config_of.image_seq_length * args.images + args.text
-    print(f"a step of a process: {batch} studies of {args.images} images, {tokens:,} tokens each")
+    echo(f"a step of a process: {batch} studies of {args.images} images, {tokens:,} tokens each")
     return 0
 
 
@@ -154,16 +154,16 @@ def leaks(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if args.encoder:
-        print(known_leaks(args.encoder, found.kind))
+        echo(known_leaks(args.encoder, found.kind))
     if args.lists or args.pixels:
-        print(summary(found, shared))
+        print(printable(summary(found, shared), keep="\n"))
     for leak in shared[:10] if args.out is None else []:
-        print(f"  {leak.split}: {leak.path} ({leak.how}: {leak.seen})")
+        echo(f"  {leak.split}: {leak.path} ({leak.how}: {leak.seen})")
     if args.out is None and len(shared) > 10:
-        print(f"  and {len(shared) - 10} more; --out FILE writes them all")
+        echo(f"  and {len(shared) - 10} more; --out FILE writes them all")
     if args.out:
         write_shared(shared, args.out)
-        print(f"wrote {len(shared)} images to {args.out}")
+        echo(f"wrote {len(shared)} images to {args.out}")
     return 1 if shared else 0
 
 
@@ -222,5 +222,5 @@ def outliers(args: argparse.Namespace) -> int:
     chest, others = films(args.chest)
     chest += [Path(image.path) for s in others for image in s.images]
     result = fit_outliers(args.model, paths, args.out, quantile=args.quantile, studies=studies, chest=chest)
-    print(f"wrote {args.out}: {result.reference} images in {len(result.parts)} parts", file=sys.stderr)
+    echo(f"wrote {args.out}: {result.reference} images in {len(result.parts)} parts", file=sys.stderr)
     return 0

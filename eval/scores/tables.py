@@ -260,10 +260,20 @@ def _not_computed(scores: Tabled) -> Table:
 
 def _problems(title: str, problems: Mapping[str, list[str]]) -> Table:
     rows = (
-        (kind, str(len(ids)), POLICIES[kind], ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else ""))
+        (
+            kind,
+            str(len(ids)),
+            POLICIES[kind],
+            ", ".join(map(_shown, ids[:3])) + (", ..." if len(ids) > 3 else ""),
+        )
         for kind, ids in problems.items()
     )
     return _rows(title, ("kind", "count", "treatment", "studies"), rows)
+
+
+def _shown(name: str) -> str:
+    """A user's name for a study, with what a terminal would obey (escape sequences, ends of lines) escaped."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def _rows(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:

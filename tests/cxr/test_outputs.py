@@ -9,6 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -344,3 +347,71 @@ def test_what_is_saved_can_be_read_by_others(findings_model, tmp_path):
 def _saved(model, folder):
     models.save(model, folder)
     return folder
+
+
+# Colours, the title of the window, the start of a line, a line of one's own, the C1 form of ESC [, right to left.
+ODD = "a\x1b[31mb\x1b]0;x\x07c\rd\nforged\x9b2Je\u202efdp\x7f"
+
+
+def test_a_terminal_is_shown_what_it_would_obey():
+    """By Unicode's own tables: controls, surrogates, ends of lines and paragraphs, and what turns the direction."""
+    from encoder.errors import printable
+
+    turns = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    for number in (*range(0x3000), *range(0xD700, 0x10000)):
+        character = chr(number)
+        obeyed = (
+            unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+            or unicodedata.bidirectional(character) in turns
+            or character in "\u061c\u200e\u200f"
+        )
+        assert (printable(character) == character) != obeyed, hex(number)
+    assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate films --model MODEL --max-new-tokens 3",
+        "generate films/ODD --model MODEL --max-new-tokens 3 --out ODD.jsonl",
+        "generate films.zip --model MODEL --max-new-tokens 3",
+        "generate ODD",
+        "generate ODD.jsonl --limit ODD",
+        "generate --ODD",
+        "score made.jsonl studies.jsonl --clinical none --bootstrap 10",
+        "score made.jsonl studies.jsonl --clinical none --bootstrap 10 --out ODD.json",
+        "studies check studies.jsonl",
+        "studies make dicom films --laterals --out ODD.jsonl",
+        "studies make table table.csv --out s.jsonl",
+        "embed films --model MODEL --out ODD",
+    ],
+)
+def test_names_do_nothing_to_a_terminal(findings_model, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    films_in(tmp_path / "films", 1, 1)
+    odd = ODD.replace("/", "")
+    shutil.copy("films/0.png", f"films/{odd}.png")
+    shutil.copy("films/0.png", f"films/{odd}")
+    Path("films", f"{odd}.dcm").write_bytes(bytes(128) + b"DICM cut off")
+    with zipfile.ZipFile("films.zip", "w") as file:
+        file.write("films/0.png", f"{odd}.png")
+        file.writestr(f"{odd}.dcm", bytes(128) + b"DICM cut off")
+        file.writestr(f"{odd}.zip", b"PK\x03\x04" + bytes(40))
+    row = {"schema": 1, "images": [{"path": f"films/none{odd}.png"}], "findings": "Clear.", "sex": odd}
+    made = {"model": "m", "findings": "Clear."}
+    Path("studies.jsonl").write_text(
+        "".join(json.dumps({**row, "study_id": f"{i}{odd}"}) + "\n" for i in "01")
+    )
+    Path("made.jsonl").write_text("".join(json.dumps({**made, "study_id": f"{i}{odd}"}) + "\n" for i in "12"))
+    column = odd.replace("\n", "").replace("\r", "")
+    Path("table.csv").write_text(f"study_id,image,{column},sex\n1,films/0.png,x,{column}\n", newline="")
+    if "MODEL" in command:
+        models.save(findings_model, "model")
+    # transformers' bar
+    capsys.readouterr()
+    with suppress(SystemExit):
+        main([word.replace("ODD", odd).replace("MODEL", "model") for word in command.split()])
+    said = "".join(capsys.readouterr())
+    assert "a\\x1b[31mb" in said, said
+    assert not set(said) & set("\x1b\x07\r\x9b\u202e\x7f"), ascii(said)
+    assert not [line for line in said.split("\n") if line.startswith("forged")], said

@@ -27,7 +27,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from encoder.errors import did_you_mean
+from encoder.errors import did_you_mean, printable
 
 YES, NO = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
 # How a value of each type is called in messages and in --help.
@@ -209,7 +209,7 @@ class Parser(argparse.ArgumentParser):
         # Of a misspelt option and what is missing because of it, the first is the mistake.
         if message.startswith("the following arguments are required") and (odd := self._unknown_options()):
             message = self.unknown(odd)
-        said = f"{self.prog}: {message}; `{self.prog} --help` lists what there is\n"
+        said = f"{self.prog}: {printable(message)}; `{self.prog} --help` lists what there is\n"
         self.exit(2, said if is_main() else None)
 
     def _parse_optional(self, arg_string: str) -> Any:
@@ -330,7 +330,7 @@ def note(line: str) -> None:
     from train.common.processes import is_main
 
     if is_main():
-        print(f"note: {line}", file=sys.stderr, flush=True)
+        print(f"note: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def updated(name: str, value: Any, old_values: Mapping[str, Any]) -> Any:
