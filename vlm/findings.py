@@ -111,6 +111,8 @@ class Findings:
                 f"{folder / OUTLIERS} was fitted with encoder {outliers.encoder_sha256[:12]}, the model has "
                 f"{model.meta.encoder_sha256[:12]}; fit it again"
             )
+        if outliers:
+            outliers.check_tower(model.parts.vision_tower, folder / OUTLIERS)
         if warn and model.meta.notice:
             tell(f"notice of {model.meta.name}", f"{model.meta.name}: {model.meta.notice}")
         return cls(model, outliers, limits, warn, insist)

@@ -32,6 +32,7 @@ from encoder.towers import hidden_states, shape_of
 GRID = 4  # cells a side; finer ones react to where exactly the patient stands
 LEAST = 40  # images of a part; fewer say nothing of its covariance
 FOLDS = 4
+FIT = "fit them again (cxr outliers)"
 FIELDS = ("mean_C", "directions_CK", "std_K", "rest_std", "limit")
 
 
@@ -90,6 +91,21 @@ class Part:
         d2_N = (inside_NK / self.std_K).square().sum(1) + rest_N / self.rest_std.square()
         return d2_N.sqrt() / self.limit
 
+    def check(self, start: str, width: int) -> None:
+        """Raise ValueError, which names the tensor after `start`, unless all fit each other and features of `width`."""
+        wanted = {
+            "mean_C": (width,),
+            "directions_CK": (width, *self.std_K.shape[:1]),
+            "std_K": (*self.std_K.shape[:1],),
+            "rest_std": (),
+            "limit": (),
+        }
+        for name, shape in wanted.items():
+            x = getattr(self, name)
+            if x.shape != shape or (name == "std_K" and x.ndim != 1) or not x.is_floating_point():
+                got = f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
+                raise ValueError(f"tensor {start}{name} is {got}, not float of shape {shape}; {FIT}")
+
 
 @dataclass
 class Outliers:
@@ -135,6 +151,18 @@ class Outliers:
             Part.fit(x_NC[member_N], quantile, keep, who_N[member_N]) for member_N in split(x_NC, parts)
         ]
         return cls(fitted, len(x_NC), encoder_sha256, false_alarms=round(1 - quantile, 6))
+
+    @property
+    def width(self) -> int:
+        """Of the features, C."""
+        return len(self.parts[0].mean_C)
+
+    def check_tower(self, tower: nn.Module, path: str | Path) -> None:
+        """Raise ModelError unless the statistics, read from `path`, are of features as wide as this tower's."""
+        if self.width != (wanted := (1 + GRID**2) * shape_of(tower.config).width):
+            raise ModelError(
+                f"{path} is of features of {self.width} numbers, the model's encoder gives {wanted}; {FIT}"
+            )
 
     def check(self, features_NC: Tensor) -> Tensor:
         """Distances (N,): above 1 is unusual."""
@@ -208,15 +236,19 @@ class Outliers:
                 raise ModelError(f"{path} holds no reference statistics of schema 1 or 2; fit them again")
             found = cls._loaded(file, numbers, "")
             if "chest.parts" in numbers:
-                found.chest = cls._loaded(file, numbers, "chest.")
+                found.chest = cls._loaded(file, numbers, "chest.", found.width)
         return found
 
     @classmethod
-    def _loaded(cls, file: Any, numbers: dict[str, str], start: str) -> Outliers:
+    def _loaded(cls, file: Any, numbers: dict[str, str], start: str, width: int | None = None) -> Outliers:
         parts = [
             Part(**{name: file.get_tensor(f"{start}{i}.{name}") for name in FIELDS})
             for i in range(int(numbers[f"{start}parts"]))
         ]
+        for i, part in enumerate(parts):
+            # The mean says how wide the others are, the first part's that of all.
+            width = part.mean_C.numel() if width is None else width
+            part.check(f"{start}{i}.", width)
         words, alarms = (
             float(numbers[start + k]) if start + k in numbers else None for k in ("words", "false_alarms")
         )
@@ -224,7 +256,7 @@ class Outliers:
         sound = all(torch.isfinite(getattr(part, name)).all() for part in parts for name in FIELDS)
         # A threshold that is no number would never be passed.
         if not (parts and sound and 0 < threshold < math.inf and (words is None or 0 < words < math.inf)):
-            raise ValueError("there are numbers that are none; fit them again (cxr outliers)")
+            raise ValueError(f"there are numbers that are none; {FIT}")
         return cls(
             parts,
             int(numbers[f"{start}reference"]),

@@ -168,3 +168,53 @@ def test_statistics_that_would_never_warn_are_refused(tmp_path, damage):
         save_file(tensors, file, metadata=numbers)
     with pytest.raises(ModelError, match=str(file)):
         Outliers.load(file)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("0.mean_C", lambda x: x[:-1]),
+        ("0.mean_C", lambda x: x[None]),
+        ("0.directions_CK", lambda x: x.T.contiguous()),
+        ("0.directions_CK", lambda x: x[:, :-1].contiguous()),
+        ("0.std_K", lambda x: x.sum()),
+        ("0.std_K", lambda x: x[:, None]),
+        ("0.rest_std", lambda x: x[None]),
+        ("0.limit", lambda x: x.int()),
+        ("chest.0.mean_C", lambda x: x[1:].clone()),
+    ],
+    ids=lambda damage: damage[0],
+)
+def test_statistics_whose_tensors_do_not_fit_are_refused_when_they_are_read(tmp_path, damage):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from encoder.errors import ModelError
+
+    file = tmp_path / "ood.safetensors"
+    known = Outliers.fit(cloud(300), parts=1)
+    known.chest = Outliers.fit(cloud(300), parts=1)
+    known.save(file)
+    with safe_open(file, "pt") as opened:
+        numbers = dict(opened.metadata())
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    name, spoil = damage
+    tensors[name] = spoil(tensors[name])
+    save_file(tensors, file, metadata=numbers)
+    # Of two that do not fit each other, either may be the one.
+    either = f"{name}|{name.replace('mean_C', 'directions_CK').replace('std_K', 'directions_CK')}"
+    with pytest.raises(ModelError, match=f"{file}.*tensor ({either}) is .*, not float of shape"):
+        Outliers.load(file)
+
+
+def test_statistics_of_another_width_than_the_encoders_are_refused(findings_model, tmp_path):
+    from encoder.errors import ModelError
+    from vlm import model as models
+    from vlm.findings import OUTLIERS, Findings
+
+    models.save(findings_model, tmp_path / "m")
+    sha256 = findings_model.meta.encoder_sha256
+    Outliers.fit(cloud(300), parts=1, encoder_sha256=sha256).save(tmp_path / "m" / OUTLIERS)
+    width = 17 * findings_model.config.vision_config.hidden_size
+    with pytest.raises(ModelError, match=f"{OUTLIERS} is of features of 8 numbers, .* gives {width}"):
+        Findings.from_pretrained(tmp_path / "m", warn=False)
