@@ -213,12 +213,15 @@ def _of_release(args: argparse.Namespace) -> tuple[list[Study], Path]:
 
 def _of_dicom(args: argparse.Namespace) -> tuple[list[Study], Path]:
     """Group the DICOM files of a folder; the paths of its studies are absolute."""
+    from dataclasses import replace
+
     from cxr.cli.inputs import grouped, rules_of
     from vlm.prompts import shown_image
 
     if not args.root.exists():
         raise UsageError(f"{args.root} does not exist; give a folder or a DICOMDIR")
-    studies = grouped({0: args.root}, rules_of(args), archives=False)[0].studies
+    rules = replace(rules_of(args), only_readable=True)
+    studies = grouped({0: args.root}, rules, archives=False)[0].studies
     if not args.laterals:
         frontal = [s for s in studies if (image := shown_image(s)) and image.view != "lateral"]
         if count := len(studies) - len(frontal):

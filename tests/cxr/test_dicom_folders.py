@@ -642,3 +642,40 @@ def test_real_files(cxr_data, capsys):
         "eCT_Supplemental.dcm",
     }
     assert {"truncated_RG1_J2K.dcm", "empty_file.dcm", "not_dicom_xml.dcm"} <= names
+
+
+def test_what_cannot_be_opened_is_refused_by_generate_and_left_out_of_a_list(tmp_path, capsys):
+    disc = tmp_path / "disc"
+    film(disc / "film.dcm", ONE, ViewPosition="PA")
+    Picture.fromarray(np.zeros((40, 40), np.uint8)).save(disc / "film.png")
+    Picture.fromarray(np.zeros((40, 40), np.uint8)).save(disc / "film.jpg")
+    unread = {
+        "empty.dcm": b"",
+        "zeros.dcm": bytes(2000),
+        "words.dcm": b"<xml>",
+        "magic.dcm": bytes(128) + b"DICM",
+    }
+    for name, content in unread.items():
+        (disc / name).write_bytes(content)
+    assert set(unread) < {s.study_id for s in group(disc)}
+    capsys.readouterr()
+    out = tmp_path / "s.jsonl"
+    for more in ([], ["--per-file", "--overwrite"]):
+        assert main(["studies", "make", "dicom", str(disc), "--out", str(out), *more]) == 0
+        assert {s.study_id for s in load_studies(out)} == {"film.dcm", "film.png", "film.jpg"}
+        said = capsys.readouterr().err
+        assert (
+            "4 files are neither DICOM nor PNG nor JPEG, or damaged, and left out: empty.dcm, magic.dcm"
+            in said
+        )
+    assert (
+        main(["studies", "make", "dicom", str(disc / "empty.dcm"), "--out", str(tmp_path / "t.jsonl")]) == 2
+    )
+    said = capsys.readouterr().err
+    assert "left out: empty.dcm" in said and "no study was found" in said
+
+
+def test_a_modality_that_says_nothing_is_read_as_a_radiograph(tmp_path):
+    film(tmp_path / "film.dcm", ONE, Modality="OT")
+    assert [s.study_id for s in group(tmp_path)] == ["film.dcm"]
+    assert [w.code for w in read(tmp_path / "film.dcm").warnings if "modality" in w.code]

@@ -300,7 +300,6 @@ def test_a_bare_list_of_images_names_its_own_studies(tmp_path):
         ("file\na.png\n", {"columns": {"finding": "file"}}, "no field is called finding"),
         ("file\na.png\n", {"labels": ["Edema"]}, "no column 'Edema'"),
         ("file,split\na.png,holdout\n", {}, "line 2: unknown split 'holdout'"),
-        ("file,age\na.png,old\n", {}, "age 'old'"),
         ("file,Edema\na.png,maybe\n", {"labels": ["Edema"]}, "label 'Edema'"),
         ("file,view\na.png|b.png|c.png,PA|AP\n", {}, "3 images, but 2 views"),
         ("id,findings\n1,Clear.\n1,Edema.\n", {}, "line 3: study '1' has another findings"),

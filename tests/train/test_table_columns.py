@@ -120,8 +120,8 @@ def test_cells_that_mean_nothing_are_told(tmp_path):
     found = read_table(table(tmp_path, "id,image,sex,view\n1,a,1,oblique\n2,b,2,PA\n3,c,F,unknown\n4,d,,\n"))
     assert [s.sex for s in found.studies] == [None, None, "F", None]
     assert found.notes == [
-        "view: 1 cells say what names no view, and count as missing: 'oblique'",
-        "sex: 2 cells say what is neither F nor M, and count as missing: '1', '2'",
+        "view: 1 cells say what names no view, and count as missing: 'oblique'; the first is in line 2",
+        "sex: 2 cells say what is neither F nor M, and count as missing: '1', '2'; the first is in line 2",
     ]
 
 
@@ -206,3 +206,22 @@ def test_the_table_itself_and_other_files_are_never_replaced(tmp_path, capsys):
     assert make(path, notes, "--overwrite") == 2
     assert "does not hold studies" in capsys.readouterr().err and notes.read_text() == "my notes"
     assert make(path, tmp_path / "o.jsonl") == 0 and make(path, tmp_path / "o.jsonl", "--overwrite") == 0
+
+
+@pytest.mark.parametrize("odd", ["old", "130", "-1", "0x20", "045X", "nan years", "[]", "1e400"])
+def test_an_age_that_means_nothing_is_left_out_and_counted(tmp_path, odd):
+    found = read_table(table(tmp_path, f"id,image,age\n1,a,63\n2,b,{odd}\n3,c,045Y\n4,d,{odd}\n5,e,\n"))
+    assert [s.age for s in found.studies] == [63, None, 45, None, None]
+    assert found.notes == [
+        f"age: 2 cells say what is neither a number of years up to 120 nor like 045Y, and count as missing: {odd!r}; "
+        "the first is in line 3"
+    ]
+
+
+def test_ages_of_other_types_are_left_out_and_counted(tmp_path):
+    file = tmp_path / "t.jsonl"
+    ages = [63, "old", {"years": 3}, [63], True, 40.5]
+    file.write_text("".join(json.dumps({"id": str(i), "age": age}) + "\n" for i, age in enumerate(ages)))
+    found = read_table(file)
+    assert [s.age for s in found.studies] == [63, None, None, None, None, 40.5]
+    assert "age: 4 cells" in found.notes[0] and found.notes[0].endswith("in line 2")

@@ -45,6 +45,12 @@ NAMES = {
     "comparison": ("comparison",),
 }  # fmt: skip
 SEVERAL = "|"  # between the paths, views or diagnoses in one cell
+# What is said of cells that mean nothing, by field.
+UNREAD = {
+    "view": "names no view",
+    "sex": "is neither F nor M",
+    "age": "is neither a number of years up to 120 nor like 045Y",
+}
 SEXES = {"f": "F", "female": "F", "woman": "F", "m": "M", "male": "M", "man": "M"}
 # Keys that a study or an image has itself; a column of that name that is no such field is kept under another.
 OWN_KEYS = {
@@ -136,10 +142,14 @@ def read_table(
     studies: dict[str, Study] = {}
     kept: dict[str, list[tuple[dict[str, Any], list[Image]]]] = defaultdict(list)
     unread: dict[str, Counter[str]] = defaultdict(Counter)
+    # Field -> line of the first cell that means nothing.
+    first_unread: dict[str, int] = {}
     for line, row in _read(path):
         try:
             cells = {field: known(row.get(column)) for field, column in plan.where.items()}
             study = _study(cells, image_root, unread)
+            for one in (one for one, odd in unread.items() if odd):
+                first_unread.setdefault(one, line)
             study.labels = _labels(row, plan.labels)
             images = list(study.images)
             if (first := studies.setdefault(study.study_id, study)) is not study:
@@ -149,7 +159,9 @@ def read_table(
         except StudyError as error:
             raise StudyError(f"{path}, line {line}: {error}") from None
     differ = _spread(studies, kept)
-    return Table(list(studies.values()), _told(surveys, plan, differ), _notes(surveys, plan, unread))
+    return Table(
+        list(studies.values()), _told(surveys, plan, differ), _notes(surveys, plan, unread, first_unread)
+    )
 
 
 def _look_at(survey: _Survey, value: Any) -> None:
@@ -258,14 +270,22 @@ def _told(surveys: Mapping[str, _Survey], plan: _Plan, differ: set[str]) -> dict
     return told
 
 
-def _notes(surveys: Mapping[str, _Survey], plan: _Plan, unread: Mapping[str, Counter[str]]) -> list[str]:
+def _notes(
+    surveys: Mapping[str, _Survey],
+    plan: _Plan,
+    unread: Mapping[str, Counter[str]],
+    first_unread: Mapping[str, int],
+) -> list[str]:
+    """Say what else was done that a user should know, a line each."""
     notes = []
     for one, cells in unread.items():
         if not cells.total():
             continue
         shown = ", ".join(repr(text[:20]) for text, _ in cells.most_common(3))
-        what = "is neither F nor M" if one == "sex" else "names no view"
-        notes.append(f"{one}: {cells.total()} cells say what {what}, and count as missing: {shown}")
+        notes.append(
+            f"{one}: {cells.total()} cells say what {UNREAD[one]}, and count as missing: {shown}; the first is in line "
+            f"{first_unread[one]}"
+        )
     conditions = {_plain(name) for name in CONDITIONS}
     for column in plan.extra:
         if _plain(column) in conditions and surveys[column].known:
@@ -348,6 +368,8 @@ def _study(cells: Mapping[str, Any], image_root: str | Path, unread: Mapping[str
     texts: dict[str, Any] = {key: None if cells.get(key) is None else str(cells[key]) for key in TEXTS}
     patient_id, split, sex = cells.get("patient_id"), cells.get("split"), cells.get("sex")
     unread["sex"].update([] if sex is None or str(sex).strip().lower() in SEXES else [str(sex)])
+    age = _age(cells.get("age"))
+    unread["age"].update([] if cells.get("age") is None or age is not None else [str(cells["age"])])
     return Study(
         study_id=str(study_id).strip(),
         patient_id=None if patient_id is None else str(patient_id).strip(),
@@ -356,7 +378,7 @@ def _study(cells: Mapping[str, Any], image_root: str | Path, unread: Mapping[str
             Image(str(Path(image_root, path)), view)
             for path, view in zip(paths, views or ["unknown"] * len(paths), strict=True)
         ],
-        age=_age(cells.get("age")),
+        age=age,
         sex=None if sex is None else SEXES.get(str(sex).strip().lower()),
         diagnoses=_list(cells.get("diagnoses")) or None,
         **texts,
@@ -373,11 +395,9 @@ def _view(text: str) -> str:
 
 
 def _age(value: Any) -> float | None:
-    if value is None:
-        return None
-    years = parse_age(str(value))
+    years = None if value is None else parse_age(str(value))
     if years is None:
-        raise StudyError(f"age {str(value)[:20]!r} is neither a number of years up to 120 nor like 045Y")
+        return None
     return int(years) if years == int(years) else round(years, 3)
 
 

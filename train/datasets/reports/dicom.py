@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from encoder.media import Member
+from encoder.media import Member, head_of
 from encoder.radiograph import quiet
 from encoder.radiograph.parse import DICOMDIR_CLASS
 from train.datasets.films import FilmHeader, film_header
@@ -27,6 +27,10 @@ from vlm.study import Image, Study
 PatientIds = Literal["plain", "hashed"]
 # Keyed when the user gives no key: a constant, so that equal patients have equal names in all runs.
 NO_KEY = b"cxr patient"
+# How PNG and JPEG files begin.
+PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+# unreadable files that are told by name
+NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Rules:
     dates: bool = False
     # Whether each study is given the patient's study before.
     priors: bool = True
+    # Whether what is no DICOM file and no picture is left out, and not a study that reading refuses.
+    only_readable: bool = False
 
 
 @dataclass
@@ -61,6 +67,8 @@ class Found:
     studies: list[Study] = field(default_factory=list)
     # What it is instead of a chest film -> how many files.
     left_out: Counter[str] = field(default_factory=Counter)
+    # Names of what can be read neither as DICOM nor as a picture.
+    unreadable: list[str] = field(default_factory=list)
     # Images of raw detector data that stand behind a processed one.
     raw: int = 0
     # Patient IDs that several people have, by birth date or sex.
@@ -76,6 +84,11 @@ class Found:
                 "file that is not a chest X-ray is" if count == 1 else "files that are not chest X-rays are"
             )
             lines.append(f"{count} {what} left out: {kinds}")
+        if self.unreadable:
+            count = len(self.unreadable)
+            what = "file is" if count == 1 else "files are"
+            named = ", ".join(self.unreadable[:NAMED]) + (", ..." if count > NAMED else "")
+            lines.append(f"{count} {what} neither DICOM nor PNG nor JPEG, or damaged, and left out: {named}")
         if self.raw:
             what = "file of raw detector data is" if self.raw == 1 else "files of raw detector data are"
             lines.append(f"{self.raw} {what} left out: the study has the same view processed")
@@ -99,7 +112,8 @@ def studies(
     rules: Rules | None = None,
     header_of: Callable[[Path | Member], FilmHeader | None] = film_header,
 ) -> Found:
-    """Group files into studies. No file raises anything here; what cannot be read is a study, which reading refuses."""
+    """Group files into studies. No file raises anything here; what cannot be read is a study, which reading refuses, or
+    is left out by the rules."""
     rules = rules or Rules()
     found = Found()
     alone: list[tuple[int, Study]] = []
@@ -108,6 +122,9 @@ def studies(
     with quiet():
         headers = [header_of(file.source) for file in files]
     for at, (file, header) in enumerate(zip(files, headers, strict=True)):
+        if rules.only_readable and not _is_picture(file) and not _says_anything(header):
+            found.unreadable.append(file.name)
+            continue
         if header is None:
             alone.append((at, Study(file.name, images=[_image(file)])))
             continue
@@ -235,6 +252,15 @@ def _link_person(series: Sequence[_Made]) -> None:
     for one in dated:
         one.study.extra["order"] = 1 + moments.index(when[one.study.study_id])
     link_priors([one.study for one in dated], when, usable=_has_frontal)
+
+
+def _says_anything(header: FilmHeader | None) -> bool:
+    """Whether it says what the object is, or of which study, or how large the image is."""
+    return header is not None and bool(header.sop_class or header.study_uid or header.modality or header.rows)
+
+
+def _is_picture(file: File) -> bool:
+    return head_of(file.source, 8).startswith(PICTURES)
 
 
 def _has_frontal(study: Study) -> bool:
