@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset as parse_dataset
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
@@ -25,6 +26,7 @@ PIXEL_DATA = 0x7FE00010
 # FloatPixelData, DoubleFloatPixelData, PixelData
 PIXELS = {0x7FE00008, 0x7FE00009, PIXEL_DATA}
 FRAGMENT = b"\xfe\xff\x00\xe0"
+DAMAGED = "the DICOM header is damaged"
 FLOATING = "the pixels are floating-point numbers, which no radiograph has"
 KNOWN_VRS = {str(vr).encode() for vr in VR if len(vr) == 2}
 LONG_VRS = {str(vr).encode() for vr in EXPLICIT_VR_LENGTH_32}
@@ -35,8 +37,12 @@ ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 MOST_MISPLACED, MOST_PIECES, MOST_FRAGMENTS = 300, 40_000, 100_000
 
 
-class _NoHeader(InputError):
-    """What is there cannot be a DICOM header, however it is read."""
+# Of elements without a known VR that follow one another, so many are looked at to tell which form they have.
+AHEAD = 6
+
+
+class _BadHeader(InputError):
+    """The header cannot be read, or what was read cannot be one."""
 
 
 class Counted:
@@ -49,7 +55,7 @@ class Counted:
     def read(self, size: int = -1) -> bytes:
         self.left -= 1
         if self.left < 0:
-            raise _NoHeader("unreadable", "its header has more elements than a radiograph's can have")
+            raise _BadHeader("unreadable", "its header has more elements than a radiograph's can have")
         return self.file.read(size)
 
 
@@ -83,17 +89,25 @@ def parse(data: bytes, limits: Limits) -> Parsed:
     begin = stream.tell()
     if syntax == DEFLATED:
         data, begin = _inflate(data[begin:], limits), 0
+    parsed: Parsed | None = None
+    failed: Exception | None = None
     try:
         parsed = _find_pixels(data, begin, syntax)
-    except _NoHeader:
-        raise
-    except Exception:
-        if (mended := _with_known_vrs(data, begin, syntax)) is None:
-            raise
-        parsed = _find_pixels(mended, begin, syntax)
-    else:
-        if parsed.start == parsed.end and (mended := _with_known_vrs(data, begin, syntax)) is not None:
+    # pydicom raises anything on a damaged file
+    except Exception as error:
+        failed = error
+    if parsed is None or parsed.start == parsed.end:
+        try:
+            mended = _with_known_vrs(data, begin, syntax)
+        except _Stuck as stuck:
+            # what pydicom made of the rest says nothing; but without a sound element before, the file is none
+            if stuck.at > begin and (isinstance(failed, _BadHeader) or not isinstance(failed, InputError)):
+                raise InputError("unreadable", str(stuck)) from None
+            mended = None
+        if mended is not None:
             parsed = _find_pixels(mended, begin, syntax)
+    if parsed is None:
+        raise failed or _BadHeader("unreadable", DAMAGED)
     parsed.header.file_meta = meta
     return parsed
 
@@ -140,7 +154,7 @@ def _dataset(
         nonlocal last, misplaced
         misplaced += tag <= last
         if misplaced > MOST_MISPLACED:
-            raise _NoHeader("unreadable", "its header is no list of elements: their tags do not ascend")
+            raise _BadHeader("unreadable", "its header is no list of elements: their tags do not ascend")
         last = tag
         return stop(tag, vr, length)
 
@@ -162,8 +176,8 @@ def _dataset(
         if counted.left < 0:
             counted.read()
         if stream.tell() >= end:
-            raise InputError("truncated", "the file ends inside its header") from None
-        raise InputError("unreadable", "the DICOM header is damaged") from None
+            raise _BadHeader("truncated", "the file ends inside its header") from None
+        raise _BadHeader("unreadable", DAMAGED) from None
     return dataset
 
 
@@ -209,10 +223,11 @@ def fragments_of(value: bytes) -> list[bytes]:
 
 
 def _with_known_vrs(data: bytes, begin: int, syntax: str) -> bytes | None:
-    """Write UN for every VR that is unknown and has a 32-bit length; None where there is no such VR.
+    """Write a VR for every one that is unknown; None where there is none to write.
 
-    VRs that are to come have that form (PS3.5 6.2.2, 7.1.2). pydicom takes a VR that it does not know to have a 16-bit
-    length, reads it as zero, and then takes the value for elements.
+    VRs that are to come have a 32-bit length (PS3.5 6.2.2, 7.1.2). What is no VR at all ("??", zeros, lower case) may
+    stand before a 16-bit length, too, and some elements have no VR: the form is taken by which an element follows the
+    value. pydicom takes letters for a VR with a 16-bit length, and all else for an element without a VR. Raises _Stuck.
     """
     if syntax == IMPLICIT:
         return None
@@ -224,12 +239,33 @@ def _with_known_vrs(data: bytes, begin: int, syntax: str) -> bytes | None:
     return bytes(walk.data) if walk.changed else None
 
 
+class _Stuck(Exception):
+    """No form of an element fits."""
+
+    def __init__(self, at: int, tag: int) -> None:
+        super().__init__(
+            f"the header cannot be read at element ({tag >> 16:04X},{tag & 0xFFFF:04X}): it has no VR of the standard, "
+            "and no element follows it"
+        )
+        self.at = at
+
+
+class _Form(NamedTuple):
+    """How an element whose VR is unknown may be read."""
+
+    vr: bytes | None  # to be written for it; None: it has none, as in implicit VR
+    value: int
+    length: int
+
+
 class _Walk:
     """A walk over explicit-VR elements. Positions are offsets into `data`."""
 
     def __init__(self, data: bytearray, order: str) -> None:
         self.data, self.order, self.changed = data, order, False
         self.left = MOST_PIECES
+        # the element before had no VR
+        self.implicit = False
 
     def count(self) -> None:
         self.left -= 1
@@ -253,9 +289,10 @@ class _Walk:
             if tag >= min(PIXELS):
                 return at
             vr = bytes(self.data[at + 4 : at + 6])
-            if vr not in KNOWN_VRS and self._is_long(at, tag):
-                self.data[at + 4 : at + 6] = vr = b"UN"
-                self.changed = True
+            if vr not in KNOWN_VRS:
+                at = self.unknown(at, tag, end)
+                continue
+            self.implicit = False
             if vr not in LONG_VRS:
                 at += 8 + int(struct.unpack_from(self.order + "H", self.data, at + 6)[0])
             elif (length := self.length(at + 8)) != UNDEFINED:
@@ -277,14 +314,52 @@ class _Walk:
             at = self.elements(at, end) if length == UNDEFINED else at + length
         return at
 
-    def _is_long(self, at: int, tag: int) -> bool:
-        """Whether the element has a 32-bit length: the reserved bytes are zero, and an element follows its value."""
-        if self.data[at + 6 : at + 8] != b"\0\0" or at + 12 > len(self.data):
-            return False
-        length = self.length(at + 8)
-        if length == UNDEFINED:
-            return self.tag(at + 12) in (ITEM, SEQUENCE_END)
-        after = at + 12 + length
+    def unknown(self, at: int, tag: int, end: int) -> int:
+        """Write a VR for the unknown one of this element; returns where the next begins."""
+        for form in self.forms(at, tag):
+            if not self.fits(form, tag, AHEAD):
+                continue
+            self.implicit = form.vr is None
+            if form.vr is not None:
+                self.data[at + 4 : at + 6] = form.vr
+                self.changed = True
+            return self.items(form.value, end) if form.length == UNDEFINED else form.value + form.length
+        # a data set in implicit VR that is cut off, whatever the transfer syntax says
+        if self.implicit:
+            raise struct.error
+        raise _Stuck(at, tag)
+
+    def forms(self, at: int, tag: int) -> Iterator[_Form]:
+        if self.data[at + 6 : at + 8] == b"\0\0" and at + 12 <= len(self.data):
+            yield _Form(b"UN", at + 12, self.length(at + 8))
+        yield _Form(_short_vr(tag), at + 8, int(struct.unpack_from(self.order + "H", self.data, at + 6)[0]))
+        yield _Form(None, at + 8, self.length(at + 4))
+
+    def fits(self, form: _Form, tag: int, ahead: int) -> bool:
+        """Whether an element with a greater tag follows the value, or what closes an item or the file."""
+        self.count()
+        after = form.value + (0 if form.length == UNDEFINED else form.length)
         if after == len(self.data):
+            return form.length != UNDEFINED
+        if after + 8 > len(self.data):
+            return False
+        following = self.tag(after)
+        if form.length == UNDEFINED:
+            return following in (ITEM, SEQUENCE_END)
+        if following == ITEM_END:
             return True
-        return after + 8 <= len(self.data) and (self.tag(after) > tag or self.tag(after) == ITEM_END)
+        if following <= tag:
+            return False
+        if following in PIXELS or bytes(self.data[after + 4 : after + 6]) in KNOWN_VRS or not ahead:
+            return True
+        return any(self.fits(one, following, ahead - 1) for one in self.forms(after, following))
+
+
+def _short_vr(tag: int) -> bytes:
+    """The VR of an attribute of the standard, of any other LO; if that VR has a 32-bit length, LO as well."""
+    try:
+        # the first of "US or SS"
+        vr = dictionary_VR(tag)[:2].encode()
+    except KeyError:
+        return b"LO"
+    return b"LO" if vr in LONG_VRS else vr

@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,7 +172,7 @@ def test_what_is_no_header_is_refused_at_once(case):
         read(data)
     assert time.process_time() - began < 2
     assert caught.value.code == "unreadable"
-    assert any(words in caught.value.message for words in ("elements", "fragments"))
+    assert any(words in caught.value.message for words in ("element", "fragments"))
 
 
 def test_a_hundred_megabytes_of_zeros_are_refused_at_once():
@@ -198,3 +199,81 @@ def test_grouping_leaves_what_is_no_header_at_once(tmp_path):
     began = time.process_time()
     assert film_header(path) is None
     assert time.process_time() - began < 1
+
+
+# Elements whose VR is none: PS3.5 7.1.2 has two forms of an element with a VR, and one without.
+
+
+def with_private(values: list[bytes], form: str, vr: bytes, syntax: str, nested: bool, path: Path) -> bytes:
+    """The film with private elements of this VR, beside or inside a sequence."""
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    ds = dataset(FILM, 12, syntax)
+    body = b""
+    for n, value in enumerate(values):
+        head = struct.pack(order + "2H", 0x0009, 0x1001 + n)
+        if form == "16 bits":
+            body += head + vr + struct.pack(order + "H", len(value)) + value
+        else:
+            body += head + vr + b"\0\0" + struct.pack(order + "L", len(value)) + value
+    if nested:
+        item, end, close = (
+            struct.pack(order + "2HL", 0xFFFE, element, length)
+            for element, length in ((0xE000, 0xFFFFFFFF), (0xE00D, 0), (0xE0DD, 0))
+        )
+        body = struct.pack(order + "2H2sHL", 9, 0x0FFF, b"SQ", 0, 0xFFFFFFFF) + item + body + end + close
+    data = save(ds, path).read_bytes()
+    # before the body part, the first element of group 0018
+    at = data.index(struct.pack(order + "2H", 0x0018, 0x0015))
+    return data[:at] + body + data[at:]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("form", ["16 bits", "32 bits"])
+@pytest.mark.parametrize("vr", [b"??", b"\0\0", b"lo", b"  ", b"ZZ", b"-1"])
+@pytest.mark.parametrize("values", [[b"hello "], [b""], [b"one ", b"", b"\x30\0\x10\0\x40\0"]])
+def test_what_has_no_vr_is_read_past(values, vr, form, syntax, nested, tmp_path):
+    radiograph = read(with_private(values, form, vr, syntax, nested, tmp_path / "x.dcm"))
+    assert np.abs(radiograph.pixels - PLAIN).max() < 1e-6
+    assert radiograph.header.body_part == "CHEST"
+
+
+@pytest.mark.parametrize("vr", [b"??", b"\0\0", b"us"])
+def test_a_known_element_without_a_vr_has_its_dictionarys(vr, tmp_path):
+    """Rows, Columns and WindowCenter are needed, and their VRs are in PS3.6."""
+    data = save(dataset(FILM, 12, WindowCenter=900, WindowWidth=1500), tmp_path / "x.dcm").read_bytes()
+    for tag, known in ((b"\x28\0\x10\0", b"US"), (b"\x28\0\x11\0", b"US"), (b"\x28\0\x50\x10", b"DS")):
+        assert data.count(tag + known) == 1
+        data = data.replace(tag + known, tag + vr)
+    assert np.abs(read(data).pixels - scaled(windowed(FILM, 900, 1500))).max() < 1e-6
+
+
+def test_an_element_without_a_vr_before_a_film_that_is_mostly_black(tmp_path):
+    """Read without a VR, its length is 409,407 bytes, which end among the zeros of the background."""
+    film = np.zeros((700, 700), np.uint16)
+    film[-40:, -48:] = FILM
+    element = struct.pack("<2H2sH", 9, 0x1001, b"??", 6) + b"hello "
+    data = save(dataset(film, 12), tmp_path / "x.dcm").read_bytes()
+    at = data.index(b"\x18\0\x15\0CS")
+    assert np.abs(read(data[:at] + element + data[at:]).pixels - scaled(film)).max() < 1e-6
+    with pytest.raises(InputError, match=r"\(0009,1001\)"):
+        read(data[:at] + element[:6] + b"\xff\x7f" + element[8:] + data[at:])
+
+
+def test_an_element_that_no_form_fits_is_named(tmp_path):
+    data = with_private([b"hello "], "16 bits", b"??", ExplicitVRLittleEndian, False, tmp_path / "x.dcm")
+    at = data.index(b"??")
+    for length in (7, 999, 40_000):
+        with pytest.raises(InputError) as caught:
+            read(data[: at + 2] + struct.pack("<H", length) + data[at + 4 :])
+        assert caught.value.code == "unreadable" and "(0009,1001)" in caught.value.message
+
+
+def test_an_implicit_sequence_in_an_explicit_film_is_read_past(tmp_path):
+    """Some writers change to implicit VR inside a sequence, which pydicom reads; beside it, an element of VR ??."""
+    item = struct.pack("<2HL", 8, 0x1150, 6) + b"1.2.3\0" + struct.pack("<2HL", 8, 0x1155, 4) + b"1.2\0"
+    items = OPEN_ITEM + item + struct.pack("<2HL2HL", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
+    data = with_private([b"hello "], "16 bits", b"??", ExplicitVRLittleEndian, False, tmp_path / "x.dcm")
+    at = data.index(b"\x09\0\x01\x10??")
+    spoilt = data[:at] + sequence(items) + data[at:]
+    assert np.abs(read(spoilt).pixels - PLAIN).max() < 1e-6
