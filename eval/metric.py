@@ -65,6 +65,9 @@ class metric:
         self._clinical, self._labels = bool(needed), name == "label-f1"
         self._score(["Clear."], ["Clear."])  # an unknown key is refused now, not in the first batch
 
+    def __repr__(self) -> str:
+        return f"metric({self.key!r})"
+
     def per_sample(self, references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
         """The score of every pair, float64 (N,). Raises ScoreError if there are not as many of both."""
         sheet, measure = self._score(references, predictions)

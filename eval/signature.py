@@ -58,6 +58,11 @@ class Score:
     n: int
     signature: str
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its bounds: (low, high)."""
+        return self.low, self.high
+
     def to_json(self) -> dict[str, Any]:
         """JSON object; a value that is not defined is null."""
         return {
