@@ -21,6 +21,8 @@ SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.S)
 RESTART = re.compile(rb"\xff([\xd0-\xd7])", re.S)
 # Where a codestream begins: SOI of JPEG and JPEG-LS, SOC and SIZ of JPEG 2000, the box before it.
 STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
+# One of them behind an end marker, which zeros may pad.
+SECOND = re.compile(rb"\xff\xd9\0{0,8}(" + rb"|".join(map(re.escape, STARTS)) + rb")", re.S)
 
 
 class Stream(NamedTuple):
@@ -106,6 +108,18 @@ def scans(data: bytes) -> Scans | None:
         except (IndexError, ValueError, ZeroDivisionError, struct.error):
             return None
     return Scans(found, None, interval, mcus, sequential or max(lowest) == 0)
+
+
+def another_follows(frame: bytes) -> bool:
+    """Whether a second image follows the end of the first."""
+    stream = describe(frame)
+    if stream is not None and stream.kind in ("jpeg_ls", "jpeg_2000"):
+        # Behind the header, FF is followed by less than 80 (JPEG-LS) or 90 (JPEG 2000) in what is coded, so that FFD9
+        # is the end marker.
+        begin = frame.find(b"\xff\xda" if stream.kind == "jpeg_ls" else b"\xff\x90")
+        return begin >= 0 and SECOND.search(frame, begin) is not None
+    of = scans(frame) if frame.startswith(STARTS[0]) else None
+    return of is not None and of.end is not None and frame[of.end :].lstrip(b"\0").startswith(STARTS[0])
 
 
 def restarts_are_whole(data: bytes, of: Scans) -> bool:

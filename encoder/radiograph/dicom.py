@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
 from encoder.radiograph import decode, geometry, stored
-from encoder.radiograph.codestream import STARTS, describe, scans
+from encoder.radiograph.codestream import STARTS, another_follows, describe
 from encoder.radiograph.decode import RLE, SYNTAXES, Job
 from encoder.radiograph.elements import integer, items, text
 from encoder.radiograph.grey import check_bytes, check_pixels, levels, look_up, size_warning
@@ -203,7 +203,8 @@ def _pixels(parsed: Parsed, photometric: str, samples: int, H: int, W: int, limi
         return _from_stream(header, frame, syntax, photometric, samples, H, W)
     allocated, bits = integer(header, "BitsAllocated", 0), integer(header, "BitsStored", 0)
     if allocated not in (8, 16) or not 1 < bits <= allocated:
-        raise InputError("unreadable", f"{bits} bits a pixel; radiographs have 8 to 16, in 8 or 16 allocated")
+        got = f"{bits} bits a pixel, in {allocated} allocated"
+        raise InputError("unreadable", f"{got}; radiographs have 8 to 16, in 8 or 16 allocated")
     notes = []
     if parsed.fragmented:
         most = limits.max_inflated_bytes
@@ -291,9 +292,9 @@ def _one_frame(value: bytes, syntax: str) -> bytes:
     fragments = [fragment for fragment in fragments_of(value) if fragment]
     begun = len(fragments) if syntax == RLE else sum(fragment.startswith(STARTS) for fragment in fragments)
     frame = b"".join(fragments)
-    if begun == 1 and frame.startswith(STARTS[0]) and (of := scans(frame)) is not None and of.end is not None:
-        # one fragment, in which a second image follows the first
-        begun += frame[of.end :].lstrip(b"\0").startswith(STARTS[0])
+    # one fragment, in which a second image follows the first
+    if syntax != RLE and begun == 1:
+        begun += another_follows(frame)
     if begun > 1:
         raise InputError(
             "multi_frame", f"{begun} compressed frames, which the header calls one; give one alone"

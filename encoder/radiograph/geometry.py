@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import numpy as np
 from PIL import Image
@@ -47,8 +48,8 @@ def aspect(header: Dataset) -> float | None:
         if len(ratio) != 2 or not ratio[0] or not ratio[1] or min(ratio[0], ratio[1]) <= 0:
             return None
         values = ratio[0], ratio[1]
-    found = values[0] / values[1]
-    return found if np.isfinite(found) else None
+    # 1e308 by 1e-308 is a typing error like any other large number
+    return min(values[0] / values[1], sys.float_info.max)
 
 
 def squared_shape(header: Dataset, H: int, W: int, most: int) -> tuple[tuple[int, int], list[Warn]]:

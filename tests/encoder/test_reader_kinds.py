@@ -13,11 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
 
 from encoder.radiograph import InputError, read
-from tests.encoder.test_grey_levels import EIGHT, FILM, PLAIN, j2k, jpeg, stream, windowed, written
-from tests.encoder.test_radiograph import dataset, save, scaled
+from tests.encoder.test_grey_levels import (
+    EIGHT,
+    FILM,
+    JLS_12,
+    PLAIN,
+    j2k,
+    jpeg,
+    small,
+    stream,
+    windowed,
+    written,
+)
+from tests.encoder.test_radiograph import dataset, frame_of, save, scaled
 from train.datasets.films import film_header
 
 # 8-bit pixels as words: PS3.5 8.1.2. Big endian swaps the two bytes of a word.
@@ -277,3 +289,41 @@ def test_an_implicit_sequence_in_an_explicit_film_is_read_past(tmp_path):
     at = data.index(b"\x09\0\x01\x10??")
     spoilt = data[:at] + sequence(items) + data[at:]
     assert np.abs(read(spoilt).pixels - PLAIN).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "spacing", [["1e308", "1e-308"], ["1e-308", "1e308"], ["1e200", "1e-200"], ["5", "0.5"]]
+)
+def test_a_ratio_that_is_not_credible_is_said_whatever_its_size(spacing, tmp_path):
+    radiograph = read(save(dataset(FILM, 12, PixelSpacing=spacing), tmp_path / "x.dcm"))
+    (told,) = [w for w in radiograph.warnings if w.code == "not_square"]
+    assert "not credible" in told.message and "inf" not in told.message
+    assert np.abs(radiograph.pixels - PLAIN).max() < 1e-6
+
+
+@pytest.mark.parametrize(("allocated", "bits"), [(32, 12), (1, 1), (12, 12), (16, 17)])
+def test_bits_that_cannot_be_are_said_as_they_were_got(allocated, bits, tmp_path):
+    ds = dataset(FILM, 12)
+    ds.BitsAllocated, ds.BitsStored = allocated, bits
+    with pytest.raises(InputError) as caught:
+        read(save(ds, tmp_path / "x.dcm"))
+    assert caught.value.code == "unreadable"
+    assert f"{bits} bits" in caught.value.message and f"{allocated} allocated" in caught.value.message
+
+
+@pytest.mark.parametrize("between", [b"", b"\0", b"\0\0"])
+@pytest.mark.parametrize("coding", ["JPEG", "JPEG-LS", "JPEG 2000", "JP2"])
+def test_a_second_image_in_the_fragment_of_the_first_is_refused(coding, between, tmp_path):
+    boxed = frame_of(FILM, "JPEG2000", irreversible=False)
+    ds, frame = {
+        "JPEG": (stream(JPEGBaseline8Bit, jpeg(EIGHT), 8, 8), jpeg(EIGHT)),
+        "JPEG-LS": (small(JLS_12, 16, 12), JLS_12),
+        "JPEG 2000": (stream(JPEG2000Lossless, j2k(FILM), 16, 12), j2k(FILM)),
+        "JP2": (stream(JPEG2000Lossless, boxed, 16, 12), boxed),
+    }[coding]
+    assert read(save(ds, tmp_path / "x.dcm")).pixels.any()
+    ds.PixelData = encapsulate([frame + between + frame])
+    ds["PixelData"].is_undefined_length = True
+    with pytest.raises(InputError) as caught:
+        read(save(ds, tmp_path / "x.dcm"))
+    assert caught.value.code == "multi_frame"
