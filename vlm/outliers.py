@@ -159,7 +159,8 @@ class Outliers:
 
     def check_tower(self, tower: nn.Module, path: str | Path) -> None:
         """Raise ModelError unless the statistics, read from `path`, are of features as wide as this tower's."""
-        if self.width != (wanted := (1 + GRID**2) * shape_of(tower.config).width):
+        config: Any = tower.config
+        if self.width != (wanted := (1 + GRID**2) * shape_of(config).width):
             raise ModelError(
                 f"{path} is of features of {self.width} numbers, the model's encoder gives {wanted}; {FIT}"
             )

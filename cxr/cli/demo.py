@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr.cli import generate
-from cxr.cli.terminal import UsageError, positive, printable
+from cxr.cli.terminal import UsageError, positive
+from encoder.errors import printable
 
 if TYPE_CHECKING:
     from eval import Scores

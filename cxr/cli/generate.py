@@ -21,9 +21,9 @@ from cxr.cli.terminal import (
     console,
     echo,
     positive,
-    printable,
     seed,
 )
+from encoder.errors import printable
 from encoder.workers import end_with
 
 if TYPE_CHECKING:

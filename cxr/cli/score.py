@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import UsageError, check_target, console, echo, printable, replicates, seed
+from cxr.cli.terminal import UsageError, check_target, console, echo, replicates, seed
+from encoder.errors import printable
 
 # studies on the page
 WORST = 20

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import Options, UsageError, echo, files_below, number, positive, printable, seed, share
+from cxr.cli.terminal import Options, UsageError, echo, files_below, number, positive, seed, share
+from encoder.errors import printable
 
 PLAN = "Say what a fine-tuning would cost, without its weights. Its options are those of cxr finetune."
 

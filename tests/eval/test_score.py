@@ -394,9 +394,8 @@ def test_the_room_needs_no_torch_at_import():
 
 def test_what_the_readme_says_of_a_score():
     """value, interval, n, signature; and a metric that is printed says which one it is."""
-    texts = {"a": "Clear lungs.", "b": "Edema."}, {"a": "Clear lungs.", "b": "No edema."}
-    found = score(*texts, n_boot=20, clinical_models="none")["rouge-l/coco"]
+    found = score(predictions(), studies(), n_boot=20)["rouge-l/coco"]
     assert found.interval == (found.low, found.high) and found.low <= found.value <= found.high
     assert list(found.interval) == found.to_json()["interval"]
-    assert (found.n, bool(found.signature)) == (2, True)
+    assert found.n == len(studies()) and found.signature
     assert repr(eval_room.metric("rouge-l/coco")) == "metric('rouge-l/coco')"
