@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoder.errors import UserError
+from encoder.errors import UserError, printable
 from encoder.files import append_json, sha256_of, write_atomically
 from encoder.media import Member
 from encoder.progress import bar
@@ -85,10 +85,12 @@ def write_predictions(
     elif others:
         aside = path.with_name(f"{path.name}.other")
         append_json(aside, others)
-        print(f"{len(others)} predictions in {part} are of other studies; they are kept in {aside}")
+        print(
+            f"{len(others)} predictions in {_shown(part)} are of other studies; they are kept in {_shown(aside)}"
+        )
     left = {s.study_id for s in mine} - rows.keys()
     if rows and share is None and left:
-        print(f"{len(rows)} of {len(studies)} studies are in {part} already")
+        print(f"{len(rows)} of {len(studies)} studies are in {_shown(part)} already")
     what = "findings" if images == "own" else f"{images} images"
     with part.open("a", **TEXT) as file:
         try:
@@ -99,7 +101,9 @@ def write_predictions(
                 file.write(json.dumps(rows[name], ensure_ascii=False) + "\n")
                 file.flush()
         except KeyboardInterrupt:
-            print(f"\nwhat is finished lies in {part}; run the same command to resume", file=sys.stderr)
+            print(
+                f"\nwhat is finished lies in {_shown(part)}; run the same command to resume", file=sys.stderr
+            )
             raise
     if share is not None:
         return 0
@@ -155,6 +159,10 @@ def remove_parts(path: Path) -> None:
     """Remove what an interrupted run left of `path`."""
     for part in parts_of(path):
         part.unlink()
+
+
+def _shown(path: Path) -> str:
+    return printable(str(path))
 
 
 def _contents(image: Image, root: str | Path) -> str:

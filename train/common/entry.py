@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from encoder.errors import UserError, of_the_disk, said_of
+from encoder.errors import UserError, of_the_disk, printable, said_of
 from encoder.startup import begin_program
 from train.common.processes import all_processes, is_main
 
@@ -45,7 +45,7 @@ def _run(main: Callable[[list[str]], int], name: str, words: list[str]) -> int:
         return main(words)
     except UserError as error:
         if is_main():
-            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            print(f"{name}: {printable(str(error))}", file=sys.stderr, flush=True)
         return error.exit_status
     except SystemExit as stop:  # a mistake on the command line, which the parser has told
         return stop.code if isinstance(stop.code, int) else 1
@@ -62,5 +62,5 @@ def _run(main: Callable[[list[str]], int], name: str, words: list[str]) -> int:
         if not (isinstance(disk, OSError) and disk.errno in DISK):
             raise
         # each process may be the one that writes
-        print(f"{name}: {said_of(disk)}", file=sys.stderr, flush=True)
+        print(f"{name}: {printable(said_of(disk))}", file=sys.stderr, flush=True)
         return UserError.exit_status
