@@ -128,7 +128,7 @@ def main() -> int:
     parser.add_argument("held_out", type=Path, help="studies of the model's own domain that no fit has seen")
     parser.add_argument("--model", default="mini")
     parser.add_argument(
-        "--save", action="store_true", help="write benchmarks/results/out_of_distribution.json"
+        "--save", action="store_true", help="write benchmarks/results/out_of_distribution[_MODEL].json"
     )
     args = parser.parse_args()
     if "CXR_DATA" not in os.environ:
@@ -178,7 +178,8 @@ def main() -> int:
             "words": words,
             "reference_of_real_films": {"n": len(training), "warned": knows_real},
         }
-        file = Path(__file__).parent / "results" / "out_of_distribution.json"
+        of = "" if args.model == "mini" else "_" + "_".join(Path(args.model).parts[-3:])
+        file = Path(__file__).parent / "results" / f"out_of_distribution{of}.json"
         file.write_text(json.dumps(about, indent=1) + "\n")
         print(f"wrote {file}")
     return 0
