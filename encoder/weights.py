@@ -37,9 +37,11 @@ LONGEST, LARGEST = 100_000_000, 200_000_000
 SIZES = (
     "hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "patch_size", "image_size", "num_channels", "max_position_embeddings",
-    "mlp_ratio", "embed_dim", "depth", "num_heads", "projector_depth", "projector_n_layers", "grid", "reduction",
+    "embed_dim", "depth", "num_heads", "projector_depth", "projector_n_layers", "grid", "reduction",
     "img_size", "image_seq_length",
 )  # fmt: skip
+# Other numbers that a model divides by, or whose power or root it takes.
+ABOVE_ZERO = ("mlp_ratio", "layer_norm_eps", "rms_norm_eps", "rope_theta")
 # Those of which a model with so many has at least as many numbers.
 COSTLY = ("hidden_size", "intermediate_size", "vocab_size", "embed_dim")
 DEPTHS = ("num_hidden_layers", "depth", "projector_depth", "projector_n_layers")
@@ -191,9 +193,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     for where, field, value in _walk(row):
         if isinstance(value, _Odd) and math.isnan(value):
             raise ModelError(f"{path}: {where}{field} is NaN, which is not a number; restore the file")
-        if field not in SIZES or (value is None and field not in COSTLY):
+        if field not in (*SIZES, *ABOVE_ZERO) or (value is None and field not in COSTLY):
             continue
-        good = number(0) if field == "mlp_ratio" else whole(1)
+        good = number(0) if field in ABOVE_ZERO else whole(1)
         for one in value if isinstance(value, list) else [value]:
             if wanted := good(one):
                 raise ModelError(f"{path}: {where}{field} must be {wanted}, not {_shown(value)}")

@@ -297,6 +297,12 @@ CASES: dict[str, Case] = {
     "patch_size 0": Case("findings", put(CONFIG, V, "patch_size", value=0), (CONFIG, "patch_size")),
     "image_size 10**7": Case("findings", put(CONFIG, V, "image_size", value=10**7), ("image_size|position",)),
     "layer_norm_eps NaN": Case("findings", put(CONFIG, V, "layer_norm_eps", value=math.nan), (CONFIG, "NaN")),
+    "layer_norm_eps 0": Case("findings", put(CONFIG, V, "layer_norm_eps", value=0), (CONFIG, "layer_norm_eps")),
+    "rms_norm_eps -1": Case("findings", put(CONFIG, T, "rms_norm_eps", value=-1), (CONFIG, "rms_norm_eps")),
+    "rope_theta 0": Case(
+        "findings", put(CONFIG, T, "rope_parameters", value={"rope_type": "default", "rope_theta": 0}),
+        (CONFIG, "rope_theta"),
+    ),
     "hidden_act unknown": Case("findings", put(CONFIG, T, "hidden_act", value="nonesuch"), (CONFIG, "nonesuch")),
     "features of layer 99": Case("findings", put(CONFIG, "vision_feature_layer", value=99), (CONFIG, "99")),
     "image token elsewhere": Case("findings", put(CONFIG, "image_token_index", value=7), (CONFIG, "image_token")),
