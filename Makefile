@@ -29,6 +29,7 @@ test-extras:  ## the tests that need the extras rl, qlora and deepspeed
 		-c constraints.txt -c constraints-extras.txt
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-extras/bin/python -m pytest -n 2 --dist worksteal \
 		tests/train/test_grpo.py tests/train/test_finetune_ways.py tests/train/test_finetune_processes.py \
+		tests/train/test_faults.py \
 		-k "grpo or four_bits or deepspeed"
 
 test-floor:  ## the same tests on the oldest versions we promise

@@ -203,7 +203,7 @@ def test_grpo_too(findings_model, studies_file, meets, place):
         "--init",
         str(place / "model"),
         "--reward",
-        "label_f1",
+        "rouge-l/coco",
         *RUN,
         *STEPS,
     ]
