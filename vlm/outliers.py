@@ -199,21 +199,26 @@ class Outliers:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        tensors, numbers = self._saved("")
-        if self.chest:
-            more = self.chest._saved("chest.")
-            tensors, numbers = tensors | more[0], numbers | more[1]
+        tensors, numbers = self._whole()
         with write_atomically(path) as temporary:
             save_file(tensors, temporary, metadata={"schema": "2", **numbers})
 
     @property
     def sha256(self) -> str:
         """Hex digest of all that the warnings depend on."""
-        tensors, numbers = self._saved("")
+        tensors, numbers = self._whole()
         digest = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
         for name in sorted(tensors):
             digest.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
-        return digest.hexdigest() + (self.chest.sha256 if self.chest else "")
+        return digest.hexdigest()
+
+    def _whole(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Make what is saved, of the chest films too."""
+        tensors, numbers = self._saved("")
+        if self.chest:
+            more = self.chest._saved("chest.")
+            tensors, numbers = tensors | more[0], numbers | more[1]
+        return tensors, numbers
 
     def _saved(self, start: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = {

@@ -174,9 +174,8 @@ def test_full_disks_closed_folders_and_kills(training, meets, place):
         with suppress(ProcessLookupError):
             os.kill(process.pid, how)
         process.join(PATIENCE)
-        assert process.exitcode in (-signal.SIGKILL, -signal.SIGTERM, INTERRUPTED, 0), (
-            place / "said"
-        ).read_text()
+        # 143 and 130: it has saved and says so; 0: it was finished before
+        assert process.exitcode in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM, INTERRUPTED, 0)
     status, said = meets(name, words("run"))
     assert status == 0, said
     found = learned(place / "run")
