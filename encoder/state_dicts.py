@@ -13,17 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from encoder.errors import ModelError, UserError
+from encoder.fields import check_companions, config_is_blamed
 from encoder.files import open_to_readers
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT, resample_pos_embed
-from encoder.weights import (
-    check_companions,
-    check_config,
-    check_fit,
-    check_numbers,
-    config_is_blamed,
-    stored_in,
-)
+from encoder.weights import check_config, check_fit, check_numbers, stored_in
 
 if TYPE_CHECKING:
     from transformers import Dinov2Config, Dinov2Model

@@ -19,17 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from encoder.errors import ModelError, reading
+from encoder.fields import check_companions, config_is_blamed, read_config
 from encoder.hub import of_a_run
 from encoder.transforms import Preprocessing
-from encoder.weights import (
-    check_companions,
-    check_config,
-    check_fit,
-    check_numbers,
-    config_is_blamed,
-    read_config,
-    stored_in,
-)
+from encoder.weights import check_config, check_fit, check_numbers, stored_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

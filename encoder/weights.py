@@ -1,5 +1,5 @@
-"""What a model's folder says of itself, checked before memory is taken: its JSON files, and the headers of its
-safetensors files. Nothing here reads a weight but `check_numbers`, which passes once over those that are loaded.
+"""What the headers of a model's safetensors files say, checked against config.json before memory is taken. Nothing here
+reads a weight but `check_numbers`, which passes once over those that are loaded.
 
 The format of safetensors: 8 bytes with the length of the header (little endian), the header (JSON: name -> dtype,
 shape, data_offsets), then the numbers of all tensors without gaps (https://github.com/huggingface/safetensors#format).
@@ -11,12 +11,13 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from encoder.errors import ModelError, first_line
+from encoder.errors import ModelError
+from encoder.fields import COSTLY, DEPTHS, config_is_blamed, read_config, read_object, shown, walk, whole
 from encoder.hub import weights_files
 
 if TYPE_CHECKING:
@@ -31,23 +32,8 @@ WIDTHS = {
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Integers that older versions of transformers saved beside the weights.
 COUNTED = re.compile(r"(?:^|\.)(?:position_ids|num_batches_tracked)$")
-# safetensors' own limit of a header, and ours of any other JSON file, in bytes.
-LONGEST, LARGEST = 100_000_000, 200_000_000
-# Sizes in a configuration, which are whole numbers above 0, or pairs of them.
-SIZES = (
-    "hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "patch_size", "image_size", "num_channels", "max_position_embeddings",
-    "embed_dim", "depth", "num_heads", "projector_depth", "projector_n_layers", "grid", "reduction",
-    "img_size", "image_seq_length",
-)  # fmt: skip
-# Other numbers that a model divides by, or whose power or root it takes.
-ABOVE_ZERO = ("mlp_ratio", "layer_norm_eps", "rms_norm_eps", "rope_theta")
-# Those of which a model with so many has at least as many numbers.
-COSTLY = ("hidden_size", "intermediate_size", "vocab_size", "embed_dim")
-DEPTHS = ("num_hidden_layers", "depth", "projector_depth", "projector_n_layers")
-MOST = 2**31
-# More pixels a side than any encoder takes; a picture of so many takes gigabytes.
-MOST_PIXELS = 16384
+# safetensors' own limit of a header, in bytes.
+LONGEST = 100_000_000
 
 
 class Stored(NamedTuple):
@@ -58,172 +44,13 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
 
 
-# --- JSON files -------------------------------------------------------------------------------------------------------
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises ModelError, which names the file, and the line if it is not
-    JSON."""
-    try:
-        if path.stat().st_size > LARGEST:
-            raise ModelError(
-                f"{path} has {path.stat().st_size} bytes; no file of its kind has over {LARGEST}"
-            )
-        row = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda word: _Odd(word))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ModelError(f"{path} cannot be read: it is not UTF-8; restore the file") from None
-    except RecursionError:
-        raise ModelError(f"{path} cannot be read: its lists are nested too deep; restore the file") from None
-    except ValueError as error:
-        # json's own words for an integer of over 4,300 digits have advice that is not for users
-        why = first_line(error).partition(";")[0]
-        raise ModelError(f"{path} cannot be read: it is not JSON ({why}); restore the file") from None
-    if not isinstance(row, dict):
-        raise ModelError(f"{path} cannot be read: it holds {_shown(row)} instead of fields; restore the file")
-    return row
-
-
-class _Odd(float):
-    """NaN or an infinity in a JSON file."""
-
-    def __new__(cls, word: str) -> _Odd:
-        return super().__new__(cls, float(word.replace("Infinity", "inf")))
-
-
-def whole(least: int, most: int = MOST) -> Callable[[Any], str | None]:
-    def check(value: Any) -> str | None:
-        fine = isinstance(value, int) and not isinstance(value, bool) and least <= value < most
-        return None if fine else f"a whole number from {least} to {most - 1}"
-
-    return check
-
-
-def number(above: float = -math.inf) -> Callable[[Any], str | None]:
-    def check(value: Any) -> str | None:
-        fine = isinstance(value, int | float) and not isinstance(value, bool) and above < value < math.inf
-        return None if fine else "a number" + (f" above {above:g}" if above > -math.inf else "")
-
-    return check
-
-
-def _side(value: Any) -> str | None:
-    """A side of an image in pixels, or a mapping of such sides."""
-    sides = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    good = whole(1, MOST_PIXELS)
-    fine = bool(sides) and all(side is None or good(side) is None for side in sides)
-    return None if fine else f"pixels a side, from 1 to {MOST_PIXELS - 1}"
-
-
-def _channels(above: float) -> Callable[[Any], str | None]:
-    def check(value: Any) -> str | None:
-        entries = value if isinstance(value, list) else [value]
-        fine = len(entries) in (1, 3) and all(number(above)(entry) is None for entry in entries)
-        return None if fine else "one number or three" + (f", above {above:g}" if above > -math.inf else "")
-
-    return check
-
-
-def text(value: Any) -> str | None:
-    return None if isinstance(value, str) else "a text"
-
-
-def truth(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "true or false"
-
-
-def _ids(value: Any) -> str | None:
-    entries = value if isinstance(value, list) else [value]
-    return (
-        None if all(whole(0)(entry) is None for entry in entries) else "a token's number, or a list of them"
-    )
-
-
-def _token(value: Any) -> str | None:
-    fine = isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
-    return None if fine else "a token's text"
-
-
-# What the fields of the smaller files may hold, where they are given and not null.
-FIELDS: dict[str, dict[str, Callable[[Any], str | None]]] = {
-    "generation_config.json": {
-        "max_new_tokens": whole(1), "max_length": whole(1), "min_length": whole(0), "num_beams": whole(1),
-        "num_return_sequences": whole(1), "top_k": whole(0), "temperature": number(), "top_p": number(),
-        "repetition_penalty": number(0), "length_penalty": number(), "no_repeat_ngram_size": whole(0),
-        "do_sample": truth, "bos_token_id": _ids, "eos_token_id": _ids, "pad_token_id": _ids,
-    },
-    "tokenizer_config.json": {
-        "bos_token": _token, "eos_token": _token, "unk_token": _token, "pad_token": _token,
-        "model_max_length": number(0), "tokenizer_class": text,
-    },
-    "processor_config.json": {
-        "patch_size": whole(1), "num_additional_image_tokens": whole(0), "image_token": text,
-        "vision_feature_select_strategy": text,
-    },
-    "preprocessor_config.json": {
-        "size": _side, "crop_size": _side, "image_mean": _channels(-math.inf), "image_std": _channels(0),
-        "rescale_factor": number(0), "do_center_crop": truth, "cxr_full_range": truth, "cxr_mode": text,
-    },
-    "special_tokens_map.json": {}, "added_tokens.json": {}, "tokenizer.json": {},
-}  # fmt: skip
-
-
-def check_fields(
-    path: Path, row: Mapping[str, Any], fields: Mapping[str, Callable[[Any], str | None]]
-) -> None:
-    """Raise ModelError for a field that holds what it cannot; null is a field that is not given."""
-    for name, problem in fields.items():
-        if row.get(name) is not None and (wanted := problem(row[name])):
-            raise ModelError(f"{path}: {name} must be {wanted}, not {_shown(row[name])}")
-
-
-def check_companions(folder: Path) -> None:
-    """Raise ModelError for a file beside the weights (tokenizer, processor, generation) that is not JSON, or has a
-    field of another kind."""
-    for name, fields in FIELDS.items():
-        if (folder / name).exists():
-            check_fields(folder / name, read_object(folder / name), fields)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json, with sizes that are sizes. Raises ModelError."""
-    path = folder / "config.json"
-    row = read_object(path)
-    for where, field, value in _walk(row):
-        if isinstance(value, _Odd) and math.isnan(value):
-            raise ModelError(f"{path}: {where}{field} is NaN, which is not a number; restore the file")
-        if field not in (*SIZES, *ABOVE_ZERO) or (value is None and field not in COSTLY):
-            continue
-        good = number(0) if field in ABOVE_ZERO else whole(1)
-        for one in value if isinstance(value, list) else [value]:
-            if wanted := good(one):
-                raise ModelError(f"{path}: {where}{field} must be {wanted}, not {_shown(value)}")
-    for where, part in _parts(row):
-        heads, width = part.get("num_attention_heads"), part.get("hidden_size")
-        if heads and isinstance(width, int) and not part.get("head_dim") and width % heads:
-            raise ModelError(
-                f"{path}: {where}num_attention_heads {heads} does not divide the hidden size {width}"
-            )
-        if heads and (few := part.get("num_key_value_heads")) and heads % few:
-            raise ModelError(
-                f"{path}: {where}num_key_value_heads {few} does not divide num_attention_heads {heads}"
-            )
-    kind = row.get("model_type")
-    if not isinstance(kind, str) and "architecture" not in row:
-        raise ModelError(
-            f"{path}: model_type must be a text, not {_shown(kind)}; is it a model of transformers?"
-        )
-    return row
-
-
 def check_config(folder: Path, stored: Mapping[str, Stored], types: bool = True) -> dict[str, Any]:
     """Compare the sizes in config.json with what the headers of the weights hold, so that nothing is built that the
     files cannot fill, and `types` of weights; returns the configuration. Raises ModelError."""
     row, path = read_config(folder), folder / "config.json"
     numbers = sum(math.prod(tensor.shape) for tensor in stored.values())
     layers = 1 + max((int(n) for name in stored for n in re.findall(r"\.(\d{1,9})\.", name)), default=0)
-    for where, field, value in _walk(row):
+    for where, field, value in walk(row):
         if field in DEPTHS and isinstance(value, int):
             most = len(stored) if field.startswith("projector") else layers
             if value > most:
@@ -237,32 +64,6 @@ def check_config(folder: Path, stored: Mapping[str, Stored], types: bool = True)
     if types and "quantization_config" not in row:
         check_types(stored)
     return row
-
-
-def _walk(row: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str, Any]]:
-    for field, value in row.items():
-        if isinstance(value, dict):
-            yield from _walk(value, f"{where}{field}.")
-        else:
-            yield where, field, value
-
-
-def _parts(row: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield where, row
-    for field, value in row.items():
-        if isinstance(value, dict):
-            yield from _parts(value, f"{where}{field}.")
-
-
-def _shown(value: Any) -> str:
-    """A value in a message: never longer than a line, nor an integer of thousands of digits."""
-    if isinstance(value, int) and abs(value) > 10**40:
-        return "an integer of over 40 digits"
-    said = repr(value)
-    return said if len(said) <= 160 else said[:157] + "..."
-
-
-# --- safetensors ------------------------------------------------------------------------------------------------------
 
 
 def read_header(file: Path) -> dict[str, Stored]:
@@ -299,7 +100,7 @@ def read_header(file: Path) -> dict[str, Stored]:
     for begins, ends, name in sorted(places):
         if begins != end:
             what = "overlap" if begins < end else "leave a gap before"
-            raise ModelError(f"{file}: the header's places {what} tensor {_shown(name)}; fetch it anew")
+            raise ModelError(f"{file}: the header's places {what} tensor {shown(name)}; fetch it anew")
         end = ends
     if 8 + length + end > size:
         raise _cut_off(file, size, 8 + length + end)
@@ -318,17 +119,15 @@ def _stored(file: Path, name: str, about: Any) -> tuple[Stored, tuple[int, int]]
     about = about if isinstance(about, dict) else {}
     dtype, shape, place = about.get("dtype"), about.get("shape"), about.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in WIDTHS:
-        raise ModelError(f"{file}: tensor {_shown(name)} is of type {_shown(dtype)}, which is unknown")
+        raise ModelError(f"{file}: tensor {shown(name)} is of type {shown(dtype)}, which is unknown")
     if not isinstance(shape, list) or any(whole(0, 2**60)(n) for n in shape):
-        raise ModelError(f"{file}: tensor {_shown(name)} has shape {_shown(shape)}, which is not one")
+        raise ModelError(f"{file}: tensor {shown(name)} has shape {shown(shape)}, which is not one")
     if not isinstance(place, list) or len(place) != 2 or any(whole(0, 2**62)(n) for n in place):
-        raise ModelError(
-            f"{file}: tensor {_shown(name)} has data_offsets {_shown(place)}, which are no place"
-        )
+        raise ModelError(f"{file}: tensor {shown(name)} has data_offsets {shown(place)}, which are no place")
     wanted, held = math.prod(shape) * WIDTHS[dtype], place[1] - place[0]
     if wanted != held:
         raise ModelError(
-            f"{file}: tensor {_shown(name)} of shape {shape} takes {wanted} bytes, and its header gives it {held}"
+            f"{file}: tensor {shown(name)} of shape {shape} takes {wanted} bytes, and its header gives it {held}"
         )
     return Stored(file, dtype, tuple(shape)), (place[0], place[1])
 
@@ -351,9 +150,7 @@ def stored_in(folder: Path) -> dict[str, Stored]:
         headers[file] = read_header(folder / file)
     for name, file in (named or {}).items():
         if name not in headers[file]:
-            raise ModelError(
-                f"{index} names tensor {_shown(name)}, which {file} does not hold; fetch it anew"
-            )
+            raise ModelError(f"{index} names tensor {shown(name)}, which {file} does not hold; fetch it anew")
     used = [SINGLE] if single.exists() else list(headers)
     return {name: tensor for file in used for name, tensor in headers[file].items()}
 
@@ -364,7 +161,7 @@ def _index(path: Path) -> dict[str, str]:
         raise ModelError(f"{path} has no weight_map of tensors and files; fetch it anew")
     for file in set(named.values()):
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise ModelError(f"{path} names {_shown(file)}, which is not a safetensors file beside it")
+            raise ModelError(f"{path} names {shown(file)}, which is not a safetensors file beside it")
     return named
 
 
@@ -375,7 +172,7 @@ def check_types(stored: Mapping[str, Stored]) -> None:
         name, tensor = odd[0]
         more = f" ({len(odd)} tensors are such)" if len(odd) > 1 else ""
         raise ModelError(
-            f"{tensor.file}: tensor {_shown(name)} is of type {tensor.dtype}{more}; weights are {', '.join(FLOATS)}"
+            f"{tensor.file}: tensor {shown(name)} is of type {tensor.dtype}{more}; weights are {', '.join(FLOATS)}"
         )
 
 
@@ -432,20 +229,6 @@ def check_fit(
     _FITTING.add(asked)
 
 
-@contextmanager
-def config_is_blamed(folder: Path) -> Iterator[None]:
-    """Turn what transformers raises at a configuration into a ModelError of one line."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, KeyError | AttributeError):
-            why = f"{type(error).__name__} {why}"
-        raise ModelError(f"{folder / 'config.json'} cannot be read: {why[:300]}") from error
-
-
 def _more(names: list[Any]) -> str:
     return f" ({len(names)} tensors are such)" if len(names) > 1 else ""
 
@@ -487,7 +270,7 @@ def check_numbers(model: nn.Module, folder: Path, stored: Mapping[str, Stored]) 
 
 def none_of_them(file: Path, name: str) -> ModelError:
     return ModelError(
-        f"{file}: tensor {_shown(name)} holds numbers that are none (NaN or infinite); fetch it anew"
+        f"{file}: tensor {shown(name)} holds numbers that are none (NaN or infinite); fetch it anew"
     )
 
 

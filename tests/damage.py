@@ -303,12 +303,15 @@ CASES: dict[str, Case] = {
         "findings", put(CONFIG, T, "rope_parameters", value={"rope_type": "default", "rope_theta": 0}),
         (CONFIG, "rope_theta"),
     ),
-    "hidden_act unknown": Case("findings", put(CONFIG, T, "hidden_act", value="nonesuch"), (CONFIG, "nonesuch")),
+    "hidden_act unknown": Case(
+        "findings", put(CONFIG, T, "hidden_act", value="nonesuch"), (CONFIG, "hidden_act", "gelu")
+    ),
     "features of layer 99": Case("findings", put(CONFIG, "vision_feature_layer", value=99), (CONFIG, "99")),
     "image token elsewhere": Case("findings", put(CONFIG, "image_token_index", value=7), (CONFIG, "image_token")),
     "image token beyond": Case("findings", put(CONFIG, "image_token_index", value=10**6), (CONFIG, "image_token")),
     "rope of a kind unknown": Case(
-        "findings", put(CONFIG, T, "rope_parameters", value={"rope_type": "nonesuch"}), (CONFIG, "rope")
+        "findings", put(CONFIG, T, "rope_parameters", value={"rope_type": "nonesuch"}),
+        (CONFIG, "rope_type", "yarn"),
     ),
     "max_position_embeddings -1": Case(
         "findings", put(CONFIG, T, "max_position_embeddings", value=-1), (CONFIG, "max_position_embeddings")

@@ -15,17 +15,8 @@ from safetensors import safe_open
 from torch import nn
 
 from encoder.errors import first_line
-from encoder.weights import (
-    Stored,
-    check_fields,
-    check_types,
-    first_odd,
-    none_of_them,
-    number,
-    read_header,
-    read_object,
-    whole,
-)
+from encoder.fields import check_fields, number, read_object, whole
+from encoder.weights import Stored, check_types, first_odd, none_of_them, read_header
 from vlm.errors import ModelError
 from vlm.parts import parts
 

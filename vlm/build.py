@@ -18,17 +18,10 @@ from transformers import (
 
 from encoder import towers
 from encoder.errors import reading
+from encoder.fields import check_companions, config_is_blamed, read_config
 from encoder.hub import of_a_run
 from encoder.towers import loading
-from encoder.weights import (
-    check_companions,
-    check_config,
-    check_fit,
-    check_numbers,
-    config_is_blamed,
-    read_config,
-    stored_in,
-)
+from encoder.weights import check_config, check_fit, check_numbers, stored_in
 from vlm import model as models
 from vlm.errors import ModelError
 from vlm.hub import resolve

@@ -11,19 +11,12 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, LlavaProcessor
 
 from encoder.errors import first_line, reading
+from encoder.fields import check_companions, config_is_blamed, read_object
 from encoder.files import sha256_of
 from encoder.hub import weights_sha256
 from encoder.towers import check_layers, loading, shape_of
 from encoder.transforms import Preprocessing
-from encoder.weights import (
-    check_companions,
-    check_config,
-    check_fit,
-    check_numbers,
-    config_is_blamed,
-    read_object,
-    stored_in,
-)
+from encoder.weights import check_config, check_fit, check_numbers, stored_in
 from vlm.adapters import ADAPTER, CONFIG, check_adapters, check_saved, quiet_peft, read_adapter
 from vlm.errors import AskedError, ModelError, ModelWarning
 from vlm.hub import resolve

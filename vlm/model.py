@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from transformers import LlavaProcessor
 
 from encoder.errors import did_you_mean, reading
+from encoder.fields import read_object, text, truth, whole
 from encoder.files import open_to_readers
 from encoder.hub import of_a_run, weights_sha256
 from encoder.transforms import Preprocessing
-from encoder.weights import read_object, text, truth, whole
 from vlm.adapters import TOWERS
 from vlm.errors import ModelError
 from vlm.hub import resolve

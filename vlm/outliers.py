@@ -33,6 +33,8 @@ GRID = 4  # cells a side; finer ones react to where exactly the patient stands
 LEAST = 40  # images of a part; fewer say nothing of its covariance
 FOLDS = 4
 FIT = "fit them again (cxr outliers)"
+# Distances are divided by these.
+ABOVE_ZERO = ("std_K", "rest_std", "limit")
 FIELDS = ("mean_C", "directions_CK", "std_K", "rest_std", "limit")
 
 
@@ -105,6 +107,8 @@ class Part:
             if x.shape != shape or (name == "std_K" and x.ndim != 1) or not x.is_floating_point():
                 got = f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
                 raise ValueError(f"tensor {start}{name} is {got}, not float of shape {shape}; {FIT}")
+            if name in ABOVE_ZERO and not (x > 0).all():
+                raise ValueError(f"tensor {start}{name} must be above 0, not {float(x.min()):g}; {FIT}")
 
 
 @dataclass

@@ -181,6 +181,9 @@ def test_statistics_that_would_never_warn_are_refused(tmp_path, damage):
         ("0.std_K", lambda x: x[:, None]),
         ("0.rest_std", lambda x: x[None]),
         ("0.limit", lambda x: x.int()),
+        ("0.limit", lambda x: -x),
+        ("0.rest_std", lambda x: 0 * x),
+        ("0.std_K", lambda x: -x),
         ("chest.0.mean_C", lambda x: x[1:].clone()),
     ],
     ids=lambda damage: damage[0],
@@ -203,7 +206,9 @@ def test_statistics_whose_tensors_do_not_fit_are_refused_when_they_are_read(tmp_
     save_file(tensors, file, metadata=numbers)
     # Of two that do not fit each other, either may be the one.
     either = f"{name}|{name.replace('mean_C', 'directions_CK').replace('std_K', 'directions_CK')}"
-    with pytest.raises(ModelError, match=f"{file}.*tensor ({either}) is .*, not float of shape"):
+    with pytest.raises(
+        ModelError, match=f"{file}.*tensor ({either}) (is .*, not float of shape|must be above 0)"
+    ):
         Outliers.load(file)
 
 
