@@ -33,6 +33,8 @@ RUN = "run.json"
 LOCK = ".lock"
 BEFORE = ("features", "cache", LOCK)  # may lie in a run folder before there is a run
 STATE = "state.json"
+# Marks a checkpoint of transformers' Trainer as whole.
+COMPLETE = "complete"
 _NAME = re.compile(r"step_(\d{8,})")
 
 

@@ -20,13 +20,18 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from encoder.files import write_json
 from train.common import deepspeed
-from train.common.checkpoints import load_optimizer_tensors, optimizer_tensors, truncate_metrics, writing
+from train.common.checkpoints import (
+    COMPLETE,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    truncate_metrics,
+    writing,
+)
 from train.common.config import ConfigError
 from train.common.interrupts import Interrupts
 from train.common.processes import whole
 
-# The parts of a checkpoint, besides what Trainer writes.
-COMPLETE = "complete"
+# The parts of a checkpoint, besides what Trainer writes and COMPLETE.
 WEIGHTS, OPTIMIZER, SCHEDULE = "trained.safetensors", "optimizer.safetensors", "schedule.json"
 
 if TYPE_CHECKING:

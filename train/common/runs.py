@@ -16,10 +16,9 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from encoder.files import sha256_of
-from train.common.checkpoints import Names, claim, recorded
+from train.common.checkpoints import COMPLETE, Names, claim, recorded
 from train.common.config import ConfigError
 from train.common.processes import process_state, settled_precision, use_cores
-from train.common.resume import COMPLETE
 
 # Fields that count something: none of it is no training.
 AT_LEAST_1 = (

@@ -12,7 +12,6 @@ import torch
 from encoder.radiograph import InputError
 from encoder.transforms import Preprocessing
 from encoder.vit import CropViT
-from eval.probes.linear import auroc, knn_scores
 from train.common.config import ConfigError
 from train.datasets.folder import Radiographs
 from train.datasets.labelled import labelled_images
@@ -60,6 +59,9 @@ class KnnProbe:
     @torch.inference_mode()
     def __call__(self, backbone: CropViT, device: torch.device) -> float:
         """Return the mean AUROC with this backbone, which is moved to `device`."""
+        # scikit-learn takes a second or two, which a run without a probe need not wait for
+        from eval.probes.linear import auroc, knn_scores
+
         backbone = backbone.to(device).eval()
         features = []
         for start in range(0, len(self.images), BATCH):
