@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-fast test-extras test-floor fuzz lint hooks format dist smoke mini real lock clean
+.PHONY: demo test test-fast slow-list test-extras test-floor fuzz lint hooks format dist smoke mini real lock clean
 
 $(STAMP):
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."'
@@ -20,8 +20,13 @@ test: $(STAMP)  ## lint and the whole test suite
 	$(BIN)/ruff format --check .
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-fast: $(STAMP)  ## the tests that are not marked slow
+test-fast: $(STAMP)  ## the tests that are not slow, in about a minute and a half
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+slow-list: $(STAMP)  ## run all tests, and write down which of them make test-fast is to leave out
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+		--junitxml=.pytest_cache/times.xml
+	$(BIN)/python -m tests.slow .pytest_cache/times.xml
 
 test-extras:  ## the tests that need the extras rl, qlora and deepspeed
 	test -x .venv-extras/bin/python || $(PYTHON) -m venv .venv-extras

@@ -36,6 +36,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what took long when the list of slow tests was written (`make slow-list`)."""
+    from tests.slow import listed
+
+    slow = listed()
+    for item in items:
+        if item.nodeid.partition("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Let garbage alone that collection has left, and begin the server of `tests.forked` before any test has run."""
     items = getattr(session, "items", None) if not session.config.option.collectonly else None

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slow import listed
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("encoder", "vlm", "train", "eval", "cxr")
 FILES = sorted(path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -256,3 +258,14 @@ def test_the_guard_sees(source):
         dangers("torch.load(path, weights_only=True)\nf(trust_remote_code=False)\nmodel.eval()", "train/x.py")
         == []
     )
+
+
+def test_slow_tests_that_are_listed_exist():
+    """A test that was renamed would silently be no slow one."""
+    written: dict[str, set[str]] = {}
+    for name in listed():
+        file, _, function = name.partition("::")
+        if file not in written:
+            tree = ast.parse((ROOT / file).read_text())
+            written[file] = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert function.rpartition("::")[2] in written[file], f"{name}: make slow-list writes the list anew"
