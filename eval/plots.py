@@ -1,107 +1,99 @@
-"""The plots of the HTML page, written as SVG so that they follow the page's colours."""
+"""The plots of the HTML page, as text with points and lines and as SVG, so that they follow the page's colours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 
+from eval.page.parts import number_of, tooltip
 from eval.scores.keys import short_name
 from eval.scores.result import Scores
 from eval.signature import Score
 
 
-def _scale(x: float, left: float, right: float) -> float:
-    return left + (right - left) * min(max(x, 0.0), 1.0)
+class Row(NamedTuple):
+    """A value with its interval on an axis from 0 to 1. `whole` is the tooltip of a shortened name."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    main: bool = True
+    note: str = ""
+    whole: str = ""
 
 
-def _grid(left: float, right: float, top: float, bottom: float) -> str:
-    """Vertical lines at 0, 0.25 .. 1 with their values below."""
-    marks = []
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        x = _scale(tick, left, right)
-        marks.append(f"<line class='grid' x1='{x:.1f}' x2='{x:.1f}' y1='{top}' y2='{bottom}'/>")
-        marks.append(f"<text class='tick' x='{x:.1f}' y='{bottom + 16}' text-anchor='middle'>{tick:g}</text>")
-    return "".join(marks)
+def intervals(rows: Sequence[Row], caption: str, about: str = "") -> str:
+    """Draw rows below one another, each a point on the line of its interval, with the numbers beside it.
+
+    Names and numbers are text, so that they wrap on a phone and can be read aloud. A value outside 0 to 1 (R2 of what
+    is worse than the mean) is drawn at that end as a triangle; its number is right.
+    """
+    head = escape(caption) + (f" <span class='quiet'>{escape(about)}</span>" if about else "")
+    lines = []
+    for row in rows:
+        name = tooltip(row.name, row.whole or row.name)
+        said = number_of(row.value, row.low, row.high)
+        said += f" <span class='note'>{escape(row.note)}</span>" if row.note else ""
+        lines.append(
+            f"<li><span class='name'>{name}</span><span class='track'>{_marks(row)}</span><span class='said'>{said}"
+            "</span></li>"
+        )
+    axis = "<span>0</span><span>0.5</span><span>1</span>"
+    lines.append(
+        f"<li class='axis' aria-hidden='true'><span class='name'></span><span class='track'>{axis}</span>"
+        "<span class='said'></span></li>"
+    )
+    return f"<figure><figcaption>{head}</figcaption><ul class='dots'>{''.join(lines)}</ul></figure>"
+
+
+def _marks(row: Row) -> str:
+    if not math.isfinite(row.value):
+        return ""
+    x, low, high = (100 * min(max(v, 0.0), 1.0) for v in (row.value, row.low, row.high))
+    line = ""
+    if math.isfinite(row.low) and math.isfinite(row.high):
+        line = f"<i class='range' style='left:{low:.2f}%;width:{high - low:.2f}%'></i>"
+    kind = f"point{' main' if row.main else ''}{'' if 0 <= row.value <= 1 else ' out'}"
+    return f"{line}<i class='{kind}' style='left:{x:.2f}%'></i>"
 
 
 def bars(key: str, rows: Sequence[tuple[str, str, Mapping[str, Score]]]) -> str:
-    """The first headline score of the predictions above that of every floor."""
-    rows = [
-        (name, found[key]) for name, _, found in rows if key in found and not math.isnan(found[key].value)
+    """Draw the first headline score of the predictions above that of every baseline."""
+    found = [(name, scores[key]) for name, _, scores in rows if key in scores]
+    shown = [
+        Row(name, s.value, s.low, s.high, main=not i)
+        for i, (name, s) in enumerate(found)
+        if not math.isnan(s.value)
     ]
-    left, right, step = 235, 700, 30
-    bottom = 8 + step * len(rows)
-    marks = [_grid(left, right, 4, bottom)]
-    for i, (name, s) in enumerate(rows):
-        y = 8 + step * i
-        x, low, high = (_scale(v, left, right) for v in (s.value, s.low, s.high))
-        marks.append(f"<text x='{left - 10}' y='{y + 15}' text-anchor='end'>{escape(_cut(name))}</text>")
-        marks.append(
-            f"<rect class='{'floor' if i else 'main'}' x='{left}' y='{y + 2}' width='{x - left:.1f}' height='17'/>"
-        )
-        marks.append(
-            f"<line class='whisker' x1='{low:.1f}' x2='{high:.1f}' y1='{y + 10.5}' y2='{y + 10.5}'/>"
-        )
-    return _svg(
-        720, bottom + 24, f"{short_name(key)}, predictions and floors", "".join(marks), short_name(key)
-    )
-
-
-def _cut(name: str, most: int = 30) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return intervals(shown, short_name(key), "with 95 % intervals") if shown else ""
 
 
 def dots(scores: Scores, name: str) -> str:
-    """F1 and interval of every condition, the frequent ones first. `name` is label-f1 or chexbert-f1."""
+    """Draw F1 of every condition, the frequent ones first. `name` is label-f1 or chexbert-f1."""
     rows = sorted(scores.conditions[name]["neg"], key=lambda row: -row["support"])
-    left, right, step = 235, 640, 24
-    bottom = 8 + step * len(rows)
-    marks = [_grid(left, right, 4, bottom)]
-    for i, row in enumerate(rows):
-        y = 8 + step * i + 12
-        s = scores.scores[f"{name}/{row['condition']}/neg"]
-        quiet = "" if row["support"] else " class='tick'"
-        marks.append(
-            f"<text{quiet} x='{left - 10}' y='{y + 4}' text-anchor='end'>{escape(row['condition'])}</text>"
-        )
-        marks.append(f"<text class='tick' x='712' y='{y + 4}' text-anchor='end'>n = {row['support']}</text>")
-        if row["support"]:
-            x, low, high = (_scale(v, left, right) for v in (s.value, s.low, s.high))
-            marks.append(f"<line class='whisker' x1='{low:.1f}' x2='{high:.1f}' y1='{y}' y2='{y}'/>")
-            marks.append(f"<circle class='main' cx='{x:.1f}' cy='{y}' r='4.5'/>")
-    return _svg(720, bottom + 24, "F1 by condition with 95 % intervals", "".join(marks))
-
-
-def whiskers(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
-    """(name, value, low, high) of each row, below one another on an axis from 0 to 1; a value below 0 (R2 of what is
-    worse than the mean) is written there."""
-    left, right, step = 300, 690, 24
-    bottom = 8 + step * len(rows)
-    marks = [_grid(left, right, 4, bottom)]
-    for i, (name, *values) in enumerate(rows):
-        y = 8 + step * i + 12
-        marks.append(f"<text x='{left - 10}' y='{y + 4}' text-anchor='end'>{escape(_cut(name, 40))}</text>")
-        if all(math.isfinite(v) for v in values):
-            x, low, high = (_scale(v, left, right) for v in values)
-            marks.append(f"<line class='whisker' x1='{low:.1f}' x2='{high:.1f}' y1='{y}' y2='{y}'/>")
-            if values[0] < 0:
-                marks.append(f"<text class='tick' x='{left + 6}' y='{y + 4}'>{values[0]:.2f}, below 0</text>")
-            else:
-                marks.append(f"<circle class='main' cx='{x:.1f}' cy='{y}' r='4.5'/>")
-    return _svg(720, bottom + 24, label, "".join(marks), label)
+    shown = []
+    for row in rows:
+        s, n = scores.scores[f"{name}/{row['condition']}/neg"], row["support"]
+        value, low, high = (s.value, s.low, s.high) if n else (math.nan,) * 3
+        shown.append(Row(row["condition"], value, low, high, note=f"n = {n}"))
+    return intervals(shown, "F1 by condition", "with 95 % intervals")
 
 
 LINES = ("var(--main)", "var(--miss)", "var(--ok)", "var(--new)", "var(--quiet)")  # of the page's style
 
 
 def growth(curves: Mapping[str, Sequence[tuple[float, float, float, float]]], label: str) -> str:
-    """name -> (x, value, low, high), several points an x allowed: points with intervals over a logarithmic x, a line
-    through the means of each name."""
+    """Draw points with intervals over a logarithmic x, and a line through the means of each name.
+
+    `curves` is name -> (x, value, low, high); an x may have several points.
+    """
     every = np.array([point for points in curves.values() for point in points], float)
-    left, right, top, bottom = 60, 690, 20 + 18 * len(curves), 300 + 18 * len(curves)
+    left, right, top, bottom = 52, 350, 20 + 18 * len(curves), 200 + 18 * len(curves)
     x0, x1 = np.log(every[:, 0].min()), np.log(every[:, 0].max())
     low, high = np.nanmin(every[:, 1:]), np.nanmax(every[:, 1:])
     low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
@@ -133,10 +125,10 @@ def growth(curves: Mapping[str, Sequence[tuple[float, float, float, float]]], la
                 ends = at(x, lower)[1], at(x, upper)[1]
                 marks.append(
                     f"<line x1='{a + shift:.1f}' x2='{a + shift:.1f}' y1='{ends[0]:.1f}' y2='{ends[1]:.1f}' "
-                    f"style='stroke:{colour};opacity:.5'/>"
+                    f"style='stroke:{colour}'/>"
                 )
             marks.append(f"<circle cx='{a + shift:.1f}' cy='{b:.1f}' r='3.5' style='fill:{colour}'/>")
-    return _svg(720, bottom + 24, label, "".join(marks), label)
+    return _svg(360, bottom + 24, label, "".join(marks), label)
 
 
 def curve(name: str, points: Sequence[tuple[float, float]]) -> str:

@@ -48,10 +48,12 @@ def run(args: argparse.Namespace) -> int:
     if not (MINI / "model.safetensors").is_file():
         raise UsageError(f"{MINI} holds no model; make mini trains it")
     again = f"remove {out} before the next try"
-    return run_steps(lambda: show(out, studies, not args.no_training), again)
+    return run_steps(
+        lambda: show(out, studies, not args.no_training, getattr(args, "command_line", "")), again
+    )
 
 
-def show(out: Path, studies: int, training: bool) -> None:
+def show(out: Path, studies: int, training: bool, command: str = "") -> None:
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
 
@@ -84,7 +86,7 @@ def show(out: Path, studies: int, training: bool) -> None:
         say("4/4  A taste of both trainings, going on from mini")
         curves = taste(out)
     page = out / "index.html"
-    write(page, scores, curves, references, found, listing.parent)
+    write(page, scores, curves, references, found, listing, command)
     print(f"\n{time.perf_counter() - started:.0f} s. The page: {printable(str(page.absolute()))}")
 
 
@@ -153,29 +155,35 @@ def write(
     curves: dict[str, list[tuple[float, float]]],
     references: dict[str, dict[str, Any]],
     found: list[dict[str, Any]],
-    root: Path,
+    listing: Path,
+    command: str = "",
 ) -> None:
-    from encoder.radiograph import read
+    """Write the demo's page: cases of `found` (rows of predictions) with the films of `listing`."""
+    from cxr.cli.score import films_of
+    from eval.page.shell import about
     from eval.report import write_page
 
-    cases = []
-    for row in [r for r in found if "findings" in r][:SHOWN]:
-        study = references[row["study_id"]]
-        cases.append(
-            {
-                "study_id": row["study_id"],
-                "image": read(root / study["images"][0]["path"]).pixels,
-                "reference": study["findings"],
-                "generated": row["findings"],
-            }
-        )
+    shown = [row for row in found if "findings" in row][:SHOWN]
+    known = films_of([row["study_id"] for row in shown], listing)
+    cases = [
+        {
+            **known[row["study_id"]],
+            "study_id": row["study_id"],
+            "reference": references[row["study_id"]]["findings"],
+            "generated": row["findings"],
+            "warnings": [f"{w['code']}: {w['message']}" for w in row.get("warnings") or ()],
+        }
+        for row in shown
+    ]
+    files = [page.parent / "predictions.jsonl", listing]
     write_page(
         page,
         title="cxr demo: findings by mini",
         scores=scores,
         curves=curves,
         cases=cases,
-        notes=["X-rays and reports are synthetic phantoms; mini is a demonstration, not for diagnosis."],
+        facts=about("mini, a demonstration trained on phantoms", files, command),
+        banner="phantoms",
     )
 
 

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     """`cxr score`."""
     import eval
     from encoder.progress import Bars
+    from eval.page.shell import about
     from eval.report import is_page, write_page
     from eval.scores.result import is_scores
 
@@ -125,13 +126,18 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         echo(f"wrote {args.out}")
     if args.html:
-        images = {}
-        if args.studies and args.studies.suffix.lower() != ".csv":
-            try:
-                images = images_of([row["study_id"] for row in scores.worst(WORST)], args.studies)
-            except ValueError as error:  # scoring is content with less than a studies file has to hold
-                echo(f"the page has no X-rays: {error}", sys.stderr)
-        write_page(args.html, title="Scores", scores=scores, worst=WORST, images=images)
+        write_page(
+            args.html,
+            title="Scores",
+            scores=scores,
+            worst=WORST,
+            known=shown_of(args, [row["study_id"] for row in scores.worst(WORST)]),
+            facts=about(
+                model=models_of(args.predictions),
+                files=[path for path in (args.predictions, args.studies, args.floors, args.compare) if path],
+                command=getattr(args, "command_line", ""),
+            ),
+        )
         echo(f"wrote {args.html}")
     return 0
 
@@ -153,20 +159,60 @@ def references_of(args: argparse.Namespace) -> Any:
     return references
 
 
-def images_of(study_ids: Iterable[str], listing: Path) -> dict[str, Any]:
-    """Pixels of the first image of each study that can be read; a page without a picture is a page still."""
+def shown_of(args: argparse.Namespace, study_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Say what the page shows of each study beside its texts: films, indication, age, sex, and its warnings."""
+    wanted = set(study_ids)
+    known: dict[str, dict[str, Any]] = {name: {} for name in wanted}
+    if args.studies and args.studies.suffix.lower() != ".csv":
+        try:
+            known |= films_of(wanted, args.studies)
+        # Scoring is content with less than a studies file has to hold.
+        except ValueError as error:
+            echo(f"the page has no X-rays: {error}", sys.stderr)
+    for row in _predicted(args.predictions):
+        if (name := str(row["study_id"])) in known:
+            warned = [w for w in row.get("warnings") or () if isinstance(w, dict)]
+            said = [f"{w.get('code')}: {w.get('message')}" for w in warned]
+            known[name] = {**known[name], "warnings": said, "error": row.get("error")}
+    return known
+
+
+def models_of(predictions: Path) -> str:
+    """Name the models of a predictions file."""
+    return ", ".join(dict.fromkeys(str(row["model"]) for row in _predicted(predictions) if row.get("model")))
+
+
+def _predicted(predictions: Path) -> list[Any]:
+    from eval.scores.inputs import load
+
+    return load(predictions, "prediction")
+
+
+def films_of(study_ids: Iterable[str], listing: Path) -> dict[str, dict[str, Any]]:
+    """Read every film of these studies that can be read, with its view, and what is known of the patient.
+
+    A film that cannot be read is left out: a page without a picture is a page still. Raises ValueError (StudyError)
+    for a studies file that cannot be used.
+    """
     from encoder.radiograph import InputError, read
     from vlm.study import load_studies
 
     wanted = set(study_ids)
-    images = {}
+    known = {}
     for study in load_studies(listing):
-        if study.study_id in wanted and study.images:
+        if study.study_id not in wanted:
+            continue
+        films = []
+        for image, path in zip(study.images, study.image_paths(listing.parent), strict=True):
             try:
-                images[study.study_id] = read(study.image_paths(listing.parent)[0]).pixels
+                found = read(path)
             except (InputError, OSError):
                 continue
-    return images
+            view = image.view if image.view != "unknown" else found.header.view
+            films.append({"image": found.pixels, "view": view})
+        about = {"films": films, "indication": study.indication, "age": study.age, "sex": study.sex}
+        known[study.study_id] = about
+    return known
 
 
 def _show(text: str) -> None:

@@ -11,6 +11,7 @@ time alone. OUT holds probe.json, probe.html and parts/ (answers of every image,
 
 from __future__ import annotations
 
+import shlex
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -39,10 +40,11 @@ def run(config: Probe) -> int:
         found = load(config.data)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--data {config.data}: {error}") from None
-    notes = leaks(config, found)
+    notes, missed = leaks(config, found), []
     found, left_out = without_shared_patients(found)
     if left_out:
-        notes.append(f"{left_out} images are left out, for their patients are also in validate or test")
+        missed.append(f"{left_out} images (their patients are also in validate or test)")
+        state.print(f"{left_out} images are left out, for their patients are also in validate or test")
     if config.labels and (missing := sorted(set(config.labels) - set(found.names))):
         raise ConfigError(f"no label is called {', '.join(missing)}; there are {', '.join(found.names)}")
     tasks = []
@@ -50,7 +52,8 @@ def run(config: Probe) -> int:
         if why := lacking(task, found):
             if config.tasks:
                 raise ConfigError(f"task {task}: {why}")
-            notes.append(f"{task} is left out: {why}")
+            missed.append(f"{task} ({why})")
+            state.print(f"{task} is left out: {why}", flush=True)
         else:
             tasks.append(task)
     for line in notes:
@@ -69,8 +72,8 @@ def run(config: Probe) -> int:
             try:
                 results[task] = judge(task)
             except ValueError as error:
-                notes.append(f"{name}: no {task}: {error}")
-                state.print(notes[-1], flush=True)
+                missed.append(f"{task} of {name} ({error})")
+                state.print(f"{name}: no {task}: {error}", flush=True)
         results_of_first = results if name == first else results_of_first
         if state.is_main_process:
             for task, heads in results.items():
@@ -80,10 +83,10 @@ def run(config: Probe) -> int:
                 )  # fmt: skip
                 rows[task]["scores"] += scores
                 rows[task][less] += gaps
-                notes += without
+                missed += without
             if set(tasks) & set(SEGMENTED):
                 pictures[name] = judge.pictures(results)
-            write(config, found, rows, notes, pictures, out)  # after each, for it may be the last
+            write(config, found, rows, notes, missed, pictures, out)  # after each, for it may be the last
         state.wait_for_everyone()
     if state.is_main_process:
         print(tables(rows, first))
@@ -91,16 +94,24 @@ def run(config: Probe) -> int:
     return 0
 
 
-def write(config: Probe, found, rows: dict, notes: list[str], pictures: dict, out: Path) -> None:
+def write(
+    config: Probe, found, rows: dict, notes: list[str], missed: list[str], pictures: dict, out: Path
+) -> None:
+    """Write probe.json and probe.html of what is known so far; `missed` says what was left out, and why."""
     from eval.probes.page import write_page
 
     report = {
-        "schema": 1, "data": config.data, "kind": found.kind, "notes": notes, "encoders": config.encoders,
+        "schema": 1, "data": config.data, "kind": found.kind, "notes": [*notes, *missed], "left_out": missed,
+        "encoders": config.encoders,
         "images": {split: len(found.part(split)) for split in ("train", "validate", "test")},
         "date": time.strftime("%Y-%m-%d"), "versions": versions(), "tasks": rows,
     }  # fmt: skip
     write_json(out / "probe.json", report)
-    write_page(out / "probe.html", report, pictures)
+    words = (
+        f"--{name} {' '.join(map(shlex.quote, [str(v) for v in value]))}"
+        for name, value in (("data", [config.data]), ("encoders", config.encoders), ("out", [config.out]))
+    )
+    write_page(out / "probe.html", report, pictures, f"cxr probe {' '.join(words)}")
 
 
 def lacking(task: str, found) -> str:

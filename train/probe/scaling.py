@@ -262,8 +262,8 @@ def draw(point: Point, listing: Path, judged: Set[str] = frozenset()) -> None:
 
 def report(points: list[Point], study: dict[str, Any], out: Path) -> None:
     """scaling.json and scaling.html of the points that are finished."""
+    from eval.page.shell import Section, about, write_body
     from eval.plots import growth
-    from eval.report import write_body
 
     rows = []
     for point in points:
@@ -288,11 +288,15 @@ def report(points: list[Point], study: dict[str, Any], out: Path) -> None:
                 for variant in study["variants"]
             }  # fmt: skip
             drawn.append(growth({k: v for k, v in curves.items() if v}, f"{task}: {metric}, {what}"))
-    body = ["<header><h1>What the encoder knows, by the images it learned from</h1></header>"]
-    body.append(
-        "<p>Points: one pre-training each, with the 95 % interval over test patients. Lines: means over seeds.</p>"
+    top = "<p>Points: one pre-training each, with the 95 % interval over test patients. Lines: means over seeds.</p>"
+    panels = f"<div class='panels'>{''.join(drawn)}</div>"
+    write_body(
+        out / "scaling.html",
+        "What the encoder knows, by the images it learned from",
+        [Section("curves", "By the number of images", panels)],
+        top=top,
+        facts=about(", ".join(study["variants"]), [study["probe"]["data"]]),
     )
-    write_body(out / "scaling.html", "Scaling", [*body, f"<section>{''.join(drawn)}</section>"])
 
 
 if __name__ == "__main__":

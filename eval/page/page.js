@@ -1,0 +1,38 @@
+"use strict";
+// Without this script everything is there but the filter.
+const filter = document.querySelector("form.filter");
+if (filter) {
+  const cards = [...document.querySelectorAll("article[data-kinds]")];
+  const texts = new Map(cards.map((card) => [card, card.textContent.toLowerCase()]));
+  const said = filter.querySelector("output");
+  const apply = () => {
+    const words = filter.elements.words.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const kind = filter.elements.kind.value;
+    let shown = 0;
+    for (const card of cards) {
+      const fits = (!kind || card.dataset.kinds.split(" ").includes(kind))
+        && words.every((word) => texts.get(card).includes(word));
+      card.hidden = !fits;
+      shown += fits;
+    }
+    said.value = `${shown} of ${cards.length} shown`;
+  };
+  filter.addEventListener("input", apply);
+  filter.addEventListener("submit", (event) => event.preventDefault());
+  // A link to a study that the filter hides shows it again.
+  window.addEventListener("hashchange", () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (target && target.hidden) {
+      filter.reset();
+      apply();
+      target.scrollIntoView();
+    }
+  });
+  filter.hidden = false;
+  apply();
+}
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") {
+    for (const film of document.querySelectorAll("details.film[open]")) film.open = false;
+  }
+});

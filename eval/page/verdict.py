@@ -1,0 +1,123 @@
+"""The verdict on top of the page: how the predictions stand beside baselines that look at nothing, in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Literal
+
+from eval.scores.floors import Floor
+from eval.scores.keys import clinical_keys, headline_keys, short_name
+from eval.scores.result import Scores
+from eval.signature import Score
+
+Outcome = Literal["better", "worse", "open"]
+
+# Fewer patients make a percentile bootstrap too narrow to say anything by.
+LEAST_PATIENTS = 10
+# p after Holm's correction, of differences in pairs.
+ALPHA = 0.05
+
+_LOWER_IS_BETTER = ("radcliq/",)
+_SPOKEN = {"shuffled images": "the model with shuffled images", "blank images": "the model with blank images"}
+
+
+def verdict(scores: Scores) -> list[str]:
+    """Say in plain sentences how the predictions stand; the first is the verdict, the others are of other baselines.
+
+    Two scores differ where their 95 % intervals do not overlap, which is stricter than a paired test. Differences from
+    other predictions were tested in pairs and are taken from there.
+    """
+    compared = _compared(scores)
+    if scores.patients < LEAST_PATIENTS:
+        few = f"{scores.patients} patient{'s' if scores.patients != 1 else ''}"
+        return [
+            f"Too few patients for a verdict: {few}, and at least {LEAST_PATIENTS} are needed.",
+            *compared,
+        ]
+    # The constant report first: it needs no model, so whatever is not better than it has learned nothing.
+    floors = sorted(scores.floors, key=lambda f: not f.name.startswith("constant report"))
+    said = []
+    for floor in floors:
+        found = outcomes(scores.scores, floor.scores, _keys(scores))
+        if found:
+            said.append(sentence(found, spoken(floor)))
+    if not said:
+        said = ["No verdict: no baseline was scored beside these predictions."]
+    if not any(floor.name in _SPOKEN for floor in floors):
+        said.append(
+            "Whether the images were used is not known: no baseline with other images was scored (--floors)."
+        )
+    return [*said, *compared]
+
+
+def outcomes(
+    ours: Mapping[str, Score], theirs: Mapping[str, Score], keys: Sequence[str]
+) -> dict[str, Outcome]:
+    """Compare the intervals of each score that both have, as key -> outcome; undefined ones are left out."""
+    found: dict[str, Outcome] = {}
+    for key in keys:
+        a, b = ours.get(key), theirs.get(key)
+        if a is None or b is None or any(x != x for s in (a, b) for x in (s.value, s.low, s.high)):
+            continue
+        higher, lower = a.low > b.high, a.high < b.low
+        if key.startswith(_LOWER_IS_BETTER):
+            higher, lower = lower, higher
+        found[key] = "better" if higher else "worse" if lower else "open"
+    return found
+
+
+def sentence(found: Mapping[str, Outcome], other: str, how: str = "the intervals overlap") -> str:
+    """Count the outcomes in a sentence: "Worse than one report for all on 3 of 5 scores."."""
+    counts = {kind: sum(o == kind for o in found.values()) for kind in ("better", "worse", "open")}
+    total = f"{len(found)} score{'s' if len(found) != 1 else ''}"
+    if counts["open"] == len(found):
+        return f"Not better than {other} on any of {total}, nor worse: {how}."
+    first, second = ("worse", "better") if counts["worse"] >= counts["better"] else ("better", "worse")
+    text = f"{first.capitalize()} than {other} on {counts[first]} of {total}"
+    if counts[second]:
+        text += f", {second} on {counts[second]}"
+    if counts["open"]:
+        text += f", undecided on {counts['open']}"
+    return f"{text}."
+
+
+def spoken(floor: Floor) -> str:
+    """Name a baseline as a sentence does."""
+    return (
+        "one report for all"
+        if floor.name.startswith("constant report")
+        else _SPOKEN.get(floor.name, floor.name)
+    )
+
+
+def verdict_html(scores: Scores) -> str:
+    """The sentences as HTML: the first large, the others and what they count below."""
+    first, *others = verdict(scores)
+    items = "".join(f"<li>{escape(text)}</li>" for text in others)
+    names = ", ".join(map(short_name, _keys(scores)))
+    counted = f"Counted: {names}. Better or worse: the 95 % intervals do not overlap."
+    return (
+        f"<p class='verdict'>{escape(first)}</p>"
+        + (f"<ul class='quiet'>{items}</ul>" if items else "")
+        + f"<p class='quiet'>{escape(counted)}</p>"
+    )
+
+
+def _keys(scores: Scores) -> list[str]:
+    least = scores.settings["min_support"]
+    return [*headline_keys(scores.scores, least), *clinical_keys(scores.scores, least)]
+
+
+def _compared(scores: Scores) -> list[str]:
+    if not scores.comparison:
+        return []
+    found: dict[str, Outcome] = {}
+    for d in scores.comparison.differences:
+        if d.p_holm == d.p_holm:
+            up = (d.difference > 0) != d.name.startswith(_LOWER_IS_BETTER)
+            found[d.name] = "open" if d.p_holm > ALPHA or not d.difference else "better" if up else "worse"
+    if not found:
+        return []
+    text = sentence(found, scores.comparison.other, f"no difference has p ≤ {ALPHA} after Holm")
+    return [f"{text[:-1]} (tested in pairs)."]
