@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,38 @@ from typing import Any
 import numpy as np
 
 from encoder.radiograph import InputError
+
+
+def is_prediction(row: Any) -> bool:
+    """Say whether a decoded line of a predictions file can be one that `Prediction.to_json` made: findings or an error,
+    every field of its kind, every number finite. A file may have been damaged, or edited."""
+    if not isinstance(row, dict) or not isinstance(row.get("study_id"), str):
+        return False
+    said = [row.get(name) for name in ("findings", "impression", "error")]
+    if any(text is not None and not isinstance(text, str) for text in said[:2]):
+        return False
+    if (said[2] is None) == (said[0] is None and said[1] is None):
+        return False
+    if said[2] is not None and not _texts(said[2], "code", "message"):
+        return False
+    sentences = row.get("sentences")
+    if sentences is not None and not (
+        isinstance(sentences, list) and all(_texts(x, "text") for x in sentences)
+    ):
+        return False
+    for name in ("warnings", "images"):
+        keys = ("code", "message") if name == "warnings" else ("role", "path")
+        if not (isinstance(row.get(name, []), list) and all(_texts(x, *keys) for x in row.get(name, []))):
+            return False
+    try:
+        json.dumps(row, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _texts(x: Any, *keys: str) -> bool:
+    return isinstance(x, dict) and all(isinstance(x.get(key), str) for key in keys)
 
 
 @dataclass

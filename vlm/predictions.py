@@ -22,8 +22,9 @@ from encoder.files import append_json, sha256_of, write_atomically
 from encoder.media import Member
 from encoder.progress import bar
 from vlm.given import Held
+from vlm.prediction import is_prediction
 from vlm.prompts import shown_with
-from vlm.study import Image, Study, study_to_json
+from vlm.study import Image, Study, is_predictions, study_to_json
 
 if TYPE_CHECKING:
     from vlm.findings import Findings
@@ -69,12 +70,14 @@ def write_predictions(
         How many studies were refused; 0 with `share`.
 
     Raises:
-        PredictionsError: what is there was made by another model, decoding or preprocessing.
+        PredictionsError: what is there was made by another model, decoding or preprocessing, or a file beside `path`
+            is in the way.
         OSError: the disk is full, or cannot be written for another reason; what was made is kept.
     """
     images, sentences = settings.get("images", "own"), settings.get("sentences", "none")
     said = model.about(settings["decoding"], images, settings.get("seed", 0))
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_beside(path, read_by(studies, settings.get("root", ".")))
     named = fingerprints(studies, settings)
     rows, others = _taken(path, said, sentences, named)
     part = part_of(path)
@@ -83,14 +86,15 @@ def write_predictions(
         mine = studies[share.number :: share.of]
         part = part.with_name(f"{part.name}.{share.number}")
     elif others:
-        aside = path.with_name(f"{path.name}.other")
+        aside = other_of(path)
         append_json(aside, others)
         print(
-            f"{len(others)} predictions in {_shown(part)} are of other studies; they are kept in {_shown(aside)}"
+            f"{len(others)} predictions in {_shown(part)} are of other studies; they are kept in {_shown(aside)}",
+            file=sys.stderr,
         )
     left = {s.study_id for s in mine} - rows.keys()
     if rows and share is None and left:
-        print(f"{len(rows)} of {len(studies)} studies are in {_shown(part)} already")
+        print(f"{len(rows)} of {len(studies)} studies are in {_shown(part)} already", file=sys.stderr)
     what = "findings" if images == "own" else f"{images} images"
     with part.open("a", **TEXT) as file:
         try:
@@ -111,6 +115,15 @@ def write_predictions(
     (write or write_rows)(path, ordered)
     remove_parts(path)
     return sum("error" in row for row in ordered)
+
+
+def read_by(studies: Iterable[Study], root: str | Path = ".") -> list[Path]:
+    """Return the paths of the images of `studies` and of their priors."""
+    return [
+        Path(root, image.path)
+        for study in studies
+        for image in (*study.images, *(study.prior.images if study.prior else ()))
+    ]
 
 
 def fingerprints(studies: Sequence[Study], settings: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
@@ -155,10 +168,46 @@ def parts_of(path: Path) -> Iterator[Path]:
         yield from sorted(file for file in path.parent.iterdir() if own.fullmatch(file.name))
 
 
+def other_of(path: Path) -> Path:
+    """Return the name of the file that keeps rows of other studies, which an earlier run of `path` left."""
+    return path.with_name(path.name + ".other")
+
+
+def check_beside(path: Path, reads: Iterable[Path]) -> None:
+    """Raise PredictionsError unless the files beside `path` that a run resumes, adds to or removes are its own: no
+    links, none of those that it `reads`, and predictions."""
+    read = set()
+    for file in reads:
+        try:
+            about = file.stat()
+        except (OSError, ValueError):
+            continue
+        read.add((about.st_dev, about.st_ino))
+    for file in {part_of(path), *parts_of(path), other_of(path)}:
+        if file.is_symlink():
+            why = "is a link, through which this command would write"
+        elif not file.exists():
+            continue
+        elif (file.stat().st_dev, file.stat().st_ino) in read:
+            why = "is what this command reads"
+        elif not (file.is_file() and (is_predictions(file) or _cut_off_at_once(file))):
+            why = "does not hold predictions"
+        else:
+            continue
+        raise PredictionsError(f"{file} {why}; move it away, or choose another name than {path.name}")
+
+
 def remove_parts(path: Path) -> None:
-    """Remove what an interrupted run left of `path`."""
+    """Remove what an interrupted run left of `path`. `check_beside` has looked at it."""
     for part in parts_of(path):
         part.unlink()
+
+
+def _cut_off_at_once(file: Path) -> bool:
+    """Whether a run was killed while it wrote its first prediction."""
+    with file.open("rb") as opened:
+        start = opened.read(1 << 20)
+    return b"\n" not in start and start.startswith(b'{"'[: len(start)])
 
 
 def _shown(path: Path) -> str:
@@ -211,19 +260,23 @@ def _scored(found: list[Row] | None, asked: str) -> bool:
 
 
 def _finished(part: Path) -> list[Row]:
-    """Return the predictions of a part; a line that was cut off is dropped from the file, too."""
+    """Return the predictions of a part. Lines that are none count as not there; the last line, if it was cut off, is
+    dropped from the file, too."""
     rows: list[Row] = []
     whole = 0
     with part.open("rb") as file:
         for line in file:
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
+            if not line.endswith(b"\n"):
                 break
             whole += len(line)
-            rows.append(row)
-    with part.open("rb+") as file:
-        file.truncate(whole)
+            try:
+                row = json.loads(line)
+                sound = is_prediction(row)
+            except (ValueError, RecursionError):
+                continue
+            if sound:
+                rows.append(row)
+    if whole != part.stat().st_size:
+        with part.open("rb+") as file:
+            file.truncate(whole)
     return rows

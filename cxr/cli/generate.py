@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +21,13 @@ from cxr.cli.terminal import (
     UsageError,
     check_target,
     console,
-    echo,
+    json_option,
     positive,
+    print_json,
+    processes,
     seed,
+    status_of,
+    tell,
 )
 from encoder.errors import printable
 from encoder.workers import end_with
@@ -55,6 +61,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="Write predictions (JSON Lines) to this file; without it they are shown.",
     )
     add("--overwrite", action="store_true", help="Replace the files of --out and --floors.")
+    json_option(group, "predictions, a line of JSON each as --out writes them,")
     add(
         "--sentences",
         default="none",
@@ -127,7 +134,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive, metavar="N", default=16, help="Studies generated together.")
     add(
         "--processes",
-        type=positive,
+        type=processes,
         metavar="N",
         default=1,
         help="With --out: processes, one a GPU or share of the cores.",
@@ -175,7 +182,10 @@ def command(argv: list[str]) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    studies = list(studies_of(args))
+    if args.json and args.out:
+        raise UsageError("--json prints what --out writes; give one of them")
+    left_out: list[str] = []
+    studies = list(studies_of(args, left_out))
     if not studies:
         raise UsageError(f"no study found in {', '.join(map(str, args.inputs))}")
     twice = [name for name, times in Counter(s.study_id for s in studies).items() if times > 1]
@@ -201,7 +211,12 @@ def run(args: argparse.Namespace) -> int:
             if args.out is None:
                 raise UsageError("--processes needs --out, where the parts come together")
             _spread(args)
-        return _generate(args, studies, targets, bank, decoding)
+        refused = _generate(args, studies, targets, bank, decoding)
+    if args.share is not None:
+        return 0
+    if args.out and refused < len(studies):
+        _say_next(args)
+    return status_of(refused + len(left_out), len(studies) + len(left_out))
 
 
 def targets_of(args: argparse.Namespace, studies: list[Study]) -> dict[str, Path | None]:
@@ -228,16 +243,14 @@ def targets_of(args: argparse.Namespace, studies: list[Study]) -> dict[str, Path
 def _begin(args: argparse.Namespace, written: list[Path], studies: list[Study], held: ExitStack) -> None:
     """Take the files that are to be written, for as long as `held` is. Raises UsageError for one in the way."""
     from encoder.files import sole_writer
-    from vlm.predictions import part_of, remove_parts
+    from vlm.predictions import check_beside, read_by, remove_parts
     from vlm.study import is_predictions
 
-    reads = [*args.inputs, *filter(None, [args.training])]
-    for study in studies:
-        reads += [Path(i.path) for i in (*study.images, *(study.prior.images if study.prior else ()))]
+    reads = [*args.inputs, *filter(None, [args.training]), *read_by(studies)]
 
     def check(path: Path) -> None:
         check_target(path, "predictions", is_predictions, reads=reads, overwrite=args.overwrite)
-        check_target(part_of(path), "predictions", is_predictions, reads=reads)
+        check_beside(path, reads)
 
     for path in sorted(written):
         check(path)
@@ -273,6 +286,7 @@ def _generate(
     bank: list[Study],
     decoding: Decoding,
 ) -> int:
+    """Generate what is shown or written; returns how many studies were refused, 0 for a share of several."""
     from dataclasses import replace
 
     from rich.markup import escape
@@ -289,7 +303,7 @@ def _generate(
 
     # bars of loading weights are over before they are read
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    terminal = console()
+    terminal, errors = console(), console(stderr=True)
     model = Findings.from_pretrained(
         args.model, base=args.base, device=args.device, attention=args.attention, dtype=DTYPES[args.dtype],
         warn=False, insist=args.insist,
@@ -298,7 +312,7 @@ def _generate(
         decoding = replace(decoding, max_new_tokens=model.model.max_new_tokens)
     alone = args.share is None
     if alone:
-        terminal.print(f"[dim]{escape(printable(f'{model.model.meta.name}: {model.notice}'))}[/dim]")
+        errors.print(f"[dim]{escape(printable(f'{model.model.meta.name}: {model.notice}'))}[/dim]")
     share = None if alone else Share(*args.share)
     refused = 0
     for images, path in targets.items():
@@ -317,18 +331,33 @@ def _generate(
                 count = 0
                 for prediction in model.generate(studies, **settings):
                     count += prediction.error is not None
-                    _show(terminal, prediction)
+                    if args.json:
+                        print_json(prediction.to_json(), indent=None)
+                    else:
+                        _show(terminal, errors, prediction)
+                if args.sentences == "image_dependence" and not args.json:
+                    errors.print(f"[dim]{SCALE}[/dim]")
             else:
                 with naming(path):
                     count = write_predictions(path, model, studies, settings, share=share)
         if path and alone:
-            echo(f"wrote {path}")
+            tell(f"wrote {path}")
         if images == "own":
             refused = count
     if refused and alone:
         where = "" if args.out is None else f", see the errors in {args.out}"
-        echo(f"{refused} of {len(studies)} studies were refused{where}", sys.stderr)
-    return 1 if refused == len(studies) else 0
+        tell(f"{refused} of {len(studies)} studies were refused{where}")
+    return refused
+
+
+def _say_next(args: argparse.Namespace) -> None:
+    """Say how what was written is scored, where the studies may have reports."""
+    from train.common.entry import next_command
+
+    if len(args.inputs) == 1 and args.inputs[0].suffix == ".jsonl":
+        split = ["--split", args.split] if args.split else []
+        floors = ["--floors", args.floors] if args.floors else []
+        next_command("cxr", "score", args.out, args.inputs[0], *split, *floors)
 
 
 def _spread(args: argparse.Namespace) -> None:
@@ -353,12 +382,13 @@ def _spread(args: argparse.Namespace) -> None:
         for child in children:
             child.wait()
         raise
-    if bad := [status for status in failed if status not in (0, 1)]:
+    if bad := [status for status in failed if status]:
         why = f"was killed by signal {-bad[0]}" if bad[0] < 0 else "failed, as it says above"
         raise UsageError(f"a process {why}; run the same command to resume")
 
 
-def _show(terminal: Console, prediction: Prediction) -> None:
+def _show(terminal: Console, errors: Console, prediction: Prediction) -> None:
+    """Show the findings on `terminal`, and what was refused or warned of on `errors`, which may not be one screen."""
     from rich.markup import escape as escape_markup
 
     # Findings may have several.
@@ -367,15 +397,45 @@ def _show(terminal: Console, prediction: Prediction) -> None:
     def escape(text: str, keep: str = "") -> str:
         return escape_markup(printable(text, keep))
 
-    terminal.print(f"\n[bold]{escape(prediction.study_id)}[/bold]")
+    name = escape(prediction.study_id)
     if prediction.error:
-        terminal.print(
-            f"  [red]refused ({prediction.error['code']})[/red] {escape(prediction.error['message'])}"
-        )
+        code, message = prediction.error["code"], escape(prediction.error["message"])
+        errors.print(f"\n{name}: [red]refused ({code})[/red] {message}")
         return
-    terminal.print(f"  {escape(prediction.text, keep=lines)}")
+    terminal.print(f"\n[bold]{name}[/bold]\n  {escape(prediction.text, keep=lines)}")
     for row in prediction.sentences or ():
-        sure = "".join(f"  {k.replace('_', ' ')} {v:+.2f}" for k, v in row.items() if k != "text")
-        terminal.print(f"    [dim]{sure.strip()}  {escape(row['text'], keep=lines)}[/dim]")
+        terminal.print(f"    {escape(row['text'], keep=lines)}\n      [dim]{', '.join(in_words(row))}[/dim]")
     for warning in prediction.warnings:
-        terminal.print(f"  [yellow]warning ({warning['code']})[/yellow] {escape(warning['message'])}")
+        errors.print(f"{name}: [yellow]warning ({warning['code']})[/yellow] {escape(warning['message'])}")
+
+
+# Nats of difference below which the odds of a sentence are said to be what they were: 5 %.
+EQUAL = math.log(1.05)
+# Beyond it nobody reads the number.
+MOST_TIMES = 1000
+SCALE = "odds: how many times likelier the words are with this image than with a blank one (1: no difference)"
+
+
+def in_words(row: Mapping[str, Any]) -> list[str]:
+    """Say the numbers of a sentence as a reader takes them: the probability of its tokens, from 0 to 1 (the geometric
+    mean), and how many times as likely as with a blank image the image made it, exp(image_dependence)."""
+    said = []
+    if (confidence := row.get("confidence")) is not None:
+        said.append(f"probability {math.exp(confidence):.2f}")
+    if (nats := row.get("image_dependence")) is not None:
+        if abs(nats) < EQUAL:
+            said.append("the image left this sentence's odds as they were")
+        else:
+            times = math.exp(min(abs(nats), 2 * math.log(MOST_TIMES)))
+            many = (
+                f"more than {MOST_TIMES:,}"
+                if times > MOST_TIMES
+                else f"{times:.2g}"
+                if times < 9.5
+                else f"{times:.0f}"
+            )
+            if nats > 0:
+                said.append(f"the image raised this sentence's odds {many} times")
+            else:
+                said.append(f"the image divided this sentence's odds by {many}")
+    return said

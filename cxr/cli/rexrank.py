@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, check_target, echo, positive
+from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, check_target, positive, status_of, tell
 from encoder.errors import naming
 from encoder.files import sole_writer, write_json
 from vlm.study import Image, Study
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     """`cxr rexrank`."""
     from vlm.decoding import Decoding
     from vlm.findings import Findings
-    from vlm.predictions import write_predictions
+    from vlm.predictions import check_beside, write_predictions
 
     try:
         rows = json.loads(args.input.read_text(encoding="utf-8"))
@@ -130,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
 
     def check() -> None:
         check_target(args.output, "ReXrank's predictions", is_ours, reads=reads, overwrite=args.overwrite)
+        check_beside(args.output, reads)
 
     check()
     model = Findings.from_pretrained(args.model, base=args.base, device=args.device, warn=False)
@@ -144,5 +145,5 @@ def run(args: argparse.Namespace) -> int:
             refused = write_predictions(
                 args.output, model, studies, settings, write=partial(write, rows=rows)
             )
-    echo(f"wrote {args.output}: {len(rows)} studies" + (f", {refused} refused" if refused else ""))
-    return 1 if refused == len(rows) else 0
+    tell(f"wrote {args.output}: {len(rows)} studies" + (f", {refused} refused" if refused else ""))
+    return status_of(refused, len(rows))

@@ -1,86 +1,88 @@
-"""What a resumed predictions file takes of a run before, and what a study can do to it."""
+"""Predictions files: what is resumed, added to or removed is the run's own, and nothing else is touched."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 
 import pytest
-import torch
 
-from vlm import Findings
-from vlm.decoding import Decoding
-from vlm.outliers import Outliers, embedding
-from vlm.predictions import PredictionsError, part_of, write_predictions
-from vlm.study import Image, Study, load_studies, validate
+from vlm.prediction import Prediction, is_prediction
+from vlm.predictions import PredictionsError, _finished, check_beside, other_of, part_of
 
-
-@pytest.fixture
-def resumed(findings_model, studies_file, tmp_path):
-    """Make predictions of four studies, two of which lie in a part; -> by what model, and with what settings."""
-    studies, path = load_studies(studies_file)[:4], tmp_path / "p.jsonl"
-
-    def run(model: Findings, **more) -> list[dict]:
-        settings = {"decoding": Decoding(4), "root": studies_file.parent, **more}
-        write_predictions(path, model, studies, settings)
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        path.rename(part_of(path))
-        kept = part_of(path).read_text().splitlines(keepends=True)[:2]
-        part_of(path).write_text("".join(kept))
-        return rows
-
-    return run
+SOUND = Prediction(
+    "s1", "Clear lungs.", model="mini", warnings=[{"code": "repeats", "message": "It repeats."}],
+    images=[{"role": "Frontal", "path": "a.png"}], sentences=[{"text": "Clear lungs.", "confidence": 0.5}],
+)  # fmt: skip
 
 
-def test_rows_of_the_same_model_are_taken(findings_model, resumed):
-    first = resumed(Findings(findings_model))
-    again = resumed(Findings(findings_model))
-    assert [row["seconds"] for row in again[:2]] == [row["seconds"] for row in first[:2]]
-    assert {row["setup_sha256"] for row in first} == {Findings(findings_model).setup_sha256}
+def refused(row):
+    return not is_prediction(json.loads(json.dumps(row)) if not isinstance(row, str) else json.loads(row))
 
 
-@pytest.mark.parametrize("change", ["prompt", "chat template", "reference", "threshold"])
-def test_rows_of_another_setup_are_not_taken(findings_model, resumed, change):
-    """The weights are the same, the answers or their warnings are not."""
-    pixels = torch.randn(60, 3, 28, 28, generator=torch.Generator().manual_seed(1))
-    features = embedding(findings_model.parts.vision_tower, pixels)
-    outliers = Outliers.fit(features)
-    resumed(Findings(findings_model, outliers))
-    if change == "prompt":
-        findings_model.meta.prompt = replace(findings_model.meta.prompt, indication=False)
-    elif change == "chat template":
-        findings_model.tokenizer.chat_template = "{{ messages }}"
-    elif change == "reference":
-        outliers = Outliers.fit(features[:50])
-    else:
-        outliers = replace(outliers, threshold=2.0)
-    with pytest.raises(PredictionsError, match="begun with another setup_sha256"):
-        resumed(Findings(findings_model, outliers))
+def test_what_was_written_is_read():
+    for prediction in (
+        SOUND, Prediction("s2", error={"code": "truncated", "message": "half"}), Prediction("s3", impression="None."),
+        Prediction("s4", findings=""),
+    ):  # fmt: skip
+        assert is_prediction(json.loads(json.dumps(prediction.to_json())))
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [("none", "confidence"), ("confidence", "image_dependence"), ("image_dependence", "confidence")],
-)
-def test_rows_whose_sentences_have_other_scores_are_not_taken(findings_model, resumed, before, after):
-    resumed(Findings(findings_model), sentences=before)
-    with pytest.raises(PredictionsError, match="begun with another sentences"):
-        resumed(Findings(findings_model), sentences=after)
-    resumed(Findings(findings_model), sentences=before)
+    "change",
+    [
+        {"study_id": [1]}, {"study_id": None}, {"findings": 5}, {"findings": None}, {"findings": {"a": 1}},
+        {"impression": []}, {"error": "no"}, {"error": {"code": 1, "message": ""}},
+        {"error": {"code": "x", "message": "both"}}, {"warnings": "x"}, {"warnings": [1]}, {"warnings": [{"code": 1}]},
+        {"images": {"role": 1}}, {"images": [{"role": "Frontal"}]}, {"sentences": "x"}, {"sentences": [{"text": 1}]},
+        {"seconds": float("inf")}, {"sentences": [{"text": "a", "confidence": float("nan")}]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_rows_that_are_no_predictions_are_not_resumed(tmp_path, change):
+    rows = [SOUND.to_json(), {**SOUND.to_json(), **change}, {**SOUND.to_json(), "study_id": "s9"}]
+    part = tmp_path / "p.jsonl.part"
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row["study_id"] for row in _finished(part)] == ["s1", "s9"]
 
 
-def test_a_path_that_is_no_file_costs_one_study(findings_model, studies_file, tmp_path):
-    """A name that is too long, a null character, a pipe nobody writes to, a device without end."""
-    os.mkfifo(tmp_path / "pipe")
-    paths = ["a" * 5000, "b" * 300, "c\0d", str(tmp_path / "pipe"), "/dev/zero", str(tmp_path)]
-    good = load_studies(studies_file)[0].images[0]
-    bad = [Study(f"bad{i}", images=[Image(path)]) for i, path in enumerate(paths)]
-    studies = [*bad, Study("good", images=[Image(str(studies_file.parent / good.path))])]
-    settings = {"decoding": Decoding(4), "root": "."}
-    assert write_predictions(tmp_path / "p.jsonl", Findings(findings_model), studies, settings) == len(paths)
-    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    assert [("error" in row) for row in rows] == [True] * len(paths) + [False]
-    problems = [p for p in validate(studies, ".") if p.code == "missing_file"]
-    assert [p.study_id for p in problems] == [s.study_id for s in bad]
-    assert all(len(p.message) < 400 for p in problems)
+def test_a_number_beyond_all_others_is_none(tmp_path):
+    part = tmp_path / "p.jsonl.part"
+    part.write_text(json.dumps(SOUND.to_json()).replace('"seconds": 0.0', '"seconds": 1e999') + "\n")
+    assert "1e999" in part.read_text() and _finished(part) == []
+
+
+def test_only_the_line_that_was_cut_off_goes(tmp_path):
+    whole = json.dumps(SOUND.to_json()) + "\n"
+    part = tmp_path / "p.jsonl.part"
+    for damage in ("[1]\n", "\0\0\n", "[" * 90_000 + "\n", "9" * 5_000 + "\n", "{}\n"):
+        part.write_text(whole + damage + whole + whole[:30])
+        assert len(_finished(part)) == 2 and part.read_text() == whole + damage + whole
+
+
+@pytest.mark.parametrize("name", ["p.jsonl.part", "p.jsonl.part.1", "p.jsonl.part.12", "p.jsonl.other"])
+def test_files_of_the_user_are_named_and_stay(tmp_path, name):
+    out, film = tmp_path / "p.jsonl", tmp_path / "film.png"
+    film.write_bytes(b"\x89PNG pixels")
+    check_beside(out, [film])
+    beside = tmp_path / name
+    for make in (
+        lambda: beside.write_text("user data"), lambda: beside.symlink_to(film), lambda: os.link(film, beside),
+        lambda: beside.mkdir(), lambda: beside.symlink_to(tmp_path / "nowhere"),
+    ):  # fmt: skip
+        make()
+        with pytest.raises(
+            PredictionsError, match=f"{name} .*; move it away, or choose another name than p.jsonl"
+        ):
+            check_beside(out, [film])
+        beside.rmdir() if beside.is_dir() and not beside.is_symlink() else beside.unlink()
+    # a run's own: rows, none yet, the first cut off
+    for text in (json.dumps(SOUND.to_json()) + "\n", "", '{"schema": 1, "study'):
+        beside.write_text(text)
+        check_beside(out, [film])
+    assert film.read_bytes() == b"\x89PNG pixels"
+
+
+def test_the_names_beside(tmp_path):
+    assert part_of(tmp_path / "p[1].jsonl").name == "p[1].jsonl.part"
+    assert other_of(tmp_path / "p.jsonl").name == "p.jsonl.other"
