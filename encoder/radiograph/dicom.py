@@ -3,7 +3,7 @@
 The steps are DICOM's (PS3.3 C.11): modality LUT or rescale, VOI LUT or window, then inversion of MONOCHROME1, decided
 by PhotometricInterpretation alone (PresentationLUTShape says the same once more, so using it too would invert twice),
 then min-max. Every step maps one stored value to one grey value, so they run in float64 over the few thousand stored
-values that occur, and the image is a single look-up. docs/dicom.md says what is done with each attribute, and why.
+values that occur, and the image is a single look-up. docs/concepts/dicom.md says what is done with each attribute.
 
 parse.py finds header and pixel data, decode.py decodes, stored.py and scale.py make grey values, geometry.py turns.
 """
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from io import BufferedIOBase
+from types import NoneType
 from typing import NamedTuple
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
-from encoder.radiograph import decode, geometry, stored
+from encoder.radiograph import decode, geometry, palette, stored
 from encoder.radiograph.codestream import STARTS, another_follows, describe
 from encoder.radiograph.decode import RLE, SYNTAXES, Job
 from encoder.radiograph.elements import integer, items, text
@@ -28,6 +30,7 @@ from encoder.radiograph.parse import (
     EXPLICIT,
     FLOATING,
     FRAGMENT,
+    PIXEL_DATA,
     PIXELS,
     Parsed,
     check_class,
@@ -35,7 +38,7 @@ from encoder.radiograph.parse import (
     parse,
 )
 from encoder.radiograph.picture import grey_of_channels
-from encoder.radiograph.scale import Broken, apply_lut, grey_levels, padding
+from encoder.radiograph.scale import grey_levels, padding
 from encoder.radiograph.types import Header, InputError, Limits, Radiograph, Warn
 from encoder.radiograph.words import parse_age, parse_view
 
@@ -49,7 +52,6 @@ MONOCHROME = {"MONOCHROME1", "MONOCHROME2"}
 # Grey pictures are saved in these, too; whether they are grey, their channels show.
 COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 PALETTE = "PALETTE COLOR"
-PALETTES = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
 
 CHEST = re.compile(r"chest|thora|tora[xc]|lung|pulm|\brib|stern|heart|card|cxr|clavic|mediast", re.I)
 OTHER_PART = re.compile(
@@ -77,13 +79,12 @@ def read_dicom(data: bytes, limits: Limits) -> Radiograph:
 
 def read_dataset(dataset: Dataset, limits: Limits) -> Radiograph:
     """Read a pydicom Dataset in memory, which is left as it is. Raises as `read_dicom` does."""
-    value = dataset.get("PixelData") or b""
-    check_bytes(len(value), limits)
+    value = _value(dataset, limits)
     # copy(dataset) would share the elements
     header = Dataset({tag: element for tag, element in dataset.items() if tag not in PIXELS})
     header.file_meta = getattr(dataset, "file_meta", FileMetaDataset())
     check_class(header.file_meta)
-    if not value and any(tag in dataset for tag in PIXELS):
+    if not value and any(tag in dataset for tag in PIXELS - {PIXEL_DATA}):
         raise InputError("unreadable", FLOATING)
     syntax = text(header.file_meta, "TransferSyntaxUID")
     fragmented = value[:4] == FRAGMENT and syntax in SYNTAXES and SYNTAXES[syntax][1] is not None
@@ -93,6 +94,22 @@ def read_dataset(dataset: Dataset, limits: Limits) -> Radiograph:
     # a data set in memory may have no VR yet, or two: "OB or OW"
     words = bool(value) and dataset["PixelData"].VR == "OW"
     return _radiograph(Parsed(header, syntax, value, 0, len(value), fragmented, words), limits)
+
+
+def _value(dataset: Dataset, limits: Limits) -> bytes:
+    """The pixel data of a Dataset in memory: bytes, or a buffer (pydicom 3), which is read from where it stands and put
+    back. Raises InputError."""
+    value = dataset.get("PixelData")
+    if isinstance(value, BufferedIOBase):
+        here = value.tell()
+        try:
+            value = value.read(limits.max_bytes + 1)
+        finally:
+            dataset["PixelData"].value.seek(here)
+    if not isinstance(value, bytes | bytearray | NoneType):
+        raise InputError("unreadable", f"PixelData holds {type(value).__name__}, not bytes")
+    check_bytes(len(value or b""), limits)
+    return bytes(value or b"")
 
 
 def hanging(header: Dataset, limits: Limits | None = None) -> tuple[tuple[int, int], geometry.Turns]:
@@ -182,7 +199,7 @@ def _radiograph(parsed: Parsed, limits: Limits) -> Radiograph:
 def _may_be_grey(header: Dataset, photometric: str, samples: int) -> bool:
     """Whether the header says a grey image, or one of 8-bit colours, which may be greys."""
     if samples == 1 and photometric == PALETTE:
-        return all(name + "Data" in header for name in PALETTES)
+        return palette.is_there(header)
     if samples == 3 and photometric in COLOUR:
         return integer(header, "BitsAllocated", 0) == 8
     return samples == 1 and photometric in {*MONOCHROME, ""}
@@ -269,19 +286,9 @@ def _through_palette(header: Dataset, photometric: str, pixels: Pixels) -> Pixel
         return pixels
     low, high = int(pixels.stored_HW.min()), int(pixels.stored_HW.max())
     values = np.arange(low, high + 1, dtype=np.float64)
-    channels, deepest = [], 8
-    for name in PALETTES:
-        try:
-            item = Dataset()
-            item.set_original_encoding(*getattr(header, "original_encoding", (False, True)))
-            item.LUTDescriptor, item.LUTData = header[name + "Descriptor"].value, header[name + "Data"].value
-            deepest = max(deepest, int(item.LUTDescriptor[2]))
-            channels.append(apply_lut(item, values))
-        except Exception as error:
-            reason = str(error) if isinstance(error, Broken) else "it is damaged"
-            raise InputError("unreadable", f"{name}Data is unusable: {reason}") from None
-    table = np.stack(channels, -1)[pixels.stored_HW.astype(np.intp) - low]
-    level = 257 if deepest > 8 else 1
+    colours, bits = palette.channels(header, values)
+    table = colours[pixels.stored_HW.astype(np.intp) - low]
+    level = 257 if bits > 8 else 1
     return Pixels(grey_of_channels(table.astype(np.int32), level), pixels.bits, pixels.notes, is_picture=True)
 
 

@@ -10,8 +10,8 @@ from encoder.radiograph.types import InputError, Limits, Warn
 # Since 2, pictures of 8 bits are taken as they are; before, each was stretched to its own minimum and maximum.
 GREY_RULE = 2
 
-# Version of what is done with a DICOM header (docs/dicom.md), likewise, but of no effect on pictures. Since 2, films
-# are turned by PatientOrientation and pixels made square.
+# Version of what is done with a DICOM header (docs/concepts/dicom.md), likewise, but of no effect on pictures. Since 2,
+# films are turned by PatientOrientation and pixels made square.
 DICOM_RULE = 2
 
 # Pixels of the shorter side; on fewer, small findings are gone (films have 2,000 to 4,000).

@@ -30,7 +30,9 @@ def _read_jpeg(data: bytes, limits: Limits) -> Radiograph:
         pictures = getattr(image, "n_frames", 1)
     _load(image, limits)
     notes = feed.check(image)
-    radiograph = of_levels(_grey(ImageOps.exif_transpose(image)))
+    image, said = _upright(image)
+    notes += said
+    radiograph = of_levels(_grey(image))
     if pictures > 1:
         notes.append(Warn("more_pictures", f"the file holds {pictures} pictures; the first is read"))
     return _with(radiograph, notes)
@@ -60,7 +62,18 @@ def of_image(image: Image.Image, limits: Limits, keeps_levels: bool = True) -> R
         if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
             raise InputError("multi_frame", f"{frames} frames; give the one that is meant")
     _load(image, limits, keeps_levels)
-    return of_levels(_grey(ImageOps.exif_transpose(image)))
+    image, notes = _upright(image)
+    return _with(of_levels(_grey(image)), notes)
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, list[Warn]]:
+    """Turn an image as its EXIF says; one whose EXIF cannot be read is left as it is."""
+    try:
+        return ImageOps.exif_transpose(image), []
+    # Pillow raises anything on damaged EXIF
+    except Exception:
+        message = "its EXIF data are damaged; if they ask for the picture to be turned, it is not"
+        return image, [Warn("bad_exif", message)]
 
 
 def _load(image: Image.Image, limits: Limits, keeps_levels: bool = True) -> None:

@@ -147,6 +147,15 @@ def _bytes(source: Any, limits: Limits) -> bytes:
             data = bytes(source)
     except OSError as error:
         raise InputError("unreadable", error.strerror or type(error).__name__) from None
+    except UnicodeEncodeError:
+        raise InputError(
+            "unreadable", "its path holds a half of a character, which no file name has"
+        ) from None
+    except ValueError:
+        # of an open file, its own errors
+        if not isinstance(source, str | os.PathLike) or "\0" not in os.fspath(source):
+            raise
+        raise InputError("unreadable", "its path holds a null character, which no file name has") from None
     if not data:
         hint = ", or was read to its end; go back to its start by seek(0)" if opened else ""
         raise InputError("not_an_image", f"the file is empty{hint}")

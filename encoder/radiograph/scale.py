@@ -1,7 +1,7 @@
 """Stored values -> grey values by the header: padding; modality LUT or rescale (PS3.3 C.11.1); VOI LUT or window
 (C.11.2).
 
-docs/dicom.md says what is done with each attribute, and why.
+docs/concepts/dicom.md says what is done with each attribute, and why.
 """
 
 from __future__ import annotations
@@ -50,38 +50,46 @@ def grey_levels(header: Dataset, stored: np.ndarray, occurs: np.ndarray) -> Show
     notes: list[Warn] = []
     unusable = ""
     with np.errstate(all="ignore"):
-        grey = _modality(header, stored, occurs, notes)
+        grey, signed = _modality(header, stored, occurs, notes)
         shown, instead = grey, "the full range is shown"
         for name, function in _presentations(header):
             try:
-                found = function(grey)
+                found, said = function(grey, signed, occurs)
                 _check(found[occurs])
             except Exception as error:
                 reason = str(error) if isinstance(error, Broken) else "it is damaged"
                 unusable = unusable or f"{name} is unusable: {reason}"
             else:
                 shown, instead = found, "another that the header gives is shown"
+                notes += said
                 break
     if unusable:
         notes.append(Warn("bad_window", f"{unusable}; {instead}"))
     return Shown(shown, notes)
 
 
-def _modality(header: Dataset, stored: np.ndarray, occurs: np.ndarray, notes: list[Warn]) -> np.ndarray:
+def _modality(
+    header: Dataset, stored: np.ndarray, occurs: np.ndarray, notes: list[Warn]
+) -> tuple[np.ndarray, bool]:
+    """Modality LUT or rescale; also whether what it can make may be negative, which says how the first value of a VOI
+    LUT is to be read (C.11.2.1.1)."""
+    least, most = _stored_range(header)
+    signed = bool(least < 0 or stored[occurs].min() < 0)
     if "ModalityLUTSequence" in header:
         tables = items(header, "ModalityLUTSequence")
         try:
             if tables or not is_empty(header, "ModalityLUTSequence"):
-                grey = apply_lut(tables[0], stored)
+                grey, said = _through(tables[0], stored, signed, occurs, "ModalityLUTSequence")
                 _check(grey[occurs])
-                return grey
+                notes += said
+                return grey, False
             notes.append(Warn("bad_rescale", "ModalityLUTSequence holds no table"))
         except Exception as error:
             reason = str(error) if isinstance(error, Broken) else "it is damaged"
             raise InputError("unreadable", f"ModalityLUTSequence is unusable: {reason}") from None
     slopes, intercepts = decimals(header, "RescaleSlope"), decimals(header, "RescaleIntercept")
     if not slopes and not intercepts:
-        return stored
+        return stored, signed
     # one of the two without the other is not allowed (C.11.1); what is missing then changes nothing
     slope = slopes[0] if slopes else 1.0 if slopes is None else None
     intercept = intercepts[0] if intercepts else 0.0 if intercepts is None else None
@@ -98,8 +106,8 @@ def _modality(header: Dataset, stored: np.ndarray, occurs: np.ndarray, notes: li
     except Broken as error:
         notes.append(Warn("bad_rescale", f"RescaleSlope and RescaleIntercept are left out: {error}"))
         # the sign of a slope says which end is dark
-        return -stored if slope is not None and slope < 0 else stored
-    return grey
+        return (-stored, True) if slope is not None and slope < 0 else (stored, signed)
+    return grey, min(least * slope, most * slope) + intercept < 0 or bool(grey[occurs].min() < 0)
 
 
 def _presentations(header: Dataset) -> Iterator[tuple[str, Any]]:
@@ -109,19 +117,38 @@ def _presentations(header: Dataset) -> Iterator[tuple[str, Any]]:
         tables = items(header, "VOILUTSequence")
         offered: list[Dataset | None] = [*tables] or [None]
         for table in offered:
-            yield "VOILUTSequence", lambda grey, table=table: _voi_lut(table, grey)
+            yield (
+                "VOILUTSequence",
+                lambda grey, signed, occurs, table=table: _voi_lut(table, grey, signed, occurs),
+            )
     centres, widths = decimals(header, "WindowCenter"), decimals(header, "WindowWidth")
     if centres is None and widths is None:
         return
     pairs = list(zip(centres or [], widths or [], strict=False))
     for centre, width in pairs or [(None, None)]:
-        yield "the window", lambda grey, pair=(centre, width): _window(header, grey, *pair)
+        yield "the window", lambda grey, *_, pair=(centre, width): (_window(header, grey, *pair), [])
 
 
-def _voi_lut(table: Dataset | None, grey: np.ndarray) -> np.ndarray:
+def _voi_lut(
+    table: Dataset | None, grey: np.ndarray, signed: bool, occurs: np.ndarray
+) -> tuple[np.ndarray, list[Warn]]:
     if table is None:
         raise Broken("it holds no table")
-    return apply_lut(table, np.rint(grey))
+    return _through(table, np.rint(grey), signed, occurs, "VOILUTSequence")
+
+
+def _through(
+    table: Dataset, values: np.ndarray, signed: bool, occurs: np.ndarray, name: str
+) -> tuple[np.ndarray, list[Warn]]:
+    """Look values up in a table whose first input is `signed` or not. Where all of them lie beyond its ends, it is read
+    with the other sign, if they lie inside then, and that is said."""
+    grey = apply_lut(table, values, signed)
+    if np.ptp(grey[occurs]) == 0:
+        other = apply_lut(table, values, not signed)
+        if np.ptp(other[occurs]) > 0:
+            said = f"the first value of {name}'s LUTDescriptor is read as {'un' if signed else ''}signed"
+            return other, [Warn("header_conflict", f"{said}; else every pixel would be the same grey")]
+    return grey, []
 
 
 def _window(header: Dataset, grey: np.ndarray, centre: float | None, width: float | None) -> np.ndarray:
@@ -146,18 +173,31 @@ def _window(header: Dataset, grey: np.ndarray, centre: float | None, width: floa
     return ((grey - centre) / width + 0.5).clip(0, 1)
 
 
-def apply_lut(item: Dataset, values: np.ndarray) -> np.ndarray:
-    """A LUT of PS3.3 C.11.1.1: values below its first input get the first entry, those above its last the last. Raises
-    Broken where it has fewer entries than it says."""
+def entries_of(item: Dataset) -> int:
+    """The entries that a LUT says it has. Raises Broken."""
+    return _descriptor(item)[0]
+
+
+def _descriptor(item: Dataset) -> tuple[int, int]:
+    """-> (entries, the first input as it is written). Raises Broken."""
     descriptor = item.get("LUTDescriptor")
     if isinstance(descriptor, bytes):
         descriptor = np.frombuffer(descriptor, "<u2").tolist()
     if descriptor is None or isinstance(descriptor, int | float | str) or len(descriptor) < 2:
         raise Broken("LUTDescriptor must have three numbers")
-    entries, begin = int(descriptor[0]) & 0xFFFF or 65536, int(descriptor[1])
-    # a signed number that was read as unsigned
-    if begin > 32767 and values.min() < 0:
-        begin -= 65536
+    return int(descriptor[0]) & 0xFFFF or 65536, int(descriptor[1])
+
+
+def apply_lut(item: Dataset, values: np.ndarray, signed: bool) -> np.ndarray:
+    """A LUT of PS3.3 C.11.1.1: values below its first input get the first entry, those above its last the last. Raises
+    Broken where it has fewer entries than it says.
+
+    The first input has 16 bits, whatever VR they are written with. They are `signed` if the values may be negative: of
+    a modality LUT or a palette PixelRepresentation says so, of a VOI LUT what is before it (C.11.2.1.1).
+    """
+    entries, begin = _descriptor(item)
+    begin &= 0xFFFF
+    begin -= 65536 if signed and begin > 32767 else 0
     data = item.get("LUTData")
     if data is None:
         raise Broken("LUTData is missing")
@@ -189,11 +229,10 @@ def _padding_value(header: Dataset, key: str) -> int | None:
         value = int(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    stored = min(max(integer(header, "BitsStored", 16), 2), 16)
-    signed = integer(header, "PixelRepresentation", 0) == 1
-    least, most = (-(1 << stored - 1), (1 << stored - 1) - 1) if signed else (0, (1 << stored) - 1)
+    least, most = _stored_range(header)
     if least <= value <= most:
         return value
+    signed, stored = least < 0, (most - least).bit_length()
     # of the value's own 16 bits; a negative one may also have been cut to the stored ones
     for bits in (16, stored) if signed else (16,):
         same = value & ((1 << bits) - 1)
@@ -201,3 +240,11 @@ def _padding_value(header: Dataset, key: str) -> int | None:
         if least <= same <= most:
             return same
     return None
+
+
+def _stored_range(header: Dataset) -> tuple[int, int]:
+    """The lowest and the highest value that the header's bits can hold."""
+    bits = min(max(integer(header, "BitsStored", 16), 2), 16)
+    if integer(header, "PixelRepresentation", 0) == 1:
+        return -(1 << bits - 1), (1 << bits - 1) - 1
+    return 0, (1 << bits) - 1

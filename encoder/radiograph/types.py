@@ -49,7 +49,7 @@ class InputError(UserError):
 class Warn(NamedTuple):
     """Read, but worth knowing. `code`: not_chest, lateral, low_resolution, unknown_modality, for_processing,
     burned_in_annotation, not_human, excess_pixel_data; bad_window, bad_rescale, header_conflict, damaged_pixels,
-    turned, not_square, more_pictures (docs/dicom.md says when)."""
+    bad_exif, turned, not_square, more_pictures (docs/concepts/dicom.md says when)."""
 
     code: str
     message: str

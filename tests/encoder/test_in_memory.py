@@ -125,6 +125,32 @@ def test_a_data_set_in_memory_is_read_as_its_file(syntax, tmp_path):
     assert code_of(dcmread(path, stop_before_pixels=True)) == "no_pixel_data"
 
 
+@pytest.mark.parametrize("begin", [0, 100])
+def test_pixel_data_in_a_buffer_are_read_from_where_it_stands(begin):
+    """pydicom 3 takes a file for PixelData, and writes what follows its position."""
+    given = dataset(GREY.astype(np.uint16) * 11, 12)
+    expected, data = read(given), given.PixelData
+    buffer = BytesIO(bytes(begin) + data)
+    buffer.seek(begin)
+    given.PixelData = buffer
+    assert same(read(given), expected) and same(read(given), expected)
+    assert buffer.tell() == begin
+    assert code_of(given, max_bytes=len(data) - 1) == "too_large"
+
+
+def test_pixel_data_that_are_nothing_or_no_bytes():
+    given = dataset(GREY.astype(np.uint16) * 11, 12)
+    given["PixelData"].value = None
+    assert code_of(given) == "no_pixel_data"
+    given["PixelData"]._value = "abc"
+    with pytest.raises(InputError, match="PixelData holds str, not bytes"):
+        read(given)
+    del given.PixelData
+    given.FloatPixelData = GREY.astype("<f4").tobytes()
+    with pytest.raises(InputError, match="floating-point"):
+        read(given)
+
+
 def test_data_sets_that_are_no_radiographs_get_the_refusal_of_their_file(cxr_data):
     compared = 0
     for path in sorted((cxr_data / "dicom").glob("*/*")):

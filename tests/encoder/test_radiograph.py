@@ -372,6 +372,15 @@ def test_what_is_no_file(tmp_path):
     assert code_of(tmp_path / "x.tiff") == "not_an_image"
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("a\0b.png", "null character"), ("a\ud800.png", "half of a character")]
+)
+def test_a_path_that_no_file_can_have(name, words):
+    with pytest.raises(InputError, match=words) as caught:
+        read(name)
+    assert caught.value.code == "unreadable" and "path" in caught.value.message
+
+
 def test_the_compressed_image_must_have_the_size_the_header_says(tmp_path):
     large = np.zeros((400, 400), np.uint8)
     for syntax, kind, options in (
@@ -593,6 +602,20 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
     exif[0x0112] = 6  # the camera was held upright
     Image.fromarray(stored(8)).save(tmp_path / "x.jpg", exif=exif)
     assert read(tmp_path / "x.jpg").pixels.shape == (W, H)
+
+
+@pytest.mark.parametrize("exif", [b"garbage", b"II*\0"])
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_png_with_damaged_exif_is_read_as_it_lies(exif, opened, tmp_path):
+    """The pixels are sound: their checksums are."""
+    pixels = stored(8)
+    path = tmp_path / "x.png"
+    Image.fromarray(pixels).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + png_chunk(b"eXIf", exif) + data[33:])
+    radiograph = read(Image.open(path) if opened else path)
+    assert np.array_equal(radiograph.stored, pixels)
+    assert [w.code for w in radiograph.warnings if w.code != "low_resolution"] == ["bad_exif"]
 
 
 def test_refused_pictures(tmp_path):
