@@ -295,7 +295,7 @@ def test_a_bare_list_of_images_names_its_own_studies(tmp_path):
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("a,b\n1,2\n", {}, "line 2: no column holds images or study ids"),
+        ("a,b\n1,2\n", {}, r"t\.csv: no column holds images or study ids"),
         ("file\na.png\n", {"columns": {"findings": "report"}}, "no column 'report'; there are file"),
         ("file\na.png\n", {"columns": {"finding": "file"}}, "no field is called finding"),
         ("file\na.png\n", {"labels": ["Edema"]}, "no column 'Edema'"),

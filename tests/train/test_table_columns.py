@@ -7,6 +7,9 @@ import json
 import pytest
 
 from cxr.cli.main import main
+from encoder.errors import UserError
+from train.datasets.folder import image_paths
+from train.datasets.labelled import load as load_labelled
 from train.datasets.table import load_table, read_table
 from vlm.study import Image, Study, StudyError, load_studies, study_to_json
 
@@ -225,3 +228,129 @@ def test_ages_of_other_types_are_left_out_and_counted(tmp_path):
     found = read_table(file)
     assert [s.age for s in found.studies] == [63, None, None, None, None, 40.5]
     assert "age: 4 cells" in found.notes[0] and found.notes[0].endswith("in line 2")
+
+
+# Cells that are not what their column is for
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('study_id,image\n1,"abc\n2,b\n', r"t\.csv, line 2: a quote .* never closed"),
+        ('study_id,image\n0,z\n\n1,"abc\n2,b\n3,"c"\n', r"t\.csv, line 4: a quote .* inside a quoted cell"),
+        ('study_id,image\n1,"abc\n2,b\n3,"\n', r"t\.csv, line 2: column 'image' holds a line break"),
+        ('image,study_id\na,"1\n2"\n', "line 2: column 'study_id' holds a line break"),
+        ('image,pid\na,"1\r2"\n', "line 2: column 'pid' holds a line break"),
+        ("image,study_id\na\0b,1\n", "line 2: column 'image'"),
+        ('id,findings\n1,"Clear.\nNo effusion."\n2,Edema.,x\n', "line 4: more or fewer cells"),
+        ('id,findings\n1,"' + "x" * (1 << 24) + 'y"\n', "line 2: a cell of over 16777216 characters"),
+    ],
+)
+def test_quotes_that_are_not_closed_and_what_they_lead_to(tmp_path, text, message):
+    with pytest.raises(StudyError, match=message):
+        load_table(table(tmp_path, text))
+
+
+def test_reports_may_have_several_lines(tmp_path):
+    found = load_table(table(tmp_path, 'id,findings\n1,"Clear.\nNo ""effusion""."\n'))
+    assert found == [Study("1", findings='Clear.\nNo "effusion".')]
+
+
+@pytest.mark.parametrize(
+    "field", ["study_id", "patient_id", "split", "sex", "findings", "indication", "impression"]
+)
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [({"a": 1}, "an object"), ([1], "a list"), (True, "true or false"), (False, "true or false")],
+)
+def test_json_that_is_no_text_is_refused_where_a_text_is_meant(tmp_path, field, value, kind):
+    rows = [{"study_id": "0", "Col": None}, {"study_id": "1"} | {"Col": value}]
+    text = "\n".join(json.dumps(row | {"study_id": None} if field == "study_id" else row) for row in rows)
+    text = text.replace('"study_id": null', '"image": "a"')
+    with pytest.raises(StudyError, match=rf"t\.jsonl, line 2: column 'Col' must hold a text, not {kind}"):
+        load_table(table(tmp_path, text, "t.jsonl"), columns={field: "Col"})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "1", "images": [{"file": "a"}]}, "line 1: column 'images': an image has no 'path'"),
+        ({"id": "1", "images": [["a"]]}, "line 1: column 'images' must hold a text, not a list"),
+        ({"id": "1", "images": True}, "line 1: column 'images' must hold a text, not true or false"),
+        ({"id": "1", "images": [{"path": {}}]}, "line 1: column 'images' must hold a text, not an object"),
+        ({"id": "1", "images": [{"path": "a", "view": 1 == 1}]}, "line 1: column 'images' must hold a text"),
+        (
+            {"id": "1", "images": [{"path": "a", "view": "PA"}], "view": "AP"},
+            "line 1: the images have views of their",
+        ),
+        (
+            {"id": "1", "image": "a", "view": [{"b": 2}]},
+            "line 1: column 'view' must hold a text, not an object",
+        ),
+        ({"id": "1", "diagnoses": [True]}, "line 1: column 'diagnoses' must hold a text, not true or false"),
+    ],
+)
+def test_json_lists_of_the_wrong_things(tmp_path, row, message):
+    with pytest.raises(StudyError, match=message):
+        load_table(table(tmp_path, json.dumps(row), "t.jsonl"))
+
+
+def test_images_of_json_are_paths_or_objects(tmp_path):
+    """As in a studies file; what else an object says is kept."""
+    row = {"id": 7, "images": [{"path": "a", "view": "PA", "kvp": 120}, "b", {"path": "c", "view": "lat"}]}
+    one = {"id": 8, "image": {"path": "d"}, "diagnoses": ["x", None]}
+    found = read_table(
+        table(tmp_path, f"{json.dumps(row)}\n{json.dumps(one)}\n", "t.jsonl"), columns={"image": "images"}
+    )
+    assert found.studies[0] == Study(
+        "7", images=[Image("a", "PA", {"kvp": 120}), Image("b"), Image("c", "lateral")]
+    )
+    found = read_table(table(tmp_path, json.dumps(one), "t.jsonl"))
+    assert found.studies == [Study("8", images=[Image("d")], diagnoses=["x"])]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"study_id": ' + "9" * 5000 + "}", "line 2: a number of thousands of digits"),
+        ('{"study_id": "1", "x": 1e999}', "line 2: column 'x' holds a number that is too large"),
+        ('{"study_id": "1", "y": {"z": [1, -1e999]}}', "line 2: column 'y' holds a number that is too large"),
+        ('{"study_id": "1", "y": ' + "[" * 100_000, "line 2: nested too deeply"),
+    ],
+)
+def test_json_numbers_that_no_file_can_hold(tmp_path, capsys, text, message):
+    path = table(tmp_path, '{"study_id": "0"}\n' + text, "t.jsonl")
+    assert make(path, tmp_path / "o.jsonl") == 2
+    assert f"t.jsonl, {message}" in capsys.readouterr().err
+
+
+def test_a_column_that_is_missing_is_missing_in_no_line(tmp_path):
+    with pytest.raises(StudyError, match=r"t\.csv: there is no column 'why'"):
+        read_table(table(tmp_path, "id,findings\n1,Clear.\n"), columns={"indication": "why"})
+
+
+# The other commands that take a table read it with the same reader.
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'path\n"' + b"x" * 200_000 + b"\n", r"t\.csv, line 2: a quote"),
+        (b"path\n\xff\xfe\n", r"t\.csv is not UTF-8"),
+        (b'path,split\n"a\nb",train\n', r"t\.csv, line 2: column 'path' holds a line break"),
+        (b'path\n"a\nb\n', r"t\.csv, line 2: a quote"),
+        (b"path,split\na\n", r"t\.csv, line 2: more or fewer cells"),
+    ],
+)
+def test_a_list_of_images_is_read_as_strictly(tmp_path, data, message):
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        image_paths(tmp_path / "t.csv")
+    with pytest.raises(UserError, match=message):
+        load_labelled(str(tmp_path / "t.csv"))
+    assert main(["prepare", str(tmp_path / "t.csv"), "--out", str(tmp_path / "o")]) == 2
+
+
+def test_a_list_of_images_with_long_cells_or_semicolons(tmp_path):
+    (tmp_path / "t.csv").write_text(f'path;note\na.png;"{"x" * 200_000}"\n')
+    assert image_paths(tmp_path / "t.csv") == [tmp_path / "a.png"]

@@ -19,6 +19,7 @@ from PIL import Image
 from encoder.files import append_json, one_at_a_time, whole_lines, write_atomically, write_text
 from encoder.progress import bar
 from encoder.radiograph import DICOM_RULE, GREY_RULE, InputError, Limits, read
+from train.datasets.rows import cells, one_line
 from vlm.study import StudyError, load_studies, normalise_split
 
 log = logging.getLogger(__name__)
@@ -112,23 +113,27 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _from_csv(path: Path, split: str | None) -> list[Path]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        columns = rows.fieldnames or []
-        column = next((c for c in PATH_COLUMNS if c in columns), None)
-        if column is None:
-            raise ValueError(
-                f"{path}: no column {' or '.join(PATH_COLUMNS)}; it has {', '.join(columns) or 'none'}"
-            )
-        if split and "split" not in columns:
-            raise NoSplits(f"{path}: split {split!r} was asked for, but there is no column 'split'")
-        return [
-            path.parent / row[column]
-            for row in rows
-            if row[column]
-            and not row.get("error")
-            and (split is None or (row["split"] and normalise_split(row["split"]) == split))
-        ]
+    table = cells(path)
+    _, columns = next(table, (1, []))
+    column = next((c for c in PATH_COLUMNS if c in columns), None)
+    if column is None:
+        raise ValueError(
+            f"{path}: no column {' or '.join(PATH_COLUMNS)}; it has {', '.join(columns) or 'none'}"
+        )
+    if split and "split" not in columns:
+        raise NoSplits(f"{path}: split {split!r} was asked for, but there is no column 'split'")
+    paths = []
+    for line, values in table:
+        row = dict(zip(columns, values, strict=True))
+        if not row[column] or row.get("error"):
+            continue
+        try:
+            image = one_line(row[column], column)
+            if split is None or (row["split"] and normalise_split(row["split"]) == split):
+                paths.append(path.parent / image)
+        except StudyError as error:
+            raise StudyError(f"{path}, line {line}: {error}") from None
+    return paths
 
 
 def read_names(file: str | Path) -> set[str]:

@@ -3,7 +3,6 @@ own CSV, studies file or folder with one sub-folder a class."""
 
 from __future__ import annotations
 
-import csv
 import inspect
 import logging
 from collections import Counter
@@ -20,6 +19,7 @@ from train.datasets.folder import PATH_COLUMNS, image_paths
 from train.datasets.headers import plausible
 from train.datasets.masks import Parts, as_read, image_size, mask_of
 from train.datasets.release import as_number, hashed_split
+from train.datasets.rows import cells, one_line
 from train.datasets.table import SEXES, known
 from vlm.study import Study, StudyError, load_studies, normalise_split
 
@@ -322,31 +322,33 @@ CELLS = ("labels", "split", "patient_id", "sex", "source_file", *NUMBERS)
 
 
 def _from_csv(source: Path, columns: Mapping[str, str], strict: bool) -> list[Row]:
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        table = list(reader)
-    where = _where(source, reader.fieldnames or [], table, columns, strict)
+    lines = cells(source)
+    _, header = next(lines, (1, []))
+    table = [(line, dict(zip(header, values, strict=True))) for line, values in lines]
+    where = _where(source, header, [row for _, row in table], columns, strict)
     rows = []
-    for number, cells in enumerate(table, 2):
-        row = {key: (cells.get(column) or "").strip() for key, column in where.items()}
+    for line, values in table:
+        row = {key: values[column].strip() for key, column in where.items()}
         if not row["file"] or not row["split"] or (strict and not row["labels"]):
             continue
         labels = {}
         if text := row.get("labels"):
             labels = {"": 0.0} | {name.strip(): 1.0 for name in text.split(SEPARATOR) if name.strip()}
         try:
+            file = one_line(row["file"], where["file"])
             split, numbers = normalise_split(row["split"]), {n: _number(n, row.get(n)) for n in NUMBERS}
         except StudyError as error:
-            raise StudyError(f"{source}, row {number}: {error}") from None
+            raise StudyError(f"{source}, line {line}: {error}") from None
         masks: dict[str, Parts] = {
             key.partition("_")[2] or "mask": (source.parent / path,)
             for key, path in row.items()
             if key.startswith("mask") and path
         }
         also = {"source_file": row["source_file"]} if row.get("source_file") else {}
-        patient = row.get("patient_id") or row["file"]
-        path = source.parent / row["file"]
-        rows.append(Row(path, split, patient, labels, numbers, _sex(row.get("sex")), masks, also))
+        patient = row.get("patient_id") or file
+        rows.append(
+            Row(source.parent / file, split, patient, labels, numbers, _sex(row.get("sex")), masks, also)
+        )
     return rows
 
 

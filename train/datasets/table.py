@@ -5,11 +5,9 @@ No column is lost in silence: each is a field, a label, kept as an extra key, or
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 from encoder.errors import did_you_mean
 from encoder.radiograph import parse_age, parse_view
 from eval.scores.phrases import CONDITIONS
+from train.datasets.rows import one_line, rows
 from vlm.study import NOT_TEXT, TEXTS, VIEWS, Image, Study, StudyError, normalise_split
 
 # Field of a study -> the column names it is looked for under, the likeliest first, unless `columns` says where it is.
@@ -57,8 +56,6 @@ OWN_KEYS = {
     "schema", "study_id", "patient_id", "split", "images", "age", "sex", "prior", "labels", "diagnoses", "path", "view",
     *TEXTS,
 }  # fmt: skip
-# Characters of a cell: reports are longer than the csv module's own limit.
-LONGEST_CELL = 1 << 24
 
 
 @dataclass
@@ -130,23 +127,21 @@ def read_table(
     """
     path = Path(path)
     surveys: dict[str, _Survey] = {}
-    first_line = 1
-    for line, row in _read(path):
-        first_line = first_line if surveys else line
+    for _, row in rows(path):
         for column, value in row.items():
             _look_at(surveys.setdefault(column, _Survey()), known(value))
     try:
         plan = _plan(surveys, columns or {}, labels, keep, drop) if surveys else _Plan()
     except StudyError as error:
-        raise StudyError(f"{path}, line {first_line}: {error}") from None
+        raise StudyError(f"{path}: {error}") from None
     studies: dict[str, Study] = {}
     kept: dict[str, list[tuple[dict[str, Any], list[Image]]]] = defaultdict(list)
     unread: dict[str, Counter[str]] = defaultdict(Counter)
     # Field -> line of the first cell that means nothing.
     first_unread: dict[str, int] = {}
-    for line, row in _read(path):
+    for line, row in rows(path):
         try:
-            cells = {field: known(row.get(column)) for field, column in plan.where.items()}
+            cells = {one: _cell(one, column, known(row.get(column))) for one, column in plan.where.items()}
             study = _study(cells, image_root, unread)
             for one in (one for one, odd in unread.items() if odd):
                 first_unread.setdefault(one, line)
@@ -234,17 +229,17 @@ def _spread(
 
     keys = dict.fromkeys(key for rows in kept.values() for extra, _ in rows for key in extra)
     differ = {key for key in keys if any(len(values(rows, key)) > 1 for rows in kept.values())}
-    for study_id, rows in kept.items():
+    for study_id, lines in kept.items():
         study = studies[study_id]
         for key in keys:
-            found = values(rows, key)
+            found = values(lines, key)
             if not found:
                 continue
             # A row without an image of its own has no other place for it.
-            if key not in differ or any(key in extra and not images for extra, images in rows):
+            if key not in differ or any(key in extra and not images for extra, images in lines):
                 study.extra[key] = found if len(found) > 1 else found[0]
                 continue
-            for extra, images in rows:
+            for extra, images in lines:
                 for image in images:
                     image.extra |= {key: extra[key]} if key in extra else {}
     return differ
@@ -293,52 +288,6 @@ def _notes(
     return notes
 
 
-def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a table with their lines. Raises StudyError, also for what is not a text at all."""
-    try:
-        yield from _rows(path)
-    except UnicodeDecodeError:
-        raise StudyError(f"{path} is not UTF-8 text; save the table as UTF-8") from None
-    except csv.Error as error:
-        raise StudyError(f"{path} is not a table: {error}") from None
-    except RecursionError:
-        raise StudyError(f"{path} is not a table: nested too deeply") from None
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        if path.suffix.lower() == ".jsonl":
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line, parse_constant=lambda _: None)
-                except json.JSONDecodeError as error:
-                    raise StudyError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
-                if not isinstance(row, dict):
-                    raise StudyError(f"{path}, line {number}: not an object")
-                yield number, row
-        elif path.suffix.lower() in {".csv", ".tsv"}:
-            csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
-            first = file.readline()
-            file.seek(0)
-            # Spreadsheets of many countries write semicolons for commas.
-            delimiter = max(",;\t", key=first.count) if path.suffix.lower() == ".csv" else "\t"
-            reader = csv.DictReader(file, delimiter=delimiter)
-            names = [name.strip() or f"column_{i}" for i, name in enumerate(reader.fieldnames or (), 1)]
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise StudyError(f"{path}: there are several columns {twice[0]!r}; give each its own name")
-            reader.fieldnames = names
-            for row in reader:
-                if None in row or None in row.values():
-                    raise StudyError(
-                        f"{path}, line {reader.line_num}: more or fewer cells than the header has columns"
-                    )
-                yield reader.line_num, row
-        else:
-            raise StudyError(f"{path}: a table is a .csv, .tsv or .jsonl file")
-
-
 def known(value: Any) -> Any:
     """None for what means missing."""
     if value is None or (isinstance(value, str) and value.strip().lower() in {"", *NOT_TEXT}):
@@ -346,10 +295,57 @@ def known(value: Any) -> Any:
     return value
 
 
+def _cell(one: str, column: str, value: Any) -> Any:
+    """Take the value of a field: images as a list of {"path", "view"?, more}, views and diagnoses as a list of texts,
+    an age as it is, everything else as a text. Raises StudyError for another kind."""
+    if one == "age" or value is None:
+        return value
+    if one == "image":
+        images = (
+            value
+            if isinstance(value, list)
+            else [value]
+            if isinstance(value, dict)
+            else _split(value, column)
+        )
+        return [_image(image, column) for image in images if known(image) is not None]
+    if one in ("view", "diagnoses"):
+        items = value if isinstance(value, list) else _split(value, column)
+        return [text for item in items if known(item) is not None and (text := _text(item, column))]
+    return _text(value, column, whole=one in ("study_id", "patient_id"))
+
+
+def _split(value: Any, column: str) -> list[str]:
+    return [item.strip() for item in _text(value, column).split(SEVERAL) if item.strip()]
+
+
+def _image(value: Any, column: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        if known(value.get("path")) is None:
+            raise StudyError(f"column {column!r}: an image has no 'path'")
+        view = known(value.get("view"))
+        told = {} if view is None else {"view": _text(view, column)}
+        more = {key: item for key, item in value.items() if key != "view"}
+        return more | told | {"path": _text(value["path"], column, whole=True)}
+    return {"path": _text(value, column, whole=True)}
+
+
+def _text(value: Any, column: str, whole: bool = False) -> str:
+    """Take a text, or a number as it is written. `whole` is an id or the name of a file, which is one line."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        kind = {bool: "true or false", list: "a list", dict: "an object"}.get(type(value), "nothing")
+        raise StudyError(f"column {column!r} must hold a text, not {kind}")
+    return one_line(str(value), column) if whole else str(value)
+
+
 def _study(cells: Mapping[str, Any], image_root: str | Path, unread: Mapping[str, Counter[str]]) -> Study:
     """Make a study of the cells of its fields; counts in `unread` those that mean nothing here."""
-    paths = _list(cells.get("image"))
-    texts_of_views = _list(cells.get("view"))
+    images: list[dict[str, Any]] = cells.get("image") or []
+    texts_of_views: list[str] = cells.get("view") or []
+    if texts_of_views and any("view" in image for image in images):
+        raise StudyError("the images have views of their own, and there is a column of views; leave one out")
+    if not texts_of_views:
+        texts_of_views = [image.pop("view", "unknown") for image in images]
     views = [_view(text) for text in texts_of_views]
     unread["view"].update(
         text
@@ -357,37 +353,32 @@ def _study(cells: Mapping[str, Any], image_root: str | Path, unread: Mapping[str
         if view == "unknown" and text.lower() != view
     )
     if len(views) == 1:
-        views *= len(paths)
-    if views and len(views) != len(paths):
-        raise StudyError(f"{len(paths)} images, but {len(views)} views")
+        views *= len(images)
+    if views and len(views) != len(images):
+        raise StudyError(f"{len(images)} images, but {len(views)} views")
+    paths = [image.pop("path") for image in images]
     study_id = cells.get("study_id")
     if study_id is None:
         if not paths:
             raise StudyError("neither a study id nor an image")
         study_id = paths[0]
-    texts: dict[str, Any] = {key: None if cells.get(key) is None else str(cells[key]) for key in TEXTS}
-    patient_id, split, sex = cells.get("patient_id"), cells.get("split"), cells.get("sex")
-    unread["sex"].update([] if sex is None or str(sex).strip().lower() in SEXES else [str(sex)])
+    split, sex = cells.get("split"), cells.get("sex")
+    unread["sex"].update([] if sex is None or sex.strip().lower() in SEXES else [sex])
     age = _age(cells.get("age"))
     unread["age"].update([] if cells.get("age") is None or age is not None else [str(cells["age"])])
     return Study(
-        study_id=str(study_id).strip(),
-        patient_id=None if patient_id is None else str(patient_id).strip(),
-        split=None if split is None else normalise_split(str(split)),
+        study_id=study_id,
+        patient_id=cells.get("patient_id"),
+        split=None if split is None else normalise_split(split),
         images=[
-            Image(str(Path(image_root, path)), view)
-            for path, view in zip(paths, views or ["unknown"] * len(paths), strict=True)
+            Image(str(Path(image_root, path)), view, more)
+            for path, view, more in zip(paths, views, images, strict=True)
         ],
         age=age,
-        sex=None if sex is None else SEXES.get(str(sex).strip().lower()),
-        diagnoses=_list(cells.get("diagnoses")) or None,
-        **texts,
+        sex=None if sex is None else SEXES.get(sex.strip().lower()),
+        diagnoses=cells.get("diagnoses") or None,
+        **{key: cells.get(key) for key in TEXTS},
     )
-
-
-def _list(value: Any) -> list[str]:
-    items = value if isinstance(value, list) else [] if value is None else str(value).split(SEVERAL)
-    return [str(item).strip() for item in items if str(item).strip()]
 
 
 def _view(text: str) -> str:
