@@ -20,7 +20,7 @@ from torch import Tensor
 from encoder.frozen import Encoder
 from encoder.inputs import Inputs
 from encoder.radiograph import Limits
-from encoder.store import Line, Store, StoreError, TensorShards
+from encoder.store import ROW, Line, Store, StoreError, TensorShards
 
 ABOUT = "embed.json"
 # Images a file; a sixteenth of it with patches: 400 MB of a ViT-B at 518 px.
@@ -56,7 +56,7 @@ def _stamp(path: str) -> dict[str, int | None]:
 
 
 def _store(out: Path) -> Store:
-    return Store(out, "path", shard="{file}", stamp=STAMP)
+    return Store(out, "path", shard="{file}", stamp=STAMP, places=ROW)
 
 
 def embed(

@@ -97,7 +97,10 @@ def reading(folder: str | Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    except BaseException as error:
+        # a defect of a library in Rust comes as an error that is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelError(f"{folder}: {what} cannot be read: {first_line(error)}") from error

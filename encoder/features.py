@@ -32,7 +32,7 @@ from encoder.frozen import Encoder, Tokens
 from encoder.inputs import Input, Inputs
 from encoder.progress import bar
 from encoder.radiograph import Radiograph
-from encoder.store import Store, TensorShards
+from encoder.store import ROW, Store, TensorShards
 from encoder.transforms import Preprocessing
 
 CONTENTS, ABOUT = "contents", "about.json"
@@ -135,7 +135,7 @@ def extract(
     }  # fmt: skip
     store = Store(
         folder / key_of({**about, "encoder": ""}), "sha256", index="index-*.jsonl", shard="{file}",
-        process=state.process_index,
+        process=state.process_index, places=ROW,
     )  # fmt: skip
     with store.writing(state, say):
         if state.is_main_process:

@@ -7,16 +7,58 @@ import hashlib
 import json
 import os
 import shutil
+import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from encoder.errors import naming, of_the_disk, printable
+from encoder.errors import UserError, naming, of_the_disk, printable
 
 # Paths may hold bytes that are not UTF-8, which so survive being written and read.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
+
+# Bytes of a line; one of more is no line of text, and would be read into memory as a whole.
+LONGEST_LINE = 1 << 26
+
+
+class InputFileError(UserError, OSError):
+    """A file that is named as an input and cannot be one."""
+
+
+def no_file(path: str | Path) -> str:
+    """Say that what is there is a pipe, a socket or a device, whose reading may never end; "" for all else, and for
+    nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return ""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    return f"{path} is not a regular file but a pipe, a socket or a device; give a regular file"
+
+
+def check_input(path: str | Path) -> None:
+    """Raise InputFileError for a pipe, a socket or a device; what is not there passes."""
+    if problem := no_file(path):
+        raise InputFileError(problem)
+
+
+def text_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[str]:
+    """Yield the lines of a text file with their ends.
+
+    Raises InputFileError for a pipe or a device and for a line of over 64 MiB, OSError, and UnicodeDecodeError.
+    """
+    check_input(path)
+    with path.open(encoding=encoding) as file:
+        while line := file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise InputFileError(
+                    f"{path} has a line of over {LONGEST_LINE} characters; is it a text file?"
+                )
+            yield line
 
 
 @contextmanager
@@ -38,7 +80,7 @@ def one_at_a_time(
         # filelock takes some files that cannot be made for held ones (of /proc, say), and would wait for ever.
         if not path.exists():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
-        (say or partial(print, flush=True))(printable(waiting))
+        (say or partial(print, file=sys.stderr, flush=True))(printable(waiting))
         lock.acquire(timeout=patience)
     try:
         yield
@@ -177,15 +219,31 @@ def append_json(path: Path, lines: Iterable[Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file that `append_json` wrote; [] where there is none. Lines that are no JSON are skipped:
-    earlier versions left them where a process was killed."""
+    """Return the lines of a file that `append_json` wrote; [] where there is none. Lines that are no JSON objects are
+    skipped: earlier versions left them where a process was killed, and a disk may have damaged them."""
     if not path.is_file():
         return []
     found = []
     for line in whole_lines(path).decode(**TEXT).split("\n"):
-        with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                found.append(row)
     return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a JSON file that `write_json` wrote holds. Raises InputFileError where it is no object any more, and
+    OSError."""
+    try:
+        row = json.loads(path.read_text(**TEXT))
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise InputFileError(
+            f"{path} is damaged: it is not a JSON object; restore it, or begin in a new folder"
+        )
+    return row
 
 
 def sha256_of(*files: Path) -> str:

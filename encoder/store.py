@@ -12,10 +12,10 @@ processes of one run (of accelerate) write shards and an index each.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +24,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from encoder.errors import UserError
-from encoder.files import append_json, one_at_a_time, read_json_lines, sweep, write_atomically, write_json
+from encoder.errors import ModelError, UserError, printable
+from encoder.files import (
+    append_json,
+    one_at_a_time,
+    read_json,
+    read_json_lines,
+    sweep,
+    write_atomically,
+    write_json,
+)
 from encoder.progress import Every
+from encoder.weights import read_header
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 
 Line = dict[str, Any]
+ROW, BYTES = ("row",), ("offset", "size")
 
 
 class StoreError(UserError, ValueError):
@@ -54,6 +64,8 @@ class Store:
         own: what the lock and leftovers begin with, where several stores share the folder.
         process: the number of this process among those of its run.
         stamp: names of the fields that change when a row's source does.
+        places: names of the fields that say where in its shard a row lies, whole numbers: ROW of safetensors files, BYTES
+            of others. Shards that are too short for their lines count as not there.
     """
 
     def __init__(
@@ -66,9 +78,10 @@ class Store:
         own: str = "",
         process: int = 0,
         stamp: tuple[str, ...] = (),
+        places: tuple[str, ...] = (),
     ) -> None:
         self.folder, self.by, self.index, self.shard, self.own = folder, by, index, shard, own
-        self.process, self.stamp = process, stamp
+        self.process, self.stamp, self.places = process, stamp, places
 
     @property
     def lock(self) -> Path:
@@ -111,15 +124,12 @@ class Store:
 
     def agree(self, name: str, about: Mapping[str, Any]) -> None:
         """Keep in the file `name` what the rows are made with, or compare with what is kept there. Raises StoreError
-        if they were made with something else."""
+        if they were made with something else, and InputFileError if the file is damaged."""
         file = self.folder / name
         if not file.is_file():
             write_json(file, about)
             return
-        try:
-            earlier = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise StoreError(f"{file} is damaged: it is not JSON; choose another folder") from None
+        earlier = read_json(file)
         other = [key for key in {**earlier, **about} if earlier.get(key) != about.get(key)]
         if other:
             said = ", ".join(f"{key} {earlier.get(key)} (now {about.get(key)})" for key in other)
@@ -133,7 +143,8 @@ class Store:
         """Return the lines by key, in the order they were written.
 
         Of several lines of one key the last counts, but one that says why there is no row replaces a row only where its
-        `stamp` is another. With `state` this is collective: no process writes while another still reads.
+        `stamp` is another. Lines that are damaged count as not there, and so do those of a shard that is shorter than
+        it should be, which is told. With `state` this is collective: no process writes while another still reads.
         """
         if state is not None:
             state.wait_for_everyone()
@@ -141,16 +152,76 @@ class Store:
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         for file in sorted(self.folder.glob(self.index)):
             for line in read_json_lines(file):
+                if not self._sound(line):
+                    continue
                 key = self.key(line)
                 if "error" in line:
                     before = found.get(key, line)
                     if "error" in before or any(before.get(name) != line.get(name) for name in self.stamp):
                         found[key] = line
-                elif not self.shard or self.shard.format(**line) in there:
+                elif not self.shard or self._shard_of(line) in there:
                     found[key] = line
+        found = self._of_whole_shards(found, state is None or state.is_main_process)
         if state is not None:
             state.wait_for_everyone()
         return found
+
+    def _sound(self, line: Line) -> bool:
+        """Whether a line has what `append` was given: its key, and why there is no row or where it lies."""
+
+        def whole(name: str) -> bool:
+            return type(line.get(name)) is int and line[name] >= 0
+
+        by = (self.by,) if isinstance(self.by, str) else self.by
+        if not all(type(line.get(name)) in (str, int) for name in by):
+            return False
+        if "error" in line:
+            error = line["error"]
+            texts = isinstance(error, dict) and all(
+                type(error.get(name)) is str for name in ("code", "message")
+            )
+            return texts or type(error) is str
+        named = all(type(line.get(name)) in (str, int) for name in re.findall(r"{(\w+)", self.shard))
+        return named and all(map(whole, self.places))
+
+    def _shard_of(self, line: Line) -> str:
+        """The name of a line's shard; one that no shard has where a field is of another kind than the name's."""
+        try:
+            return self.shard.format(**line)
+        except (KeyError, ValueError):
+            return ""
+
+    def _of_whole_shards(self, found: dict[Any, Line], tell: bool) -> dict[Any, Line]:
+        """Leave out the lines of shards that were cut off after they had been written."""
+        if not self.places:
+            return found
+        shards: defaultdict[str, list[Any]] = defaultdict(list)
+        for key, line in found.items():
+            if "error" not in line:
+                shards[self._shard_of(line)].append(key)
+        for name, keys in shards.items():
+            if self._holds(self.folder / name, [found[key] for key in keys]):
+                continue
+            if tell:
+                print(
+                    f"{printable(str(self.folder / name))} is damaged; its {len(keys)} rows count as not there",
+                    file=sys.stderr,
+                )
+            for key in keys:
+                del found[key]
+        return found
+
+    def _holds(self, file: Path, lines: Sequence[Line]) -> bool:
+        """Whether a shard is as long as its lines say, or as its own header does."""
+        if self.places != ROW:
+            size = file.stat().st_size
+            return all(line["offset"] + line["size"] <= size for line in lines)
+        try:
+            tensors = read_header(file)
+        except ModelError:
+            return False
+        most = max(line["row"] for line in lines)
+        return bool(tensors) and all(tensor.shape[0] > most for tensor in tensors.values() if tensor.shape)
 
     def append(self, lines: Sequence[Line]) -> None:
         """Add lines to this process's index. What they promise must be on the disk already."""

@@ -13,17 +13,22 @@ if TYPE_CHECKING:
 
 # Seconds after which a worker notices at the latest that its parent is gone.
 WATCHED = 1.0
+# Processes that one command may start. More than this would only wait for each other and take memory.
+MOST_WORKERS = max(64, 4 * (os.cpu_count() or 1))
 
 
 def pool(workers: int | None = None, initializer: Callable[[], None] | None = None) -> ProcessPoolExecutor:
-    """Return a pool of `workers` processes (None: one a core, at most 32) that end with this one, also when it is
-    killed. Left to themselves they would sleep for good, with the memory and the locks that they have from it."""
+    """Return a pool of `workers` processes (None: one a core, at most 32; never more than MOST_WORKERS) that end with
+    this one, also when it is killed. Left to themselves they would sleep for good, with the memory and the locks that
+    they have from it."""
     # a process that only ends with another does without (30 ms)
     from concurrent.futures import ProcessPoolExecutor
 
     if workers is None:
         workers = min(32, os.cpu_count() or 1)
-    return ProcessPoolExecutor(workers, initializer=_begin, initargs=(os.getpid(), initializer))
+    return ProcessPoolExecutor(
+        min(workers, MOST_WORKERS), initializer=_begin, initargs=(os.getpid(), initializer)
+    )
 
 
 def end_with(parent: int) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 Damage = Callable[[Path], object]
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
 ADAPTER, ADAPTER_CONFIG, META = "adapter_model.safetensors", "adapter_config.json", "cxr.json"
 
 
@@ -77,6 +78,15 @@ def put(name: str, *where: str | int, value: Any) -> Damage:
         row[where[-1]] = value
 
     return lambda folder: rewrite(folder / name, change)
+
+
+def around(token: str) -> dict[str, Any]:
+    """A tokenizer's template that puts `token` before a text; of "<s>" it has no ids."""
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": token, "type_id": 0}}, a], "pair": [a, b],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [], "tokens": ["<s>"]}},
+    }  # fmt: skip
 
 
 def without(name: str, *where: str) -> Damage:
@@ -312,6 +322,11 @@ CASES: dict[str, Case] = {
     "rope of a kind unknown": Case(
         "findings", put(CONFIG, T, "rope_parameters", value={"rope_type": "nonesuch"}),
         (CONFIG, "rope_type", "yarn"),
+    ),
+    # the library's own error ends a process, unless it is caught as what it is
+    "template of a token that is none": Case("findings", put(TOKENIZER, "post_processor", value=around("")), (TOKENIZER,)),
+    "template of a token without ids": Case(
+        "findings", put(TOKENIZER, "post_processor", value=around("<s>")), (TOKENIZER, "post_processor")
     ),
     "max_position_embeddings -1": Case(
         "findings", put(CONFIG, T, "max_position_embeddings", value=-1), (CONFIG, "max_position_embeddings")

@@ -27,7 +27,7 @@ from vlm.errors import ModelError
 from vlm.hub import resolve
 from vlm.llava import REDUCTIONS, CxrLlavaConfig, CxrLlavaForConditionalGeneration, is_stock, token_grid
 from vlm.parts import parts
-from vlm.processor import greedy, processor_of
+from vlm.processor import check_tokenizer, greedy, processor_of
 from vlm.projector import LAYERS, describe_features
 from vlm.prompts import IMAGE_TOKEN, PromptStyle
 
@@ -120,6 +120,7 @@ def load_language_model(folder: Path, attention: str, dtype: torch.dtype):
     check_fit(AutoModelForCausalLM, folder, config, stored, part=True)
     with reading(folder, "its tokenizer: tokenizer.json or tokenizer_config.json"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    check_tokenizer(folder, tokenizer)
     with loading(folder, "its language model"):
         language, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True,

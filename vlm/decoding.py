@@ -5,7 +5,6 @@ Shape letters: B prompts, N tokens, H width of the language model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from vlm.model import FindingsModel
 
 METHODS = ("greedy", "beam", "sample")
+# Beyond these, logits over the temperature or a length's power are no numbers of float32 any more.
+COLDEST, HOTTEST, STEEPEST = 1e-3, 1e3, 10.0
 STEP = 64  # tokens: lengths of prompts with a static cache are multiples, so that few are compiled for
 
 
@@ -48,12 +49,15 @@ class Decoding:
             )
         if self.method != "sample" and (self.temperature, self.top_p) != (1.0, 1.0):
             raise AskedError(f"temperature and top_p are of sampling, not of {self.method} decoding")
-        if not (0 < self.temperature < math.inf and 0 < self.top_p <= 1):
+        if not (COLDEST <= self.temperature <= HOTTEST and 0 < self.top_p <= 1):
             raise AskedError(
-                f"temperature must be above 0, top_p above 0 and at most 1, not {self.temperature} and {self.top_p}"
+                f"temperature must be from {COLDEST:g} to {HOTTEST:g}, top_p above 0 and at most 1, "
+                f"not {self.temperature} and {self.top_p}"
             )
-        if not math.isfinite(self.length_penalty):
-            raise AskedError(f"length_penalty must be a finite number, not {self.length_penalty}")
+        if not abs(self.length_penalty) <= STEEPEST:
+            raise AskedError(
+                f"length_penalty must be from {-STEEPEST:g} to {STEEPEST:g}, not {self.length_penalty}"
+            )
         if not 0 <= self.seed < 2**63:
             raise AskedError(f"seed must be a whole number from 0 to 2**63 - 1, not {self.seed}")
         if self.max_new_tokens < 1:

@@ -21,7 +21,7 @@ from vlm.adapters import ADAPTER, CONFIG, check_adapters, check_saved, quiet_pef
 from vlm.errors import AskedError, ModelError, ModelWarning
 from vlm.hub import resolve
 from vlm.model import DTYPES, META, FindingsModel, Meta, attention_name
-from vlm.processor import image_processor
+from vlm.processor import check_tokenizer, image_processor
 from vlm.prompts import IMAGE_TOKEN
 
 STRETCHED = (
@@ -155,12 +155,17 @@ def _load_whole(folder: Path, attention: str, dtype: torch.dtype | None, tell: b
 def _processor(folder: Path) -> LlavaProcessor:
     """Read tokenizer and processor. Raises ModelError, which names the file that is spoilt."""
     try:
-        return LlavaProcessor.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
+        processor = LlavaProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # of a library in Rust also what is no Exception
+    except BaseException as error:
         with reading(folder, "its tokenizer or processor: tokenizer.json or tokenizer_config.json"):
             AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         with reading(folder, "its tokenizer or processor: processor_config.json"):
             raise error
+    check_tokenizer(folder, processor.tokenizer)
+    return processor
 
 
 def _check_tokens(folder: Path, config: Any, processor: LlavaProcessor, preprocessing: Preprocessing) -> None:

@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from transformers import (
     BitImageProcessor,
     GenerationConfig,
     LlavaProcessor,
 )
 
+from encoder.errors import reading
 from encoder.transforms import Preprocessing
 from vlm.errors import ModelError
 from vlm.prompts import IMAGE_TOKEN
+
+
+def check_tokenizer(folder: Path, tokenizer) -> None:
+    """Raise ModelError for a tokenizer that was read and cannot be used, or puts other tokens around a text than it
+    says: a damaged tokenizer.json may show only when a text goes through it, and then end the process."""
+    file = folder / "tokenizer.json"
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return
+    # what the library in Rust says of its own defects
+    with reading(file, "the tokenizer"), _silent():
+        tokenizer("The heart is not enlarged.")
+        after = json.loads(backend.to_str()).get("post_processor") or {}
+    # several may stand after each other
+    for part in after.get("processors") or [after]:
+        for name, token in (part.get("special_tokens") or {}).items():
+            if token["ids"] != tokenizer.convert_tokens_to_ids(token["tokens"]) or not token["ids"]:
+                raise ModelError(
+                    f"{file}: post_processor.special_tokens[{name!r}] has ids {token['ids']} for {token['tokens']}, "
+                    f"which are {tokenizer.convert_tokens_to_ids(token['tokens'])}; restore the file"
+                )
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what native code writes to standard error from the terminal."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def greedy(tokenizer) -> GenerationConfig:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder.errors import UserError
-from encoder.files import write_atomically
+from encoder.files import check_input, text_lines, write_atomically
 
 SCHEMA = 1
 SPLITS = ("train", "validate", "test")
@@ -132,25 +132,27 @@ def normalise_split(name: str) -> str:
 
 
 def load_studies(path: str | Path) -> list[Study]:
-    """Read a studies file. Raises StudyError, with the line number, for a line that is no study, and FileNotFoundError.
+    """Read a studies file.
+
+    Raises StudyError, with the line number, for a line that is no study, InputFileError for a pipe or a device, and
+    FileNotFoundError.
 
     Values that are merely unusual (an unknown view or split, a missing file) are kept; `validate` reports them.
     """
     path = Path(path)
     studies, number = [], 0
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line in file:
-                number += 1
-                if line.strip():
-                    try:
-                        studies.append(study_from_json(json.loads(line, parse_constant=lambda _: None)))
-                    except json.JSONDecodeError as error:
-                        raise StudyError(f"not valid JSON ({error.msg}, column {error.colno})") from None
-                    except StudyError:
-                        raise
-                    except ValueError:
-                        raise StudyError("not valid JSON (a number of thousands of digits)") from None
+        for line in text_lines(path):
+            number += 1
+            if line.strip():
+                try:
+                    studies.append(study_from_json(json.loads(line, parse_constant=lambda _: None)))
+                except json.JSONDecodeError as error:
+                    raise StudyError(f"not valid JSON ({error.msg}, column {error.colno})") from None
+                except StudyError:
+                    raise
+                except ValueError:
+                    raise StudyError("not valid JSON (a number of thousands of digits)") from None
     except UnicodeDecodeError:
         raise StudyError(f"{path} is not UTF-8 text") from None
     except (StudyError, RecursionError) as error:
@@ -170,6 +172,7 @@ def is_predictions(path: Path) -> bool:
 
 def _holds(path: Path, predictions: bool, encoding: str, errors: str = "strict") -> bool:
     try:
+        check_input(path)
         with path.open(encoding=encoding, errors=errors) as file:
             line = file.readline(1 << 24)
         if not line.strip():

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cxr.cli.inputs import dicom_options
-from cxr.cli.terminal import Options, UsageError, check_regular, check_target, echo, positive
+from cxr.cli.terminal import (
+    Options,
+    UsageError,
+    check_regular,
+    check_target,
+    echo,
+    json_option,
+    positive,
+    print_json,
+    processes,
+    status_of,
+    tell,
+)
 
 if TYPE_CHECKING:
     from vlm.study import Study
@@ -24,6 +37,14 @@ DATASETS = {
 }
 # What is made of one's own data.
 OWN = ("dicom", "table")
+# What --help says of each.
+ABOUT = {
+    "table": "Make a studies file of a table: a row a study, or a row an image. Columns are recognised by their names.",
+    "dicom": "Make a studies file of DICOM files: they are grouped by their headers, with priors by date.",
+}
+OF_A_RELEASE = (
+    "Make a studies file of the data set as it is downloaded; paths in it are relative to the file."
+)
 # problems of a kind that are told one by one
 NAMED = 20
 
@@ -53,7 +74,7 @@ def prepare_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="Patients, studies or files to keep out, a name a line (also PatientID, StudyInstanceUID).",
     )
-    add("--workers", type=positive, metavar="N", help="Processes (default: one a core).")
+    add("--workers", type=processes, metavar="N", help="Processes (default: one a core).")
 
 
 def studies_options(parser: argparse.ArgumentParser) -> None:
@@ -64,19 +85,52 @@ def studies_options(parser: argparse.ArgumentParser) -> None:
     add = p.add_argument
     add("studies", type=Path, metavar="FILE", help="Studies file (JSON Lines).")
     add("--all", action="store_true", help="Name every problem, not the first of each kind.")
-    p = actions.add_parser("make", help="make a studies file of a data set as it is downloaded")
-    add = p.add_argument
-    add("dataset", metavar="DATASET", help=f"Data set: {', '.join((*DATASETS, *OWN))}.")
-    add("root", type=Path, metavar="FOLDER", help="Where it lies (of `table`: the file).")
+    json_option(p, "counts and all problems as one JSON document")
+    said = "make a studies file of a data set as it is downloaded"
+    p = actions.add_parser("make", help=said, add_help=False)
+    p.add_argument(
+        "-h", "--help", nargs=0, action=HelpOfDataset,
+        help="Show this help and exit; after DATASET, the help of that data set.",
+    )  # fmt: skip
+    make_options(p)
+
+
+class HelpOfDataset(argparse.Action):
+    """`cxr studies make table --help` explains what a table takes, and nothing else."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        from train.common.options import Parser
+
+        dataset = getattr(namespace, "dataset", None)
+        if dataset in (*DATASETS, *OWN):
+            parser = Parser(prog=f"{parser.prog} {dataset}", description=ABOUT.get(dataset, OF_A_RELEASE))
+            make_options(parser, dataset)
+        parser.print_help()
+        parser.exit()
+
+
+def make_options(parser: argparse.ArgumentParser, dataset: str | None = None) -> None:
+    """Add the options of `cxr studies make`, of all data sets or of one, whose name was read already."""
+    add = parser.add_argument
+    if dataset is None:
+        add("dataset", metavar="DATASET", help=f"Data set: {', '.join((*DATASETS, *OWN))}.")
+    if dataset == "table":
+        add("root", type=Path, metavar="FILE", help="The table: CSV, TSV or JSON Lines.")
+    else:
+        add("root", type=Path, metavar="FOLDER", help="Where it lies (of `table`: the file).")
     add("--out", type=Path, required=True, metavar="FILE", help="Studies file to write (JSON Lines).")
-    add("--reports", type=Path, metavar="DIR", help="Where the reports are, if elsewhere (mimic-cxr).")
-    add("--laterals", action="store_true", help="Keep studies that have no frontal image, too.")
-    add("--no-priors", action="store_true", help="Leave out each patient's study before.")
     add("--overwrite", action="store_true", help="Replace the file of --out.")
-    group = p.add_argument_group("dicom")
-    dicom_options(group)
-    group.add_argument("--dates", action="store_true", help="Write each study's date and time, too.")
-    table_options(p.add_argument_group("table"))
+    if dataset in (None, "mimic-cxr"):
+        add("--reports", type=Path, metavar="DIR", help="Where the reports are, if elsewhere (mimic-cxr).")
+    if dataset != "table":
+        add("--laterals", action="store_true", help="Keep studies that have no frontal image, too.")
+        add("--no-priors", action="store_true", help="Leave out each patient's study before.")
+    if dataset in (None, "dicom"):
+        group = parser.add_argument_group("dicom")
+        dicom_options(group)
+        group.add_argument("--dates", action="store_true", help="Write each study's date and time, too.")
+    if dataset in (None, "table"):
+        table_options(parser.add_argument_group("table"))
 
 
 def table_options(group: Options) -> None:
@@ -106,6 +160,10 @@ def check_studies(args: argparse.Namespace) -> int:
     from vlm.study import counts, load_studies, validate
 
     found = load_studies(args.studies)
+    if args.json:
+        problems = list(validate(found, args.studies.parent))
+        print_json({"counts": counts(found), "problems": [asdict(problem) for problem in problems]})
+        return 1 if problems else 0
     for name, value in counts(found).items():
         echo(f"{name:22} {value}")
     problems = validate(found, args.studies.parent)
@@ -130,6 +188,7 @@ def make_studies(args: argparse.Namespace) -> int:
 
     from encoder.errors import did_you_mean
     from encoder.files import sole_writer
+    from train.common.entry import next_command
     from vlm.study import Image, counts, is_studies, patients_across_splits, save_studies
 
     there = (*DATASETS, *OWN)
@@ -139,7 +198,7 @@ def make_studies(args: argparse.Namespace) -> int:
     _check_options(args)
     check_target(args.out, "studies", is_studies, reads=[args.root], overwrite=args.overwrite)
     read = {"table": _of_table, "dicom": _of_dicom}.get(args.dataset, _of_release)
-    found, root = read(args)
+    found, root, refused = read(args)
     if not found:
         raise UsageError(f"{args.root}: no study was found")
     folder = args.out.parent.absolute()
@@ -172,13 +231,14 @@ def make_studies(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
         )
     for name, value in counts(found).items():
-        echo(f"{name:22} {value}")
+        tell(f"{name:22} {value}")
     if shared := patients_across_splits(found):
-        echo(f"warning: {len(shared)} patients are in several splits", file=sys.stderr)
+        tell(f"warning: {len(shared)} patients are in several splits")
     if not any(s.findings for s in found) and any(s.impression for s in found):
-        print("no study has findings, but impressions: --section impression learns those", file=sys.stderr)
-    echo(f"wrote {args.out}; cxr studies check {args.out} looks for missing files and more")
-    return 0
+        tell("no study has findings, but impressions: --section impression learns those")
+    tell(f"wrote {args.out}")
+    next_command("cxr", "studies", "check", args.out)
+    return status_of(refused, refused + len(found))
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -198,7 +258,7 @@ def _check_options(args: argparse.Namespace) -> None:
                 raise UsageError(f"{option} means nothing for {args.dataset}; it is for {dataset}")
 
 
-def _of_release(args: argparse.Namespace) -> tuple[list[Study], Path]:
+def _of_release(args: argparse.Namespace) -> tuple[list[Study], Path, int]:
     """Read a data set as it is downloaded; the paths of its studies are relative to the folder."""
     import inspect
     from importlib import import_module
@@ -208,11 +268,12 @@ def _of_release(args: argparse.Namespace) -> tuple[list[Study], Path]:
     known = inspect.signature(read).parameters
     if args.reports and "reports" not in known:
         raise UsageError(f"--reports means nothing for {args.dataset}")
-    return read(args.root, **{k: v for k, v in asked.items() if k in known}), args.root
+    return read(args.root, **{k: v for k, v in asked.items() if k in known}), args.root, 0
 
 
-def _of_dicom(args: argparse.Namespace) -> tuple[list[Study], Path]:
-    """Group the DICOM files of a folder; the paths of its studies are absolute."""
+def _of_dicom(args: argparse.Namespace) -> tuple[list[Study], Path, int]:
+    """Group the DICOM files of a folder; the paths of its studies are absolute. Returns, third, how many files,
+    archives and folders could not be read."""
     from dataclasses import replace
 
     from cxr.cli.inputs import grouped, rules_of
@@ -221,19 +282,20 @@ def _of_dicom(args: argparse.Namespace) -> tuple[list[Study], Path]:
     if not args.root.exists():
         raise UsageError(f"{args.root} does not exist; give a folder or a DICOMDIR")
     rules = replace(rules_of(args), only_readable=True)
-    studies = grouped({0: args.root}, rules, archives=False)[0].studies
+    refused: list[str] = []
+    studies = grouped({0: args.root}, rules, refused, archives=False)[0].studies
     if not args.laterals:
         frontal = [s for s in studies if (image := shown_image(s)) and image.view != "lateral"]
         if count := len(studies) - len(frontal):
             what = (
                 "study has no frontal image and is" if count == 1 else "studies have no frontal image and are"
             )
-            echo(f"{count} {what} left out (--laterals keeps them)", file=sys.stderr)
+            tell(f"{count} {what} left out (--laterals keeps them)")
         studies = frontal
-    return studies, args.root
+    return studies, args.root, len(refused)
 
 
-def _of_table(args: argparse.Namespace) -> tuple[list[Study], Path]:
+def _of_table(args: argparse.Namespace) -> tuple[list[Study], Path, int]:
     """Read a table, and say of each column where it went; the paths of its studies are relative to it."""
     from train.datasets.table import read_table
 
@@ -247,15 +309,16 @@ def _of_table(args: argparse.Namespace) -> tuple[list[Study], Path]:
         columns[name.strip()] = column.strip()
     table = read_table(args.root, columns, args.label, drop=args.drop)
     for column, place in table.columns.items():
-        echo(f"column {column:15} {place}")
+        tell(f"column {column:15} {place}")
     for note in table.notes:
-        echo(note, file=sys.stderr)
-    return table.studies, args.root.parent
+        tell(note)
+    return table.studies, args.root.parent, 0
 
 
 def prepare(args: argparse.Namespace) -> int:
     """`cxr prepare`: an archive, or, where --out ends in .csv, an index."""
     from encoder.progress import bar
+    from train.common.entry import next_command
     from train.datasets.archive import INDEX, PER_SHARD, index_lines
     from train.datasets.archive import prepare as shrink_into
     from train.datasets.folder import image_paths, read_names
@@ -269,10 +332,12 @@ def prepare(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if args.out.suffix.lower() == ".csv":
+        read_again = partial(_errors_of_index, args.out)
         there = {row["file"] for row in index_rows(args.out)}
         made = write_index(paths, args.out, exclude=excluded, workers=args.workers)
         listing = args.out
     else:
+        read_again = partial(_errors_of_archive, args.out)
         there = {line["path"] for line in index_lines(args.out)}
         made = shrink_into(
             paths, args.out, short_side=args.short_side, bits=args.bits, exclude=excluded,
@@ -280,14 +345,30 @@ def prepare(args: argparse.Namespace) -> int:
         )  # fmt: skip
         listing = args.out / INDEX
     found = sum(str(path.absolute()) in there for path in paths)
-    errors: Counter[str] = Counter()
-    added = 0
-    for line in bar(made, "images", len(paths), done=found):
-        if wrong := line.get("error"):
-            errors[wrong if isinstance(wrong, str) else wrong["code"]] += 1
-        else:
-            added += 1
-    echo(f"{len(paths)} images found, {found} were there, {added} added to {args.out}")
+    added = sum(not line.get("error") for line in bar(made, "images", len(paths), done=found))
+    # Also those that an earlier run has found, and does not read again.
+    known = read_again()
+    errors = Counter(code for path in paths if (code := known.get(str(path.absolute()))))
+    tell(f"{len(paths)} images found, {found} were there, {added} added to {args.out}")
     for code, count in errors.most_common():
-        echo(f"{count} left out: {code} (see {listing})", file=sys.stderr)
-    return 0
+        tell(f"{count} left out: {code} (see {listing})")
+    refused = errors.total() - errors["excluded"]
+    if errors.total() < len(paths):
+        next_command(
+            "cxr", "pretrain", "--data", args.out, "--out", args.out.with_name(f"{args.out.stem}_encoder")
+        )
+    return status_of(refused, len(paths))
+
+
+def _errors_of_index(out: Path) -> dict[str, str]:
+    """Return path -> code of what an index calls unusable."""
+    from train.datasets.index import index_rows
+
+    return {row["file"]: row["error"] for row in index_rows(out) if row["error"]}
+
+
+def _errors_of_archive(out: Path) -> dict[str, str]:
+    """Return path -> code of what an archive has no image of."""
+    from train.datasets.archive import index_lines
+
+    return {line["path"]: line["error"]["code"] for line in index_lines(out) if "error" in line}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from encoder.errors import UserError, printable
 
@@ -21,6 +23,8 @@ NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml",
 MOST_REPLICATES = 100_000
 # Pixels a side of a model's input; four times RAD-DINO's would be 2,072.
 LONGEST_SIDE = 4096
+# Exit statuses; main.py tells users of them.
+NOTHING_DONE, PARTLY_DONE = 1, 3
 DEVICE = "Device: cpu, cuda, cuda:1, ... (default: a GPU if there is one)."
 MODEL = "Findings model: mini (shipped), a directory or a hub id."
 BASE = "Base model of an adapter, where it is not where the adapter remembers it."
@@ -36,21 +40,57 @@ class UsageError(UserError):
     """Something about the command line; told in one line, exit status 2."""
 
 
-def console() -> Console:
-    """Return a terminal that wraps nothing by itself. Where nobody reads on (`| head`), it raises BrokenPipeError, as
-    print does; rich's own ends the process with status 1."""
+def console(stderr: bool = False) -> Console:
+    """Return a terminal that wraps nothing by itself, and styles only what is marked up: neither the words of a report
+    nor the name of a file. Where nobody reads on (`| head`), it raises BrokenPipeError, as print does; rich's own ends
+    the process with status 1."""
     from rich.console import Console
 
     class Terminal(Console):
         def on_broken_pipe(self) -> NoReturn:
             raise BrokenPipeError
 
-    return Terminal(soft_wrap=True)
+    return Terminal(soft_wrap=True, highlight=False, emoji=False, stderr=stderr)
+
+
+def status_of(refused: int, total: int) -> int:
+    """Return the exit status of a command that was given `total` files or studies and could not use `refused`."""
+    if not refused:
+        return 0
+    return NOTHING_DONE if refused >= total else PARTLY_DONE
+
+
+def json_option(parser: Options, what: str) -> None:
+    """Add --json, which prints `what` for programs: one JSON document on stdout, unless `what` says otherwise."""
+    parser.add_argument("--json", action="store_true", help=f"Print {what} for programs.")
+
+
+def print_json(content: Any, indent: int | None = 1) -> None:
+    """Print a JSON document, in ASCII: whatever the terminal's encoding, it is what `json.loads` reads."""
+    print(json.dumps(content, indent=indent, allow_nan=False), flush=True)
+
+
+def no_more_readers() -> None:
+    """Let what is still to be printed go nowhere, because whoever read it has left (`| head`)."""
+    for stream in (sys.stdout, sys.stderr):
+        # Tests put objects without a descriptor in their place, and a closed stream is None.
+        with suppress(AttributeError, OSError, ValueError):
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def positive(text: str) -> int:
     """A whole number of at least 1, as an option's type."""
     return _whole(text, 1)
+
+
+def processes(text: str) -> int:
+    """How many processes to start, as an option's type."""
+    from encoder.workers import MOST_WORKERS
+
+    return _whole(text, 1, MOST_WORKERS)
 
 
 def seed(text: str) -> int:
@@ -101,9 +141,14 @@ def _whole(text: str, least: int, most: int = 2**63 - 1) -> int:
     return number
 
 
-def echo(text: str, file: TextIO | None = None) -> None:
-    """Print a line in which there may be names that users gave: of files, studies, columns."""
-    print(printable(text), file=file, flush=True)
+def echo(text: str) -> None:
+    """Print a line of what the user asked for. It may hold names that users gave: of files, studies, columns."""
+    print(printable(text), flush=True)
+
+
+def tell(text: str) -> None:
+    """Print a line about the work itself on stderr: progress, a warning, what was written where."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def check_target(
@@ -148,20 +193,22 @@ def check_target(
 
 def check_regular(path: Path) -> None:
     """Raise UsageError for a pipe or a device: what is there is read before it is replaced, and a pipe has no end."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UsageError(
-            f"{path} is not a regular file but a pipe, a socket or a device; give a file to write"
-        )
+    from encoder.files import no_file
+
+    if problem := no_file(path):
+        raise UsageError(problem)
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path, refused: list[str] | None = None) -> Iterator[Path]:
     """Yield the files of a folder and its sub-folders that may be radiographs; hidden ones are passed over. A folder
-    that cannot be read is told on stderr."""
+    that cannot be read is told on stderr, and its name appended to `refused`."""
 
-    def tell(error: OSError) -> None:
-        echo(f"{error.filename} cannot be read and is left out: {error.strerror}", sys.stderr)
+    def left_out(error: OSError) -> None:
+        tell(f"{error.filename} cannot be read and is left out: {error.strerror}")
+        if refused is not None:
+            refused.append(str(error.filename))
 
-    for where, folders, names in os.walk(folder, onerror=tell):
+    for where, folders, names in os.walk(folder, onerror=left_out):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             path = Path(where, name)

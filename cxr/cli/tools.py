@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import Options, UsageError, echo, files_below, number, positive, seed, share
+from cxr.cli.terminal import (
+    Options,
+    UsageError,
+    echo,
+    files_below,
+    json_option,
+    number,
+    positive,
+    print_json,
+    processes,
+    seed,
+    share,
+    status_of,
+    tell,
+)
 from encoder.errors import printable
 
 PLAN = "Say what a fine-tuning would cost, without its weights. Its options are those of cxr finetune."
@@ -23,7 +36,7 @@ def phantom_options(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=("dicom", "png"), default="dicom", help="Format of the films.")
     add("--no-masks", action="store_false", dest="masks", help="Leave out the masks.")
     add("--split", choices=("train", "validate", "test"), help="Put every patient into this split.")
-    add("--workers", type=positive, metavar="N", help="Processes (default: one a core).")
+    add("--workers", type=processes, metavar="N", help="Processes (default: one a core).")
 
     add = parser.add_argument_group("who is drawn").add_argument
     add(
@@ -57,12 +70,15 @@ def phantom_options(parser: argparse.ArgumentParser) -> None:
 
 def phantom(args: argparse.Namespace) -> int:
     """`cxr phantom`."""
+    from train.common.entry import next_command
     from train.phantom.population import write_population
 
     asked = ("studies", "seed", "size", "format", "masks", "split", "workers", "prevalence", "followups", "laterals",
              "hidden", "wording")  # fmt: skip
     given = {name: getattr(args, name) for name in asked if getattr(args, name) is not None}
-    echo(f"wrote {write_population(args.out, **given)}")
+    listing = write_population(args.out, **given)
+    tell(f"wrote {listing}")
+    next_command("cxr", "generate", listing, "--limit", 16, "--out", args.out / "predictions.jsonl")
     return 0
 
 
@@ -73,6 +89,7 @@ def plan_options(parser: Options) -> None:
     add("--answer", type=positive, metavar="N", default=128, help="Tokens of these that are learned.")
     add("--images", type=positive, metavar="N", default=1, help="Images of a study.")
     add("--processes", type=positive, metavar="N", default=1, help="Processes that share a step.")
+    json_option(parser, "parameters and bytes as one JSON document")
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -90,9 +107,17 @@ def plan(args: argparse.Namespace) -> int:
         llava, batch=batch, text=args.text, answer=args.answer, images=args.images, bf16=config.precision != "fp32",
         checkpointing=config.gradient_checkpointing, nf4=config.llm_dtype == "nf4",
     )  # fmt: skip
-    print("\n".join(made.lines()))
     config_of: Any = llava.config
     tokens = config_of.image_seq_length * args.images + args.text
+    if args.json:
+        memory = ("weights", "gradients", "optimizer", "activations", "total")
+        print_json({
+            "parameters": [dict(zip(("part", "count", "trained"), row, strict=True)) for row in made.parameters],
+            "bytes_of_a_process": {name: getattr(made, name) for name in memory},
+            "step_of_a_process": {"studies": batch, "images_of_a_study": args.images, "tokens_of_a_study": tokens},
+        })  # fmt: skip
+        return 0
+    print("\n".join(made.lines()))
     echo(f"a step of a process: {batch} studies of {args.images} images, {tokens:,} tokens each")
     return 0
 
@@ -126,8 +151,9 @@ def leaks_options(parser: argparse.ArgumentParser) -> None:
         metavar="LEVELS",
         help="Mean difference of pixels in grey levels of 255 (default: 4).",
     )
-    add("--workers", type=positive, metavar="N", help="Processes (default: one a core).")
+    add("--workers", type=processes, metavar="N", help="Processes (default: one a core).")
     add("--out", type=Path, metavar="FILE", help="Write the shared images to this CSV, which must not exist.")
+    json_option(parser, "all shared images as one JSON document")
 
 
 def leaks(args: argparse.Namespace) -> int:
@@ -136,6 +162,8 @@ def leaks(args: argparse.Namespace) -> int:
         raise UsageError("nothing to compare with: give --list, --pixels or --encoder")
     if args.out and args.out.exists():
         raise UsageError(f"{args.out} exists; choose another name")
+    from dataclasses import asdict
+
     from train.datasets.labelled import load
     from train.probe.leaks import (
         TOLERANCE,
@@ -154,6 +182,16 @@ def leaks(args: argparse.Namespace) -> int:
             shared += shared_by_pixels(found, args.pixels, tolerance, args.workers or os.cpu_count() or 1)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if args.out:
+        write_shared(shared, args.out)
+        tell(f"wrote {len(shared)} images to {args.out}")
+    if args.json:
+        print_json({
+            "encoder": known_leaks(args.encoder, found.kind) if args.encoder else None,
+            "images": {split: int((found.splits == split).sum()) for split in sorted({*found.splits.tolist()})},
+            "shared": [{**asdict(leak), "path": str(leak.path), "row": int(leak.row)} for leak in shared],
+        })  # fmt: skip
+        return 1 if shared else 0
     if args.encoder:
         echo(known_leaks(args.encoder, found.kind))
     if args.lists or args.pixels:
@@ -162,9 +200,6 @@ def leaks(args: argparse.Namespace) -> int:
         echo(f"  {leak.split}: {leak.path} ({leak.how}: {leak.seen})")
     if args.out is None and len(shared) > 10:
         echo(f"  and {len(shared) - 10} more; --out FILE writes them all")
-    if args.out:
-        write_shared(shared, args.out)
-        echo(f"wrote {len(shared)} images to {args.out}")
     return 1 if shared else 0
 
 
@@ -206,6 +241,8 @@ def outliers(args: argparse.Namespace) -> int:
 
     split = normalise_split(args.split) if args.split else None
 
+    refused: list[str] = []
+
     def films(given: list[Path]) -> tuple[list[Path], list[Study]]:
         paths: list[Path] = []
         studies: list[Study] = []
@@ -216,12 +253,14 @@ def outliers(args: argparse.Namespace) -> int:
                 found = (s for s in load_studies(path) if split is None or s.split == split)
                 studies += [absolute(s, path.parent) for s in found]
             else:
-                paths += sorted(files_below(path)) if path.is_dir() else [path]
+                paths += sorted(files_below(path, refused)) if path.is_dir() else [path]
         return paths, studies
 
     paths, studies = films(args.images)
     chest, others = films(args.chest)
     chest += [Path(image.path) for s in others for image in s.images]
-    result = fit_outliers(args.model, paths, args.out, quantile=args.quantile, studies=studies, chest=chest)
-    echo(f"wrote {args.out}: {result.reference} images in {len(result.parts)} parts", file=sys.stderr)
-    return 0
+    result = fit_outliers(
+        args.model, paths, args.out, quantile=args.quantile, studies=studies, chest=chest, refused=refused
+    )
+    tell(f"wrote {args.out}: {result.reference} images in {len(result.parts)} parts")
+    return status_of(len(refused), len(refused) + result.reference)

@@ -7,7 +7,8 @@ import argparse
 from importlib import import_module
 from typing import NamedTuple
 
-from cxr.cli.terminal import Options, positive
+from cxr.cli.terminal import Options, UsageError, positive
+from encoder.workers import MOST_WORKERS
 
 
 class LaunchedTraining(NamedTuple):
@@ -48,6 +49,9 @@ def run(args: argparse.Namespace) -> int:
     """Launch the training; returns its exit status. What went wrong it has told itself."""
     training = TRAININGS[args.command]
     import_module(training.config).configured(args.rest, options)
+    # a launch file may name other machines
+    if args.processes and args.processes > MOST_WORKERS and not args.config_file:
+        raise UsageError(f"--processes must be at most {MOST_WORKERS} on this machine, not {args.processes}")
     from train.common.launcher import StepFailed, launch
 
     try:

@@ -16,7 +16,7 @@ from PIL import Image as Picture
 from encoder import store as stores
 from encoder.embed import done, read_features
 from encoder.features import extract
-from encoder.files import append, append_json
+from encoder.files import InputFileError, append, append_json
 from encoder.frozen import encoder_of
 from encoder.radiograph import read
 from encoder.store import Store, StoreError, TensorShards
@@ -210,7 +210,7 @@ def test_what_rows_were_made_with_is_compared(tmp_path):
     with pytest.raises(StoreError, match="is not empty and no archive"):
         store.refuse_other("prepared.json", "archive")
     (tmp_path / "s" / "about.json").write_text('{"side": 3')
-    with pytest.raises(StoreError, match="damaged"):
+    with pytest.raises(InputFileError, match="damaged"):
         store.agree("about.json", {"side": 32})
     with pytest.raises(StoreError, match="is a file"), Store(tmp_path / "s" / "about.json", "key").writing():
         pass
@@ -270,3 +270,52 @@ def _runs(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+# Lines of an index that a disk, or somebody, has damaged.
+DAMAGED = (
+    "{}", "[1]", "1", "null", '"x"', '{"path": 1}', '{"path": [1]}', '{"path": "x.png"}', '{"path": null, "shard": 0}',
+    '{"path": "x", "shard": "../../etc", "offset": 0, "size": 1, "file": "../../etc", "row": 0}',
+    '{"path": "x", "shard": -1, "offset": -5, "size": 1, "file": "", "row": -1}',
+    '{"path": "x", "shard": 0, "offset": 1.5, "size": true, "file": 7, "row": "0"}',
+    '{"path": "x", "error": 5}', '{"path": "x", "error": {"code": 5}}', "9" * 5000, "[" * 90_000,
+    '{"path": "x", "shard": 0, "offset": 0, "size": 99999999999, "file": "nowhere", "row": 0}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["prepare", "embed"])
+def test_damaged_lines_count_as_not_there(films, tmp_path, kind):
+    out = tmp_path / "out"
+    write, right = (prepared, right_prepared) if kind == "prepare" else (embedded, right_embedded)
+    write(films[0], out)
+    before = right(out)
+    append(out / "index.jsonl", "".join(line + "\n" for line in DAMAGED).encode())
+    write(films[0], out)
+    assert right(out) == before
+
+
+@pytest.mark.parametrize("kind", ["prepare", "embed"])
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_shards_that_were_cut_off_are_made_again(films, tmp_path, kind, keep, capfd):
+    out = tmp_path / "out"
+    write, right = (prepared, right_prepared) if kind == "prepare" else (embedded, right_embedded)
+    pattern = "*.tar" if kind == "prepare" else "*.safetensors"
+    write(films[0], out)
+    before = right(out)
+    shard = min(out.glob(pattern))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: keep if keep >= 0 else len(whole) // 2])
+    write(films[0], out)
+    assert right(out) == before
+    assert f"{shard} is damaged" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[1]", "[" * 90_000, "9" * 5000, "{", "null", ""])
+@pytest.mark.parametrize("kind", ["prepare", "embed"])
+def test_a_damaged_account_of_a_folder_is_named(films, tmp_path, kind, text):
+    out = tmp_path / "out"
+    write, name = (prepared, "prepared.json") if kind == "prepare" else (embedded, "embed.json")
+    write(films[0], out)
+    (out / name).write_text(text)
+    with pytest.raises(InputFileError, match=f"{name} is damaged: it is not a JSON object"):
+        write(films[0], out)

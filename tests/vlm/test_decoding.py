@@ -14,6 +14,7 @@ from vlm import Findings
 from vlm import projector as projectors
 from vlm.build import build
 from vlm.decoding import Decoding, answer_logprobs, generate_ids
+from vlm.errors import AskedError
 from vlm.prompts import PromptStyle, prompt_for, shown_images
 from vlm.sentences import scored_sentences, sentences
 from vlm.study import Image, Prior, Study
@@ -182,3 +183,12 @@ def test_other_sections(model, mixed, section):
 def test_what_does_not_go_together(wrong):
     with pytest.raises(ValueError, match=r"beam|sampl|temperature|decoding"):
         Decoding(**wrong)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"method": "sample", "temperature": 1e-320}, {"method": "sample", "temperature": 1e300},
+              {"method": "beam", "beams": 2, "length_penalty": 1e308}, {"length_penalty": float("nan")}],
+)  # fmt: skip
+def test_numbers_that_overflow_are_refused(asked):
+    with pytest.raises(AskedError, match="must be from"):
+        Decoding(**asked)

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import yaml
 
 from encoder.errors import UserError, did_you_mean, first_line
+from encoder.files import check_input
 from train.common.options import (
     Parser,
     add_options,
@@ -228,6 +229,7 @@ def load_config(
     Raises:
         ConfigError: an unknown recipe, section or field, naming the nearest field that exists, or a value of another
             type than the field's.
+        InputFileError: a pipe or a device is named where a file belongs.
         SystemExit: `--help`, or a mistake on the command line, told in one line (status 2).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -244,6 +246,11 @@ def load_config(
     config = cls(**found)
     if problems := check_fields(config) or out_of_range(config):
         raise ConfigError("; ".join(problems))
+    for value in found.values():
+        for entry in value if isinstance(value, list | tuple) else [value]:
+            # of a text that is no path there is no file
+            if isinstance(entry, str):
+                check_input(entry)
     return config
 
 

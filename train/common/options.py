@@ -25,9 +25,12 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from encoder.errors import did_you_mean, printable
+from encoder.files import no_file
+from encoder.workers import MOST_WORKERS
 
 YES, NO = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
 # How a value of each type is called in messages and in --help.
@@ -151,7 +154,8 @@ LIMITS: tuple[tuple[Callable[[Any], bool], str, str], ...] = (
         "at most 16384",
         "size patch_size local_crops_size short_side num_hidden_layers num_attention_heads threads clusters",
     ),
-    (lambda x: x <= 1024, "at most 1024", "dataloader_num_workers local_crops_number"),
+    (lambda x: x <= 1024, "at most 1024", "local_crops_number"),
+    (lambda x: x <= MOST_WORKERS, f"at most {MOST_WORKERS} on this machine", "dataloader_num_workers"),
     (lambda x: x <= 1_000_000, "at most 1000000", "bootstrap draws"),
 )
 
@@ -243,6 +247,15 @@ class Parser(argparse.ArgumentParser):
                 action if action.option_strings else None,
                 f"{what}must be {', '.join(known)}, not {value!r}{did_you_mean(str(value), known)}",
             )
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if action.type in (None, Path):
+            if not arg_string and (action.type is Path or not action.option_strings):
+                # as "$X" is in a shell where X is not set; Python takes it for the current folder
+                raise argparse.ArgumentError(action, "is an empty path; give . for the current folder")
+            if problem := no_file(arg_string):
+                raise argparse.ArgumentError(action, problem)
+        return super()._get_value(action, arg_string)  # type: ignore[misc]
 
     def _parsers(self) -> Iterable[argparse.ArgumentParser]:
         yield self

@@ -11,7 +11,6 @@ the first (encoder/store.py). Images are read by seeking: the index knows where 
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import islice
@@ -21,9 +20,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encoder.files import write_atomically
+from encoder.files import read_json, write_atomically
 from encoder.radiograph import GREY_RULE, InputError, Limits, read
-from encoder.store import Line, Store, StoreError
+from encoder.store import BYTES, Line, Store, StoreError
 from encoder.workers import pool
 from train.datasets.folder import named, shrink
 
@@ -82,7 +81,7 @@ def prepare(
 
 
 def _store(out: Path) -> Store:
-    return Store(out, "path", index=INDEX, shard=SHARD)
+    return Store(out, "path", index=INDEX, shard=SHARD, places=BYTES)
 
 
 def _added(tar: tarfile.TarFile, path: str, shard: int, number: int, found: bytes | tuple[str, str]) -> Line:
@@ -137,7 +136,7 @@ class Archive:
         if not is_archive(folder):
             raise ArchiveError(f"{folder} has no {ABOUT}: it was not made by cxr prepare")
         # By which its images were read; archives before the second did not say.
-        self.grey_rule = json.loads((self.folder / ABOUT).read_text(encoding="utf-8")).get("grey_rule", 1)
+        self.grey_rule = read_json(self.folder / ABOUT).get("grey_rule", 1)
         lines = index_lines(self.folder)
         found = [line for line in lines if "shard" in line and not named(Path(line["path"]), exclude)]
         if not found:

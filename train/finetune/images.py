@@ -15,7 +15,6 @@ process reads its share; images that cannot be read are left out and listed; an 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torchvision.transforms import v2
 
-from encoder.files import key_of, write_json
+from encoder.files import key_of, read_json, write_json
 from encoder.inputs import Inputs
 from encoder.progress import Every, bar
 from encoder.radiograph import read
@@ -217,7 +216,7 @@ def _once(
             if state.is_main_process:
                 write_json(done, {"unreadable": [line["error"] for line in rows.values() if "error" in line]})
                 store.clear()
-    unreadable = set(json.loads(done.read_text())["unreadable"])
+    unreadable = set(read_json(done).get("unreadable", ()))
     for line in sorted(unreadable)[:5]:
         state.print(f"left out, {line}")
     if len(unreadable) > 5:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from encoder.files import key_of, write_json
+from encoder.files import key_of, read_json, write_json
 from train.common.processes import say_at_once as say
 from train.probe.config import SEGMENTED, SETTINGS, SEVERAL_LAYERS, Probe
 
@@ -69,7 +69,7 @@ class Judge:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, content, indent=None)
             say(f"{self.encoder.name}: {task}, {time.perf_counter() - started:.0f} s")
-        outcomes = json.loads(file.read_text())["outcomes"]
+        outcomes = read_json(file)["outcomes"]
         return {name: kind.from_json(row) for name, row in outcomes.items()}
 
     @property

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from encoder.files import write_atomically, write_json
+from encoder.files import read_json, write_atomically, write_json
 from train.common.config import Also, ConfigError, read_yaml
 from train.common.options import Parser, note, shown
 
@@ -69,7 +69,7 @@ class Point:
 
         file = out / "points" / f"{self.name}.json"
         about = json.loads(json.dumps({"recipe": recipe, "data": self.data, "changes": self.changes}))
-        if file.is_file() and (before := json.loads(file.read_text())) != about:
+        if file.is_file() and (before := read_json(file)) != about:
             raise ConfigError(
                 f"{self.variant}: {file} says that it was made with {before}, and the study now says {about}; give the "
                 f"variant another name, or remove {file}, {file.with_suffix('')} and {out / 'data' / self.name}.csv"
@@ -267,7 +267,7 @@ def report(points: list[Point], study: dict[str, Any], out: Path) -> None:
 
     rows = []
     for point in points:
-        found = json.loads((out / "probes" / point.name / "probe.json").read_text())
+        found = read_json(out / "probes" / point.name / "probe.json")
         for task, outcome in found["tasks"].items():
             for row in outcome["scores"]:
                 what = row.get("structure") or row["name"].partition("/")[2]
