@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-fast slow-list test-extras test-floor fuzz lint hooks format dist smoke mini real lock clean
+.PHONY: docs demo test test-fast slow-list test-extras test-pages test-floor fuzz lint hooks format dist smoke mini real lock clean
 
 $(STAMP):
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."'
@@ -37,6 +37,16 @@ test-extras:  ## the tests that need the extras rl, qlora and deepspeed
 		tests/train/test_faults.py \
 		-k "grpo or four_bits or deepspeed"
 
+test-pages:  ## the HTML pages in a real browser (on Debian: apt-get install chromium), with axe-core
+	test -x .venv-pages/bin/python || $(PYTHON) -m venv .venv-pages
+	.venv-pages/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev,browser]" \
+		-c constraints.txt -c constraints-extras.txt
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-pages/bin/python -m pytest -n 2 --dist worksteal tests/eval/test_pages.py
+
+docs: $(STAMP)  ## what the docs hold of the code and of the numbers, and the site in site/; strict
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --strict --clean
+
 test-floor:  ## the same tests on the oldest versions we promise
 	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints-floor.txt
@@ -62,8 +72,9 @@ dist: $(STAMP)  ## a source distribution and the wheel made of it, their files c
 	$(BIN)/python -m build --quiet
 	$(BIN)/python tests/smoke/check_dist.py dist
 
-smoke: dist  ## the wheel in a new environment, without the checkout (about ten minutes)
+smoke: dist  ## the wheel in a new environment, without the checkout, and the README pasted into a shell (20 minutes)
 	$(BIN)/python tests/smoke/wheel.py dist/*.whl --constraints constraints.txt
+	$(BIN)/python tests/smoke/readme.py
 
 mini: $(STAMP)  ## train the shipped demonstration model again (about two hours on two cores; resumable)
 	$(BIN)/python -m train.pipelines.mini --out runs/mini --install
@@ -75,4 +86,4 @@ lock: $(STAMP)
 	$(BIN)/python -m pip freeze --exclude-editable | sed '1i # Exact versions that resolve together and that the tests ran on. Update all at once: make lock' > constraints.txt
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache demo_out
+	rm -rf build dist site .cache *.egg-info .pytest_cache .ruff_cache .mypy_cache demo_out

@@ -155,7 +155,8 @@ def _films(case: Mapping[str, Any], name: str, reference: str, generated: str) -
     for image, view in _given(case):
         shown = f", {view} view" if view else ""
         alt = escape(f"X-ray of study {name}{shown}. {about}")
-        said = f"{escape(view)} · enlarge" if view else "enlarge"
+        said = f"{escape(view)} · " if view else ""
+        said += "<span class='closed'>enlarge</span><span class='opened'>close</span>"
         picture: bytes | np.ndarray = image
         parts.append(
             f"<details class='film'><summary><img alt='{alt}' src='{data_uri(picture)}'>"

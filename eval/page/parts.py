@@ -15,8 +15,8 @@ from eval.signature import Score
 
 # Pixels of the longer side of a film, which the reader can enlarge to the whole window.
 IMAGE_SIDE = 1024
-# From so many columns on, a table also stacks in print, and the intervals stand below the numbers.
-WIDE = 7
+# From so many columns on, intervals stand below the numbers; from so many, rows become cards in print, too.
+WIDE, WIDEST = 7, 13
 
 Heading = str | tuple[str, str]
 """A column's heading as text, or a short one and the long one that its tooltip shows."""
@@ -40,7 +40,7 @@ def table_of(head: Sequence[Heading], rows: Sequence[Sequence[str]], numeric_fro
             for i, cell in enumerate(row)
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    wide = " class='wide'" if len(head) >= WIDE else ""
+    wide = " class='widest wide'" if len(head) >= WIDEST else " class='wide'" if len(head) >= WIDE else ""
     about = f"Table: {', '.join(filter(None, short))[:80]}"
     return (
         f"<div class='scroll' tabindex='0' role='group' aria-label='{escape(about)}'>"
@@ -59,10 +59,14 @@ def value_of(s: Score | None) -> str:
 
 
 def number_of(value: float | None, low: float | None, high: float | None, form: str = ".3f") -> str:
-    """Show a number with its interval as HTML; a dash in the place of what is None or not finite."""
+    """Show a number with its interval as HTML; a dash in the place of what is None or not
+    finite, and no interval where neither end is."""
     if value is None or not math.isfinite(value):
         return "–"
-    ends = ("–" if x is None or not math.isfinite(x) else format(x, form) for x in (low, high))
+    ends = ["–" if x is None or not math.isfinite(x) else format(x, form) for x in (low, high)]
+    # nothing was resampled
+    if ends == ["–", "–"]:
+        return f"{value:{form}}"
     return f"{value:{form}} <span class='quiet'>[{', '.join(ends)}]</span>"
 
 

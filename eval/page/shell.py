@@ -33,10 +33,13 @@ class Section(NamedTuple):
 
 
 def about(model: str = "", files: Sequence[object] = (), command: str = "") -> dict[str, str]:
-    """Say for the header what was run on which files, today, by this version."""
+    """Say for the header what was run on which files, today, by this version.
+
+    Of a file its name and its folder's are said: a command has the whole path, and a phone no room for it twice.
+    """
     return {
         "Model": model,
-        "Files": ", ".join(map(str, files)),
+        "Files": ", ".join("/".join(Path(str(file)).parts[-2:]) for file in files),
         "Command": command,
         "Date": time.strftime("%Y-%m-%d"),
         "Version": f"cxr {version('cxr-vlm')}",

@@ -140,7 +140,7 @@ def _drawn(rows: Sequence[Mapping[str, Any]], short: Mapping[str, str]) -> str:
             heads = {r["head"] for r in of}
             lines = [_row(r, short, len(heads) > 1) for r in of]
             positives = of[0].get("positives")
-            n = f"n = {of[0]['n']}" + (f", {positives} with" if positives is not None else "")
+            n = f"n = {of[0]['n']}" + (f", {positives} positive" if positives is not None else "")
             panels.append(intervals(lines, f"{label or 'all'}, {name}", n))
         if hidden := labels[MOST_PANELS:]:
             panels.append(f"<p class='quiet'>{name} of {len(hidden)} more labels: see all numbers.</p>")
@@ -163,7 +163,7 @@ def _scores(rows: Sequence[Mapping[str, Any]], short: Mapping[str, str]) -> str:
     for metric, label in places:
         cells = [by_place.get((metric, label, *column)) for column in columns]
         known = next(c for c in cells if c)
-        n = f"{known['n']}" + (f", {known['positives']} with" if known.get("positives") is not None else "")
+        n = f"{known['n']}" + (f", {known['positives']} positive" if known.get("positives") is not None else "")
         name = escape(f"{NAMES.get(metric, metric)}, {label}")
         lines.append([name, n, *("" if c is None else number_of(c["value"], *c["interval"]) for c in cells)])
     heads = [(f"{short.get(encoder, encoder)}: {head}", f"{encoder}: {head}") for encoder, head in columns]
