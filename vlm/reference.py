@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def fit_outliers(
     batch: int = 32,
     studies: Sequence[Study] = (),
     chest: Sequence[Path] = (),
+    refused: list[str] | None = None,
 ) -> Outliers:
     """Fit to films of the model's own domain with its encoder, and write `out`.
 
@@ -44,6 +46,7 @@ def fit_outliers(
         quantile: share of them that shall not be warned of, of their words likewise.
         studies: studies of that domain, image paths absolute: their main images count, and their words.
         chest: other chest films. With them, an image that is unlike these and its own is taken for no chest film.
+        refused: gets the names of the films that cannot be read.
 
     Raises:
         ModelError: none of the films can be read, or too few.
@@ -52,11 +55,11 @@ def fit_outliers(
     # Whose film it is; a path stands for a patient of its own.
     own = {Path(path): str(path) for path in image_paths}
     own |= {Path(image.path): s.patient_id or s.study_id for s in studies if (image := shown_image(s))}
-    known_NC, known = features_of(model, list(own), batch)
+    known_NC, known = features_of(model, list(own), batch, refused)
     patients = [own[path] for path in known]
     result = _fitted(known_NC, quantile, model, patients)
     if chest:
-        others_NC, others = features_of(model, chest, batch)
+        others_NC, others = features_of(model, chest, batch, refused)
         x_NC, patients = torch.cat([known_NC, others_NC]), [*patients, *map(str, others)]
         result.chest = _fitted(x_NC, CHEST_QUANTILE, model, patients)
         result.chest.threshold = NO_CHEST
@@ -77,8 +80,11 @@ def _fitted(x_NC: Tensor, quantile: float, model: FindingsModel, patients: Seque
         raise ModelError(str(error)) from None
 
 
-def features_of(model: FindingsModel, films: Sequence[Any], batch: int = 32) -> tuple[Tensor, list[Any]]:
-    """Return what the check looks at, (N, 17 C), of the films that can be read, and which these are.
+def features_of(
+    model: FindingsModel, films: Sequence[Any], batch: int = 32, refused: list[str] | None = None
+) -> tuple[Tensor, list[Any]]:
+    """Return what the check looks at, (N, 17 C), of the films that can be read, and which these are. The names of the
+    others are appended to `refused`.
 
     Raises ModelError where none can be read.
     """
@@ -95,13 +101,15 @@ def features_of(model: FindingsModel, films: Sequence[Any], batch: int = 32) -> 
         try:
             pixels.append(model.preprocessing(read(film)))
         except InputError:
+            if refused is not None:
+                refused.append(str(film))
             continue
         readable.append(film)
         if len(pixels) == batch:
             flush()
     flush()
     if unreadable := len(films) - len(readable):
-        print(f"{unreadable} images cannot be read and were left out")
+        print(f"{unreadable} images cannot be read and were left out", file=sys.stderr)
     if not rows:
         raise ModelError("none of the reference images could be read")
     return torch.cat(rows), readable

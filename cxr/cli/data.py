@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cxr.cli.inputs import dicom_options
 from cxr.cli.terminal import (
+    NOTHING_DONE,
     Options,
     UsageError,
     check_regular,
@@ -199,6 +200,9 @@ def make_studies(args: argparse.Namespace) -> int:
     check_target(args.out, "studies", is_studies, reads=[args.root], overwrite=args.overwrite)
     read = {"table": _of_table, "dicom": _of_dicom}.get(args.dataset, _of_release)
     found, root, refused = read(args)
+    if not found and refused:
+        tell(f"{args.root}: no study was found, and nothing is written")
+        return NOTHING_DONE
     if not found:
         raise UsageError(f"{args.root}: no study was found")
     folder = args.out.parent.absolute()

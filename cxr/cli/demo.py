@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr.cli import generate
-from cxr.cli.terminal import UsageError, positive
-from encoder.errors import printable
+from cxr.cli.terminal import NOTHING_DONE, UsageError, console, positive, tell
+from encoder.files import sole_writer, write_json
 
 if TYPE_CHECKING:
     from eval import Scores
@@ -26,6 +28,8 @@ SEED = 2024
 TASTE_STUDIES = 160
 # cases on the page
 SHOWN = 12
+# What is written last, and what says how far a demo has come.
+PAGE, MARK = "index.html", "demo.json"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -36,36 +40,82 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`cxr demo`: writes everything under OUT; an existing one is left alone."""
-    out, studies = args.out, args.studies
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} exists and is not empty; give another folder with --out, or remove it")
-    if studies < 2:
-        raise UsageError("--studies must be at least 2, because images are exchanged between studies")
+    """`cxr demo`: writes everything under OUT. An interrupted demo resumes, a finished one is left alone."""
     from train.common.launcher import run_steps
     from vlm.hub import MINI
 
+    out = args.out
+    if args.studies < 2:
+        raise UsageError("--studies must be at least 2, because images are exchanged between studies")
     if not (MINI / "model.safetensors").is_file():
         raise UsageError(f"{MINI} holds no model; make mini trains it")
-    again = f"remove {out} before the next try"
-    return run_steps(
-        lambda: show(out, studies, not args.no_training, getattr(args, "command_line", "")), again
-    )
+    asked = {"studies": args.studies, "training": not args.no_training}
+    Progress.of(out, asked)
+    with sole_writer(out / MARK):
+        # Another demo may have finished it meanwhile.
+        progress = Progress.of(out, asked)
+        if "page" in progress.done:
+            tell(f"the demo in {out} is done; its page: {(out / PAGE).absolute()}")
+            tell(f"to start anew, give another folder with --out, or remove {out}")
+            return 0
+        if progress.done:
+            tell(f"resuming the demo in {out}")
+        progress.save()
+        return run_steps(lambda: show(progress, getattr(args, "command_line", "")))
 
 
-def show(out: Path, studies: int, training: bool, command: str = "") -> None:
-    started = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+@dataclass
+class Progress:
+    """How far a demo has come: OUT/demo.json."""
+
+    out: Path
+    studies: int
+    training: bool
+    done: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, out: Path, asked: dict[str, Any]) -> Progress:
+        """Find the demo of a folder, or begin one. Raises UsageError for a folder that holds something else."""
+        if not out.exists() or (
+            out.is_dir() and not any(p for p in out.iterdir() if p.name != f".{MARK}.lock")
+        ):
+            return cls(out, **asked)
+        try:
+            row = json.loads((out / MARK).read_text(encoding="utf-8"))
+            found = cls(out, row["studies"], row["training"], list(row["done"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            what = "is not empty, and holds no demo" if out.is_dir() else "is a file"
+            raise UsageError(f"{out} {what}; give another folder with --out, or remove it") from None
+        if {"studies": found.studies, "training": found.training} != asked:
+            training = "" if found.training else " --no-training"
+            raise UsageError(
+                f"{out} holds a demo of --studies {found.studies}{training}; give these to resume it, another folder "
+                "with --out, or remove it"
+            )
+        return found
+
+    def finish(self, step: str) -> None:
+        """Remember that a step is done."""
+        self.done.append(step)
+        self.save()
+
+    def save(self) -> None:
+        row = {"schema": 1, "studies": self.studies, "training": self.training, "done": self.done}
+        write_json(self.out / MARK, row)
+
+
+def show(progress: Progress, command: str = "") -> None:
+    """Do what is left of a demo, and write its page."""
+    started, out = time.perf_counter(), progress.out
 
     say("1/4  Chest X-rays that mini never saw: phantoms, as DICOM files")
-    from train.common.launcher import call
-    from train.phantom.population import write_population
-
-    listing = write_population(out / "phantoms", studies=studies, seed=SEED, split="test", masks=False)
+    listing = drawn(out / "phantoms", studies=progress.studies, seed=SEED, split="test")
 
     say("2/4  Findings by mini; with shuffled and blank images for comparison")
     predictions, floors = out / "predictions.jsonl", out / "floors"
-    call(generate.command, listing, out=predictions, floors=floors, batch_size=32)
+    if "generate" not in progress.done:
+        answer(listing, predictions, floors)
+        progress.finish("generate")
     references = {row["study_id"]: row for row in _rows(listing)}
     found = _rows(predictions)
     for row in found[:2]:
@@ -82,63 +132,81 @@ def show(out: Path, studies: int, training: bool, command: str = "") -> None:
     scores.save(out / "scores.json")
 
     curves = {}
-    if training:
+    if progress.training:
         say("4/4  A taste of both trainings, going on from mini")
-        curves = taste(out)
-    page = out / "index.html"
+        curves = taste(progress)
+    page = out / PAGE
     write(page, scores, curves, references, found, listing, command)
-    print(f"\n{time.perf_counter() - started:.0f} s. The page: {printable(str(page.absolute()))}")
+    progress.finish("page")
+    tell(f"{time.perf_counter() - started:.0f} s. The page: {page.absolute()}")
+
+
+def drawn(folder: Path, **options: Any) -> Path:
+    """Return the studies file of a population, which is drawn unless it is there: the file comes last."""
+    from train.phantom.population import write_population
+
+    listing = folder / "studies.jsonl"
+    return listing if listing.is_file() else write_population(folder, masks=False, **options)
+
+
+def answer(listing: Path, predictions: Path, floors: Path) -> None:
+    """Write mini's findings, and those for shuffled and blank images. Raises StepFailed."""
+    from train.common.launcher import StepFailed
+    from vlm.predictions import part_of
+
+    # What an interrupted demo has finished is, to the command, begun.
+    for path in (predictions, floors / "shuffled.jsonl", floors / "blank.jsonl"):
+        if path.is_file():
+            path.replace(part_of(path))
+    words = [str(listing), "--out", str(predictions), "--floors", str(floors), "--batch-size", "32"]
+    if generate.command(words) == NOTHING_DONE:
+        raise StepFailed("mini refused every film")
 
 
 def say(line: str) -> None:
-    from rich.console import Console
-
-    Console().print(f"\n[bold]{line}[/bold]")
+    console(stderr=True).print(f"\n[bold]{line}[/bold]")
 
 
-def taste(out: Path) -> dict[str, list[tuple[float, float]]]:
+def taste(progress: Progress) -> dict[str, list[tuple[float, float]]]:
     """Two short trainings; returns their loss curves by name."""
     from train.common.launcher import launch
-    from train.phantom.population import write_population
     from vlm import model as models
     from vlm.load import load_model
     from vlm.study import load_studies
 
+    out = progress.out
     mini = load_model("mini")
     encoder = out / "mini_encoder"
+    if encoder.exists():
+        # Of a demo that was cut off.
+        shutil.rmtree(encoder)
     models.save_encoder(mini, encoder)
     shape: Any = mini.parts.vision_tower.config
-    print("The encoder goes on learning from images alone (fresh heads first, then the backbone):")
-    launch(
-        "train.pretrain",
-        recipe="demo",
-        init=encoder,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        data=out / "phantoms" / "images",
-        cache=out / "cache",
-        out=out / "pretrain",
-    )
-    print(
-        "\nThe findings model learns another hospital's wording (LoRA and projector on the frozen encoder):"
-    )
+    if "pretrain" not in progress.done:
+        tell("The encoder goes on learning from images alone (fresh heads first, then the backbone):")
+        launch(
+            "train.pretrain",
+            recipe="demo",
+            init=encoder,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.num_hidden_layers,
+            num_attention_heads=shape.num_attention_heads,
+            data=out / "phantoms" / "images",
+            cache=out / "cache",
+            out=out / "pretrain",
+        )
+        progress.finish("pretrain")
+    tell("The findings model learns another hospital's wording (LoRA and projector on the frozen encoder):")
     other = out / "other_hospital"
-    write_population(
-        other,
-        studies=TASTE_STUDIES,
-        seed=SEED + 1,
-        size=256,
-        format="png",
-        wording="telegraphic",
-        masks=False,
+    listing = drawn(
+        other, studies=TASTE_STUDIES, seed=SEED + 1, size=256, format="png", wording="telegraphic"
     )
-    launch(
-        "train.finetune", recipe="demo", init="mini", studies=other / "studies.jsonl", out=out / "finetune"
-    )
+    if "finetune" not in progress.done:
+        launch("train.finetune", recipe="demo", init="mini", studies=listing, out=out / "finetune")
+        progress.finish("finetune")
     from vlm import Findings
 
-    study = next(s for s in load_studies(other / "studies.jsonl") if s.split == "validate")
+    study = next(s for s in load_studies(listing) if s.split == "validate")
     print(f"\n  {study.study_id}, which the training has not seen\n    reference  {study.findings}")
     for name, model in (("before", "mini"), ("after", out / "finetune" / "adapter")):
         (found,) = Findings.from_pretrained(model, warn=False).generate([study], root=other)

@@ -6,8 +6,10 @@ import argparse
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import cxr
+from cxr.cli.terminal import NOTHING_DONE, echo, json_option, print_json
 
 # Distribution -> oldest version we promise to work with; None: optional.
 PACKAGES = {
@@ -28,6 +30,9 @@ PACKAGES = {
     "trl": None,
 }
 
+# The syntax whose decoder is not installed by default, because of its licence.
+NOT_A_DEFAULT = "JPEG extended, 12 bit"
+
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -36,20 +41,34 @@ def options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="Say what this findings model knows, instead: mini, a directory, a hub id.",
     )
+    json_option(parser, "the same as one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """`cxr doctor`: 0 where all that is needed is there."""
     if args.model:
-        print("\n".join(known_by(args.model)))
+        known = facts_of_model(args.model)
+        if args.json:
+            print_json(known)
+        else:
+            echo_lines(lines_of_model(known))
         return 0
-    text, well = report()
-    print(text)
-    return 0 if well else 1
+    found = facts()
+    if args.json:
+        print_json(found)
+    else:
+        echo_lines(lines_of(found))
+    return NOTHING_DONE if found["needed"] else 0
 
 
-def known_by(name: str) -> list[str]:
-    """Return lines about a findings model: what it is asked, what it was fitted to, and where its limits are.
+def echo_lines(lines: list[str]) -> None:
+    """Print lines, each of which may hold names."""
+    for line in lines:
+        echo(line)
+
+
+def facts_of_model(name: str) -> dict[str, Any]:
+    """Return what a findings model is asked, what it was fitted to, and where its limits are.
 
     Raises ModelError for what is no findings model.
     """
@@ -61,36 +80,59 @@ def known_by(name: str) -> list[str]:
 
     folder = resolve(name)
     meta = Meta.load(folder)
-    style, size = meta.prompt.to_json(), Preprocessing.from_pretrained(folder).size
-    told = [field for field, value in style.items() if value is True]
+    style = meta.prompt.to_json()
+    found: dict[str, Any] = {
+        "name": meta.name,
+        "notice": meta.notice,
+        "section": style["section"],
+        "max_new_tokens": meta.max_new_tokens,
+        "is_told": [field for field, value in style.items() if value is True],
+        "pixels": Preprocessing.from_pretrained(folder).size,
+        "licence": meta.licence or None,
+        "ordinary_films": None,
+    }
+    if (folder / OUTLIERS).is_file():
+        known = Outliers.load(folder / OUTLIERS)
+        found["ordinary_films"] = {
+            "count": known.reference,
+            "false_alarms": known.false_alarms,
+            "nats_a_token": known.words,
+            "chest_films": known.chest.reference if known.chest else None,
+        }
+    return found
+
+
+def lines_of_model(found: dict[str, Any]) -> list[str]:
+    """Say what `facts_of_model` found, line by line."""
+    size, known = found["pixels"], found["ordinary_films"]
     lines = [
-        f"{meta.name}: {meta.notice}",
-        f"  writes               {style['section']}, at most {meta.max_new_tokens} tokens",
-        f"  is told              {', '.join(told) or 'nothing'}",
+        f"{found['name']}: {found['notice']}",
+        f"  writes               {found['section']}, at most {found['max_new_tokens']} tokens",
+        f"  is told              {', '.join(found['is_told']) or 'nothing'}",
         f"  sees                 {size} x {size} pixels",
-        f"  licence              {meta.licence or 'see its README'}",
+        f"  licence              {found['licence'] or 'see its README'}",
     ]
-    if not (folder / OUTLIERS).is_file():
+    if known is None:
         return [
             *lines,
             "  limits               unknown: it warns of no unusual image (cxr outliers MODEL FILMS mends that)",
         ]
-    known = Outliers.load(folder / OUTLIERS)
-    alarms = "" if known.false_alarms is None else f", {known.false_alarms:.0%} of such are warned of"
+    alarms = "" if known["false_alarms"] is None else f", {known['false_alarms']:.0%} of such are warned of"
     lines.append(
-        f"  knows                {known.reference} films of its own domain{alarms} (out_of_distribution)"
+        f"  knows                {known['count']} films of its own domain{alarms} (out_of_distribution)"
     )
-    if known.words is None:
+    if known["nats_a_token"] is None:
         lines.append("  words                are not checked")
     else:
         lines.append(
-            f"  words                are checked: unusual above {known.words:.1f} nats a token (unfamiliar_words)"
+            f"  words                are checked: unusual above {known['nats_a_token']:.1f} nats a token "
+            "(unfamiliar_words)"
         )
-    if known.chest is None:
+    if known["chest_films"] is None:
         lines.append("  no chest film        is not told from others: findings are written of any image")
     else:
         lines.append(
-            f"  no chest film        gets no findings (abstained), by {known.chest.reference} chest films; "
+            f"  no chest film        gets no findings (abstained), by {known['chest_films']} chest films; "
             "--insist writes them"
         )
     return lines
@@ -148,40 +190,97 @@ def attention() -> str:
     return f"cxr on sm_{arch}: our flash attention in Triton" + (", reading by TMA" if arch >= 90 else "")
 
 
-def weights() -> list[tuple[str, str]]:
-    """(what, where it is or how to get it)."""
-    rows = []
+def weights() -> list[dict[str, Any]]:
+    """Return mini and every model that the scores need: where each is, or the command that brings it."""
+    from eval.scores import weights as known
     from vlm.hub import MINI
 
     file = MINI / "model.safetensors"
-    if file.is_file():
-        rows.append(("mini (shipped)", f"{file.stat().st_size / 1e6:.1f} MB in {MINI}"))
-    else:
-        rows.append(("mini (shipped)", "missing: make mini"))
-    return rows
+    mini = {
+        "name": "mini",
+        "serves": ["cxr generate, as it is shipped"],
+        "folder": str(MINI),
+        "complete": file.is_file(),
+        "missing": [] if file.is_file() else [file.name],
+        "command": None if file.is_file() else "make mini",
+    }
+    # The digests take seconds, and `cxr weights` has them.
+    scores = [known.state(name, hashed=False) for name in known.MODELS]
+    return [mini, *({k: v for k, v in row.items() if k != "sha256"} for row in scores)]
 
 
-def report() -> tuple[str, bool]:
-    """The whole page as text, and whether everything needed is there."""
+def transfer_syntaxes() -> list[dict[str, Any]]:
+    """Return, for each DICOM transfer syntax, what decodes it here, or the command that brings a decoder."""
     from encoder.radiograph import codecs
+    from encoder.radiograph.decode import INSTALL, SYNTAXES
 
-    lines, well = (
-        [f"cxr {cxr.__version__} on Python {platform.python_version()}, {platform.system()}", ""],
-        True,
-    )
-    for name, have, complaint in packages():
-        well &= not complaint
-        lines.append(f"  {name:20} {have:16} {complaint}".rstrip())
-    lines += ["", "Devices"] + [f"  {name:20} {what}" for name, what in devices()]
-    lines += ["", "Attention", f"  {attention()}"]
-    lines += ["", "Weights"] + [f"  {name:20} {where}" for name, where in weights()]
+    plugins = {name: plugin for name, plugin, _ in SYNTAXES.values()}
+    return [
+        {
+            "name": name,
+            "decoder": state or None,
+            "command": None if state else INSTALL[plugins[name] or "pydicom"],
+        }
+        for name, state in codecs().items()
+    ]
+
+
+def facts() -> dict[str, Any]:
+    """Return the whole page for programs. `needed` and `optional` name what is missing or too old."""
+    found = {
+        "cxr": cxr.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "packages": [
+            {"name": name, "version": None if have == "missing" else have, "problem": problem or None}
+            for name, have, problem in packages()
+        ],
+        "devices": [dict(zip(("name", "what"), row, strict=True)) for row in devices()],
+        "attention": attention(),
+        "weights": weights(),
+        "transfer_syntaxes": transfer_syntaxes(),
+        "CXR_DATA": os.environ.get("CXR_DATA"),
+    }
+    mini, *scores = found["weights"]
+    found["needed"] = [row["name"] for row in found["packages"] if row["problem"]]
+    found["needed"] += [mini["name"]] if mini["command"] else []
+    found["optional"] = [row["name"] for row in scores if row["command"]]
+    for row in found["transfer_syntaxes"]:
+        if row["command"]:
+            found["optional" if row["name"] == NOT_A_DEFAULT else "needed"].append(row["name"])
+    return found
+
+
+def lines_of(found: dict[str, Any]) -> list[str]:
+    """Say what `facts` found, line by line; the last one says whether all is well."""
+    lines = [f"cxr {found['cxr']} on Python {found['python']}, {found['system']}", ""]
+    lines += [
+        f"  {row['name']:20} {row['version'] or 'missing':16} {row['problem'] or ''}".rstrip()
+        for row in found["packages"]
+    ]
+    lines += ["", "Devices"] + [f"  {row['name']:20} {row['what']}" for row in found["devices"]]
+    lines += ["", "Attention", f"  {found['attention']}"]
+    lines += ["", "Weights"]
+    for row in found["weights"]:
+        state = f"in {row['folder']}" if row["complete"] else f"missing: {row['command']}"
+        lines.append(f"  {row['name']:20} {state}  ({'; '.join(row['serves'])})")
     lines += ["", "DICOM transfer syntaxes"]
-    for name, state in codecs().items():
-        lines.append(f"  {name:34} {'yes' if state is True else 'no' if state is False else state}")
-    data = os.environ.get("CXR_DATA")
+    for row in found["transfer_syntaxes"]:
+        lines.append(f"  {row['name']:34} {row['decoder'] or 'missing: ' + row['command']}")
+    data = found["CXR_DATA"]
     lines += [
         "",
         f"CXR_DATA is {data}" if data else "CXR_DATA is not set (needed only for tests on real X-rays)",
+        "",
     ]
-    lines += ["", "All well." if well else "Something is missing or too old: see above."]
-    return "\n".join(lines), well
+    if found["needed"]:
+        lines.append(f"Missing or too old: {', '.join(found['needed'])}. The commands are above.")
+    elif not found["optional"]:
+        lines.append("All well.")
+    else:
+        lines.append("What everybody needs is there.")
+    if found["optional"]:
+        lines.append(
+            f"Some scores and films need what is missing: {'; '.join(found['optional'])}. The commands are above."
+        )
+    return lines

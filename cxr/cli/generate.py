@@ -18,6 +18,7 @@ from cxr.cli.terminal import (
     BASE,
     DEVICE,
     MODEL,
+    NOTHING_DONE,
     UsageError,
     check_target,
     console,
@@ -186,6 +187,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--json prints what --out writes; give one of them")
     left_out: list[str] = []
     studies = list(studies_of(args, left_out))
+    if not studies and left_out:
+        tell("nothing could be read")
+        return NOTHING_DONE
     if not studies:
         raise UsageError(f"no study found in {', '.join(map(str, args.inputs))}")
     twice = [name for name, times in Counter(s.study_id for s in studies).items() if times > 1]

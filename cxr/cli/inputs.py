@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from cxr.cli.terminal import NOT_IMAGES, Options, UsageError, echo, files_below
+from cxr.cli.terminal import NOT_IMAGES, Options, UsageError, files_below, tell
 
 if TYPE_CHECKING:
     from encoder.media import Member
@@ -66,8 +66,9 @@ def rules_of(args: argparse.Namespace) -> Rules:
     )
 
 
-def studies_of(args: argparse.Namespace) -> Iterator[Study]:
-    """Yield the studies of all inputs with absolute image paths, in the order given.
+def studies_of(args: argparse.Namespace, refused: list[str]) -> Iterator[Study]:
+    """Yield the studies of all inputs with absolute image paths, in the order given. The names of folders and archives
+    that cannot be read are appended to `refused`.
 
     Those of DICOM files stand where their main image is. They are called by its name in its folder, or, where two
     inputs have the same, by its path as given.
@@ -82,8 +83,9 @@ def studies_of(args: argparse.Namespace) -> Iterator[Study]:
     found, input_of = grouped(
         {at: given for at, given in enumerate(args.inputs) if given.suffix != ".jsonl"},
         rules_of(args),
+        refused,
         # One of several processes leaves that to whoever started them.
-        tell=args.share is None,
+        told=args.share is None,
     )
     for at, given in enumerate(args.inputs):
         if given.suffix == ".jsonl":
@@ -97,24 +99,28 @@ def studies_of(args: argparse.Namespace) -> Iterator[Study]:
 
 
 def grouped(
-    inputs: dict[int, Path], rules: Rules, *, tell: bool = True, archives: bool = True
+    inputs: dict[int, Path], rules: Rules, refused: list[str], *, told: bool = True, archives: bool = True
 ) -> tuple[Found, dict[str, int]]:
     """Group what lies in files, folders, archives and DICOMDIRs into studies; also which input each study is of.
 
-    Without `archives` none is read: a studies file can name only files.
+    Without `archives` none is read: a studies file can name only files. What is left out is told on stderr, unless
+    `told` is false; what of it cannot be read is appended to `refused`.
 
     Raises UsageError where two files have one name, and MediaError for an archive or a DICOMDIR that was named and
-    cannot be used. What is left out is told on stderr, unless `tell` is false.
+    cannot be used.
     """
     from train.datasets.reports.dicom import studies
 
     notes: list[str] = []
-    pairs = [(at, file) for at, given in inputs.items() for file in _files(at, given, notes, archives)]
+    pairs = [
+        (at, file) for at, given in inputs.items() for file in _files(at, given, notes, refused, archives)
+    ]
     files = _with_own_names([file for _, file in pairs])
     found = studies(files, rules)
-    if tell:
+    refused += found.unreadable
+    if told:
         for line in (*notes, *found.notes()):
-            echo(line, sys.stderr)
+            tell(line)
     return found, {file.name: at for file, (at, _) in zip(files, pairs, strict=True)}
 
 
@@ -130,13 +136,13 @@ def _with_own_names(files: Sequence[File]) -> list[File]:
     return [replace(file, path=str(Path(file.path).absolute())) for file in named]
 
 
-def _files(at: int, given: Path, notes: list[str], archives: bool) -> Iterator[File]:
+def _files(at: int, given: Path, notes: list[str], refused: list[str], archives: bool) -> Iterator[File]:
     """Yield the files of one input, with their paths as given. Files that are named are all of one place."""
     from encoder.media import MediaError, dicomdir_files, is_dicomdir, is_zip, members
     from train.datasets.reports.dicom import File
 
     if given.is_dir():
-        for number, path in enumerate(sorted(files_below(given))):
+        for number, path in enumerate(sorted(files_below(given, refused))):
             name = str(path.relative_to(given))
             # Other formats are zip archives, too: .docx, .jar and many more.
             if path.suffix.lower() not in ("", ".zip") or not is_zip(path):
@@ -144,11 +150,13 @@ def _files(at: int, given: Path, notes: list[str], archives: bool) -> Iterator[F
                 continue
             if not archives:
                 notes.append(f"{path}: {UNPACK}; it is left out")
+                refused.append(name)
                 continue
             try:
                 inside = members(path)
             except MediaError as error:
                 notes.append(f"{error}; it is left out")
+                refused.append(name)
                 continue
             yield from _members(inside, name, (at, 1 + number), notes)
     elif is_zip(given):
@@ -158,6 +166,7 @@ def _files(at: int, given: Path, notes: list[str], archives: bool) -> Iterator[F
     elif is_dicomdir(given):
         listed, missing = dicomdir_files(given)
         if missing:
+            refused.append(str(given))
             notes.append(f"{given}: {missing} of the {missing + len(listed)} files that it names are missing")
         for path in listed:
             yield File(str(path.relative_to(given.parent)), str(path), path, place=(at, 0))

@@ -3,12 +3,13 @@ imported only when it runs: `cxr --help` and `cxr X --help` answer at once."""
 
 from __future__ import annotations
 
-import os
+import shlex
 import sys
 from importlib import import_module
 from typing import NamedTuple
 
 import cxr
+from cxr.cli.terminal import no_more_readers
 from cxr.cli.trainings import TRAININGS
 from encoder.startup import begin_program
 from train.common.options import Parser
@@ -50,21 +51,45 @@ COMMANDS = {
 PASSED_ON = (*TRAININGS, "plan")
 
 
+# The end of `cxr --help`.
+STATUSES = """\
+exit status:
+  0         done
+  1         nothing could be read or done, or a check found something (doctor, leaks, studies check)
+  2         an error of the user's, told in one line
+  3         some files or studies were refused, which stderr names; the rest is done
+  130, 143  stopped by Ctrl-C or by SIGTERM; run the same command to resume
+
+stdout has what was asked for, stderr all else. Commands that print a result for people print it for programs with
+--json. cxr COMMAND --help explains a command's options; docs/terminal.md has more for scripts."""
+
+
+class WithStatuses(Parser):
+    """The parser of `cxr` itself; argparse would fill the lines of an epilog."""
+
+    def format_help(self) -> str:
+        return f"{super().format_help()}\n{STATUSES}\n"
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; returns its exit status: 0, 1 where nothing could be done, 2 for the user's errors, 130 after
-    Ctrl-C, or that of the training it launched."""
+    """Run a command line; returns its exit status, one of STATUSES or that of the training it launched."""
     if argv is None:
         begin_program()
     argv = sys.argv[1:] if argv is None else argv
     parser, chosen = build_parser(next((word for word in argv if not word.startswith("-")), None))
     try:
-        args, rest = parser.parse_known_args(argv)
-        if rest and args.command not in PASSED_ON:
-            chosen.error(chosen.unknown(rest))
-        args.rest = rest
-        return int(args.run(args))
-    except BrokenPipeError:  # of `| head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            args, rest = parser.parse_known_args(argv)
+            if rest and args.command not in PASSED_ON:
+                chosen.error(chosen.unknown(rest))
+            args.rest, args.command_line = rest, shlex.join(["cxr", *argv])
+            return int(args.run(args))
+        finally:
+            # At the end of the process Python would complain of a pipe that nobody reads and of a disk that is full.
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        no_more_readers()
         return 0
     except KeyboardInterrupt:
         print(f"\n{chosen.prog}: stopped", file=sys.stderr)
@@ -84,14 +109,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser(command: str | None) -> tuple[Parser, Parser]:
     """-> (the whole parser, that of `command`, which alone has its options)."""
-    parser = Parser(
-        prog="cxr", description="Chest X-rays in, findings out. For research, not for diagnosis.",
-        epilog="cxr COMMAND --help explains a command's options.",
-    )  # fmt: skip
+    parser = WithStatuses(
+        prog="cxr", description="Chest X-rays in, findings out. For research, not for diagnosis."
+    )
     parser.add_argument(
         "--version", action="version", help="Show the version and exit.", version=f"cxr {cxr.__version__}"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands", parser_class=Parser
+    )
     chosen = parser
     for name, about in COMMANDS.items():
         training = name in PASSED_ON

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import BASE, DEVICE, UsageError, check_regular, echo, files_below, positive, side
+from cxr.cli.terminal import (
+    BASE,
+    DEVICE,
+    UsageError,
+    check_regular,
+    files_below,
+    positive,
+    side,
+    status_of,
+    tell,
+)
+
+# What shows the features that `cxr embed` has written.
+LOOK = "from safetensors.numpy import load_file; print(load_file"
 
 
 def export_options(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +91,7 @@ def export(args: argparse.Namespace) -> int:
 
     from encoder.errors import naming
     from train.common.checkpoints import recorded
+    from train.common.entry import next_command
     from vlm import model as models
     from vlm.card import scores_of, write_card
     from vlm.findings import OUTLIERS
@@ -103,12 +116,13 @@ def export(args: argparse.Namespace) -> int:
         write_card(model, args.out, run=args.run_folder, scores=args.scores, licences=args.licence or ())
     kind = str(getattr(model.llava.config, "model_type", ""))
     if kind != "llava":
-        echo(f"{args.out} is a {kind}: plain transformers opens it after `import vlm`")
+        tell(f"{args.out} is a {kind}: plain transformers opens it after `import vlm`")
     if model.preprocessing.unsaid:
-        echo(
+        tell(
             f"{model.preprocessing.unsaid}: here, but not by transformers' processor, which has no word for it"
         )
-    echo(f"wrote {args.out}: AutoModelForImageTextToText and AutoProcessor of transformers open it")
+    tell(f"wrote {args.out}: AutoModelForImageTextToText and AutoProcessor of transformers open it")
+    next_command("cxr", "generate", "FILMS", "--model", args.out, where="FILMS: X-rays, or folders of them")
     return 0
 
 
@@ -136,38 +150,40 @@ def convert(args: argparse.Namespace) -> int:
     vit = loaded.backbone
     if args.heads not in (None, vit.heads):
         raise UsageError(f"{args.weights} says that its blocks have {vit.heads} heads; leave out --heads")
-    echo(
+    tell(
         f"read {loaded.tensors} tensors ({loaded.dialect}): width {vit.embed_dim}, {vit.depth} layers, "
         f"{vit.heads} heads, patches of {vit.patch} px, {vit.size} px"
     )
     for what, names in (("left out (heads)", loaded.left_out), ("not in the file, zero", loaded.added)):
         if names:
-            echo(f"{what}: {len(names)}: {', '.join(names[:4])}{', ...' if names[4:] else ''}")
+            tell(f"{what}: {len(names)}: {', '.join(names[:4])}{', ...' if names[4:] else ''}")
     preprocessing = loaded.preprocessing
     if preprocessing is not None:
         preprocessing = replace(preprocessing, size=vit.size)
     save_backbone(vit, args.out, args.to, preprocessing)
     off = difference(vit, load_backbone(args.out, heads=vit.heads).backbone)
-    echo(f"wrote {args.out} ({args.to}); read again, its tokens differ by {off:.1e} at most")
+    tell(f"wrote {args.out} ({args.to}); read again, its tokens differ by {off:.1e} at most")
     return 0 if off < 1e-5 else 1
 
 
 def embed(args: argparse.Namespace) -> int:
     """`cxr embed`."""
     from encoder.startup import importing
+    from train.common.entry import next_command
 
     with importing():
-        from encoder.embed import embed, up_to_date
+        from encoder.embed import done, embed, up_to_date
         from encoder.progress import bar
         from vlm.load import usable
 
     device = usable(args.device)
     paths = []
+    unread: list[str] = []
     for given in args.inputs:
         if not given.exists():
             raise UsageError(f"{given} does not exist")
         paths += (
-            [str(f.absolute()) for f in sorted(files_below(given))]
+            [str(f.absolute()) for f in sorted(files_below(given, unread))]
             if given.is_dir()
             else [str(given.absolute())]
         )
@@ -176,20 +192,28 @@ def embed(args: argparse.Namespace) -> int:
     encoder, about = _encoder(args.model, args.size)
     there = len(up_to_date(paths, args.out))
     if there:
-        echo(f"{there} of {len(paths)} images are in {args.out} already")
+        tell(f"{there} of {len(paths)} images are in {args.out} already")
     made = embed(
         paths, encoder.to(device), args.out, about=about, patches=args.patches, dtype=args.dtype,
         batch_size=args.batch_size,
     )  # fmt: skip
-    added = refused = 0
+    added = 0
     for row in bar(made, "images", len(paths), done=there):
         if "error" in row:
-            refused += 1
-            echo(f"{row['path']}: {row['error']['code']}", file=sys.stderr)
+            tell(f"{row['path']}: {row['error']['code']}")
         else:
             added += 1
-    echo(f"wrote {args.out}: {added} images" + (f", {refused} refused" if refused else ""))
-    return 1 if refused == len(paths) else 0
+    # Also those that an earlier run has refused, and does not read again.
+    rows = done(args.out)
+    refused = sum("error" in rows.get(path, {}) for path in paths)
+    tell(f"wrote {args.out}: {added} images" + (f", {refused} refused" if refused else ""))
+    if refused < len(paths):
+        next_command(
+            "python",
+            "-c",
+            f"{LOOK}({str(args.out.absolute() / 'features-00000.safetensors')!r})['cls'].shape)",
+        )
+    return status_of(refused + len(unread), len(paths) + len(unread))
 
 
 def _encoder(name: str, size: int | None) -> tuple[Any, dict[str, Any]]:

@@ -8,7 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cxr.cli.terminal import UsageError, check_target, console, echo, replicates, seed
+from cxr.cli.terminal import (
+    UsageError,
+    check_target,
+    console,
+    echo,
+    json_option,
+    print_json,
+    replicates,
+    seed,
+    tell,
+)
 from encoder.errors import printable
 
 # studies on the page
@@ -78,12 +88,14 @@ def options(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--out", type=Path, metavar="FILE", help="Write the scores as JSON to this file.")
     add("--html", type=Path, metavar="FILE", help="Write a page to this file (it holds reports, and X-rays).")
+    json_option(group, "the scores as one JSON document, as --out writes it,")
 
 
 def weights_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--fetch", nargs="*", metavar="MODEL", help="Fetch these, or all, from the Hugging Face hub.")
     add("--folder", type=Path, help="Folder of the weights (default: $CXR_WEIGHTS, or the user's cache).")
+    json_option(parser, "the models as one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,9 +134,12 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.out:  # first of all: whatever a terminal makes of the table, the numbers are safe
         scores.save(args.out)
-    _show(scores.table())
+    if args.json:
+        print_json(scores.to_json())
+    else:
+        _show(scores.table())
     if args.out:
-        echo(f"wrote {args.out}")
+        tell(f"wrote {args.out}")
     if args.html:
         write_page(
             args.html,
@@ -138,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
                 command=getattr(args, "command_line", ""),
             ),
         )
-        echo(f"wrote {args.html}")
+        tell(f"wrote {args.html}")
     return 0
 
 
@@ -168,7 +183,7 @@ def shown_of(args: argparse.Namespace, study_ids: Iterable[str]) -> dict[str, di
             known |= films_of(wanted, args.studies)
         # Scoring is content with less than a studies file has to hold.
         except ValueError as error:
-            echo(f"the page has no X-rays: {error}", sys.stderr)
+            tell(f"the page has no X-rays: {error}")
     for row in _predicted(args.predictions):
         if (name := str(row["study_id"])) in known:
             warned = [w for w in row.get("warnings") or () if isinstance(w, dict)]
@@ -227,19 +242,23 @@ def weights(args: argparse.Namespace) -> int:
     from eval.scores import weights as known
 
     for name in args.fetch if args.fetch else known.MODELS if args.fetch is not None else ():
-        known.fetch(name, args.folder, lambda file: echo(f"fetching {file}"))
+        known.fetch(name, args.folder, lambda file: tell(f"fetching {file}"))
+    states = {name: known.state(name, args.folder) for name in known.MODELS}
+    if args.json:
+        print_json({"folder": str(known.folder(args.folder)), "models": list(states.values())})
+        return 0
     echo(f"looked for in {known.folder(args.folder)}")
     print()
     table = Table(box=None, pad_edge=False)
     for column in ("model", "serves", "there", "SHA-256 of the weights"):
         table.add_column(column, overflow="fold")
-    missing = False
-    for name in known.MODELS:
-        found = known.find(name, args.folder)
-        missing |= not found.complete
-        there = "yes" if found.complete else "\n".join(f"no {name}/{file}" for file in found.missing)
-        table.add_row(name, ", ".join(found.model.serves), there, found.sha256() or "")
+    for name, state in states.items():
+        there = "yes" if state["complete"] else "\n".join(f"no {name}/{file}" for file in state["missing"])
+        table.add_row(name, ", ".join(state["serves"]), there, state["sha256"] or "")
     console().print(table)
-    if missing:
-        print(f"\nwhat is missing comes with `{known.FETCH} MODEL ...`, or is copied there by hand")
+    if commands := [state["command"] for state in states.values() if state["command"]]:
+        tell("")
+        tell("what is missing comes with these commands, or is copied there by hand:")
+        for command in commands:
+            tell(f"  {command}")
     return 0

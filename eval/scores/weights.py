@@ -14,10 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eval.scores.inputs import ScoreError
 from eval.scores.registry import NotComputed
@@ -130,10 +132,31 @@ def find(name: str, chosen: str | Path | None = None) -> FoundWeights:
     return FoundWeights(model, place, present[0] if present else None, missing)
 
 
+def command_for(name: str, chosen: str | Path | None = None) -> str:
+    """Return the command that fetches one of MODELS."""
+    where = f" --folder {shlex.quote(str(chosen))}" if chosen else ""
+    return f"cxr weights{where} --fetch {name}"
+
+
+def state(name: str, chosen: str | Path | None = None, *, hashed: bool = True) -> dict[str, Any]:
+    """Say for programs what there is of one of MODELS, and the command that brings what is missing (else None). With
+    `hashed` the weights are read, which takes seconds."""
+    found = find(name, chosen)
+    return {
+        "name": name,
+        "serves": list(found.model.serves),
+        "folder": str(found.folder),
+        "complete": found.complete,
+        "missing": list(found.missing),
+        "sha256": found.sha256() if hashed else None,
+        "command": None if found.complete else command_for(name, chosen),
+    }
+
+
 def not_computed(found: FoundWeights, chosen: str | Path | None = None) -> list[NotComputed]:
     """The scores that cannot be had without what is missing of one model, each with the command that fetches it."""
     reason = f"needs {found.model.name}/{found.missing[0]}"
-    command = f"cxr weights{f' --folder {chosen}' if chosen else ''} --fetch {found.model.name}"
+    command = command_for(found.model.name, chosen)
     return [NotComputed(score, reason, command) for score in found.model.serves]
 
 

@@ -48,7 +48,7 @@ def rows(path):
 def test_one_bad_file_does_not_stop_the_rest(model_dir, films, tmp_path, capsys):
     out = tmp_path / "predictions.jsonl"
     assert (
-        main(["generate", str(films), "--model", model_dir, "--out", str(out), "--max-new-tokens", "4"]) == 0
+        main(["generate", str(films), "--model", model_dir, "--out", str(out), "--max-new-tokens", "4"]) == 3
     )
     found = {row["study_id"]: row for row in rows(out)}
     assert set(found) == {"a.png", "b.png", "deeper/c.png", "broken.dcm"}
@@ -58,9 +58,10 @@ def test_one_bad_file_does_not_stop_the_rest(model_dir, films, tmp_path, capsys)
 
 
 def test_to_the_screen(model_dir, films, capsys):
-    assert main(["generate", str(films / "a.png"), str(films / "broken.dcm"), "--model", model_dir]) == 0
-    shown = capsys.readouterr().out
-    assert "a.png" in shown and "refused (not_an_image)" in shown and "not for diagnosis" in shown
+    assert main(["generate", str(films / "a.png"), str(films / "broken.dcm"), "--model", model_dir]) == 3
+    shown, told = capsys.readouterr()
+    assert shown.startswith("\na.png\n  ") and "broken" not in shown and "diagnosis" not in shown
+    assert "broken.dcm: refused (not_an_image)" in told and "not for diagnosis" in told
 
 
 def test_all_refused_is_a_failure(model_dir, films, capsys):
@@ -122,10 +123,10 @@ def test_what_an_interrupted_run_wrote_is_kept(model_dir, films, tmp_path, capsy
     assert main([*command, "--beams", "2"]) == 2 and "another decoding" in capsys.readouterr().err
     assert main([*command, "--sentences", "confidence"]) == 2
     assert "another sentences" in capsys.readouterr().err
-    assert main(command) == 0 and not part.exists()
-    assert "1 of 4 studies" in capsys.readouterr().out
+    assert main(command) == 3 and not part.exists()
+    assert "1 of 4 studies" in capsys.readouterr().err
     assert rows(out)[0] == first and len(rows(out)) == 4  # it was not made again
-    assert main([*command, "--overwrite"]) == 0 and len(rows(out)) == 4
+    assert main([*command, "--overwrite"]) == 3 and len(rows(out)) == 4
 
 
 class ForkedCommand:
@@ -353,7 +354,10 @@ def test_a_training_ends_with_its_own_status_and_one_line(tmp_path, capfd):
     out = tmp_path / "out"
     out.touch()
     assert main(["probe", "--data", "data.csv", "--encoders", "pixels", "--out", str(out)]) == 2
-    assert capfd.readouterr().err == f"train.probe: {out} is a file; choose another --out\n"
+    said, told = capfd.readouterr()
+    *log, last = told.splitlines()
+    assert last == f"train.probe: {out} is a file; choose another --out" and not said
+    assert log == ["", f"$ accelerate launch -m train.probe --data data.csv --encoders pixels --out {out}"]
 
 
 def test_studies_check(tmp_path, capsys):
@@ -415,7 +419,7 @@ def test_a_studies_file_of_a_table(films, tmp_path, capsys):
     out = tmp_path / "made" / "studies.jsonl"
     command = ["studies", "make", "table", str(films / "table.csv"), "--out", str(out)]
     assert main(command) == 0
-    assert "studies                2" in capsys.readouterr().out
+    assert "studies                2" in capsys.readouterr().err
     made = load_studies(out)
     assert [s.study_id for s in made] == ["s1", "s2"] and made[0].image_paths(out.parent)[0].is_file()
     assert main(command) == 2 and "--overwrite" in capsys.readouterr().err
@@ -470,7 +474,7 @@ def test_what_is_no_chest_film_gets_no_findings_unless_insisted_on(
         "--max-new-tokens",
         "3",
     ]
-    assert main([*command, "--out", str(tmp_path / "p.jsonl")]) == 0
+    assert main([*command, "--out", str(tmp_path / "p.jsonl")]) == 3
     a, b = rows(tmp_path / "p.jsonl")
     assert "findings" in a and "findings" not in b and b["error"]["code"] == "abstained"
     assert "--insist" in b["error"]["message"] and "1 of 2 studies were refused" in capsys.readouterr().err

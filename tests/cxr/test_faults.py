@@ -149,7 +149,8 @@ def test_nobody_reads_on(here, words):
 
     main(words.split())
     status, said = meets(closed, command(words))
-    assert status == 0 and not said, said
+    # The notice of the model is for people, and they have stderr.
+    assert status == 0 and said.count("\n") == words.startswith("generate"), said
 
 
 # How often each command is killed; a hundred times each took 35 s on a busy core.
@@ -218,4 +219,5 @@ def test_a_pipe_in_the_place_is_refused_and_never_waited_for(here, name):
 def test_an_output_that_cannot_be_made_is_not_waited_for(here, words):
     status, said = meets(lambda: signal.alarm(20), command(f"{words} /proc/listed.csv"))
     assert status == 2 and "waiting" not in said, (status, said)
-    assert "/proc/listed.csv: No such file or directory" in said and said.count("\n") == 1, said
+    (line,) = [x for x in said.splitlines() if not x.startswith("column ")]
+    assert "/proc/listed.csv: No such file or directory" in line, said

@@ -296,7 +296,7 @@ def test_the_command_line_tells_it_itself(findings_model, films, tmp_path, fresh
         told(lambda: main(["generate", str(small), "--model", str(tmp_path / "m"), "--device", "cpu"])) == []
     )
     shown = capsys.readouterr()
-    assert shown.out.count("low_resolution") == 1 and "For research" in shown.out
+    assert shown.err.count("low_resolution") == 1 and "For research" in shown.err
     assert "FindingsWarning" not in shown.err
 
 

@@ -49,9 +49,9 @@ def main(words):
 
 def test_the_file_comes_back_with_predictions(model_dir, files, capsys):
     path, out, root, rows = files
-    assert main([str(path), str(out), str(root), "--model", model_dir, "--device", "cpu"]) == 0
+    assert main([str(path), str(out), str(root), "--model", model_dir, "--device", "cpu"]) == 3
     found = json.loads(out.read_text())
-    assert list(found) == list(rows) and "1 refused" in capsys.readouterr().out
+    assert list(found) == list(rows) and "1 refused" in capsys.readouterr().err
     direct = Findings.from_pretrained(model_dir, device="cpu")
     for name, row in found.items():
         prediction, error = row.pop("model_prediction"), row.pop("model_error", None)
@@ -66,7 +66,7 @@ def test_the_file_comes_back_with_predictions(model_dir, files, capsys):
 def test_it_goes_on_where_it_was_stopped(model_dir, files, monkeypatch):
     path, out, root, _ = files
     command = [str(path), str(out), str(root), "--model", model_dir, "--device", "cpu"]
-    assert main(command) == 0
+    assert main(command) == 3
     whole = out.read_text()
     out.unlink()
     real = Findings.generate
@@ -79,7 +79,7 @@ def test_it_goes_on_where_it_was_stopped(model_dir, files, monkeypatch):
     assert main(command) == 130
     monkeypatch.undo()
     assert out.with_name("out.json.part").read_text().count("\n") == 1 and not out.exists()
-    assert main(command) == 0
+    assert main(command) == 3
     assert out.read_text() == whole and not out.with_name("out.json.part").exists()
 
 

@@ -126,7 +126,7 @@ def test_the_command(tiny, tmp_path, capsys, source, to):
     out = tmp_path / "deeper" / ("out" if to == "transformers" else "out.safetensors")
     save_backbone(tiny, given, source, Preprocessing(size=56, mode="pad"))
     assert main(["convert", str(given), str(out), "--to", to]) == 0
-    assert "read again, its tokens differ by 0.0e+00" in capsys.readouterr().out
+    assert "read again, its tokens differ by 0.0e+00" in capsys.readouterr().err
     loaded = load_backbone(out)
     assert isinstance(loaded, Loaded) and loaded.dialect == to
     if source == to == "transformers":

@@ -171,7 +171,7 @@ def test_the_command(folder, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert weights.find("chexbert", folder).sha256()[:12] in out and "no " not in out and "--fetch" not in out
     assert main(["weights", "--folder", str(tmp_path / "none")]) == 0
-    assert "cxr weights --fetch" in capsys.readouterr().out
+    assert "--fetch chexbert\n" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ as metric and reward

@@ -187,15 +187,15 @@ def dicom_file(path, patient):
 def test_an_index_is_gone_on_with_and_trained_from(films, tmp_path, capsys):
     """A tree that is listed once: what is there is not read again, a line that was cut off is written anew."""
     out = tmp_path / "index.csv"
-    assert main(["prepare", str(films), "--out", str(out), "--workers", "2"]) == 0
-    said = capsys.readouterr()
-    assert "10 images found, 0 were there, 9 added" in said.out and "1 left out: not_an_image" in said.err
+    assert main(["prepare", str(films), "--out", str(out), "--workers", "2"]) == 3
+    said = capsys.readouterr().err
+    assert "10 images found, 0 were there, 9 added" in said and "1 left out: not_an_image" in said
     whole = out.read_text()
     assert whole.splitlines()[0] == "file,view,width,height,error"
     assert sorted(image_paths(out)) == sorted(p for p in films.rglob("*.png") if p.name != "broken.png")
     out.write_text("".join(whole.splitlines(keepends=True)[:4]) + whole.splitlines()[4][:-3])
-    assert main(["prepare", str(films), "--out", str(out), "--workers", "1"]) == 0
-    assert "3 were there" in capsys.readouterr().out and out.read_text() == whole
+    assert main(["prepare", str(films), "--out", str(out), "--workers", "1"]) == 3
+    assert "3 were there" in capsys.readouterr().err and out.read_text() == whole
     assert not list(write_index(sorted(films.rglob("*.png")), out, workers=1))
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     assert main(["prepare", str(films), "--out", str(tmp_path / "other.csv")]) == 2
@@ -229,7 +229,7 @@ def test_pretraining_keeps_out_what_is_named(films, tmp_path):
 
 def test_refusals(films, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["prepare", str(films), "--out", str(out), "--short-side", "32"]) == 0
+    assert main(["prepare", str(films), "--out", str(out), "--short-side", "32"]) == 3
     assert main(["prepare", str(films), "--out", str(out)]) == 2
     assert "short_side 32 (now 518)" in capsys.readouterr().err
     assert main(["prepare", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 2

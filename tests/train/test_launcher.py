@@ -100,7 +100,7 @@ def test_a_run_folder_has_one_process_at_a_time(tmp_path, capsys):
         (run / "run.json").touch()
         with pytest.raises(CheckpointError, match="still at work"), alone(run, patience=0.2):
             pass
-    assert "waiting" in capsys.readouterr().out
+    assert "waiting" in capsys.readouterr().err
     with alone(run):
         pass
     with alone(tmp_path / "refused"):

@@ -171,7 +171,7 @@ def test_the_command_maps_columns_and_says_so(tmp_path, capsys):
         "secret",
     ]
     assert make(path, out, *options) == 0
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     for line in (
         "column study           study_id", "column Why             indication", "column Text A          findings",
         "column Wet             label Wet", "column secret          left out",

@@ -45,9 +45,9 @@ def test_features_are_the_encoders(encoder_file, films, tmp_path, capsys):
     out = tmp_path / "out"
     assert (
         main(["embed", str(films), "--model", model, "--out", str(out), "--patches", "--batch-size", "3"])
-        == 0
+        == 3
     )
-    assert "7 images, 1 refused" in capsys.readouterr().out
+    assert "7 images, 1 refused" in capsys.readouterr().err
     found = dict(read_features(out))
     assert len(found) == 7 and not any("broken" in path or "notes" in path for path in found)
     for path, features in found.items():
@@ -64,7 +64,7 @@ def test_features_are_the_encoders(encoder_file, films, tmp_path, capsys):
 def test_an_interrupted_run_goes_on(encoder_file, films, tmp_path, monkeypatch, capsys):
     model, out, whole = encoder_file[1], tmp_path / "out", tmp_path / "whole"
     monkeypatch.setattr(embedding, "PER_FILE", 2)
-    assert main(["embed", str(films), "--model", model, "--out", str(whole)]) == 0
+    assert main(["embed", str(films), "--model", model, "--out", str(whole)]) == 3
     calls, real = [], inputs.read
 
     def interrupted(path, limits=None):
@@ -81,20 +81,20 @@ def test_an_interrupted_run_goes_on(encoder_file, films, tmp_path, monkeypatch, 
         index.write('{"path": "cut o')  # the machine went down while this was written
     monkeypatch.setattr(inputs, "read", real)
     capsys.readouterr()
-    assert main(["embed", str(films), "--model", model, "--out", str(out)]) == 0
-    assert "are in" in capsys.readouterr().out
+    assert main(["embed", str(films), "--model", model, "--out", str(out)]) == 3
+    assert "are in" in capsys.readouterr().err
     assert {name: (out / name).read_bytes() for name in kept} == kept  # nothing was done twice
     a, b = dict(read_features(out)), dict(read_features(whole))
     assert a.keys() == b.keys() and all(torch.allclose(a[k]["cls"], b[k]["cls"], atol=1e-5) for k in a)
     assert not list(out.glob("*.part"))
     before = (out / "index.jsonl").read_bytes()
-    assert main(["embed", str(films), "--model", model, "--out", str(out)]) == 0
+    assert main(["embed", str(films), "--model", model, "--out", str(out)]) == 3
     assert (out / "index.jsonl").read_bytes() == before
 
 
 def test_other_choices_need_another_folder(encoder_file, films, tmp_path, capsys):
     model, out = encoder_file[1], tmp_path / "out"
-    assert main(["embed", str(films), "--model", model, "--out", str(out), "--dtype", "fp16"]) == 0
+    assert main(["embed", str(films), "--model", model, "--out", str(out), "--dtype", "fp16"]) == 3
     assert load_file(out / "features-00000.safetensors")["cls"].dtype == torch.float16
     assert main(["embed", str(films), "--model", model, "--out", str(out)]) == 2
     assert "dtype fp16 (now fp32)" in capsys.readouterr().err
@@ -104,14 +104,14 @@ def test_other_choices_need_another_folder(encoder_file, films, tmp_path, capsys
 
 
 def test_the_shipped_model(films, tmp_path, capsys):
-    assert main(["embed", str(films), "--out", str(tmp_path / "out")]) == 0
+    assert main(["embed", str(films), "--out", str(tmp_path / "out")]) == 3
     assert next(iter(read_features(tmp_path / "out")))[1]["cls"].shape == (192,)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "timm", "pixels"])
 def test_any_encoder(kind, tower_dirs, films, tmp_path, capsys):
     model, out = str(tower_dirs[kind]) if kind != "pixels" else kind, tmp_path / "out"
-    assert main(["embed", str(films), "--model", model, "--out", str(out), "--patches"]) == 0
+    assert main(["embed", str(films), "--model", model, "--out", str(out), "--patches"]) == 3
     encoder = encoder_of(model)
     for path, features in read_features(out):
         tokens = encoder(encoder.preprocessing(read(path))[None])

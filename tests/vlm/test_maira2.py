@@ -337,7 +337,7 @@ def test_the_commands(checkpoint, studies, tmp_path, capsys):
     save_studies(studies.values(), tmp_path / "studies.jsonl")
     command = ["generate", str(tmp_path / "studies.jsonl"), "--model", folder, "--max-new-tokens", "4"]
     assert main([*command, "--out", str(tmp_path / "p.jsonl"), "--device", "cpu"]) == 0
-    assert "MSRLA" in capsys.readouterr().out
+    assert "MSRLA" in capsys.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [row["study_id"] for row in rows] == ["frontal", "three"] and all(
         "findings" in row for row in rows

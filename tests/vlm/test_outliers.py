@@ -120,9 +120,9 @@ def test_the_command_fits_a_models_encoder(findings_model, studies_file, tmp_pat
     models.save(findings_model, tmp_path / "m")
     (studies_file.parent / "images" / "broken.png").write_bytes(b"nothing")
     out = tmp_path / "m" / "ood.safetensors"
-    assert main([str(tmp_path / "m"), str(studies_file.parent / "images"), "--out", str(out)]) == 0
+    assert main([str(tmp_path / "m"), str(studies_file.parent / "images"), "--out", str(out)]) == 3
     (studies_file.parent / "images" / "broken.png").unlink()
-    assert "1 images cannot be read" in capsys.readouterr().out
+    assert "1 images cannot be read" in capsys.readouterr().err
     outliers = Outliers.load(out)
     assert outliers.encoder_sha256 == findings_model.meta.encoder_sha256
     tower = findings_model.llava.model.vision_tower

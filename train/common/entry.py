@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any, TextIO
 
 from encoder.errors import UserError, of_the_disk, printable, said_of
 from encoder.startup import begin_program
@@ -18,20 +20,59 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 INTERRUPTED = 130  # exit status of what was stopped by SIGINT or SIGTERM and can be resumed
 # Where a launcher wants to read the exit status: accelerate ends with 1, whatever its training ended with.
 STATUS_FILE = "CXR_STATUS_FILE"
+# The stdout of a program, while all that it prints goes to stderr.
+_stdout: list[TextIO] = []
+
+
+def results() -> TextIO:
+    """Return the stream for what the user asked for; a training that is run as a program prints its log on stderr."""
+    return _stdout[-1] if _stdout else sys.stdout
+
+
+@contextmanager
+def log_on_stderr() -> Iterator[None]:
+    """Let what is printed go to stderr, but for what is printed to `results()`."""
+    _stdout.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _stdout.pop()
+
+
+def next_command(*words: Any, where: str = "") -> None:
+    """Say on stderr, at the end of a command, what to type next; `where` explains words that stand for something.
+
+    To be called by one process.
+    """
+    command = shlex.join(printable(str(word)) for word in words)
+    print(f"next: {command}{f'  ({where})' if where else ''}", file=sys.stderr, flush=True)
+
+
+def next_is_to_judge(model: Path, studies: str, split: str | None) -> None:
+    """Say on stderr how a model that was trained is judged: on studies that it has not learned from, if there are any,
+    and beside findings for shuffled and blank images. To be called by one process."""
+    which = ["--split", split] if split else []
+    out = model.parent
+    next_command(
+        "cxr", "generate", studies, *which, "--model", model,
+        "--out", out / "predictions.jsonl", "--floors", out / "floors",
+    )  # fmt: skip
 
 
 def entry(main: Callable[[list[str]], int], name: str, argv: list[str] | None = None) -> int:
     """Run a training's `main` in all its processes; returns its exit status.
 
     `main` gets the command line and reads it before it imports anything slow, so that --help and mistakes are answered
-    at once. A UserError is one line on the error stream, told by the first process alone.
+    at once. A UserError is one line on the error stream, told by the first process alone. In a program (without `argv`)
+    what `main` prints is a log, and goes to the error stream, too.
     """
     if argv is None:
         begin_program()
     words = sys.argv[1:] if argv is None else argv
     if any(word in ("-h", "--help") for word in words):
         return main(words)
-    with all_processes():
+    with all_processes(), log_on_stderr() if argv is None else nullcontext():
         status = _run(main, name, words)
         if STATUS_FILE in os.environ and is_main():
             # A launcher that was killed has taken its folder with it: nobody asks any more.

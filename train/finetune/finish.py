@@ -20,9 +20,9 @@ from vlm.outliers import Outliers, pooled
 LEAST_KNOWN, MOST_KNOWN = 200, 2000
 
 
-def finish(model: models.FindingsModel, examples: Examples, config: Finetune, base: Path) -> None:
+def finish(model: models.FindingsModel, examples: Examples, config: Finetune, base: Path) -> Path:
     """Write OUT/adapter, OUT/merged and, of a trained encoder, OUT/encoder, as `config` asks for. The tower of `model`
-    is in its place, and its projector reads raw features."""
+    is in its place, and its projector reads raw features. Returns the folder that `cxr generate` takes."""
     out = Path(config.out)
     for name in ("adapter", "merged", "encoder"):
         # Of an end that was cut off.
@@ -48,6 +48,7 @@ def finish(model: models.FindingsModel, examples: Examples, config: Finetune, ba
         if known:
             known.save(folder / OUTLIERS)
         print(f"wrote {folder}")
+    return written[0]
 
 
 def known_images(model: models.FindingsModel, examples: Examples, init: str | None) -> Outliers | None:

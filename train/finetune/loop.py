@@ -29,7 +29,7 @@ from encoder.files import write_atomically
 from train.common import deepspeed
 from train.common.batches import collate
 from train.common.config import ConfigError
-from train.common.entry import INTERRUPTED
+from train.common.entry import INTERRUPTED, next_is_to_judge
 from train.common.resume import load_trained
 from train.common.runs import asked_for, begin, check_batch, last_checkpoint, merged, start, weights_are_split
 from train.common.studies import studies_of
@@ -100,8 +100,9 @@ def run(config: Finetune) -> int:
     if state.is_main_process:
         if trainer.split:
             model = rebuilt(weights, statistics, config, state)
-        finish(model, data["train"], config, base)
+        folder = finish(model, data["train"], config, base)
         (begun.out / "finished").touch()
+        next_is_to_judge(folder, config.studies[-1], "validate" if len(data["validate"]) else None)
     state.wait_for_everyone()
     return 0
 

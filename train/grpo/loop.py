@@ -26,7 +26,7 @@ from accelerate.utils import gather_object
 from huggingface_hub import constants
 
 from train.common.config import ConfigError
-from train.common.entry import INTERRUPTED
+from train.common.entry import INTERRUPTED, next_is_to_judge
 from train.common.runs import begin, merged, start
 from train.common.studies import SPLITS, split_of, studies_of, with_answer
 from train.grpo.config import MAY_DIFFER, RENAMED, Grpo
@@ -98,6 +98,7 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
     if state.is_main_process:
         processor.restore()
         write(config, model, start_from)
+        next_is_to_judge(Path(config.out) / "adapter", config.studies[-1], "validate" if held_out else None)
     state.wait_for_everyone()
     return 0
 

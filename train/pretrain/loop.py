@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from encoder.selfdistill.teacher import update_teacher
+from train.common.entry import next_command
 from train.common.interrupts import Interrupts
 from train.common.processes import split_again, whole
 from train.common.schedules import cosine, linear
@@ -119,6 +120,14 @@ def run(c: PretrainConfig) -> int:
 
     if session.step == c.max_steps:
         say(f"done: {session.step} steps; the encoder is in {session.encoder}")
+        if accelerator.is_main_process:
+            studies = next((path for path in c.data if path.endswith(".jsonl")), "STUDIES")
+            meant = "; STUDIES: a studies file with reports" if studies == "STUDIES" else ""
+            next_command(
+                "cxr", "finetune", "--encoder", session.encoder, "--llm", "LLM", "--studies", studies,
+                "--out", f"{session.out}_findings",
+                where=f"LLM: what cxr language-model wrote, or a hub id{meant}",
+            )  # fmt: skip
     else:
         say(f"stopped at step {session.step} as --stop_at asks; the encoder so far is in {session.encoder}")
     return 0

@@ -30,6 +30,7 @@ PATIENCE = timedelta(days=7)  # heads are learnt by the first process alone
 def run(config: Probe) -> int:
     from encoder.frozen import encoder_of
     from eval.probes.summary import scores_and_gaps, tables
+    from train.common.entry import results as shown_on
     from train.common.processes import process_state, use_cores
     from train.datasets.labelled import load, without_shared_patients
 
@@ -89,7 +90,7 @@ def run(config: Probe) -> int:
             write(config, found, rows, notes, missed, pictures, out)  # after each, for it may be the last
         state.wait_for_everyone()
     if state.is_main_process:
-        print(tables(rows, first))
+        print(tables(rows, first), file=shown_on())
         print(f"wrote {out / 'probe.json'} and {out / 'probe.html'}")
     return 0
 
