@@ -163,7 +163,9 @@ def _scores(rows: Sequence[Mapping[str, Any]], short: Mapping[str, str]) -> str:
     for metric, label in places:
         cells = [by_place.get((metric, label, *column)) for column in columns]
         known = next(c for c in cells if c)
-        n = f"{known['n']}" + (f", {known['positives']} positive" if known.get("positives") is not None else "")
+        n = f"{known['n']}" + (
+            f", {known['positives']} positive" if known.get("positives") is not None else ""
+        )
         name = escape(f"{NAMES.get(metric, metric)}, {label}")
         lines.append([name, n, *("" if c is None else number_of(c["value"], *c["interval"]) for c in cells)])
     heads = [(f"{short.get(encoder, encoder)}: {head}", f"{encoder}: {head}") for encoder, head in columns]
