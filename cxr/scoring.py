@@ -13,8 +13,8 @@ from eval.scores.clinical import Progress
 from eval.scores.inputs import Record, ScoreError, section_named
 from eval.scores.lexical import PROFILES
 from eval.scores.result import Scores
+from eval.scores.settings import checked
 from eval.scores.suite import score as score_records
-from vlm.given import whole_number
 from vlm.prediction import Prediction
 from vlm.study import Study, study_to_json
 
@@ -66,14 +66,14 @@ def score(
     study_id.
 
     Raises:
-        ScoreError: there are not as many of both, the two sides seem to be swapped, or they cannot be scored.
-        AskedError: a number is out of its range.
+        ScoreError: there are not as many of both, the two sides seem to be swapped, they cannot be scored, or a
+            setting is out of its range.
     """
     section_named(section)
-    n_boot, seed = whole_number("n_boot", n_boot, 0), whole_number("seed", seed, 0)
-    min_support = whole_number("min_support", min_support, 0)
-    profiles = (profiles,) if isinstance(profiles, str) else profiles
-    clinical_models = "none" if clinical_models is None else clinical_models
+    settings = checked(
+        n_boot=n_boot, seed=seed, min_support=min_support, reference_labels=reference_labels, profiles=profiles,
+        clinical_models=clinical_models, weights=weights, device=device,
+    )  # fmt: skip
     groups = _groups(groups)
     if predictions is None:
         sides = _sides_of_one(references, section)
@@ -108,16 +108,9 @@ def score(
         compare=sources.get("compare"),
         floors=given_floors or (None if floors is None else Path(floors)),
         groups=groups,
-        n_boot=n_boot,
-        seed=seed,
         training=bank,
-        reference_labels=reference_labels,
-        profiles=profiles,
-        min_support=min_support,
-        clinical_models=clinical_models,
-        weights=weights,
-        device=device,
         progress=progress,
+        **settings._asdict(),
     )
 
 

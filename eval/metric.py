@@ -23,6 +23,7 @@ from eval.scores.keys import LEXICAL
 from eval.scores.label_f1 import add_label_f1
 from eval.scores.labels import LABELLER, label_matrix
 from eval.scores.lexical import PROFILES, add_lexical, lexical_samples
+from eval.scores.settings import checked, texts
 from eval.scores.sheet import Sheet
 
 NEEDS = {
@@ -54,6 +55,9 @@ class metric:
     ) -> None:
         if not isinstance(key, str):
             raise ScoreError(f"a score is asked for by its key, as 'rouge-l/coco', not {type(key).__name__}")
+        if not isinstance(column, str):
+            raise ScoreError(f"column is the name of the references' column, not {type(column).__name__}")
+        settings = checked(weights=weights, device=device)
         self.key, self.column = key, column
         self._macro = re.fullmatch(r"[\w-]+/(?:14|5)/macro-(\d+)/(?:neg|pos)", key)
         self.min_support = int(self._macro[1]) if self._macro else 30
@@ -61,7 +65,7 @@ class metric:
         name, *rest = key.split("/")
         self._lexical = rest[0] if rest and rest[0] in PROFILES else None
         needed = tuple(rest[:1]) if name.startswith("radgraph-") else NEEDS.get(name, ())
-        self._models = clinical.load(needed or "none", weights, device)[0]
+        self._models = clinical.load(needed or "none", settings.weights, settings.device)[0]
         self._clinical, self._labels = bool(needed), name == "label-f1"
         self._score(["Clear."], ["Clear."])  # an unknown key is refused now, not in the first batch
 
@@ -82,17 +86,15 @@ class metric:
         """The reward of every completion."""
         if self.column not in columns:
             raise ScoreError(f"the references are looked for in a column {self.column!r}, and there is none")
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        values = self.per_sample(columns[self.column], texts)
+        written = [_last(c) for c in texts("completions", completions)]
+        values = self.per_sample(columns[self.column], written)
         return [float(v) for v in (-values if self.key.startswith(LOWER) else values)]
 
     def _score(self, references: Sequence[str], predictions: Sequence[str]):
-        for name, texts in (("references", references), ("predictions", predictions)):
-            if isinstance(texts, str):
-                raise ScoreError(f"{name} is one text, where a list of texts is meant")
+        references, predictions = texts("references", references), texts("predictions", predictions)
         if len(references) != len(predictions):
             raise ScoreError(f"{len(references)} references but {len(predictions)} predictions")
-        references, predictions = ([report_text(t)[0] for t in texts] for texts in (references, predictions))
+        references, predictions = ([report_text(t)[0] for t in side] for side in (references, predictions))
         sheet = Sheet(len(references))
         if self._labels:
             labels = label_matrix(references), label_matrix(predictions)
@@ -116,3 +118,13 @@ class metric:
                 f"no score {self.key!r}{meant}; of its kind there are {', '.join(sheet.measures)}"
             )
         return sheet, sheet.measures[self.key]
+
+
+def _last(completion: Any) -> str:
+    """The text of a completion, or of the last message of a chat. Raises ScoreError for anything else."""
+    try:
+        return completion if isinstance(completion, str) else completion[-1]["content"]
+    except (TypeError, KeyError, IndexError):
+        raise ScoreError(
+            f"completions are texts, or chats of {{'role', 'content'}}, not {type(completion).__name__}"
+        ) from None

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 Metric = Callable[[np.ndarray], np.ndarray]
+# Beyond it the bounds of an interval move less than their last digit, and memory grows.
+MOST_REPLICATES = 100_000
 _CHUNK = 256  # replicates at a time: a few tens of MB at 10,000 patients
 
 
@@ -52,6 +54,9 @@ def percentile_interval(values_B: np.ndarray, level: float = 0.95) -> tuple[floa
     """Percentile interval of bootstrap values (B, ...): two numbers, or arrays (...) of them. NaN replicates (metric
     undefined there) are left out."""
     values_B = np.asarray(values_B, dtype=np.float64)
+    if not len(values_B) and values_B.ndim > 1:
+        nothing = np.full(values_B.shape[1:], np.nan)
+        return nothing, nothing
     if values_B.ndim > 1:
         columns = [percentile_interval(column_B, level) for column_B in values_B.reshape(len(values_B), -1).T]
         low, high = np.array(columns).T.reshape(2, *values_B.shape[1:])

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 # Beside radiographs, folders hold these; whatever else lies there is tried, for DICOM files may have any name.
 NOT_IMAGES = {".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".html", ".pdf", ".py"}
-# Of resampling: beyond it the bounds of an interval move less than their last digit, and memory grows.
-MOST_REPLICATES = 100_000
 # Pixels a side of a model's input; four times RAD-DINO's would be 2,072.
 LONGEST_SIDE = 4096
 # Exit statuses; main.py tells users of them.
@@ -105,6 +103,8 @@ def side(text: str) -> int:
 
 def replicates(text: str) -> int:
     """How many times to resample, as an option's type."""
+    from eval.resampling import MOST_REPLICATES
+
     return _whole(text, 1, MOST_REPLICATES)
 
 

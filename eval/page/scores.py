@@ -18,7 +18,7 @@ from eval.scores.keys import (
     subgroup_keys,
 )
 from eval.scores.result import Scores
-from eval.scores.tables import lexical_profiles, scored, studies
+from eval.scores.tables import intervals, lexical_profiles, scored, studies
 
 _READERS = {
     "label-f1": "Labels are read by the rule-based labeller, which is not CheXbert.",
@@ -69,7 +69,7 @@ def _beside_baselines(scores: Scores) -> str:
     patients = f"{scores.patients} patients" if scores.patients != scores.n else "one study a patient"
     parts = [
         f"<p class='quiet'>{studies(scores.n)}, {patients}. Scored: {scored(scores)}. "
-        f"Brackets: {escape(scores.settings['interval'])}, {scores.settings['n_boot']} replicates. "
+        f"{escape(intervals(scores)).capitalize()}. "
         "A baseline (or floor) is a report that did not look at the image.</p>",
         bars(keys[0], rows),
         table_of(

@@ -27,6 +27,7 @@ from eval.scores.labels import LABELLER, label_matrix
 from eval.scores.lexical import PROFILES, add_lexical, lexical_samples
 from eval.scores.phrases import CONDITIONS
 from eval.scores.result import Scores, Subgroup
+from eval.scores.settings import checked
 from eval.scores.sheet import Sheet
 from eval.scores.subgroups import subgroups
 from eval.signature import Score
@@ -60,6 +61,7 @@ def score(
     compare: other predictions for the same references; differences are tested in pairs.
     floors: a directory of predictions for shuffled and blank images (`cxr generate --floors DIR`), or a mapping from
         a floor's name to its predictions, for instance nearest neighbours made with `eval.baselines`.
+    n_boot: how often patients are resampled for the intervals, 100,000 times at most; with 0 there are no intervals.
     groups: the patient of every study (mapping by study id, or one entry for each scored study); by default the
         references' `patient_id`. Whole patients are resampled.
     training: studies whose reports the constant report is chosen from; without them it comes from the references,
@@ -73,11 +75,10 @@ def score(
 
     Raises ScoreError for input that cannot be scored.
     """
-    if reference_labels not in ("text", "study"):
-        raise ScoreError(f"reference_labels is {reference_labels!r}; accepted are 'text' and 'study'")
-    unknown = [name for name in profiles if name not in PROFILES]
-    if unknown:
-        raise ScoreError(f"no lexical profile {unknown[0]!r}; there are {', '.join(PROFILES)}")
+    n_boot, seed, min_support, reference_labels, profiles, clinical_models, weights, device = checked(
+        n_boot=n_boot, seed=seed, min_support=min_support, reference_labels=reference_labels, profiles=profiles,
+        clinical_models=clinical_models, weights=weights, device=device,
+    )  # fmt: skip
     pairs = align(predictions, references, section_named(section))
     patient_ids = patients(pairs, groups)
     reference_N14, source = _reference_labels(pairs, reference_labels)
@@ -105,7 +106,7 @@ def score(
         studies=_per_study(pairs, *labels["label-f1"]),
         settings={
             "section": pairs.section.name,
-            "interval": "95 % percentile bootstrap over patients",
+            "interval": "95 % percentile bootstrap over patients" if n_boot else "none",
             "n_boot": n_boot,
             "seed": seed,
             "reference_labels": source,

@@ -50,11 +50,23 @@ def scored(scores: Tabled) -> str:
 
 
 def with_interval(s: Score | None) -> str:
-    """`0.412 [.401 .423]`; a dash where there is no score."""
+    """`0.412 [.401 .423]`; a dash where there is no score, no brackets where there is no interval."""
     if s is None or s.value != s.value:
         return "-"
-    low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{x:.3f}") for x in (s.low, s.high))
-    return f"{s.value:.3f} [{low} {high}]"
+    return f"{s.value:.3f}" + brackets(*(re.sub(r"^(-?)0\.", r"\1.", f"{x:.3f}") for x in (s.low, s.high)))
+
+
+def brackets(low: str, high: str) -> str:
+    """` [.401 .423]`; nothing for an interval that is not defined."""
+    return "" if "nan" in low + high else f" [{low} {high}]"
+
+
+def intervals(scores: Tabled) -> str:
+    """What the brackets behind a number are, in words."""
+    replicates = scores.settings["n_boot"]
+    return (
+        f"brackets: {scores.settings['interval']}, {replicates} replicates" if replicates else "no intervals"
+    )
 
 
 def headlines(scores: Tabled) -> list[tuple[str, str]]:
@@ -76,8 +88,8 @@ def headline_html(scores: Tabled) -> str:
     )
     return (
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        f"<p>{studies(scores.n)}; scored: {html.escape(scored(scores))}; brackets: "
-        f"{html.escape(scores.settings['interval'])}. print() shows all scores.</p>"
+        f"<p>{studies(scores.n)}; scored: {html.escape(scored(scores))}; {html.escape(intervals(scores))}. "
+        "print() shows all scores.</p>"
     )
 
 
@@ -92,8 +104,8 @@ def render(scores: Tabled, width: int = 110) -> str:
 
     console = Console(file=StringIO(), width=width, color_system=None, highlight=False)
     patients = f"{scores.patients} patients" if scores.patients != scores.n else "one study a patient"
-    interval = f"{scores.settings['interval']}, {scores.settings['n_boot']} replicates"
-    console.print(f"{studies(scores.n)}, {patients}; [{interval}]", markup=False)
+    shown = f"[{intervals(scores).removeprefix('brackets: ')}]"
+    console.print(f"{studies(scores.n)}, {patients}; {shown}", markup=False)
     if without := scores.settings["without_patient"]:
         console.print(f"{without} of them name no patient: each counts as a patient of its own")
     console.print(f"scored: {scored(scores)}")
@@ -175,12 +187,13 @@ def _floors(scores: Tabled) -> Iterator[Table]:
 
 def _comparison(scores: Tabled) -> Table:
     compared = scores.comparison
+    shown = "intervals: paired bootstrap; " if compared.n_boot else ""
     table = _table(
         f"Against {compared.other}, in pairs", "", "predictions", "other", "difference", "p", "p (Holm)",
-        caption=f"intervals: paired bootstrap, p: {compared.n_permutations} permutations, both by patient",
+        caption=f"{shown}p: {compared.n_permutations} permutations, by patient",
     )  # fmt: skip
     for d in compared.differences:
-        difference = f"{d.difference:+.3f} [{d.low:+.3f} {d.high:+.3f}]"
+        difference = f"{d.difference:+.3f}{brackets(f'{d.low:+.3f}', f'{d.high:+.3f}')}"
         numbers = (f"{d.value:.3f}", f"{d.other:.3f}", difference, f"{d.p:.4f}", f"{d.p_holm:.4f}")
         table.add_row(short_name(d.name), *("-" if "nan" in x else x for x in numbers))
     return table

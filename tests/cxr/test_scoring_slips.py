@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from functools import partial
 
 import numpy as np
 import pytest
 
 import cxr
+import eval as eval_room
+from cxr.cli.terminal import replicates
+from eval.report import write_page
 from vlm.prediction import Prediction
 from vlm.study import Study
 
@@ -45,8 +49,20 @@ def test_an_open_file_is_not_a_list_of_its_lines(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"n_boot": -1}, "n_boot must be a whole number of at least 0, not -1"),
-        ({"n_boot": 1.5}, "n_boot must be a whole number of at least 0, not 1.5"),
+        ({"n_boot": -1}, "n_boot must be a whole number of at least 0 and at most 100000, not -1"),
+        ({"n_boot": 1.5}, "n_boot must be a whole number of at least 0 and at most 100000, not 1.5"),
+        # of which each is a matrix product: hours without a word
+        ({"n_boot": 10**9}, "n_boot must be a whole number of at least 0 and at most 100000, not 1000000000"),
+        ({"n_boot": True}, "n_boot must be"),
+        ({"seed": 2**70}, "seed must be a whole number of at least 0, not 1180591620717411303424"),
+        ({"profiles": 5}, r"profiles are names, of coco, .*, not 5"),
+        ({"profiles": "zz"}, "no lexical profile 'zz'; there are coco, "),
+        ({"profiles": ["coco", None]}, r"profiles are names, of coco, .*, not None"),
+        ({"clinical_models": 5}, r"clinical_models are names, of auto, none, .*chexbert.*, not 5"),
+        ({"clinical_models": ["chexbert", object()]}, "clinical_models are .*, not object$"),
+        ({"weights": 5}, "weights is the folder of the clinical models' weights, not 5"),
+        ({"device": 5}, "device is the name of one, as 'cpu' or 'cuda:1', not 5"),
+        ({"reference_labels": 5}, "reference_labels is 5; accepted are 'text' and 'study'"),
         ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
         ({"seed": None}, "seed must be a whole number of at least 0, not None"),
         ({"min_support": "a"}, "min_support must be a whole number of at least 0, not 'a'"),
@@ -63,6 +79,37 @@ def test_a_setting_that_cannot_be_is_told_before_anything_is_scored(settings, wo
     with pytest.raises(ValueError, match=words) as refused:
         score(REFERENCES, PREDICTIONS, **settings)
     assert refused.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    "settings", [{"n_boot": 10**9}, {"profiles": 5}, {"clinical_models": 5}, {"weights": 5}]
+)
+def test_eval_score_checks_them_itself(settings):
+    sides = [[{"study_id": "a", "findings": text}] for text in ("Clear.", "Edema.")]
+    with pytest.raises(eval_room.ScoreError, match=f"^{next(iter(settings))} "):
+        eval_room.score(*sides, **settings)
+
+
+def test_without_resampling_there_are_no_intervals(tmp_path):
+    found = score(REFERENCES, PREDICTIONS, n_boot=0, compare=REFERENCES, floors={"nearest": PREDICTIONS})
+    with_some = score(REFERENCES, PREDICTIONS, n_boot=9, compare=REFERENCES, floors={"nearest": PREDICTIONS})
+    page = write_page(tmp_path / "x.html", title="x", scores=found).read_text()
+    for shown in (str(found), repr(found), found._repr_html_(), page):
+        assert "nan" not in shown.lower().replace("dominan", "") and "replicates" not in shown
+        assert f"{found['rouge-l/coco'].value:.3f}"[1:] in shown
+    assert "no intervals" in str(found) and "[–" not in page
+    # the numbers are those that have intervals otherwise
+    value = f"{found['rouge-l/coco'].value:.3f}"
+    assert value in str(found) and f"{value} [" in str(with_some) and f"{value} [" not in str(found)
+    (own,) = (d for d in found.comparison.differences if d.name == "rouge-l/coco")
+    assert f"{own.difference:+.3f}" in str(found)
+    assert found.to_json()["scores"][0]["interval"] == [None, None]
+
+
+def test_the_command_line_has_the_same_limit():
+    with pytest.raises(argparse.ArgumentTypeError, match="at most 100000"):
+        replicates("100001")
+    assert replicates("100000") == 100_000
 
 
 def test_what_is_meant_all_the_same():
@@ -101,7 +148,21 @@ def test_a_metric_says_what_was_meant():
         cxr.metric("rouge-l/cocoo")
     with pytest.raises(ValueError, match="not NoneType"):
         cxr.metric(None)
+    for name in ("weights", "device", "column"):
+        with pytest.raises(ValueError, match=f"^{name} is"):
+            cxr.metric("rouge-l/coco", **{name: 5})
     metric = cxr.metric("rouge-l/coco")
+    for given, words in (
+        ((None, 5), "references must be a list of texts, not NoneType"),
+        ((["Clear."], 5), "predictions must be a list of texts, not int"),
+    ):
+        with pytest.raises(ValueError, match=words) as refused:
+            metric.per_sample(*given)
+        assert refused.value.exit_status == 2
+    for completions, words in ((5, "must be a list of texts, not int"), ([5], "are texts, or chats")):
+        with pytest.raises(ValueError, match=words):
+            metric(completions=completions, findings=["Clear."])
+    assert metric.per_sample(iter(["Clear."]), np.array(["Clear."])).tolist() == [1]
     for given, name in (("Clear.", ["Clear."]), "references"), ((["Clear."], "Clear."), "predictions"):
         with pytest.raises(ValueError, match=f"{name} is one text, where a list of texts is meant"):
             metric.per_sample(*given)
