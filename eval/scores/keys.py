@@ -25,7 +25,7 @@ LEXICAL = ("bleu-1", "bleu-2", "bleu-3", "bleu-4", "rouge-l", "meteor")
 
 SAFETY = {  # where it says nothing else, a share of reports; and the key of the same for the references
     "temporal-f1": ("words of change: F1", ""),
-    "hallucinated-prior": ("compares, though no prior was given", "hallucinated-prior/reference"),
+    "hallucinated-prior": ("compares with a prior that was not given", "hallucinated-prior/reference"),
     "side-swap": ("wrong side, of findings with a side in both", ""),
     "words/generated": ("words", "words/reference"),
     "empty": ("empty", ""),

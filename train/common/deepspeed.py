@@ -2,7 +2,7 @@
 are those of any other run, weights and optimiser whole and by name.
 
 DeepSpeed keeps the trained weights and the optimiser's state in flat parts of its own; `safe_get_full_...` put them
-together, for which all processes must ask.
+together, which is collective: every process must call it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,64 @@
+"""One voice: short sentences, and none of the phrases that HOUSE rewrites."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.docs.blocks import PAGES, ROOT, prose
+
+LONGEST = 30
+# Phrases of a translation, and what to write instead is in CONTRIBUTING.md.
+GONE = (
+    "May lie anywhere they see less", "goes on where that stopped", "says what is short", "is no disease",
+    "may be had without looking", "hardly counts is what went", "Settle what follows from what",
+    "in the place of the tower, and out of", "All processes must ask", "or what else is given for each",
+    "less each of the others", "compares, though no prior was given", "is no radiograph", "choose words otherwise",
+    "choose words\notherwise",
+)  # fmt: skip
+SOURCES = [
+    path
+    for folder in ("cxr", "encoder", "vlm", "train", "eval", "benchmarks", "docs")
+    for pattern in ("*.py", "*.md", "*.yaml")
+    for path in sorted((ROOT / folder).rglob(pattern))
+] + [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of prose: of paragraphs, list items and table cells."""
+    found: list[str] = []
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"`[^`]*`", "X", text)
+    paragraphs = re.split(r"\n\s*\n|\n(?=\s*[-*] |\s*\d+\. |#+ |\|)", text)
+    for paragraph in paragraphs:
+        for part in paragraph.split("|"):
+            found += re.split(r"(?<=[.!?])\s+", " ".join(part.split()))
+    return [sentence for sentence in found if sentence]
+
+
+def words(sentence: str) -> int:
+    return len(re.findall(r"[\w'’+.-]*\w[\w'’+.-]*", sentence))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_sentence_is_long(page):
+    if page.parent.name == "reference" and page.stem in ("commands", "recipes"):
+        pytest.skip("written from the code, whose help has tests of its own")
+    long = [s for s in sentences(prose(page)) if words(s) > LONGEST]
+    assert not long, "\n".join(f"{words(s)}: {s}" for s in long)
+
+
+def test_long_sentences_are_counted():
+    assert words("The heart is large.") == 4
+    assert [words(s) for s in sentences("One two. Three `four five` six!\n\n- seven")] == [2, 3, 1]
+
+
+def test_phrases_of_a_translation_are_gone():
+    found = [
+        f"{path.relative_to(ROOT)}: {phrase}"
+        for path in SOURCES
+        for phrase in GONE
+        if phrase.lower() in path.read_text().lower()
+    ]
+    assert not found, "\n".join(found)
