@@ -43,6 +43,22 @@ def export_options(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help='Licence line of the model card, as "encoder: MIT"; may be repeated.',
     )
+    add(
+        "--base-model",
+        action="append",
+        type=hub_name,
+        metavar="ID",
+        help="Hub id of a model this one was made of, for the model card, where it is not known; may be repeated.",
+    )
+
+
+def hub_name(text: str) -> str:
+    """A model's name on the hub (owner/name), as an option's type."""
+    from encoder.hub import HUB_ID
+
+    if not HUB_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"must be a hub id (owner/name), not {text[:60]!r}")
+    return text
 
 
 def convert_options(parser: argparse.ArgumentParser) -> None:
@@ -90,10 +106,11 @@ def export(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from encoder.errors import naming
+    from encoder.files import open_to_readers
     from train.common.checkpoints import recorded
     from train.common.entry import next_command
     from vlm import model as models
-    from vlm.card import scores_of, write_card
+    from vlm.card import hub_id, scores_of, write_card
     from vlm.findings import OUTLIERS
     from vlm.hub import resolve
     from vlm.load import load_model
@@ -107,13 +124,20 @@ def export(args: argparse.Namespace) -> int:
     if args.run_folder and recorded(args.run_folder) is None:
         raise UsageError(f"{args.run_folder} is not the folder of a fine-tuning")
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = models.merge(load_model(args.model, base=args.base))
+    loaded, folder = load_model(args.model, base=args.base), resolve(args.model)
+    names = (args.model, args.base, loaded.meta.base)
+    bases = [*(args.base_model or ()), *(found for name in names if (found := hub_id(name, folder)))]
+    model = models.merge(loaded)
     with naming(args.out):
         models.save(model, args.out, models.DTYPES[args.dtype])
-        known = resolve(args.model) / OUTLIERS  # what the model takes for an ordinary chest
+        known = folder / OUTLIERS  # what the model takes for an ordinary chest
         if known.is_file():
             shutil.copy(known, args.out)
-        write_card(model, args.out, run=args.run_folder, scores=args.scores, licences=args.licence or ())
+        write_card(
+            model, args.out, run=args.run_folder, scores=args.scores, licences=args.licence or (), source=folder,
+            base=bases,
+        )  # fmt: skip
+        open_to_readers(args.out)
     kind = str(getattr(model.llava.config, "model_type", ""))
     if kind != "llava":
         tell(f"{args.out} is a {kind}: plain transformers opens it after `import vlm`")

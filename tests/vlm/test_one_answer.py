@@ -26,8 +26,8 @@ from vlm.decoding import Decoding
 from vlm.load import load_model
 
 # Run with the exported model's directory, a file to write and the pictures.
-PLAIN = """
-import json, sys
+PLAIN = r"""
+import contextlib, io, json, pathlib, re, sys
 
 class Walls:
     def find_spec(self, name, path=None, target=None):
@@ -56,11 +56,19 @@ words = {"generate": processor.batch_decode(ids, skip_special_tokens=True)}
 options = {"return_full_text": False}
 words["pipeline"] = []
 for path in paths[-12:]:
-    words["pipeline"].append(pipe(images=path, text="<image>\\nFindings:", **options)[0]["generated_text"])
+    words["pipeline"].append(pipe(images=path, text="<image>\nFindings:", **options)[0]["generated_text"])
 words["chat"] = []
 for path in paths[-3:]:
     chat[0]["content"][0]["path"] = path
     words["chat"].append(pipe(text=chat, **options)[0]["generated_text"])
+# the program of the model's own card, as somebody would paste it
+card = pathlib.Path(folder, "README.md").read_text()
+(program,) = re.findall(r"```python\n(.*?)```", card, re.S)
+assert program.count("DIRECTORY") == program.count("chest.png") == 1
+said = io.StringIO()
+with contextlib.redirect_stdout(said):
+    exec(program.replace("DIRECTORY", folder).replace("chest.png", paths[-1]), {})
+words["card"] = [said.getvalue()]
 pixels = {path: x.contiguous() for path, x in zip(paths, seen["pixel_values"])}
 save_file(pixels, out)
 print(json.dumps({"words": words, "ours": sorted(OURS & {name.partition(".")[0] for name in sys.modules})}))
