@@ -51,9 +51,10 @@ def of_cxr(words: list[str]) -> None:
         rest = parser.parse_known_args(words)[1]
         of_training(TRAININGS[name].config, rest, trainings.options)
     elif name == "plan":
+        from cxr.cli.tools import plan_options
         from train.finetune.config import configured
 
-        configured([*words[1:], "--out", "-", "--studies", "-"])
+        configured([*words[1:], "--out", "-", "--studies", "-"], plan_options)
     else:
         parser, chosen = build_parser(name)
         rest = parser.parse_known_args(words)[1]
