@@ -63,7 +63,7 @@ def write_page(
         top += f"<p class='quiet'>Left out: {escape('; '.join(left_out))}.</p>"
     sections = []
     for task, found in report["tasks"].items():
-        gaps = next((rows for key, rows in found.items() if key != "scores"), [])
+        gaps = _gaps_of(found)
         html = _drawn(found["scores"], short) + _scores(found["scores"], short)
         if gaps:
             html += _gaps(report["encoders"][0], gaps, short)
@@ -77,6 +77,11 @@ def write_page(
     counts = ", ".join(f"{n} {split}" for split, n in report["images"].items())
     facts |= {"Images": counts, "Date": report["date"], "Version": f"{facts['Version']}; {versions}"}
     write_body(path, f"Encoders on {Path(report['data']).name}", sections, top=top, facts=facts)
+
+
+def _gaps_of(found: Mapping[str, list[dict]]) -> list[dict]:
+    """The differences of the first encoder from the others, in what a task found."""
+    return next((rows for key, rows in found.items() if key != "scores"), [])
 
 
 def short_names(encoders: Sequence[str]) -> dict[str, str]:
@@ -105,7 +110,7 @@ def verdict_html(report: Mapping[str, Any], short: Mapping[str, str]) -> str:
     for other in report["encoders"][1:]:
         found: dict[str, Outcome] = {}
         for task, rows in report["tasks"].items():
-            gaps = next((r for key, r in rows.items() if key != "scores"), [])
+            gaps = _gaps_of(rows)
             for row in _means([r for r in gaps if r["encoder"] == other and r["metric"] in SHOWN]):
                 low, high = row["interval"]
                 if low is not None and high is not None:
@@ -178,11 +183,12 @@ def _gaps(first: str, rows: Sequence[Mapping[str, Any]], short: Mapping[str, str
     for r in rows:
         if r["metric"] not in ("auprc", "auroc", "dice", "r2", "mae", "precision"):
             continue
+        low, high = r["interval"]
         p = r.get("p_holm") if r.get("p_holm") is not None else r.get("p")
         lines.append([
             escape(f"{NAMES.get(r['metric'], r['metric'])}, {what(r)}"),
             f"{tooltip(short.get(r['encoder'], r['encoder']), r['encoder'])}: {escape(r['head'])}",
-            number_of(r.get("difference", r["value"]), *r["interval"], form="+.3f"),
+            number_of(r.get("difference", r["value"]), low, high, "+.3f"),
             "–" if p is None else f"{p:.4f}",
         ])  # fmt: skip
     name = short.get(first, first)
