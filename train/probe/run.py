@@ -28,6 +28,10 @@ PATIENCE = timedelta(days=7)  # heads are learnt by the first process alone
 
 
 def run(config: Probe) -> int:
+    """Judge every encoder, or resume, and write probe.json and probe.html; returns the exit status.
+
+    Collective: every process must call this. Raises ConfigError for data, encoders or tasks that cannot be used.
+    """
     from encoder.frozen import encoder_of
     from eval.probes.summary import scores_and_gaps, tables
     from train.common.entry import results as shown_on
