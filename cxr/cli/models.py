@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,7 @@ def embed(args: argparse.Namespace) -> int:
         next_command(
             "python",
             "-c",
-            f"{LOOK}({str(args.out.absolute() / 'features-00000.safetensors')!r})['cls'].shape)",
+            f'{LOOK}({json.dumps(str(args.out.absolute() / "features-00000.safetensors"))})["cls"].shape)',
         )
     return status_of(refused + len(unread), len(paths) + len(unread))
 

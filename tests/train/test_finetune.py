@@ -248,7 +248,11 @@ def test_it_goes_on_from_a_findings_model(train, findings_model, tmp_path):
 def test_a_model_knows_the_images_it_was_trained_on(train, findings_model, tmp_path, capsys, monkeypatch):
     """From enough training images, else from those of the model it starts from; otherwise it says that it does not."""
     assert train("few", *ONE, "--merge") == 0
-    assert "too few" in capsys.readouterr().out and not (tmp_path / "few" / "merged" / OUTLIERS).exists()
+    said, told = capsys.readouterr()
+    assert (
+        "next: cxr generate " in told and f"--split validate --model {tmp_path / 'few' / 'adapter'} " in told
+    )
+    assert "too few" in said and not (tmp_path / "few" / "merged" / OUTLIERS).exists()
     monkeypatch.setattr("train.finetune.finish.LEAST_KNOWN", 48)
     assert train("many", *ONE, "--merge") == 0
     merged = Findings.from_pretrained(tmp_path / "many" / "merged", device="cpu")

@@ -362,7 +362,8 @@ def test_a_planted_reward_rises_and_the_rest_stays(init, studies_file, tmp_path,
     assert [line["step"] for line in watched] == [0, 8, 16]
     assert watched[-1]["held_out/true/lungs"] > 0.9
     assert watched[-1]["held_out/true/reward"] == watched[-1]["held_out/true/lungs"]  # words weigh 0
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
+    assert "next: cxr generate " in told and f"--model {out / 'adapter'} " in told
     assert "of groups equal" in said and "with shuffled images" in said
     assert not any(truth in said for truth in FINDINGS)
 

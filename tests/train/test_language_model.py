@@ -68,6 +68,8 @@ def test_it_learns_to_write(studies_file, tmp_path):
 
 def test_an_interrupted_run_goes_on_exactly(studies_file, tmp_path, monkeypatch, capsys):
     assert train(studies_file, tmp_path / "whole", "--max_steps", "11") == 0
+    wanted = f"next: cxr finetune --encoder mini --llm {tmp_path / 'whole'} --studies {studies_file} --out "
+    assert wanted in capsys.readouterr().err
     step = AnswerTrainer.training_step
 
     def interrupted(self, *args, **kwargs):

@@ -117,7 +117,10 @@ def test_a_kill_is_survived_from_the_last_good_checkpoint(images, whole, tmp_pat
 def test_a_finished_run_is_left_as_it_is(images, whole, capsys):
     before = weights(whole)
     assert train(images, whole) == 0
-    assert "done: 6 steps" in capsys.readouterr().out
+    said, told = capsys.readouterr()
+    assert "done: 6 steps" in said
+    words = f"--encoder {whole / 'encoder'} --llm LLM --studies STUDIES --out {whole}_findings"
+    assert f"next: cxr finetune {words}" in told
     assert same(before, weights(whole))
 
 
