@@ -155,6 +155,7 @@ def test_files_are_what_the_listing_says(folder):
         for image in study["images"]:
             film = read(folder / image["path"])
             assert film.header.view == image["view"]
+            assert film.header.patient_id == study["patient_id"]
             assert film.pixels.min() == 0 and film.pixels.max() == 1
         for mask in study["masks"].values():
             assert (folder / mask).is_file()

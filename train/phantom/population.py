@@ -129,7 +129,8 @@ def save_dicom(path: Path, film: Film, patient: Patient, study: Examination, vie
     ds.SeriesInstanceUID = generate_uid(entropy_srcs=[path.name, "series"])
     ds.Modality = "DX" if ds.SOPClassUID == DX else "CR"
     ds.PatientName = "PHANTOM^SYNTHETIC"
-    ds.PatientID = f"phantom-{patient.number:06d}"
+    # as in studies.jsonl: phantom-SEED-NUMBER
+    ds.PatientID = "-".join(path.name.split("-")[:3])
     ds.PatientSex, ds.PatientAge = patient.sex, f"{patient.age:03d}Y"
     ds.BodyPartExamined = "CHEST"
     ds.ViewPosition = {"lateral": "LL"}.get(view, view)
