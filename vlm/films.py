@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +93,9 @@ def read_films(task: Task, model: FindingsModel, root: Path, images: Images, lim
                     images=[i for i in study.images if i.path != image.path],
                     prior=prior and replace(prior, images=[i for i in prior.images if i.path != image.path]),
                 )
+    for image in study.prior.images if study.prior and not style.prior_image else ():
+        if not isinstance(image, Held) and not os.path.isfile(os.path.join(root, image.path)):
+            task.warn("missing_file", "the prior image could not be used: there is no such file")
     if study is not task.study:
         task.study, task.prompt_ids = study, model.prompt_ids(prompt_for(study, style))
     seen = shown_images(study, style)

@@ -31,6 +31,7 @@ from vlm.films import Film, Images, Task, film_of, images_named
 from vlm.given import (
     Given,
     GivenPrior,
+    Misfit,
     Told,
     as_study,
     fill,
@@ -47,7 +48,7 @@ from vlm.outliers import Outliers, embedding
 from vlm.prediction import Prediction
 from vlm.prompts import shown_image, shown_with
 from vlm.room import check_memory, check_room, fit
-from vlm.study import Image, Study
+from vlm.study import OLDEST, Image, Study, is_age
 
 OUTLIERS = "ood.safetensors"
 SORTED = 8  # batches whose studies are sorted by length before they are run, so that little is padded
@@ -344,6 +345,9 @@ class Findings:
 
     def _task(self, study: Study, about: dict[str, Any], decoding: Decoding, keep_film: bool) -> Task:
         prediction = Prediction(study.study_id, patient_id=study.patient_id, **deepcopy(about))
+        if isinstance(study, Misfit):
+            prediction.error = {"code": "bad_study", "message": study.why}
+            return Task(study, prediction, [])
         fitted = fit(study, self.model, decoding.max_new_tokens)
         task = Task(fitted.study, prediction, fitted.ids, keep_film=keep_film)
         if fitted.room is not None and len(fitted.ids) > fitted.room:
@@ -354,7 +358,9 @@ class Findings:
                 "code": "too_long",
                 "message": f"{message}; give fewer images or max_new_tokens",
             }
-        elif fitted.cut:
+        if not is_age(study.age):
+            task.warn("bad_age", f"the age is left out: it is not a number of years from 0 to {OLDEST}")
+        if fitted.cut and prediction.error is None:
             task.warn(
                 "words_cut",
                 f"{', '.join(fitted.cut)} was cut: the model takes {fitted.room} tokens of a study",

@@ -13,13 +13,12 @@ from encoder.radiograph import Radiograph, Source, parse_view
 from encoder.radiograph.reader import name_of
 from vlm.errors import AskedError
 from vlm.prompts import PromptStyle, prompt_for, shown_image, shown_images
-from vlm.study import Image, Prior, Study, StudyError
+from vlm.study import OLDEST, Image, Prior, Study, StudyError, is_age, misfit
 
 Given: TypeAlias = Source | Image | Study
 GivenPrior: TypeAlias = Source | Image | Study | Prior | tuple[Source | Image | None, str | None]
 
 SEXES = {"f": "F", "female": "F", "woman": "F", "m": "M", "male": "M", "man": "M"}
-OLDEST = 130  # years
 PICTURES = {".dcm", ".dicom", ".png", ".jpg", ".jpeg"}
 
 
@@ -52,10 +51,21 @@ class Held(Image):
     source: Any = field(default=None, repr=False, compare=False)
 
 
+@dataclass(slots=True)
+class Misfit(Study):
+    """In the place of a study that has a field of the wrong kind: no images, no words, and `why`. It costs that study
+    alone."""
+
+    why: str = ""
+
+
 def as_study(given: Given, name: str = "image") -> Study:
     """Make a study of one image, called by its file's name or, where it has none, by `name`; a study stays as it is.
-    Raises TypeError for what no image can be read from, StudyError for a study whose images are not `Image`s."""
+    A study with a field of the wrong kind becomes a Misfit. Raises TypeError for what no image can be read from,
+    StudyError for a study whose images are not `Image`s."""
     if isinstance(given, Study):
+        if why := misfit(given):
+            return Misfit(given.study_id, why=f"study {given.study_id!r}: {why}")
         for image in [*given.images, *(given.prior.images if given.prior else ())]:
             if not isinstance(image, Image) or not isinstance(image.path, str | os.PathLike):
                 raise StudyError(
@@ -256,9 +266,15 @@ def _text(value: Any, key: str) -> str | None:
 
 
 def _age(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= OLDEST:
+    if not is_age(value) or value != value:
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        # a whole number of hundreds of digits is no float
         found = (
-            f"{value:g}" if isinstance(value, Real) and not isinstance(value, bool) else type(value).__name__
+            type(value).__name__
+            if not number
+            else f"{value:g}"
+            if abs(value) < 1e300
+            else "so large a number"
         )
         raise StudyError(f"age must be a number of years from 0 to {OLDEST}, not {found}")
     return float(value)

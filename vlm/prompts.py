@@ -18,13 +18,12 @@ those of the checkpoint's processor and chat template; vlm/maira2.py says how fa
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlm.study import Image, Prior, Study
+from vlm.study import Image, Prior, Study, is_age
 
 if TYPE_CHECKING:
     import numpy as np
@@ -310,7 +309,7 @@ def _field(name: str, text: str | None) -> str:
 
 
 def _age(study: Study) -> str:
-    return "" if study.age is None or not math.isfinite(study.age) else f"{study.age:.0f}"
+    return "" if study.age is None or study.age != study.age or not is_age(study.age) else f"{study.age:.0f}"
 
 
 def _view(study: Study) -> str:

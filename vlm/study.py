@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SPLIT_ALIASES = {"training": "train", "val": "validate", "valid": "validate", "v
                  "dev": "validate", "testing": "test"}  # fmt: skip
 NOT_TEXT = {"none", "nan", "null", "n/a", "<na>"}  # what a careless export leaves in an empty cell
 TEXTS = ("indication", "technique", "comparison", "findings", "impression")
+OLDEST = 130  # years
 
 
 class StudyError(UserError, ValueError):
@@ -251,6 +253,32 @@ def _is_number(value: Any) -> bool:
         return False
 
 
+def is_age(value: Any) -> bool:
+    """Whether an age can be one: missing (None, NaN), or a number of years from 0 to OLDEST."""
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return value != value or bool(0 <= value <= OLDEST)
+
+
+def misfit(study: Study) -> str:
+    """Say which field of a study made by hand is of the wrong kind, and what it may be; "" where all are right."""
+    for key in ("split", "sex", *TEXTS):
+        if not isinstance(value := getattr(study, key), str | None):
+            return f"{key} must be a text, not {type(value).__name__}"
+    if study.age is not None and (isinstance(study.age, bool) or not isinstance(study.age, Real)):
+        return f"age must be a number of years from 0 to {OLDEST}, not {type(study.age).__name__}"
+    if not isinstance(study.prior, Prior | None):
+        return f"prior must be a cxr.Prior(images, findings), not {type(study.prior).__name__}"
+    if study.prior and not isinstance(study.prior.findings, str | None):
+        return f"the prior's findings must be a text, not {type(study.prior.findings).__name__}"
+    for image in [*study.images, *(study.prior.images if study.prior else ())]:
+        if isinstance(image, Image) and not isinstance(image.view, str):
+            return f"the view of an image must be a text, not {type(image.view).__name__}"
+    return ""
+
+
 def study_to_json(study: Study) -> dict[str, Any]:
     """The line that `study_from_json` reads; missing values are left out."""
     prior = study.prior and {
@@ -291,7 +319,7 @@ def validate(studies: Sequence[Study], root: str | Path) -> list[Problem]:
     """What would spoil a training or a score. `root` is the folder of the studies file. Codes:
 
     duplicate_study, missing_file, no_images, unknown_view, unknown_split, no_findings, not_text (findings that say
-    "None" or "nan"), bad_sex, patient_across_splits, image_across_splits.
+    "None" or "nan"), bad_sex, bad_age, patient_across_splits, image_across_splits.
     """
     problems: list[Problem] = []
     seen: set[str] = set()
@@ -319,6 +347,10 @@ def validate(studies: Sequence[Study], root: str | Path) -> list[Problem]:
             report("unknown_split", f"split {study.split!r}; there are {', '.join(SPLITS)}")
         if study.sex not in (None, "F", "M"):
             report("bad_sex", f"sex {study.sex!r}; it is F, M or absent")
+        if not is_age(study.age):
+            report(
+                "bad_age", f"age {_shown(study.age)}; it is a number of years from 0 to {OLDEST}, or absent"
+            )
         if study.findings is None:
             report("no_findings", "the findings are missing or empty")
         elif study.findings.strip().strip(".").lower() in NOT_TEXT:

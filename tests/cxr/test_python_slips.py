@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from encoder.errors import UserError
 from vlm.decoding import Decoding
 from vlm.errors import AskedError
 from vlm.given import column_of, images_of, one_each
-from vlm.study import StudyError
+from vlm.study import Prior, StudyError, validate
 
 
 class Column:
@@ -169,3 +172,48 @@ def test_a_model_by_its_name_and_types_by_theirs():
     for dtype in ("bf16", "bfloat16", torch.bfloat16):
         assert "bfloat16" in repr(cxr.Findings.from_pretrained("mini", device="cpu", dtype=dtype, warn=False))
     assert "float32" in repr(cxr.Findings.from_pretrained("mini", device="cpu", dtype="fp32", warn=False))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"indication": 5}, "indication must be a text, not int"),
+        ({"age": "x"}, "age must be a number of years from 0 to 130, not str"),
+        ({"sex": 5}, "sex must be a text, not int"),
+        ({"prior": 7}, r"prior must be a cxr\.Prior\(images, findings\), not int"),
+        ({"prior": Prior(findings=["Clear."])}, "the prior's findings must be a text, not list"),
+    ],
+)
+@pytest.mark.parametrize("images", ["own", "shuffled"])
+def test_a_study_with_a_field_of_the_wrong_kind_costs_that_study(model, film, fields, words, images):
+    good, bad = cxr.Study("good", images=[cxr.Image(str(film))]), cxr.Study("bad", images=[cxr.Image(str(film))])
+    bad = replace(bad, **fields)
+    first, second, third = model.generate([good, bad, replace(good, study_id="third")], images=images)
+    assert second.error["code"] == "bad_study" and re.fullmatch(f"study 'bad': {words}", second.error["message"])
+    assert {first.error is None, third.error is None} == ({True} if images == "own" else {True, False})
+    if images == "own":
+        assert model(bad).error == second.error
+        with pytest.raises(UserError, match=words):
+            _ = model(bad).text
+
+
+@pytest.mark.parametrize("age", [-4, 1e300, 10**299, 10**400, float("inf")])
+def test_an_age_that_cannot_be_is_left_out_and_said(model, film, age):
+    model.model.meta.prompt = replace(model.model.meta.prompt, demographics=True)
+    study = cxr.Study("a", images=[cxr.Image(str(film))], age=age)
+    (made,) = model.generate([study])
+    assert [w["code"] for w in made.warnings].count("bad_age") == 1 and made.error is None
+    assert made.text == next(model.generate([replace(study, age=None)])).text
+    assert [p.code for p in validate([study], ".")].count("bad_age") == 1
+    with pytest.raises(StudyError, match="age must be a number of years from 0 to 130, not "):
+        model(film, age=age)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_prior_image_that_is_not_there_is_said(model, film, shown):
+    model.model.meta.prompt = replace(model.model.meta.prompt, prior_image=shown)
+    study = cxr.Study("a", images=[cxr.Image(str(film))], prior=Prior([cxr.Image("absent.png")], "Clear."))
+    (made,) = model.generate([study])
+    assert made.error is None and sum("the prior image" in w["message"] for w in made.warnings) == 1
+    (made,) = model.generate([replace(study, prior=Prior([cxr.Image(str(film))], "Clear."))])
+    assert not any("the prior image" in w["message"] for w in made.warnings)
