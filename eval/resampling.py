@@ -55,7 +55,7 @@ def percentile_interval(values_B: np.ndarray, level: float = 0.95) -> tuple[floa
     undefined there) are left out."""
     values_B = np.asarray(values_B, dtype=np.float64)
     if not len(values_B) and values_B.ndim > 1:
-        nothing = np.full(values_B.shape[1:], np.nan)
+        nothing: Any = np.full(values_B.shape[1:], np.nan)
         return nothing, nothing
     if values_B.ndim > 1:
         columns = [percentile_interval(column_B, level) for column_B in values_B.reshape(len(values_B), -1).T]

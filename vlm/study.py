@@ -259,7 +259,8 @@ def is_age(value: Any) -> bool:
         return True
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
-    return value != value or bool(0 <= value <= OLDEST)
+    years: Any = value
+    return bool(years != years or 0 <= years <= OLDEST)
 
 
 def misfit(study: Study) -> str:

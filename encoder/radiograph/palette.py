@@ -60,7 +60,7 @@ def expand(data: bytes, bits: int, entries: int, little: bool = True) -> list[in
     if width == 1:
         # of two entries in a word, the first is the low one
         cells = cells.astype("<u2").view(np.uint8)
-    codes = cells.tolist()
+    codes: list[int] = cells.tolist()
     table: list[int] = []
 
     def take(position: int, count: int) -> list[int]:

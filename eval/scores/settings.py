@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable
 from numbers import Integral
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.resampling import MOST_REPLICATES
@@ -23,7 +24,7 @@ class Settings(NamedTuple):
     reference_labels: str
     profiles: tuple[str, ...]
     clinical_models: str | tuple[str, ...]
-    weights: str | os.PathLike[str] | None
+    weights: str | Path | None
     device: str | None
 
 
@@ -59,14 +60,14 @@ def checked(
         reference_labels,
         names("profiles", profiles, "lexical profile", PROFILES),
         clinical_models,
-        weights,
+        Path(weights) if isinstance(weights, os.PathLike) else weights,
         None if device is None else str(device),
     )
 
 
 def whole(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
     """Return a whole number from `least` to `most`. Raises ScoreError for anything else."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most:
+    if isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most:
         return int(value)
     upto = "" if most == 2**63 - 1 else f" and at most {most}"
     raise ScoreError(f"{name} must be a whole number of at least {least}{upto}, not {_shown(value)}")

@@ -362,6 +362,7 @@ def _study(cells: Mapping[str, Any], image_root: str | Path, unread: Mapping[str
         if not paths:
             raise StudyError("neither a study id nor an image")
         study_id = paths[0]
+    texts: dict[str, Any] = {key: cells.get(key) for key in TEXTS}
     split, sex = cells.get("split"), cells.get("sex")
     unread["sex"].update([] if sex is None or sex.strip().lower() in SEXES else [sex])
     age = _age(cells.get("age"))
@@ -377,7 +378,7 @@ def _study(cells: Mapping[str, Any], image_root: str | Path, unread: Mapping[str
         age=age,
         sex=None if sex is None else SEXES.get(sex.strip().lower()),
         diagnoses=cells.get("diagnoses") or None,
-        **{key: cells.get(key) for key in TEXTS},
+        **texts,
     )
 
 
