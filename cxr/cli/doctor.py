@@ -227,7 +227,7 @@ def transfer_syntaxes() -> list[dict[str, Any]]:
 
 def facts() -> dict[str, Any]:
     """Return the whole page for programs. `needed` and `optional` name what is missing or too old."""
-    found = {
+    found: dict[str, Any] = {
         "cxr": cxr.__version__,
         "python": platform.python_version(),
         "system": platform.system(),

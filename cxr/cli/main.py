@@ -118,7 +118,7 @@ def build_parser(command: str | None) -> tuple[Parser, Parser]:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", title="commands", parser_class=Parser
     )
-    chosen = parser
+    chosen: Parser = parser
     for name, about in COMMANDS.items():
         training = name in PASSED_ON
         said = about.help[:1].upper() + about.help[1:] + "."
