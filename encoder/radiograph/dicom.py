@@ -321,9 +321,9 @@ def _check_modality(modality: str, sop_class: str) -> list[Warn]:
     if modality in RADIOGRAPHS:
         return []
     if modality not in UNKNOWN_MODALITY:
-        raise InputError("unsupported_modality", f"modality {modality[:16]} is no radiograph (CR or DX)")
+        raise InputError("unsupported_modality", f"modality {modality[:16]} is not a radiograph (CR or DX)")
     if sop_class.startswith(STORAGE_CLASSES) and not RADIOGRAPH_CLASSES.fullmatch(sop_class):
-        raise InputError("unsupported_modality", f"{UID(sop_class).name} is no radiograph (CR or DX)")
+        raise InputError("unsupported_modality", f"{UID(sop_class).name} is not a radiograph (CR or DX)")
     what = f"the modality is {modality}" if modality else "no modality is given"
     return [Warn("unknown_modality", f"{what}; read as a radiograph")]
 

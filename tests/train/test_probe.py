@@ -102,7 +102,9 @@ def test_encoders_side_by_side(data, encoder_dir, tmp_path, capsys):
             assert row["value"] is None or low is None or low - 1e-9 <= row["value"] <= high + 1e-9
         assert {r["encoder"] for r in found[f"{ours} less"]} <= {random, "pixels"}
     page = (tmp_path / "out" / "probe.html").read_text()
-    assert "class='dots'" in page and "data:image/png" in page and "http" not in page.replace("http-equiv", "")
+    assert (
+        "class='dots'" in page and "data:image/png" in page and "http" not in page.replace("http-equiv", "")
+    )
     shown = capsys.readouterr().out
     assert "1 images cannot be read" in shown and "AUROC" in page and f"{ours}: classification" in shown
 

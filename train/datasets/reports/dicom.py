@@ -1,4 +1,4 @@
-"""DICOM files as a hospital exports them -> studies. docs/studies.md says what is read from where, and why.
+"""DICOM files as a hospital exports them -> studies. docs/guides/studies.md says what is read from where, and why.
 
 Files are grouped by StudyInstanceUID, patient and place; priors are by date. Pictures and DICOM files that say nothing
 of a study stay a study each.
