@@ -22,7 +22,12 @@ for name in COMMANDS:
 MANY_COMMANDS = """
 import sys
 from cxr.cli.main import main
-for line in sys.argv[1:]:
+lines = sys.argv[1:]
+if "--share" in lines:
+    # one of --processes, which is started with the words of this process and more
+    at = lines.index("--share")
+    lines = [" ".join([line, *lines[at:]]) for line in lines[:at] if "--processes" in line]
+for line in lines:
     if status := main(line.split()):
         sys.exit(f"{line}: {status}")
 """
