@@ -273,7 +273,7 @@ def _age(value: Any) -> float:
             type(value).__name__
             if not number
             else f"{value:g}"
-            if abs(value) < 1e300
+            if not abs(value) >= 1e300
             else "so large a number"
         )
         raise StudyError(f"age must be a number of years from 0 to {OLDEST}, not {found}")

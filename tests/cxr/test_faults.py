@@ -207,7 +207,7 @@ def test_a_pipe_in_the_place_is_refused_and_never_waited_for(here, name):
     os.mkfifo(written)
     status, said = meets(lambda: signal.alarm(20), command(words))
     (line,) = [x for x in said.splitlines() if x.startswith("cxr ")]
-    assert status == 2 and f"{written} is not a regular file" in line and "give a file" in line, (
+    assert status == 2 and f"{written} is not a regular file" in line and "give a regular file" in line, (
         status,
         said,
     )

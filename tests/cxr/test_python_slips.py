@@ -186,10 +186,15 @@ def test_a_model_by_its_name_and_types_by_theirs():
 )
 @pytest.mark.parametrize("images", ["own", "shuffled"])
 def test_a_study_with_a_field_of_the_wrong_kind_costs_that_study(model, film, fields, words, images):
-    good, bad = cxr.Study("good", images=[cxr.Image(str(film))]), cxr.Study("bad", images=[cxr.Image(str(film))])
+    good, bad = (
+        cxr.Study("good", images=[cxr.Image(str(film))]),
+        cxr.Study("bad", images=[cxr.Image(str(film))]),
+    )
     bad = replace(bad, **fields)
     first, second, third = model.generate([good, bad, replace(good, study_id="third")], images=images)
-    assert second.error["code"] == "bad_study" and re.fullmatch(f"study 'bad': {words}", second.error["message"])
+    assert second.error["code"] == "bad_study" and re.fullmatch(
+        f"study 'bad': {words}", second.error["message"]
+    )
     assert {first.error is None, third.error is None} == ({True} if images == "own" else {True, False})
     if images == "own":
         assert model(bad).error == second.error
