@@ -10,6 +10,7 @@ An interrupted run resumes, and of two runs on one folder the second waits for t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -111,12 +112,12 @@ def embed(
         yield from shards.write()
 
 
-def read_features(out: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def read_features(out: str | Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield (path, {"cls": (C,), "patches": (P, C)}) of every image, a file at a time."""
-    by_file: dict[str, list[Line]] = {}
+    out, by_file = Path(out), defaultdict(list)
     for line in done(out).values():
         if "file" in line:
-            by_file.setdefault(line["file"], []).append(line)
+            by_file[line["file"]].append(line)
     for file, lines in by_file.items():
         with safe_open(out / file, "pt") as tensors:
             for line in lines:

@@ -64,7 +64,7 @@ class Store:
         own: what the lock and leftovers begin with, where several stores share the folder.
         process: the number of this process among those of its run.
         stamp: names of the fields that change when a row's source does.
-        places: names of the fields that say where in its shard a row lies, whole numbers: ROW of safetensors files, BYTES
+        places: names of the fields that say where in its shard a row lies: ROW of safetensors files, BYTES
             of others. Shards that are too short for their lines count as not there.
     """
 

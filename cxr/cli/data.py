@@ -177,7 +177,7 @@ def check_studies(args: argparse.Namespace) -> int:
         if count > NAMED and not args.all:
             echo(f"{code:22} ... and {count - NAMED} more (--all names them)")
     said = ", ".join(f"{count} {code}" for code, count in times.most_common())
-    echo("no problems" if not problems else f"{len(problems)} problems: {said}")
+    echo("no problems" if not problems else f"{len(problems)} problem{'s' * (len(problems) > 1)}: {said}")
     return 1 if problems else 0
 
 
@@ -325,7 +325,7 @@ def prepare(args: argparse.Namespace) -> int:
     from train.common.entry import next_command
     from train.datasets.archive import INDEX, PER_SHARD, index_lines
     from train.datasets.archive import prepare as shrink_into
-    from train.datasets.folder import image_paths, read_names
+    from train.datasets.folder import image_paths, named, read_names
     from train.datasets.index import index as write_index
     from train.datasets.index import index_rows
 
@@ -354,7 +354,16 @@ def prepare(args: argparse.Namespace) -> int:
     known = read_again()
     errors = Counter(code for path in paths if (code := known.get(str(path.absolute()))))
     tell(f"{len(paths)} images found, {found} were there, {added} added to {args.out}")
+    kept_out = errors["excluded"] + sum(named(path.absolute(), excluded) for path in paths)
+    if excluded and kept_out:
+        tell(f"{kept_out} kept out by {args.exclude}")
+    elif excluded:
+        tell(
+            f"none of the {len(excluded)} names in {args.exclude} is that of a patient, a study or a file here"
+        )
     for code, count in errors.most_common():
+        if code == "excluded":
+            continue
         tell(f"{count} left out: {code} (see {listing})")
     refused = errors.total() - errors["excluded"]
     if errors.total() < len(paths):

@@ -358,7 +358,8 @@ def _say_next(args: argparse.Namespace) -> None:
     """Say how what was written is scored, where the studies may have reports."""
     from train.common.entry import next_command
 
-    if len(args.inputs) == 1 and args.inputs[0].suffix == ".jsonl":
+    # of a part of the studies, the others would count as empty reports
+    if len(args.inputs) == 1 and args.inputs[0].suffix == ".jsonl" and args.limit is None:
         split = ["--split", args.split] if args.split else []
         floors = ["--floors", args.floors] if args.floors else []
         next_command("cxr", "score", args.out, args.inputs[0], *split, *floors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from cxr.cli.terminal import (
 )
 
 # What shows the features that `cxr embed` has written.
-LOOK = "from safetensors.numpy import load_file; print(load_file"
 
 
 def export_options(parser: argparse.ArgumentParser) -> None:
@@ -194,7 +192,6 @@ def convert(args: argparse.Namespace) -> int:
 def embed(args: argparse.Namespace) -> int:
     """`cxr embed`."""
     from encoder.startup import importing
-    from train.common.entry import next_command
 
     with importing():
         from encoder.embed import done, embed, up_to_date
@@ -233,11 +230,7 @@ def embed(args: argparse.Namespace) -> int:
     refused = sum("error" in rows.get(path, {}) for path in paths)
     tell(f"wrote {args.out}: {added} images" + (f", {refused} refused" if refused else ""))
     if refused < len(paths):
-        next_command(
-            "python",
-            "-c",
-            f'{LOOK}({json.dumps(str(args.out.absolute() / "features-00000.safetensors"))})["cls"].shape)',
-        )
+        tell(f"next, in Python: from encoder.embed import read_features; read_features({str(args.out)!r})")
     return status_of(refused + len(unread), len(paths) + len(unread))
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from cxr.cli.terminal import (
     UsageError,
     check_target,
-    console,
     echo,
     json_option,
     print_json,
@@ -237,8 +236,6 @@ def _show(text: str) -> None:
 
 def weights(args: argparse.Namespace) -> int:
     """`cxr weights`."""
-    from rich.table import Table
-
     from eval.scores import weights as known
 
     for name in args.fetch if args.fetch else known.MODELS if args.fetch is not None else ():
@@ -248,14 +245,13 @@ def weights(args: argparse.Namespace) -> int:
         print_json({"folder": str(known.folder(args.folder)), "models": list(states.values())})
         return 0
     echo(f"looked for in {known.folder(args.folder)}")
-    print()
-    table = Table(box=None, pad_edge=False)
-    for column in ("model", "serves", "there", "SHA-256 of the weights"):
-        table.add_column(column, overflow="fold")
     for name, state in states.items():
-        there = "yes" if state["complete"] else "\n".join(f"no {name}/{file}" for file in state["missing"])
-        table.add_row(name, ", ".join(state["serves"]), there, state["sha256"] or "")
-    console().print(table)
+        echo(f"{name}: {'there' if state['complete'] else 'not there'}; for {', '.join(state['serves'])}")
+        # a name a line, whole, so that it can be copied
+        for file in state["missing"]:
+            echo(f"  no {name}/{file}")
+        if state["sha256"]:
+            echo(f"  SHA-256 {state['sha256']}")
     if commands := [state["command"] for state in states.values() if state["command"]]:
         tell("")
         tell("what is missing comes with these commands, or is copied there by hand:")

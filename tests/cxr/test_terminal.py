@@ -420,3 +420,18 @@ def test_a_demo_resumes_and_says_when_it_is_done(tmp_path, monkeypatch, capsys):
     assert main([*words[:-1], str(tmp_path)]) == 2 and "holds no demo" in capsys.readouterr().err
     assert main([w if w != "2" else "3" for w in words]) == 2
     assert "--studies 2 --no-training" in capsys.readouterr().err
+
+
+def test_names_that_keep_nothing_out_are_told(tmp_path, capsys):
+    """Patients of the test set who stay in the training, because their names are spelt otherwise, would go unnoticed."""
+    (tmp_path / "films").mkdir()
+    for name in ("p1", "p2", "p3"):
+        Image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64)).save(
+            tmp_path / "films" / f"{name}.png"
+        )
+    (tmp_path / "some.txt").write_text("p1\np3\n")
+    (tmp_path / "none.txt").write_text("P1\np 3\n")
+    for names, out, told in (("some", "a", "2 kept out by"), ("none", "b", "none of the 2 names in")):
+        words = ["prepare", str(tmp_path / "films"), "--out", str(tmp_path / out), "--short-side", "32"]
+        assert main([*words, "--exclude", str(tmp_path / f"{names}.txt")]) == 0
+        assert told in capsys.readouterr().err
