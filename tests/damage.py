@@ -324,7 +324,9 @@ CASES: dict[str, Case] = {
         (CONFIG, "rope_type", "yarn"),
     ),
     # the library's own error ends a process, unless it is caught as what it is
-    "template of a token that is none": Case("findings", put(TOKENIZER, "post_processor", value=around("")), (TOKENIZER,)),
+    "template of a token that is none": Case(
+        "findings", put(TOKENIZER, "post_processor", value=around("")), (TOKENIZER,)
+    ),
     "template of a token without ids": Case(
         "findings", put(TOKENIZER, "post_processor", value=around("<s>")), (TOKENIZER, "post_processor")
     ),

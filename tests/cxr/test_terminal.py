@@ -65,7 +65,8 @@ WRITING = {
         "cxr score q.jsonl data/studies.jsonl --split validate --floors floors",
     ),
     "rexrank rexrank.json r.json films --model model --max-new-tokens 2": (3, None),
-    "embed films --model encoder --out features": (3, "python -c "),
+    # the next is Python
+    "embed films --model encoder --out features": (3, None),
     "prepare films --out archive --short-side 32 --workers 1": (
         3,
         "cxr pretrain --data archive --out archive_encoder",
@@ -120,6 +121,14 @@ def test_where_nothing_could_be_read_the_status_is_1_each_time(words, place, cap
         assert main(words.split()) == 1
         shown, told = capsys.readouterr()
         assert shown == "" and "next: " not in told
+
+
+def test_features_are_read_as_the_hint_says(place, capsys):
+    main("embed films --model encoder --out features".split())
+    (hint,) = re.findall(r"^next, in Python: (.*); (.*)$", capsys.readouterr().err, re.M)
+    names: dict = {}
+    exec(hint[0], names)
+    assert {tuple(row) for _, row in eval(hint[1], names)} == {("cls",)}
 
 
 def test_the_second_run_has_the_status_of_the_first(place, capsys):
@@ -423,7 +432,7 @@ def test_a_demo_resumes_and_says_when_it_is_done(tmp_path, monkeypatch, capsys):
 
 
 def test_names_that_keep_nothing_out_are_told(tmp_path, capsys):
-    """Patients of the test set who stay in the training, because their names are spelt otherwise, would go unnoticed."""
+    """Patients of the test set, spelt otherwise, would stay in the training unnoticed."""
     (tmp_path / "films").mkdir()
     for name in ("p1", "p2", "p3"):
         Image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64)).save(
