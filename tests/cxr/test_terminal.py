@@ -124,7 +124,7 @@ def test_where_nothing_could_be_read_the_status_is_1_each_time(words, place, cap
 
 
 def test_features_are_read_as_the_hint_says(place, capsys):
-    main("embed films --model encoder --out features".split())
+    main(["embed", "films", "--model", "encoder", "--out", "features"])
     (hint,) = re.findall(r"^next, in Python: (.*); (.*)$", capsys.readouterr().err, re.M)
     names: dict = {}
     exec(hint[0], names)
