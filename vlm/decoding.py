@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 METHODS = ("greedy", "beam", "sample")
 # Beyond these, logits over the temperature or a length's power are no numbers of float32 any more.
-COLDEST, HOTTEST, STEEPEST = 1e-3, 1e3, 10.0
+COLDEST, HOTTEST, STEEPEST = 1e-6, 1e6, 10.0
 STEP = 64  # tokens: lengths of prompts with a static cache are multiples, so that few are compiled for
 
 

@@ -424,7 +424,7 @@ def test_a_studies_file_of_a_table(films, tmp_path, capsys):
     assert [s.study_id for s in made] == ["s1", "s2"] and made[0].image_paths(out.parent)[0].is_file()
     assert main(command) == 2 and "--overwrite" in capsys.readouterr().err
     assert main(["studies", "check", str(out)]) == 1
-    assert "1 problems: 1 no_findings" in capsys.readouterr().out
+    assert "1 problem: 1 no_findings" in capsys.readouterr().out
     assert main([*command[:2], "nothing", *command[3:], "--overwrite"]) == 2
     assert "there are mimic-cxr" in capsys.readouterr().err
 

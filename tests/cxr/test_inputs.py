@@ -22,7 +22,7 @@ COMMANDS = [
 TRAININGS = [
     "pretrain --data {it} --out o", "pretrain --data {film} --exclude {it} --out o", "pretrain --recipe {it}",
     "finetune --studies {it} --encoder mini --llm x --out o", "language-model --studies {it} --out o",
-    "grpo --studies {it} --init mini --out o", "scaling {it} --out o",
+    "grpo --studies {it} --init mini --reward rouge-l/coco --out o", "scaling {it} --out o",
 ]  # fmt: skip
 
 
@@ -44,6 +44,7 @@ def test_what_has_no_end_is_not_read(command, it, tmp_path, capsys, monkeypatch)
     status, err = said([word.format(it=it, film=tmp_path / "film.png") for word in command.split()], capsys)
     assert status == 2 and it in err and len(err.strip().splitlines()) == 1, err
     assert "give a regular file" in err or "no recipe is called" in err, err
+    assert "COMMAND" not in err, err
 
 
 @pytest.mark.parametrize("command", ["generate", "studies check", "prepare", "embed"])

@@ -38,9 +38,9 @@ def films(tmp_path):
 
 def test_images_are_those_of_the_reader(films, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["prepare", str(films), "--out", str(out), "--short-side", "32", "--workers", "2"]) == 0
+    assert main(["prepare", str(films), "--out", str(out), "--short-side", "32", "--workers", "2"]) == 3
     said = capsys.readouterr()
-    assert "10 images found, 0 were there, 9 added" in said.out and "1 left out: " in said.err
+    assert "10 images found, 0 were there, 9 added" in said.err and "1 left out: " in said.err
     images = Archive(out)
     assert len(images) == 9 and [s[0].name for s in images.skipped] == ["broken.png"]
     for path, i in zip(images.paths, range(9), strict=True):

@@ -249,7 +249,8 @@ class Parser(argparse.ArgumentParser):
             )
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        if action.type in (None, Path):
+        # argparse hands all words of a sub-command to the action that chooses it
+        if action.type in (None, Path) and not isinstance(action, argparse._SubParsersAction):
             if not arg_string and (action.type is Path or not action.option_strings):
                 # as "$X" is in a shell where X is not set; Python takes it for the current folder
                 raise argparse.ArgumentError(action, "is an empty path; give . for the current folder")
