@@ -30,7 +30,7 @@ def rows(head: Sequence[str], body: Iterable[Sequence[str]], made: str) -> str:
 
 def made(name: str, command: str, machine: str | None = None) -> str:
     about = result(name)
-    where = machine or str(about.get("machine") or about.get("gpu")).replace("_", " ")
+    where = machine or str(about.get("machine") or about.get("gpu")).replace("NVIDIA_", "NVIDIA ")
     return f"({where}, {about['date']}: `{command}`, `benchmarks/results/{name}.json`.)"
 
 
@@ -90,7 +90,7 @@ def pretrain_step() -> str:
         ours, rival, recipe = about["results"]["ours"], about["results"]["rival"], about["recipe"]
         body.append(
             [
-                f"{about['machine'].replace('_', ' ')}, {recipe['width']} wide, {recipe['size']} px, "
+                f"{about['machine'].replace('NVIDIA_', 'NVIDIA ')}, {recipe['width']} wide, {recipe['size']} px, "
                 f"batch {recipe['batch']}",
                 f"{ours['images_per_second']:.3g}",
                 f"{rival['images_per_second']:.3g}",

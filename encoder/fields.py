@@ -64,6 +64,9 @@ class _Odd(float):
 
 
 def whole(least: int, most: int = MOST) -> Callable[[Any], str | None]:
+    """Make a check for integers from `least` up to, not including, `most`; it returns None, or what is
+    accepted."""
+
     def check(value: Any) -> str | None:
         fine = isinstance(value, int) and not isinstance(value, bool) and least <= value < most
         return None if fine else f"a whole number from {least} to {most - 1}"
@@ -72,6 +75,8 @@ def whole(least: int, most: int = MOST) -> Callable[[Any], str | None]:
 
 
 def number(above: float = -math.inf) -> Callable[[Any], str | None]:
+    """Make a check for finite numbers above `above`; it returns None, or what is accepted."""
+
     def check(value: Any) -> str | None:
         fine = isinstance(value, int | float) and not isinstance(value, bool) and above < value < math.inf
         return None if fine else "a number" + (f" above {above:g}" if above > -math.inf else "")
@@ -97,10 +102,12 @@ def _channels(above: float) -> Callable[[Any], str | None]:
 
 
 def text(value: Any) -> str | None:
+    """Check that `value` is a string. Returns None, or what is accepted."""
     return None if isinstance(value, str) else "a text"
 
 
 def truth(value: Any) -> str | None:
+    """Check that `value` is a bool. Returns None, or what is accepted."""
     return None if isinstance(value, bool) else "true or false"
 
 
@@ -206,6 +213,7 @@ def _function(field: str, name: Any) -> str | None:
 
 
 def walk(row: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield (path of the enclosing mappings as "a.b.", field, value) of every leaf of nested mappings."""
     for field, value in row.items():
         if isinstance(value, dict):
             yield from walk(value, f"{where}{field}.")

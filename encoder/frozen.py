@@ -65,7 +65,9 @@ class Encoder(nn.Module, ABC):
         return self.tokens(pixels_B3HW, layers)
 
     @abstractmethod
-    def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens: ...
+    def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
+        """Encode (B, 3, H, W) into CLS (B, C) and the patches of the last `layers` blocks (B, P, C
+        layers)."""
 
 
 class Tower(Encoder):
@@ -77,6 +79,7 @@ class Tower(Encoder):
         self.tower, self.shape = tower, shape
 
     def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
+        """Encode (B, 3, H, W); final LayerNorm on every layer. Raises ModelError if it has fewer `layers`."""
         towers.check_layers(range(-layers, 0), self.shape, hasattr(self.tower, "timm_model"))
         if hasattr(self.tower, "timm_model"):
             timm = self.tower.timm_model
@@ -103,6 +106,7 @@ class Backbone(Encoder):
         self.backbone = backbone
 
     def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
+        """Encode (B, 3, H, W); final LayerNorm on every layer. Raises ModelError if it has fewer `layers`."""
         depth = len(self.backbone.blocks)
         if layers > depth:
             raise ModelError(f"{self.name} has {depth} layers, not {layers}")
@@ -122,6 +126,8 @@ class Pixels(Encoder):
         self.patch_width = PATCH**2
 
     def tokens(self, pixels_B3HW: Tensor, layers: int) -> Tokens:
+        """Return grey levels: the image at SIDE x SIDE as CLS (B, SIDE²), and the pixels of each patch (B,
+        P, PATCH²)."""
         x_B1HW = pixels_B3HW[:, :1]
         small_BC = F.adaptive_avg_pool2d(x_B1HW, SIDE).flatten(1)
         side = self.grid * PATCH

@@ -85,6 +85,7 @@ class Store:
 
     @property
     def lock(self) -> Path:
+        """Return the path of the file that a run locks while it writes."""
         return self.folder / f"{self.own}.lock"
 
     @contextmanager

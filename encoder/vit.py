@@ -107,6 +107,7 @@ class CropViT(VisionTransformer):
             block.attn.attention = attention
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Draw timm's initial weights and set the mask token to 0, as DINOv2 does."""
         super().init_weights(mode, needs_reset)
         if hasattr(self, "mask_token"):  # timm calls this before the token exists
             nn.init.zeros_(self.mask_token)

@@ -269,6 +269,7 @@ def check_numbers(model: nn.Module, folder: Path, stored: Mapping[str, Stored]) 
 
 
 def none_of_them(file: Path, name: str) -> ModelError:
+    """Return the error that says that a tensor of `file` holds NaN or an infinity."""
     return ModelError(
         f"{file}: tensor {shown(name)} holds numbers that are none (NaN or infinite); fetch it anew"
     )

@@ -107,6 +107,7 @@ def count_adapters(model: nn.Module) -> dict[str, int]:
 
 
 def check_adapters(model: nn.Module) -> None:
+    """Raise ModelError if there is no adapter in the language model, or one anywhere else."""
     counts = count_adapters(model)
     if not counts["language_model"] or sum(counts.values()) != counts["language_model"]:
         raise ModelError(f"LoRA belongs in the language model alone, but the adapters lie in: {counts}")

@@ -32,6 +32,9 @@ BLANK = 0.5
 
 @dataclass
 class Task:
+    """Hold one study on its way to a prediction: its prompt, the images that are shown, and the warnings
+    so far."""
+
     study: Study  # whose words, and whose images
     prediction: Prediction
     prompt_ids: list[int]
@@ -40,6 +43,7 @@ class Task:
     keep_film: bool = False
 
     def warn(self, code: str, message: str) -> None:
+        """Add a warning to the prediction; `code` is for programs, `message` for people."""
         self.prediction.warnings.append({"code": code, "message": message})
 
 

@@ -77,12 +77,19 @@ class Projector(nn.Module):
             setattr(self, f"linear_{i}", nn.Linear(first if i == 1 else hidden, hidden, bias=bias))
 
     def forward(self, x_BNC: Tensor) -> Tensor:
+        """Map patch features (B, N, C) to image tokens (B, M, hidden); M is N where tokens are not
+        reduced."""
         x = self.fewer(x_BNC)
         for i in range(1, self.depth + 1):
             x = getattr(self, f"linear_{i}")(x if i == 1 else self.act(x))
         return x
 
     def fewer(self, x_BNC: Tensor) -> Tensor:
+        """Reduce the tokens (B, N, C) as `token_reduction` says; they lie in a square grid, row by row.
+
+        Returns:
+            (B, N, C) unchanged, (B, M, C) of a resampler or a pool, or (B, M, C r²) of a pixel shuffle.
+        """
         if self.how == "none":
             return x_BNC
         if self.how == "resampler":
@@ -116,12 +123,14 @@ class Resampler(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw queries of unit variance and weights of variance 1 / inputs; biases are 0."""
         nn.init.normal_(self.queries, std=1.0)
         for linear in (self.q, self.kv, self.out, self.mlp[0], self.mlp[2]):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x_BNC: Tensor) -> Tensor:
+        """Attend from the learned queries to the patches, then apply the MLP: (B, N, C) -> (B, Q, C)."""
         B, N, C = x_BNC.shape
         kv_BN2HD = self.kv(self.norm(x_BNC)).view(B, N, 2, self.heads, C // self.heads)
         q_QC = self.queries + self.q(self.queries)
@@ -132,6 +141,8 @@ class Resampler(nn.Module):
 
 
 class CxrLlavaModel(LlavaModel):
+    """Extend transformers' LlavaModel by a projector of any depth that can reduce the image tokens."""
+
     config_class = CxrLlavaConfig
 
     def __init__(self, config: CxrLlavaConfig):
@@ -161,6 +172,8 @@ class CxrLlavaModel(LlavaModel):
 
 
 class CxrLlavaForConditionalGeneration(LlavaForConditionalGeneration):
+    """Put the language model's head on CxrLlavaModel; `generate` is transformers' own."""
+
     config_class = CxrLlavaConfig
 
     def __init__(self, config: CxrLlavaConfig):

@@ -56,6 +56,7 @@ class Meta:
     base_sha256: str = ""
 
     def save(self, folder: Path) -> None:
+        """Write the fields as JSON to the file META in `folder`. Raises OSError."""
         (folder / META).write_text(json.dumps({"schema": 1, **asdict(self)}, indent=2) + "\n")
 
     @classmethod
@@ -108,6 +109,7 @@ class FindingsModel:
 
     @property
     def tokenizer(self):
+        """Return the processor's tokenizer."""
         return self.processor.tokenizer
 
     @property
@@ -133,6 +135,7 @@ class FindingsModel:
         return [token for i in ids for token in ([i] * count if i == image else [i])]
 
     def answer_ids(self, answer: str) -> list[int]:
+        """Return the token ids of an answer, which end with the end-of-sequence token."""
         return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
 

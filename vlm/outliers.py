@@ -87,6 +87,11 @@ class Part:
         )
 
     def distance(self, x_NC: Tensor) -> Tensor:
+        """Return Mahalanobis distances (N,) as a share of the limit: above 1 is unusual.
+
+        Directions beyond the K that are kept share one standard deviation (probabilistic PCA, Tipping and
+        Bishop 1999).
+        """
         x_NC = x_NC - self.mean_C
         inside_NK = x_NC @ self.directions_CK.float()
         rest_N = (x_NC.square().sum(1) - inside_NK.square().sum(1)).clamp_min(0)
@@ -175,6 +180,7 @@ class Outliers:
         return torch.stack([part.distance(x_NC) for part in self.parts]).amin(0)
 
     def distances(self, tower: nn.Module, pixels_BCHW: Tensor) -> Tensor:
+        """Return the distances (B,) of preprocessed films (B, 3, H, W), as `check` does of their features."""
         return self.check(embedding(tower, pixels_BCHW))
 
     def judged(self, tower: nn.Module, pixels_BCHW: Tensor) -> list[tuple[float, float]]:

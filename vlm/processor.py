@@ -58,6 +58,7 @@ def _silent() -> Iterator[None]:
 
 
 def greedy(tokenizer) -> GenerationConfig:
+    """Return a config that decodes greedily, with the special tokens of this tokenizer."""
     return GenerationConfig(
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,

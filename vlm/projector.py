@@ -115,6 +115,8 @@ class FeatureTower(nn.Module):
         self.register_buffer("std_C", std_C, persistent=False)
 
     def forward(self, pixel_values: Tensor, **kwargs) -> SimpleNamespace:
+        """Standardise features (B, 1 + N, C layers); return them split by layer, as a tower's hidden
+        states."""
         x_BNC = (pixel_values.float() - self.mean_C) / self.std_C
         parts = x_BNC.chunk(len(self.layers), dim=-1)
         return SimpleNamespace(
@@ -150,9 +152,11 @@ class StandardTower(FeatureTower):
                 p.requires_grad_(g is not None)
 
     def train(self, mode: bool = True) -> StandardTower:
+        """Set training mode on a tower that is `trained`; a frozen one stays in evaluation mode."""
         return super().train(mode and self.trained)
 
     def forward(self, pixel_values: Tensor, **kwargs) -> SimpleNamespace:
+        """Encode pixels (B, 3, H, W), then standardise; no gradient where the tower is frozen."""
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             states = hidden_states(self.tower, pixel_values, self.layers, self.norm)
         return super().forward(torch.cat(states, dim=-1))
@@ -179,6 +183,8 @@ def normed(llava: nn.Module) -> bool:
 
 
 def describe_features(layers: Sequence[int], norm: bool = False, tokens: int | None = None) -> str:
+    """Say in words, for model cards and logs, which hidden states the projector takes, and how many
+    tokens."""
     where = "after" if norm else "before"
     fewer = "" if tokens is None else f", as {tokens} tokens"
     return f"hidden_states{list(layers)}, {where} the final LayerNorm, without CLS{fewer}"

@@ -69,6 +69,7 @@ class PromptStyle:
             )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as a dict for the file of a model's settings."""
         return asdict(self)
 
 

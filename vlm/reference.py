@@ -116,6 +116,8 @@ def features_of(
 
 
 def surprises(model: FindingsModel, studies: Sequence[Study]) -> list[float]:
+    """Return the surprise of each study's words beside its images, in nats a token; studies without a
+    readable image are left out."""
     tasks = []
     for study in studies:
         ids = model.prompt_ids(prompt_for(study, model.meta.prompt))
@@ -130,5 +132,6 @@ def surprises(model: FindingsModel, studies: Sequence[Study]) -> list[float]:
 
 
 def batches(items: Sequence, size: int) -> Iterator[Sequence]:
+    """Yield consecutive slices of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -40,6 +40,8 @@ class StudyError(UserError, ValueError):
 
 @dataclass(slots=True)
 class Image:
+    """Hold one film of a study; `extra` keeps fields of the file that are not ours."""
+
     path: str  # relative to the studies file, or absolute
     view: str = "unknown"  # one of VIEWS
     extra: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +58,8 @@ class Prior:
 
 @dataclass(slots=True)
 class Study:
+    """Hold one examination: its films, what was asked, and the report. None means that it is not known."""
+
     study_id: str
     patient_id: str | None = None
     split: str | None = None  # one of SPLITS
@@ -109,6 +113,8 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
+    """Say what is wrong with one study; `code` is for programs, `message` for people."""
+
     code: str  # see `validate`
     study_id: str
     message: str

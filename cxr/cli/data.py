@@ -51,6 +51,7 @@ NAMED = 20
 
 
 def prepare_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr prepare` to `parser`."""
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="Folder, CSV or studies file.")
     add(
@@ -79,6 +80,7 @@ def prepare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def studies_options(parser: argparse.ArgumentParser) -> None:
+    """Add the actions of `cxr studies`, check and make, to `parser`."""
     from train.common.options import Parser
 
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)

@@ -33,6 +33,7 @@ PAGE, MARK = "index.html", "demo.json"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr demo` to `parser`."""
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", default=Path("demo_out"), help="Folder to write.")
     add("--studies", type=positive, metavar="N", default=96, help="Unseen X-rays, at least 2.")
@@ -100,6 +101,8 @@ class Progress:
         self.save()
 
     def save(self) -> None:
+        """Write the steps that are done to the folder, so that an interrupted demo resumes. Raises
+        OSError."""
         row = {"schema": 1, "studies": self.studies, "training": self.training, "done": self.done}
         write_json(self.out / MARK, row)
 
@@ -164,6 +167,7 @@ def answer(listing: Path, predictions: Path, floors: Path) -> None:
 
 
 def say(line: str) -> None:
+    """Print a heading in bold on standard error, after an empty line."""
     console(stderr=True).print(f"\n[bold]{line}[/bold]")
 
 

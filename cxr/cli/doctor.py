@@ -35,6 +35,7 @@ NOT_A_DEFAULT = "JPEG extended, 12 bit"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr doctor` to `parser`."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -156,6 +157,8 @@ def packages() -> list[tuple[str, str, str]]:
 
 
 def devices() -> list[tuple[str, str]]:
+    """Return rows (device, what it is): the processor, then each GPU that torch sees with its memory in
+    GiB."""
     import torch
 
     rows = [

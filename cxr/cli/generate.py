@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr generate` to `parser`."""
     add = parser.add_argument
     add(
         "inputs",
@@ -183,6 +184,14 @@ def command(argv: list[str]) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Generate findings for what `args` name; print them, or write them to --out and --floors.
+
+    Returns:
+        The exit status: 1 if nothing could be read, and the other statuses as `cxr --help` lists them.
+
+    Raises:
+        UsageError: --json with --out, no study in the inputs, or a study id that occurs twice.
+    """
     if args.json and args.out:
         raise UsageError("--json prints what --out writes; give one of them")
     left_out: list[str] = []

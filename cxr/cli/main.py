@@ -68,6 +68,7 @@ class WithStatuses(Parser):
     """The parser of `cxr` itself; argparse would fill the lines of an epilog."""
 
     def format_help(self) -> str:
+        """Return argparse's help, followed by what the exit statuses mean."""
         return f"{super().format_help()}\n{STATUSES}\n"
 
 

@@ -23,6 +23,7 @@ from cxr.cli.terminal import (
 
 
 def export_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr export` to `parser`."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="Findings model or adapter: mini, a directory or a hub id.")
     add("out", type=Path, metavar="OUT", help="Directory to write.")
@@ -61,6 +62,7 @@ def hub_name(text: str) -> str:
 
 
 def convert_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr convert` to `parser`."""
     add = parser.add_argument
     add(
         "weights",
@@ -85,6 +87,7 @@ def convert_options(parser: argparse.ArgumentParser) -> None:
 
 
 def embed_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr embed` to `parser`."""
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="INPUT", help="DICOM, PNG or JPEG file, or folder of them.")
     add(

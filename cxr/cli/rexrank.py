@@ -96,6 +96,7 @@ def is_ours(path: Path) -> bool:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr rexrank` to `parser`."""
     add = parser.add_argument
     add("input", type=Path, metavar="IN.json", help="ReXrank's file of studies.")
     add("output", type=Path, metavar="OUT.json", help="File to write: the same with predictions.")

@@ -25,6 +25,7 @@ WORST = 20
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr score` to `parser`."""
     add = parser.add_argument
     add(
         "predictions",
@@ -91,6 +92,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def weights_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr weights` to `parser`."""
     add = parser.add_argument
     add("--fetch", nargs="*", metavar="MODEL", help="Fetch these, or all, from the Hugging Face hub.")
     add("--folder", type=Path, help="Folder of the weights (default: $CXR_WEIGHTS, or the user's cache).")

@@ -31,7 +31,8 @@ BASE = "Base model of an adapter, where it is not where the adapter remembers it
 class Options(Protocol):
     """A parser, or a group of one."""
 
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action: ...
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        """Declare an option, as argparse's method of this name does."""
 
 
 class UsageError(UserError):

@@ -28,6 +28,7 @@ PLAN = "Say what a fine-tuning would cost, without its weights. Its options are 
 
 
 def phantom_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr phantom` to `parser`."""
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="Folder to write; it must not hold phantoms already.")
     add("--studies", type=positive, metavar="N", default=1000, help="Studies, at least so many.")
@@ -123,6 +124,7 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def leaks_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr leaks` to `parser`."""
     add = parser.add_argument
     add(
         "source",
@@ -204,6 +206,7 @@ def leaks(args: argparse.Namespace) -> int:
 
 
 def outliers_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cxr outliers` to `parser`."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="Findings model: mini, a directory or a hub id.")
     add(

@@ -12,6 +12,8 @@ import torch
 
 
 class Tiles(NamedTuple):
+    """Describe how a Triton kernel cuts its work: rows of a tile, warps a program, stages of the pipeline."""
+
     m: int  # queries
     n: int  # keys
     warps: int

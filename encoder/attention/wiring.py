@@ -46,6 +46,11 @@ class TimmAttention(Attention):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
     ) -> Tensor:
+        """Attend within each image: (B, N, C) -> (B, N, C), or packed tokens (T, C) with `cu_seqlens`.
+
+        Raises:
+            ValueError: a mask, dropout on attention weights, or gated attention: no kernel here has them.
+        """
         if attn_mask is not None:
             raise ValueError("TimmAttention takes no mask: unpad the batch and pass cu_seqlens")
         if self.training and self.attn_drop.p > 0:

@@ -64,6 +64,8 @@ INSTALL = {
 
 
 class Decoded(NamedTuple):
+    """Hold the samples of one frame, and the warnings that decoding it gave."""
+
     samples: np.ndarray  # integers (H, W), or (H, W, 3); as the stream has them, of the stream's signedness
     notes: tuple[Warn, ...] = ()
 
@@ -80,6 +82,7 @@ class Job:
 
 
 def can_decode(syntax: str, plugin: str | None) -> bool:
+    """Tell whether `plugin` (None: none is needed) is installed and decodes this transfer syntax UID."""
     return plugin is None or plugin in get_decoder(syntax).available_plugins
 
 

@@ -29,11 +29,13 @@ def first(dataset: Dataset, key: str) -> Any:
 
 
 def text(dataset: Dataset, key: str) -> str:
+    """Return the first value as text without padding; "" if it is missing or damaged."""
     value = first(dataset, key)
     return "" if value is None else str(value).strip("\0 ")
 
 
 def number(dataset: Dataset, key: str) -> float | None:
+    """Return the first value as a float; None if it is missing, damaged or not finite."""
     try:
         value = float(first(dataset, key))
     except (TypeError, ValueError, OverflowError):
@@ -42,11 +44,13 @@ def number(dataset: Dataset, key: str) -> float | None:
 
 
 def integer(dataset: Dataset, key: str, default: int) -> int:
+    """Return the first value, truncated to an integer; `default` if it is missing, damaged or not finite."""
     value = number(dataset, key)
     return default if value is None else int(value)
 
 
 def items(dataset: Dataset, key: str) -> list[Dataset]:
+    """Return the items of a sequence; none if it is missing, damaged or not a sequence."""
     try:
         return [item for item in dataset.get(key) or [] if isinstance(item, Dataset)]
     except Exception:

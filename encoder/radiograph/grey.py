@@ -22,11 +22,13 @@ LONGEST = 10  # times the other side; films of the whole spine are 3, and thin s
 
 
 def check_bytes(n: int, limits: Limits) -> None:
+    """Raise InputError too_large if `n` bytes are over the limit."""
     if n > limits.max_bytes:
         raise InputError("too_large", f"{n} bytes, and at most {limits.max_bytes} are read")
 
 
 def check_pixels(H: int, W: int, limits: Limits) -> None:
+    """Raise InputError too_large if H x W is over the limit, or one side over LONGEST times the other."""
     if limits.max_pixels < H * W:
         raise InputError("too_large", f"{H} x {W} pixels, and at most {limits.max_pixels} are read")
     if max(H, W) > LONGEST * min(H, W):
@@ -77,6 +79,8 @@ def look_up(
 
 
 def size_warning(H: int, W: int) -> list[Warn]:
+    """Return one low_resolution warning if the shorter side is under LOW_RESOLUTION pixels, else no
+    warning."""
     if min(H, W) >= LOW_RESOLUTION:
         return []
     return [Warn("low_resolution", f"only {H} x {W} pixels; small findings cannot be seen")]

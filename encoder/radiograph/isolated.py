@@ -62,6 +62,8 @@ def allowed(samples: int) -> Allowed:
 
 
 class Answer(NamedTuple):
+    """Hold what a decoder in its own process returned."""
+
     samples: np.ndarray  # integers (H, W), or (H, W, 3)
     # to standard error, by the library
     said: str

@@ -53,6 +53,8 @@ class Counted:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
+        """Read from the file. Raises InputError unreadable after more reads than a radiograph's header
+        needs."""
         self.left -= 1
         if self.left < 0:
             raise _BadHeader("unreadable", "its header has more elements than a radiograph's can have")
@@ -60,6 +62,8 @@ class Counted:
 
 
 class Parsed(NamedTuple):
+    """Hold the header of a DICOM file and where its pixel data lie."""
+
     header: Dataset  # up to the pixels, with `file_meta`
     syntax: str  # transfer syntax UID
     data: bytes  # the data set's

@@ -23,6 +23,8 @@ class Broken(ValueError):
 
 
 class Shown(NamedTuple):
+    """Hold the greys that stored values are shown as, and the warnings about the way there."""
+
     grey: np.ndarray  # float64, of each stored value
     notes: list[Warn]
 

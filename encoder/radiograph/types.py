@@ -57,6 +57,8 @@ class Warn(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
+    """Limit what `read` takes in: a larger file is refused with InputError before its pixels are decoded."""
+
     max_bytes: int = 128 << 20  # of the file; a 40-megapixel 16-bit image has 80 MB
     max_pixels: int = 40_000_000  # rows x columns; the largest flat panels have 19 million, digitised film 30
     max_inflated_bytes: int = 128 << 20  # of a deflated or run-length coded file once expanded; as max_bytes
@@ -85,6 +87,8 @@ class Header:
 
 @dataclass(frozen=True)
 class Radiograph:
+    """Hold one film as `read` returns it: upright greys, what the header says, and warnings."""
+
     pixels: np.ndarray  # float32 (H, W) in [0, 1], dark = air
     header: Header
     warnings: tuple[Warn, ...] = ()

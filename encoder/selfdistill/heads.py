@@ -23,10 +23,12 @@ class Prototypes(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw the directions as nn.Linear draws its weights and set all lengths to 1, as DINOv2 does."""
         nn.init.ones_(self.weight_g)
         nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)  # that of nn.Linear, as in DINOv2
 
     def forward(self, x_BD: Tensor) -> Tensor:
+        """Map (B, D) to logits (B, K): products with the prototypes, each scaled to its own length."""
         # what torch.nn.utils.parametrizations.weight_norm calls: fused, where the formula makes six passes over K x D
         return F.linear(x_BD, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
@@ -48,6 +50,8 @@ class DINOHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw linear weights from a normal of deviation 0.02, truncated at ±2; biases are 0, as in
+        DINOv2."""
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -55,6 +59,7 @@ class DINOHead(nn.Module):
         self.last_layer.reset_parameters()
 
     def forward(self, x_BC: Tensor) -> Tensor:
+        """Map (B, C) to logits (B, K); the bottleneck (B, D) has unit length before the prototypes."""
         x_BD = self.mlp(x_BC)
         eps = 1e-6 if x_BD.dtype == torch.float16 else 1e-12  # 1e-12 is zero in half precision
         return self.last_layer(F.normalize(x_BD, dim=-1, eps=eps))

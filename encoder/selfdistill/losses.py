@@ -20,6 +20,7 @@ TINY = torch.finfo(torch.float32).tiny  # a row or column of the transport plan 
 
 
 def is_distributed() -> bool:
+    """Tell whether torch.distributed runs with more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -62,10 +63,16 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def targets(self, logits_BK: Tensor, temperature: float) -> Tensor:
+        """Return softmax((logits - centre) / temperature), (B, K) in float32 (DINO, arXiv 2104.14294,
+        section 3)."""
         return ((logits_BK.float() - self.centre_1K) / temperature).softmax(-1)
 
     @torch.no_grad()
     def update(self, logits_BK: Tensor) -> None:
+        """Move the centre towards the mean of this step's logits (B, K) (DINO, arXiv 2104.14294, eq. 4).
+
+        The mean is over all processes; B may be 0 on some. Collective: every process must call this.
+        """
         count = torch.full((1,), float(len(logits_BK)), device=logits_BK.device)
         sums = all_reduce(torch.cat([logits_BK.float().sum(0), count]))
         mean_1K = (sums[:-1] / sums[-1])[None]

@@ -59,6 +59,7 @@ class AttentiveHeads(nn.Module):
         self.bias_JL = nn.ParameterList(bias_L.clone() for _ in range(J))
 
     def forward(self, tokens_BPC: Tensor) -> Tensor:
+        """Standardise tokens (B, P, C) and return the logits (B, J, L) of J learning rates and L findings."""
         z_BPC = (tokens_BPC - self.mean_C) / self.std_C
         queries_JLHC, heads_JLHC = torch.stack(list(self.query_JLHC)), torch.stack(list(self.head_JLHC))
         shape = queries_JLHC.shape[:3]

@@ -62,6 +62,7 @@ class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of a map (B, D, h, w)."""
 
     def forward(self, x_BDhw: Tensor) -> Tensor:
+        """Normalise (B, D, h, w) over D; the shape stays."""
         return super().forward(x_BDhw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -83,6 +84,8 @@ class Pyramid(nn.Module):
         )
 
     def forward(self, x_BCgg: Tensor) -> list[Tensor]:
+        """Return a map (B, D, s g, s g) for each scale s; C holds one layer for each scale, or one for
+        all."""
         parts = x_BCgg.chunk(self.layers, 1) if self.layers > 1 else [x_BCgg] * len(self.levels)
         return [level(part) for level, part in zip(self.levels, parts, strict=True)]
 
@@ -118,6 +121,7 @@ class SimplePyramidHead(nn.Module):
         self.classifier = nn.Conv2d(width, structures, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
+        """Return logits (B, K, h, w) at the size of the first map, the finest."""
         found = [output(x) for output, x in zip(self.outputs, maps, strict=True)]
         size = found[0].shape[-2:]
         total = sum((F.interpolate(x, size=size, mode="bilinear") for x in found[1:]), found[0])
@@ -144,6 +148,7 @@ class Decoder(nn.Module):
             self.head = SimplePyramidHead(options.width, len(options.scales), structures)
 
     def forward(self, tokens_BPC: Tensor) -> Tensor:
+        """Standardise tokens (B, P, C), P a square, and return logits (B, K, h, w)."""
         side = round(tokens_BPC.shape[1] ** 0.5)
         x_BPC = (tokens_BPC.float() - self.mean) / self.std
         return self.head(self.pyramid(x_BPC.transpose(1, 2).unflatten(2, (side, side))))

@@ -49,6 +49,7 @@ class Part:
         return len(self.x_NC)
 
     def rows(self, which: np.ndarray) -> Part:
+        """Return the images that `which`, indices or a mask, selects."""
         images = None if self.images is None else [self.images[i] for i in np.arange(len(self))[which]]
         return Part(self.x_NC[which], self.y_NL[which], self.patients[which], images)
 
@@ -126,6 +127,7 @@ class Judged:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Judged:
+        """Make it anew from what `to_json` returned. Raises ValueError if the shapes do not fit."""
         L = len(found["names"])
         truth, floor, *scores = (
             np.array(x, dtype=np.float64).reshape(-1, L)

@@ -170,6 +170,7 @@ class Space(NamedTuple):
     scale_K: np.ndarray
 
     def of(self, x_NC: np.ndarray) -> np.ndarray:
+        """Map features (N, C) into the space: (N, K) in float64."""
         x_NC = np.asarray(x_NC, np.float64) - self.mean_C
         return (x_NC if self.basis_CK is None else x_NC @ self.basis_CK) / self.scale_K
 
@@ -212,6 +213,7 @@ def candidates(all_of_them: Sequence, lacking: str) -> Sequence:
 
 
 def explained(chosen: dict[str, Any], lacking: str) -> dict[str, Any]:
+    """Return `chosen`, with the reason why nothing was validated if `lacking` names one ("" if not)."""
     if not lacking:
         return chosen
     return {**chosen, "validation": None, "reason": f"{lacking} to validate on: the penalty was not chosen"}

@@ -155,6 +155,7 @@ class MaskTask:
 
 
 def batches(rows: np.ndarray, size: int = BATCH) -> list[np.ndarray]:
+    """Cut rows into consecutive parts of at most `size`."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
@@ -274,14 +275,17 @@ class Segmentation:
 
     @property
     def dice_NK(self) -> np.ndarray:
+        """Return Dice per image and structure (N, K); NaN where the image lacks the structure."""
         return dice_of(self.counts_NK3)
 
     @property
     def iou_NK(self) -> np.ndarray:
+        """Return IoU per image and structure (N, K); NaN where the image lacks the structure."""
         return iou_of(self.counts_NK3)
 
     @property
     def signature(self) -> str:
+        """Return every choice that can change a value, as one line of text."""
         return signature("segmentation", **self.choices)
 
     def scores(self, n_boot: int = 1000, seed: int = 0) -> dict[str, dict[str, Score]]:
@@ -323,6 +327,7 @@ class Segmentation:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Segmentation:
+        """Make it anew from what `to_json` returned, without `predict`."""
         each = found["each"]
         return cls(
             found["structures"],

@@ -43,9 +43,11 @@ class FoundScore(Score):
 
     @property
     def prevalence(self) -> float | None:
+        """Return the share of the images that have the finding; None if this is not about a finding."""
         return None if self.positives is None else self.positives / max(self.n, 1)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the score as a dict for JSON; NaN becomes None."""
         return {
             **super().to_json(),
             "patients": self.patients,
@@ -56,6 +58,8 @@ class FoundScore(Score):
         }
 
     def cells(self) -> list[str]:
+        """Return the cells of a table's row: name, value [interval], prevalence, floor, images, patients,
+        positives."""
         prevalence = "" if self.positives is None else f"{self.prevalence:.3f}"
         positives = "" if self.positives is None else str(self.positives)
         value = _shown(self.value) + f" [{_shown(self.low)}, {_shown(self.high)}]"
@@ -74,6 +78,7 @@ class Gap(Score):
     patients: int
 
     def to_json(self) -> dict[str, Any]:
+        """Return the gap as a dict for JSON; NaN becomes None."""
         return {
             **super().to_json(),
             "patients": self.patients,
@@ -84,6 +89,8 @@ class Gap(Score):
         }
 
     def cells(self) -> list[str]:
+        """Return the cells of a table's row: name, value, other, difference [interval], p, Holm's p,
+        images."""
         difference = f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]".replace("+nan", "–")
         tests = ["–" if p != p else f"{p:.4f}" for p in (self.p, self.p_holm)]
         return [self.name, _shown(self.value), _shown(self.other), difference, *tests, str(self.n)]
@@ -184,10 +191,12 @@ def enough(judged: Judged, label: int, least: int) -> bool:
 
 
 def signed(judged: Judged, metric: str, n_boot: int, **more: object) -> str:
+    """Return the signature of `metric` with the choices of the head and the bootstrap over patients."""
     return signature(metric, **judged.choices, **more, boot=f"{n_boot}-patients")
 
 
 def floor_of(judged: Judged, metric: str, label: int) -> float:
+    """Return the metric of answers that did not look at the images, over the images whose label is known."""
     known = ~np.isnan(judged.truth_ML[:, label])
     floor_M = np.broadcast_to(judged.floor_ML[:, label], len(known))[known]
     return float(METRICS[metric](judged.truth_ML[known, label], floor_M, np.ones((1, known.sum())))[0])

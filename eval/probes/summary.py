@@ -41,6 +41,8 @@ def scores_and_gaps(
 
 
 def metrics_of(task: str, head: str) -> tuple[str, ...]:
+    """Return the metrics of a task, best known first; those of metadata depend on the head: sex, or a
+    number."""
     return METRICS.get(task) or (("auroc", "auprc") if head == "sex" else ("r2", "mae"))
 
 

@@ -30,6 +30,7 @@ class Difference:
     p_holm: float
 
     def to_json(self) -> dict[str, Any]:
+        """Return the difference as a dict for JSON; NaN becomes None."""
         return {
             "name": self.name,
             "value": number(self.value),
@@ -53,6 +54,7 @@ class Comparison:
     n_permutations: int = PERMUTATIONS
 
     def to_json(self) -> dict[str, Any]:
+        """Return settings, differences, scores and problems of the inputs as a dict for JSON."""
         return {
             "other": self.other,
             "n_boot": self.n_boot,

@@ -109,6 +109,7 @@ class Pairs:
         return len(self.study_ids)
 
     def note(self, kind: str, study_id: str) -> None:
+        """Record that a study has a problem of this kind, a key of POLICIES."""
         self.problems.setdefault(kind, []).append(study_id)
 
 

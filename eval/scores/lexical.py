@@ -206,6 +206,7 @@ class NoSynonyms:
     """Stands in for WordNet: no word has synonyms, so METEOR matches words and stems and needs no download."""
 
     def synsets(self, word: str) -> list:
+        """Return no synonyms, whatever the word."""
         return []
 
 

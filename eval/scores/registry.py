@@ -18,6 +18,7 @@ class NotComputed:
     command: str
 
     def to_json(self) -> dict[str, str]:
+        """Return name, reason and the command that helps, for JSON."""
         return {"name": self.name, "reason": self.reason, "command": self.command}
 
 

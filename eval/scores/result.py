@@ -138,6 +138,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def is_scores(path: Path) -> bool:
+    """Tell whether the file is what `cxr score --out` writes. Never raises; a pipe is not opened."""
     # A pipe would be waited for.
     if not path.is_file():
         return False

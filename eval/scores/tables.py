@@ -41,6 +41,7 @@ class Tabled(Protocol):
 
 
 def studies(n: int) -> str:
+    """Return the count in words: "1 study", "2 studies"."""
     return f"{n} stud{'y' if n == 1 else 'ies'}"
 
 
@@ -228,6 +229,7 @@ def _label_f1(scores: Tabled, name: str, title: str) -> Table:
 
 
 def lexical_profiles(scores: Tabled) -> list[str]:
+    """Return the names of the profiles (see `lexical`) that BLEU-4 was computed with, in the order of the scores."""
     return [key.split("/")[1] for key in scores.scores if key.startswith("bleu-4/")]
 
 

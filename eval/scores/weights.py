@@ -51,6 +51,7 @@ class Weights:
 
     @property
     def is_radgraph(self) -> bool:
+        """Tell whether this is one of RadGraph's models, which another library loads."""
         return self.name.startswith("radgraph")
 
 
@@ -107,6 +108,7 @@ class FoundWeights:
 
     @property
     def complete(self) -> bool:
+        """Tell whether no file is missing."""
         return not self.missing
 
     def sha256(self) -> str | None:
@@ -223,5 +225,6 @@ def encoder_repository(found: FoundWeights) -> str:
 
 
 def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, read in pieces. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

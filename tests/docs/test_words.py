@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,6 +25,9 @@ SOURCES = [
     for pattern in ("*.py", "*.md", "*.yaml")
     for path in sorted((ROOT / folder).rglob(pattern))
 ] + [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+ROOMS = [
+    path for room in ("cxr", "encoder", "vlm", "train", "eval") for path in sorted((ROOT / room).rglob("*.py"))
+]
 
 
 def sentences(text: str) -> list[str]:
@@ -62,3 +67,55 @@ def test_phrases_of_a_translation_are_gone():
         if phrase.lower() in path.read_text().lower()
     ]
     assert not found, "\n".join(found)
+
+
+def public(node: ast.AST, within: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    """Yield (name, definition) of functions, classes and methods whose names do not begin with an underscore.
+
+    Functions within functions are nobody's to call, and a private class has no public methods.
+    """
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if not child.name.startswith("_"):
+                yield within + child.name, child
+                if isinstance(child, ast.ClassDef):
+                    yield from public(child, f"{within}{child.name}.")
+        elif isinstance(child, ast.If | ast.Try | ast.With):
+            yield from public(child, within)
+
+
+def undocumented(source: str) -> list[str]:
+    return [name for name, node in public(ast.parse(source)) if not (ast.get_docstring(node) or "").strip()]
+
+
+def test_every_public_name_has_a_docstring():
+    found = [f"{path.relative_to(ROOT)}: {name}" for path in ROOMS for name in undocumented(path.read_text())]
+    assert len(ROOMS) > 200
+    assert not found, "\n".join(found)
+
+
+def test_a_name_without_a_docstring_is_found():
+    planted = '''
+import sys
+
+def said():
+    "Say it."
+    def inside(): ...
+
+async def waits(): ...
+
+class Open:
+    """   """
+    def _hidden(self): ...
+    def seen(self): ...
+    @property
+    def told(self):
+        """Tell it."""
+
+class _Private:
+    def method(self): ...
+
+if sys.version_info:
+    def branch(): ...
+'''
+    assert undocumented(planted) == ["waits", "Open", "Open.seen", "branch"]

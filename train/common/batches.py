@@ -23,10 +23,13 @@ def grouped_order(lengths: list[int], batch: int, seed: int, epoch: int) -> list
 
 
 class GroupedSampler(torch.utils.data.Sampler[int]):
+    """Yield the examples of one epoch so that those of a batch have similar lengths (see `grouped_order`)."""
+
     def __init__(self, lengths: list[int], batch: int, seed: int):
         self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, which seeds the order; the training loop calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -60,6 +60,7 @@ class Option:
 
     @property
     def required(self) -> bool:
+        """Tell whether the field has no default."""
         return self.default is MISSING
 
     def accepted(self) -> str:
@@ -188,12 +189,14 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse, as argparse does. Exits with status 2 on an unknown option, and suggests the nearest one."""
         found, rest = self.parse_known_args(args, namespace)
         if rest:
             self.error(self.unknown(rest))
         return found
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse what is known, as argparse does: (namespace, the rest)."""
         # kept for `error`, which argparse tells only what is missing
         self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
@@ -208,6 +211,7 @@ class Parser(argparse.ArgumentParser):
         return f"unknown {what} {name}{hint}"
 
     def error(self, message: str) -> NoReturn:
+        """Exit with status 2 and one line, which the main process alone prints on standard error."""
         from train.common.processes import is_main
 
         # Of a misspelt option and what is missing because of it, the first is the mistake.
@@ -356,6 +360,7 @@ def updated(name: str, value: Any, old_values: Mapping[str, Any]) -> Any:
 
 
 def boolean(text: str) -> bool:
+    """Read a YES or NO word in any case. Raises argparse.ArgumentTypeError for any other."""
     if text.lower() in YES:
         return True
     if text.lower() in NO:

@@ -177,6 +177,7 @@ class Pace:
         self.step, self.time = 0, 0.0
 
     def mark(self, step: int) -> None:
+        """Count seconds a step from this step and this moment on."""
         self.step, self.time = step, time.perf_counter()
 
     def words(self, step: int, steps: int) -> str:

@@ -45,6 +45,7 @@ class AnswerTrainer(ExactResume, Trainer):
         self.interval: list[float] = []
 
     def training_step(self, *args, **kwargs):
+        """Take transformers' step and keep its loss, a scalar on the device, summed over accumulation."""
         loss = super().training_step(*args, **kwargs)
         step = self.state.global_step + 1
         self.step_losses[step] = self.step_losses.get(step, 0) + loss

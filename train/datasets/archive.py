@@ -119,6 +119,7 @@ def index_lines(out: Path) -> list[Line]:
 
 
 def is_archive(folder: str | Path) -> bool:
+    """Tell whether `folder` is an archive that `cxr prepare` wrote: it holds the file ABOUT."""
     return (Path(folder) / ABOUT).is_file()
 
 

@@ -21,6 +21,7 @@ from vlm.study import StudyError
 
 
 def missing_file(root: Path, name: str, source: str, more: str = "") -> StudyError:
+    """Return the error that says which file of a release is missing and where it comes from."""
     return StudyError(f"{root}: {name} is missing. It is part of {source}; put it there. {more}".rstrip())
 
 
@@ -70,12 +71,14 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
 
 
 def check_columns(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
+    """Raise StudyError, which names the columns, if any of `columns` is missing from a table's header."""
     if missing := [column for column in columns if column not in header]:
         has = ", ".join(header)[:500] or "no header"
         raise StudyError(f"{path}: the column(s) {', '.join(missing)} are missing; it has {has}")
 
 
 def as_number(text: str) -> float | None:
+    """Return a cell as a float; None if it is empty, not a number or not finite."""
     try:
         value = float(text)
     except ValueError:

@@ -74,6 +74,7 @@ class Reading(nn.Module):
         self.bias_K = nn.Parameter(torch.zeros(names))
 
     def forward(self, x_BNH: Tensor) -> Tensor:
+        """Map tokens (B, N, H) to the logits (B, K) of K targets."""
         x_BNH = x_BNH + self.place_NH
         look_BQN = (self.query_QH @ self.key_HH @ x_BNH.transpose(1, 2)).softmax(-1)
         found_BQ = (self.value_QH * (look_BQN @ x_BNH)).sum(-1)

@@ -61,9 +61,11 @@ class Examples:
         }
 
     def prompt(self, study: Study) -> list[int]:
+        """Return the token ids of a study's prompt, image tokens included."""
         return self.model.prompt_ids(prompt_for(study, self.style))
 
     def shown(self, i: int) -> list:
+        """Return the images that the prompt of study i shows, in its order, as `shown_images` does."""
         return shown_images(self.studies[i], self.style)
 
     def words(self, i: int) -> int:
@@ -85,6 +87,7 @@ class Examples:
         return self.images.features([Path(shown_image(self.studies[i]).path) for i in wanted])
 
     def keep(self, wanted: Sequence[int]) -> None:
+        """Keep the studies with these indices, in this order, and drop the others."""
         for name in ("studies", "prompts", "answers", "lengths"):
             values = getattr(self, name)
             setattr(self, name, [values[i] for i in wanted])

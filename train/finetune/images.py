@@ -101,6 +101,7 @@ class Films:
 
     @property
     def floats(self) -> int:
+        """Return how many numbers one preprocessed film has: 3 x size x size."""
         return 3 * self.preprocessing.size**2
 
 

@@ -40,9 +40,11 @@ class Plan:
 
     @property
     def total(self) -> int:
+        """Return the bytes of all parts together."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
     def lines(self) -> list[str]:
+        """Return lines to print: parameters of each part, then the memory of a process in GB (10⁹ bytes)."""
         rows = [
             f"{part:22} {count:>14,} parameters  {trained:>12,} trained  {100 * trained / max(count, 1):6.2f} %"
             for part, count, trained in self.parameters

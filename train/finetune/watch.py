@@ -37,6 +37,14 @@ class FindingsTrainer(AnswerTrainer):
 
     @torch.no_grad()
     def evaluate(self, *_, **__):
+        """Judge the model on the validation studies, with their images and with shuffled ones.
+
+        Prints and records the loss in nats a token and the label F1 of generated findings, and keeps the
+        weights if they are the best so far. Collective: every process must call this.
+
+        Returns:
+            step, eval_loss, eval_f1, eval_f1_shuffled, and eval_labels: how many labels the F1 averages.
+        """
         started = time.perf_counter()
         self.flush_losses()
         val, accelerator, config = self.eval_dataset, self.accelerator, self.config

@@ -67,6 +67,7 @@ class Seen(nn.Module):
         self.layers, self.final_norm = list(layers), nn.Identity()
 
     def forward(self, pixel_values: Tensor, **_) -> SimpleNamespace:
+        """Split features (B, 1 + N, C layers) by layer and return them as a tower's hidden states."""
         parts = pixel_values.chunk(len(self.layers), dim=-1)
         return SimpleNamespace(
             hidden_states=dict(zip(self.layers, parts, strict=True)), last_hidden_state=parts[-1]
@@ -84,6 +85,7 @@ class StudyProcessor(LlavaProcessor):
 
     @classmethod
     def of(cls, model: FindingsModel) -> StudyProcessor:
+        """Make the processor of a findings model, and take the model's tower out; `restore` puts it back."""
         stock = model.processor
         processor = cls(
             image_processor=stock.image_processor,

@@ -43,11 +43,13 @@ class Watch(TrainerCallback):
         self.pace = Pace()
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Judge the held-out studies before the first step; after a resume they were judged before."""
         if state.global_step == 0:
             self.held_out(0)
         self.pace.mark(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Record the step; at the end of an interval, print its means and judge the held-out studies."""
         # The Trainer's summary at the end has none.
         if "reward" not in logs:
             return
@@ -61,6 +63,7 @@ class Watch(TrainerCallback):
             self.pace.mark(step)
 
     def tell(self, step: int, steps: int) -> None:
+        """Print the means of the steps since the last call, and begin a new interval."""
         mean = {k: sum(line[k] for line in self.lines) / len(self.lines) for k in self.lines[0]}
         each = "".join(f"  {r.__name__} {mean[f'rewards/{r.__name__}/mean']:.3f}" for r in self.rewards)
         kl = f"  KL {mean['kl']:.4f}" if "kl" in mean else ""

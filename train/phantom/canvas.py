@@ -26,16 +26,19 @@ class Canvas:
         self.x = x[None, :] - np.float32(style.tilt) * (self.y - 130)
 
     def pixel(self, points: np.ndarray) -> list[tuple[float, float]]:
+        """Convert points (N, 2) of x and y in mm to (column, row) in pixels."""
         x, y = points[:, 0], points[:, 1]
         col = (x + self.style.tilt * (y - 130) + self.x_centre) / self.mm
         row = (y + self.style.shift_y) / self.mm
         return list(zip(col.tolist(), row.tolist(), strict=True))
 
     def layer(self) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+        """Return an empty 8-bit layer of the film's size, and what draws on it."""
         image = Image.new("L", (self.shape[1], self.shape[0]), 0)
         return image, ImageDraw.Draw(image)
 
     def line(self, draw: ImageDraw.ImageDraw, points: np.ndarray, width_mm: float, value: int) -> None:
+        """Draw a line through points (N, 2) in mm, at least one pixel wide."""
         draw.line(self.pixel(points), fill=value, width=max(1, round(width_mm / self.mm)))
 
     def array(self, image: Image.Image, blur_mm: float = 0.8) -> np.ndarray:
@@ -52,6 +55,8 @@ class Canvas:
         return field / (field.std() + 1e-6)
 
     def widely_blurred(self, image: np.ndarray, fraction: int = 16) -> np.ndarray:
+        """Blur (H, W) by shrinking it `fraction` times and enlarging it again: cheap, where no detail
+        counts."""
         rows, cols = self.shape
         small = Image.fromarray(image).resize((cols // fraction, rows // fraction), Image.Resampling.BOX)
         return np.asarray(small.resize((cols, rows), Image.Resampling.BICUBIC))

@@ -33,6 +33,12 @@ def expose(
     masks: dict[str, np.ndarray],
     rng: np.random.Generator,
 ) -> Film:
+    """Turn attenuation (H, W) into the film that a detector and its operator make of it.
+
+    Adds scatter, edge enhancement, noise that grows with density, gamma, side marker, ECG leads, collimation
+    and a window. The order of the draws from `rng` is part of the phantoms: a change of it changes every film
+    of a seed.
+    """
     style = study.style
     film = attenuation.astype(np.float32)
     veil = c.widely_blurred(film)

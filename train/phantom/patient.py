@@ -51,6 +51,7 @@ class Finding:
 
     @property
     def certain(self) -> bool:
+        """Tell whether a report states the finding without hedging: its severity is at least EQUIVOCAL."""
         return self.severity >= EQUIVOCAL
 
     @property
@@ -110,6 +111,8 @@ class Examination:
 
 @dataclass(frozen=True)
 class Patient:
+    """Describe one patient: age in years, sex F or M, and the examinations in order of time."""
+
     number: int
     age: int
     sex: str

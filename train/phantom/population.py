@@ -93,6 +93,7 @@ def write_patient(
 
 
 def write_film(path: Path, film: Film, patient: Patient, study: Examination, view: str, kind: str) -> None:
+    """Write a film as a PNG of 8 bits (`kind` png) or as DICOM. Raises OSError."""
     if kind == "png":
         Image.fromarray((film.display() * 255 + 0.5).astype(np.uint8)).save(path, compress_level=1)
         return
@@ -213,6 +214,7 @@ class Population:
 
     @property
     def shares(self) -> dict[str, float]:
+        """Return the fields that are shares of patients or studies, from 0 to 1, by name."""
         return {name: getattr(self, name) for name in SHARES}
 
 

@@ -34,6 +34,7 @@ class Chest:
         return self.a.half_width * (1 - 0.52 * (1 - s) ** 2.2 - 0.05 * low)
 
     def medial(self, y: np.ndarray) -> np.ndarray:
+        """Return the distance in mm of the lung's inner border from the midline at height y."""
         return 17 + 13 * np.clip(y / self.a.height, 0, 1)
 
     def diaphragm(self, x: np.ndarray) -> np.ndarray:
@@ -44,6 +45,7 @@ class Chest:
         return a.height - arch * (a.dome + rise)
 
     def apex(self, x: np.ndarray) -> np.ndarray:
+        """Return the height in mm of the lung's upper border at position x."""
         centre = 0.36 * self.a.half_width
         return 34 * ((np.abs(x) - centre) / centre) ** 2
 
@@ -59,6 +61,7 @@ SIGN = {"left": 1.0, "right": -1.0}
 
 
 def sides_of(f: Finding) -> tuple[str, ...]:
+    """Return the sides that a finding is on; a bilateral one is on both."""
     return ("left", "right") if f.side == "bilateral" else (f.side,)
 
 

@@ -36,6 +36,8 @@ FEBRILE = (
 
 @dataclass
 class Report:
+    """Hold the text of a report, and the labels (CheXpert name -> 1, 0 or -1) that its sentences assert."""
+
     indication: str | None
     findings: str
     labels: dict[str, int]
@@ -50,9 +52,11 @@ class Writer:
         self.labels: dict[str, int] = {}
 
     def pick(self, *options: str) -> str:
+        """Draw one of the options, all equally likely."""
         return options[int(self.rng.integers(len(options)))]
 
     def chance(self, p: float) -> bool:
+        """Draw True with probability `p`."""
         return bool(self.rng.random() < p)
 
     def say(self, sentence: str, **claims: int) -> None:

@@ -34,6 +34,7 @@ KNOWN_SEED, KNOWN_STUDIES, FALSE_ALARMS = 102, 1900, 0.03
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run as a command: make the model that ships. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m train.pipelines.mini", description=__doc__.split("\n")[0]
     )
@@ -44,6 +45,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make(out: Path, install_it: bool) -> None:
+    """Draw phantoms, train encoder, language model and findings model, and judge the result, all below `out`.
+
+    Raises:
+        StepFailed: a training failed, or the weights exceed LIMIT_MB.
+    """
     out.mkdir(parents=True, exist_ok=True)
     studies = phantoms(out / "phantoms", studies=STUDIES, seed=SEED)
     rich = phantoms(
@@ -95,6 +101,7 @@ def make(out: Path, install_it: bool) -> None:
 
 
 def phantoms(folder: Path, **options) -> Path:
+    """Return the studies file of the phantoms in `folder`, which are drawn unless it is there."""
     from train.phantom.population import write_population
 
     studies = folder / "studies.jsonl"

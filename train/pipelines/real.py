@@ -26,6 +26,7 @@ VALIDATE_SHARE = 8  # one in so many of a fold's training patients chooses the b
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run as a command: train on real films. Returns the exit status, 2 if CXR_DATA lacks what is needed."""
     parser = argparse.ArgumentParser(
         prog="python -m train.pipelines.real", description=__doc__.split("\n")[0]
     )
@@ -40,6 +41,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(data: Path, out: Path, recipe: str) -> None:
+    """Pre-train an encoder, fine-tune a findings model for each fold, and judge the folds together, below
+    `out`.
+
+    Raises:
+        StepFailed: a training failed.
+    """
     from vlm import model as models
     from vlm.load import load_model
 

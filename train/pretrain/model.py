@@ -83,6 +83,10 @@ class Targets(nn.Module):
         )
 
     def forward(self, cls_SK: Tensor, patch_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return targets for CLS (S, K) and masked patches (M, K), each row summing to 1.
+
+        Running centres are updated after use. Collective: every process must call this.
+        """
         if self.sinkhorn:
             return sinkhorn_knopp(cls_SK, temperature), sinkhorn_knopp(patch_MK, temperature)
         targets = self.cls.targets(cls_SK, temperature), self.patch.targets(patch_MK, temperature)

@@ -80,6 +80,7 @@ class Flags:
 
     @property
     def waiting(self) -> int:
+        """Return how many steps are not read yet."""
         return len(self._pending)
 
     def put(self, values: dict[str, Tensor], asked: bool) -> Tensor:

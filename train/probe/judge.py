@@ -97,6 +97,8 @@ class Judge:
 
     @cached_property
     def vectors(self) -> np.ndarray:
+        """Return the vectors (N, C) that heads of whole images learn from, as the config's `vectors` names
+        them."""
         from eval.probes.linear import vectors
 
         which = "cls" if self.floor else self.config.vectors
@@ -118,6 +120,7 @@ class Judge:
 
     @property
     def labels(self):
+        """Return the names of the L findings, and their labels (images, L): 1, 0 or NaN where unknown."""
         names = self.config.labels or self.found.names
         return list(names), self.found.labels_NL[:, [self.found.names.index(n) for n in names]]
 
@@ -132,12 +135,14 @@ class Judge:
         }
 
     def classification(self) -> dict:
+        """Judge a linear head for each finding."""
         from eval.probes.findings import linear_probe
 
         names, y_NL = self.labels
         return {"linear": linear_probe(*self.parts(y_NL), names, choose=self.config.choose, **self.reduced)}
 
     def attentive(self) -> dict:
+        """Judge heads that attend over the patch tokens."""
         from eval.probes.attentive import AttentiveTraining, attentive_probe
 
         names, y_NL = self.labels
@@ -150,6 +155,7 @@ class Judge:
         return {"attentive": judged}
 
     def permuted(self) -> dict:
+        """Judge a linear head that learned from permuted labels: what chance alone gives."""
         from eval.probes.findings import permuted
 
         names, y_NL = self.labels
@@ -157,6 +163,7 @@ class Judge:
         return {"permuted": permuted(*self.parts(y_NL), names, **options, **self.reduced)}
 
     def knn(self) -> dict:
+        """Judge nearest neighbours in the training images."""
         from eval.probes.findings import knn_probe
 
         names, y_NL = self.labels
@@ -164,6 +171,7 @@ class Judge:
         return {"knn": knn_probe(train, test, names, features=self.reduced["features"])}
 
     def few_shot(self) -> dict:
+        """Judge linear heads that learned from each of the config's `shares` of the training images."""
         from eval.probes.findings import few_shot
 
         names, y_NL = self.labels
@@ -177,6 +185,7 @@ class Judge:
         return {f"{share:g}": judged for share, judged in made.items()}
 
     def metadata(self) -> dict:
+        """Judge linear heads for numbers, such as age, and for sex, where the data give them."""
         from eval.probes.metadata import regression_probe, sex_labels, sex_probe
 
         numbers, sex = told(self.found)
@@ -189,6 +198,7 @@ class Judge:
         return made
 
     def retrieval(self) -> dict:
+        """Judge whether the nearest test images share findings; with mostly unknown labels, unknown counts as absent."""
         from eval.probes.retrieval import retrieval_probe
 
         _, y_NL = self.labels
@@ -218,6 +228,7 @@ class Judge:
         )  # fmt: skip
 
     def segmentation(self) -> dict:
+        """Judge a linear head on patch tokens; for the baseline, three answers that use no encoder."""
         from eval.probes.segmentation import linear, mean_mask, raw_patches, whole_image
 
         options = {"seed": self.config.seed, "device": self.state.device}
@@ -230,9 +241,11 @@ class Judge:
         }
 
     def upernet(self) -> dict:
+        """Judge UPerNet's decoder on frozen patch tokens (arXiv 1807.10221)."""
         return self._decoder("upernet")
 
     def vitdet(self) -> dict:
+        """Judge ViTDet's simple feature pyramid on frozen patch tokens (arXiv 2203.16527)."""
         return self._decoder("vitdet")
 
     def _decoder(self, head: str) -> dict:
@@ -244,6 +257,7 @@ class Judge:
         return {head: decoder(self.task, self.features.patches, options, device=self.state.device, say=say)}
 
     def unsupervised(self) -> dict:
+        """Judge segmentations that learn from no mask, one for each method; for the baseline, its own."""
         from eval.probes import unsupervised
 
         settings = {"k": self.config.clusters, "seed": self.config.seed, "say": lambda line: None}

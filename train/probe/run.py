@@ -154,6 +154,7 @@ def leaks(config: Probe, found) -> list[str]:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of the libraries that can change a result."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "transformers", "scikit-learn", "numpy")}

@@ -62,6 +62,7 @@ class Point:
 
     @property
     def name(self) -> str:
+        """Return the name of the point's folder: variant, images and seed, without spaces and strokes."""
         return f"{self.variant}-{self.amount}-{self.seed}".replace(" ", "_").replace("/", "_")
 
     def claim(self, out: Path, recipe: str | None) -> None:
@@ -79,6 +80,7 @@ class Point:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run `cxr scaling`, alone in its folder. Returns the exit status."""
     args = configured(sys.argv[1:] if argv is None else argv)
     study = read_study(args.study)
     from train.common.checkpoints import alone
@@ -168,6 +170,14 @@ def points_of(study: dict[str, Any]) -> list[Point]:
 
 
 def run(study: dict[str, Any], out: Path, threads: int) -> int:
+    """Pre-train and probe every point that is not done yet, and rewrite the report after each.
+
+    Returns:
+        0, or the status of the step that failed or was stopped; the same call resumes.
+
+    Raises:
+        ConfigError: `out` holds another study, or two variants share a folder's name.
+    """
     from train.common.checkpoints import claim
     from train.common.processes import process_state
     from train.pretrain.__main__ import main as pretrain

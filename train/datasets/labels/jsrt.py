@@ -122,6 +122,8 @@ def convert(source: Path, out: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run as a command: convert a folder of .IMG films. Returns 0, or 2 if there are none or one is
+    damaged."""
     parser = argparse.ArgumentParser(
         prog="python -m train.datasets.labels.jsrt",
         description="JSRT's .IMG files become PNG files of 16 bits.",

@@ -35,6 +35,8 @@ NAMED = 20
 
 @dataclass(frozen=True)
 class File:
+    """Hold one file that may become a film of a study, and where it was found."""
+
     name: str  # what a study with this main image is called
     path: str  # of the image, as the study is to have it
     source: Path | Member

@@ -140,6 +140,7 @@ class TextTrainer(AnswerTrainer):
     """Every token of a text is learned."""
 
     def evaluate(self, *args, **kwargs):
+        """Return transformers' metrics; record `eval_loss`, in nats a token, and print it."""
         self.flush_losses()
         metrics = super().evaluate(*args, **kwargs)
         self.record({"step": self.state.global_step, "eval_loss": metrics["eval_loss"]})
