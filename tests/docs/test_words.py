@@ -26,7 +26,9 @@ SOURCES = [
     for path in sorted((ROOT / folder).rglob(pattern))
 ] + [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
 ROOMS = [
-    path for room in ("cxr", "encoder", "vlm", "train", "eval") for path in sorted((ROOT / room).rglob("*.py"))
+    path
+    for room in ("cxr", "encoder", "vlm", "train", "eval")
+    for path in sorted((ROOT / room).rglob("*.py"))
 ]
 
 
@@ -85,6 +87,7 @@ def public(node: ast.AST, within: str = "") -> Iterator[tuple[str, ast.FunctionD
 
 
 def undocumented(source: str) -> list[str]:
+    """Return the public names of `source` that have no docstring, or an empty one."""
     return [name for name, node in public(ast.parse(source)) if not (ast.get_docstring(node) or "").strip()]
 
 

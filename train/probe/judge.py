@@ -198,7 +198,10 @@ class Judge:
         return made
 
     def retrieval(self) -> dict:
-        """Judge whether the nearest test images share findings; with mostly unknown labels, unknown counts as absent."""
+        """Judge whether the nearest test images share findings.
+
+        Images with an unknown label are left out; if they are the majority, unknown counts as absent.
+        """
         from eval.probes.retrieval import retrieval_probe
 
         _, y_NL = self.labels
