@@ -62,8 +62,8 @@ class Loaded:
 
 
 def load_backbone(path: str | Path, size: int | None = None, heads: int | None = None) -> Loaded:
-    """From a transformers directory, a hub id or "mini", of a findings model its tower; or from a .safetensors, .pth,
-    .pt or .bin file in any of DIALECTS.
+    """Load an encoder from a transformers directory, a hub id or "mini", of a findings model its tower; or
+    from a .safetensors, .pth, .pt or .bin file in any of DIALECTS.
 
     size: pixels; position embeddings of another grid are resampled (bicubic, as DINOv2 does). heads: of attention, by
     default of 64 each. Raises ConversionError for what is no plain DINOv2 encoder, ModelError for a name
@@ -95,7 +95,7 @@ def load_backbone(path: str | Path, size: int | None = None, heads: int | None =
 
 
 def difference(a: CropViT, b: CropViT) -> float:
-    """The greatest difference of two encoders' tokens on one random image, which both take."""
+    """Return the greatest difference of two encoders' tokens on one random image, which both take."""
     side = 4 * a.patch
     x_BCHW = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -105,8 +105,8 @@ def difference(a: CropViT, b: CropViT) -> float:
 def save_backbone(
     backbone: CropViT, out: str | Path, dialect: str, preprocessing: Preprocessing | None = None
 ) -> None:
-    """A transformers directory, or a .safetensors file with the names of the DINOv2 repository or of timm (which has no
-    mask token). Raises ConversionError for another dialect."""
+    """Write a transformers directory, or a .safetensors file with the names of the DINOv2 repository or of
+    timm (which has no mask token). Raises ConversionError for another dialect."""
     out = Path(out)
     if dialect == "transformers":
         save_dinov2(backbone, out, preprocessing or Preprocessing(size=backbone.size))
@@ -140,8 +140,9 @@ def _preprocessing(folder: Path) -> Preprocessing | None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors, .pth, .pt or .bin file by name, without the prefixes of training checkpoints. Raises
-    ConversionError for a file without tensors or with anything else in it, FileNotFoundError."""
+    """Read the tensors of a .safetensors, .pth, .pt or .bin file by name, without the prefixes of training
+    checkpoints. Raises ConversionError for a file without tensors or with anything else in it,
+    FileNotFoundError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:

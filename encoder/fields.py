@@ -229,7 +229,7 @@ def _parts(row: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Mappi
 
 
 def shown(value: Any) -> str:
-    """A value in a message: never longer than a line, nor an integer of thousands of digits."""
+    """Return a value for a message: never longer than a line, nor an integer of thousands of digits."""
     if isinstance(value, int) and abs(value) > 10**40:
         return "an integer of over 40 digits"
     said = repr(value)

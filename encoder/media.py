@@ -56,7 +56,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Where it is, as a path that goes through the archive."""
+        """Return where it is, as a path that goes through the archive."""
         return f"{self.archive}/{self.inner}"
 
     def read(self, most: int = -1) -> bytes:

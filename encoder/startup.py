@@ -25,7 +25,7 @@ def begin_program() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around slow imports of a program: no collection meanwhile, and later none that looks at what they made."""
+    """Stop garbage collection during slow imports, and exempt what they made from later collections."""
     if not _program:
         yield
         return

@@ -53,7 +53,7 @@ class ConversionError(UserError, ValueError):
 
 
 def timm_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm names (plus `mask_token`) -> the names that files of transformers' Dinov2Model have."""
+    """Rename timm's tensors (plus `mask_token`) as files of transformers' Dinov2Model name them."""
     out: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in state.items():
@@ -73,8 +73,8 @@ def timm_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def transformers_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The other direction; q, k and v are joined to timm's `qkv`. Takes the names of files and those that the modules
-    have in memory since transformers 5."""
+    """Rename in the other direction; q, k and v are joined to timm's `qkv`. Takes the names of files and
+    those that the modules have in memory since transformers 5."""
     outer = {theirs: ours for ours, theirs in _OUTER.items()}
     inner = {theirs: ours for ours, theirs in _INNER.items()}
     out: dict[str, Tensor] = {}
@@ -108,13 +108,15 @@ def transformers_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def timm_to_dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm names -> the DINOv2 repository's. They are the same; names foreign to both are refused."""
+    """Rename timm's tensors as the DINOv2 repository does. The names are the same; names foreign to both are
+    refused."""
     _fail([name for name in state if name not in _OUTER and not _is_block(name)], "timm")
     return dict(state)
 
 
 def dinov2_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The DINOv2 repository's names -> timm's; `blocks.0.3.` of its chunked checkpoints becomes `blocks.3.`."""
+    """Rename the DINOv2 repository's tensors as timm does; `blocks.0.3.` of its chunked checkpoints becomes
+    `blocks.3.`."""
     out = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): tensor for name, tensor in state.items()}
     _fail([name for name in out if name not in _OUTER and not _is_block(name)], "DINOv2")
     if len(out) != len(state):
@@ -148,7 +150,7 @@ def load_strict(model: torch.nn.Module, state: Mapping[str, Tensor]) -> int:
 
 
 def dinov2_config(vit: CropViT) -> Dinov2Config:
-    """The transformers config of this encoder."""
+    """Return the transformers config of this encoder."""
     from transformers import Dinov2Config
 
     return Dinov2Config(
@@ -165,7 +167,7 @@ def dinov2_config(vit: CropViT) -> Dinov2Config:
 
 
 def from_dinov2(model: Dinov2Model) -> CropViT:
-    """transformers' Dinov2Model as our trainable encoder."""
+    """Return transformers' Dinov2Model as our trainable encoder."""
     config = model.config
     if config.use_swiglu_ffn or not config.use_mask_token or not config.qkv_bias:
         raise ConversionError(
@@ -199,7 +201,8 @@ def save_dinov2(backbone: CropViT, folder: str | Path, preprocessing: Preprocess
 
 
 def load_encoder(folder: str | Path, attention: str = "cxr_attention") -> Dinov2Model:
-    """An encoder checkpoint directory as transformers' Dinov2Model, in evaluation mode, with our attention.
+    """Load an encoder checkpoint directory as transformers' Dinov2Model, in evaluation mode, with our
+    attention.
 
     Raises FileNotFoundError if the directory lacks a file, ConversionError if weights are missing or left over.
     """

@@ -55,7 +55,7 @@ class Shape:
 
 
 def shape_of(config: PreTrainedConfig) -> Shape:
-    """Raises ModelError for a family that is not known."""
+    """Return the shape of a tower. Raises ModelError for an unknown family."""
     kind = config.model_type
     if kind == "timm_wrapper":
         return _timm_shape(json.dumps(_timm_fields(config), sort_keys=True))
@@ -70,9 +70,9 @@ def shape_of(config: PreTrainedConfig) -> Shape:
 def load_tower(
     folder: str | Path, attention: str, size: int | None = None
 ) -> tuple[nn.Module, Preprocessing]:
-    """An encoder directory -> (tower in fp32 and evaluation mode, its preprocessing). `attention` is transformers' name
-    of it; timm's towers have their own. The text towers of CLIP and SigLIP are left out, and of a findings model
-    (merged) all but its tower. Raises ModelError."""
+    """Load an encoder directory: (tower in fp32 and evaluation mode, its preprocessing). `attention` is
+    transformers' name of it; timm's towers have their own. The text towers of CLIP and SigLIP are left out,
+    and of a findings model (merged) all but its tower. Raises ModelError."""
     import transformers
 
     folder = Path(folder)
@@ -116,8 +116,8 @@ def load_tower(
 
 @contextmanager
 def loading(folder: Path, what: str) -> Iterator[None]:
-    """While transformers loads weights: it tells in tables of what is missing or left over, which its caller knows and
-    says in a line. Raises ModelError for a spoilt file."""
+    """Silence the tables of missing and unused weights that transformers prints while it loads; the caller
+    reports them in a line. Raises ModelError for a damaged file."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -130,8 +130,8 @@ def loading(folder: Path, what: str) -> Iterator[None]:
 
 
 def tower_config(folder: Path) -> tuple[PreTrainedConfig, bool]:
-    """The configuration of an encoder directory, or of the tower of a findings model, and whether it is that. Raises
-    ModelError, which says what else the directory is."""
+    """Return the configuration of an encoder directory, or of the tower of a findings model, and whether it
+    is that. Raises ModelError, which says what else the directory is."""
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
@@ -151,7 +151,7 @@ def tower_config(folder: Path) -> tuple[PreTrainedConfig, bool]:
 
 
 def final_norm(tower: nn.Module) -> nn.Module:
-    """The LayerNorm after the last block. Raises ModelError where the tower has none."""
+    """Return the LayerNorm after the last block. Raises ModelError where the tower has none."""
     if hasattr(tower, "final_norm"):  # features computed before
         return tower.final_norm
     for name in NORMS:
@@ -165,7 +165,7 @@ def final_norm(tower: nn.Module) -> nn.Module:
 def hidden_states(
     tower: nn.Module, pixels_BCHW: Tensor, layers: Sequence[int], norm: bool = False
 ) -> list[Tensor]:
-    """The hidden states of `layers`, each (B, extra + N, C), after the final LayerNorm if `norm`."""
+    """Return the hidden states of `layers`, each (B, extra + N, C), after the final LayerNorm if `norm`."""
     if hasattr(tower, "timm_model"):
         depth = len(tower.timm_model.blocks)
         blocks = [layer - 1 if layer >= 0 else depth + layer for layer in layers]
@@ -179,7 +179,8 @@ def hidden_states(
 
 
 def check_layers(layers: Sequence[int], shape: Shape, timm: bool = False) -> None:
-    """Raises ModelError for hidden states that a tower does not have; timm's are those of blocks alone."""
+    """Raise ModelError for hidden states that a tower does not have; timm's towers return those of blocks
+    only."""
     lowest = -shape.depth if timm else -shape.depth - 1
     bad = [i for i in layers if not lowest <= i <= shape.depth or (timm and i == 0)]
     if bad or not layers:

@@ -119,8 +119,9 @@ class Preprocessing:
         return F.pad(x, (-left, left + self.size - w, -top, top + self.size - h))
 
     def place(self, H: int, W: int) -> tuple[int, int, int, int]:
-        """(h, w, top, left) of an image of H x W pixels: it is resized to h x w, and the square's corner lies at row
-        `top` and column `left` of that (negative: outside, in the padding). Sizes are rounded as transformers does."""
+        """Return (h, w, top, left) of an image of H x W pixels: it is resized to h x w, and the square's
+        corner lies at row `top` and column `left` of that (negative: outside, in the padding). Sizes are
+        rounded as transformers does."""
         S = self.size
         if self.mode == "stretch":
             return S, S, 0, 0
@@ -138,23 +139,26 @@ class Preprocessing:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the canonical JSON of the fields and of the rules by which stored values become grey levels."""
+        """Return a hex digest of the canonical JSON of the fields and of the rules by which stored values
+        become grey levels."""
         return _sha256({**asdict(self), "grey_rule": GREY_RULE, "dicom_rule": DICOM_RULE})
 
     @property
     def sha256_of_pictures(self) -> str:
-        """The digest of models that were saved before DICOM had a rule of its own. Pictures give the same numbers."""
+        """Return the digest that models had before DICOM got a rule of its own. Pictures give the same
+        numbers."""
         return _sha256({**asdict(self), "grey_rule": GREY_RULE})
 
     @property
     def sha256_before(self) -> str:
-        """The digest by which models were saved that stretched every 8-bit picture (the first GREY_RULE)."""
+        """Return the digest of models that stretched every 8-bit picture (the first GREY_RULE)."""
         unknown = [("full_range", self.full_range), ("resample", "bicubic")]
         return _sha256({k: v for k, v in asdict(self).items() if (k, v) not in unknown})
 
     @property
     def unsaid(self) -> str:
-        """What transformers' processor cannot be told, in words; empty where it makes equal numbers of a picture."""
+        """Say what transformers' processor cannot express; empty if it turns a picture into the same
+        numbers."""
         return "8-bit pictures are spread over the whole range first" if self.full_range else ""
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -306,7 +310,8 @@ class MultiCrop:
         )
 
     def on_device(self, crops_BHW: Tensor, look_B3: Tensor) -> Tensor:
-        """uint8 crops on the device, their looks on the CPU -> normalised float32 (B, 3, H, W)."""
+        """Turn uint8 crops on the device, and their looks on the CPU, into normalised float32 (B, 3, H,
+        W)."""
         device = crops_BHW.device
         x_BHW = crops_BHW.float() / 255
         brightness_B, contrast_B, sigma_B = look_B3.float().unbind(-1)
@@ -344,8 +349,8 @@ class MultiCrop:
 def random_box(
     rng: np.random.Generator, W: int, H: int, scale: tuple[float, float], aspect: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of a box with an area in `scale` of the image's and an aspect ratio in `aspect`; if
-    ten draws do not fit, the largest central box within `aspect`."""
+    """Draw (left, top, width, height) of a box with an area in `scale` of the image's and an aspect ratio in
+    `aspect`; if ten draws do not fit, the largest central box within `aspect`."""
     for _ in range(10):
         area = rng.uniform(*scale) * W * H
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
@@ -357,7 +362,7 @@ def random_box(
 
 
 def gaussian_blur(x_BHW: Tensor, sigma_B: Tensor, greatest_sigma: float) -> Tensor:
-    """Separable Gaussian blur with a sigma of its own for each image; edges are reflected."""
+    """Blur each image with a separable Gaussian of its own sigma; edges are reflected."""
     radius = max(1, min(math.ceil(3 * greatest_sigma), min(x_BHW.shape[-2:]) - 1))
     t_K = torch.arange(-radius, radius + 1)
     weight_BK = (-(t_K**2) / (2 * sigma_B.float()[:, None] ** 2)).exp()

@@ -41,7 +41,7 @@ class CropBlock(Block):
     def forward(
         self, x: Tensor, attention: Rows | None = None, mlp: Rows | None = None, only: Rows | None = None
     ) -> Tensor:
-        """`only` instead of `mlp`: the tokens that are needed after this block; the rest ends before the MLP."""
+        """Run the block. `only` selects the tokens that are needed after it; the others skip the MLP."""
         x = self._residual(x, self._attend, attention or ALL)
         if only is None:
             return self._residual(x, self._transform, mlp or ALL)
@@ -118,7 +118,7 @@ class CropViT(VisionTransformer):
         masks: Sequence[Tensor | None] | None = None,
         residual_LRS: Tensor | None = None,
     ) -> list[Features]:
-        """All crops in one pass.
+        """Encode all crops in one pass.
 
         crops: one (B, 3, H, W) tensor a resolution, H and W multiples of the patch; B may differ between them.
         masks: for each of them None or bool (B, P), True where the patch is replaced by the mask token.
@@ -146,9 +146,9 @@ class CropViT(VisionTransformer):
         residual_LRS: Tensor | None,
         wanted_M: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The CLS tokens of all crops (S, C), and of the patches only those at `wanted_M` (M, C): places in the
-        flattened (B, P) patches of the first resolution. They are as `forward_crops` gives them but for rounding: the
-        last block's MLP and the norm see these tokens alone.
+        """Return the CLS tokens of all crops (S, C), and of the patches only those at `wanted_M` (M, C):
+        places in the flattened (B, P) patches of the first resolution. They are as `forward_crops` gives them
+        but for rounding: the last block's MLP and the norm see these tokens alone.
         """
         cls, patches = [], None
         for number, (tokens, residual) in enumerate(self._passes(crops, masks, residual_LRS)):
@@ -232,7 +232,7 @@ class CropViT(VisionTransformer):
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
-    """Position embeddings (side * side, width) made of sines and cosines of row and column.
+    """Return position embeddings (side * side, width) made of sines and cosines of row and column.
 
     Wavelengths go from 2 patches to twice the image, which tells neighbours apart as well as halves; the amplitude is
     a half, as large as what the patch embedding gives at the start. Raises ValueError unless `width` is a multiple
@@ -288,7 +288,7 @@ def _to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def resample_pos_embed(pos_1PC: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings of a square grid of patches (without CLS) for another grid."""
+    """Resample the position embeddings of a square grid of patches (without CLS) to another grid."""
     side = round(pos_1PC.shape[1] ** 0.5)
     if side * side != pos_1PC.shape[1]:
         raise ValueError(f"{pos_1PC.shape[1]} position embeddings are no square grid")

@@ -21,7 +21,8 @@ def send(to: socket.socket, what: dict[str, Any], data: bytes = b"") -> None:
 
 
 def receive_json(of: socket.socket) -> tuple[dict[str, Any], int]:
-    """-> (what was sent, the length of the bytes that follow). Raises EOFError at the end, ValueError for garbage."""
+    """Return (what was sent, the length of the bytes that follow). Raises EOFError at the end, ValueError for
+    garbage."""
     length, follow = LENGTHS.unpack(receive(of, LENGTHS.size))
     if length > LONGEST_JSON:
         raise ValueError("an answer that is none")

@@ -43,7 +43,8 @@ FLOORS = {
 
 
 def typical_report(reports: Sequence[str]) -> str:
-    """The medoid: the report whose words are most like those of all the others (cosine of word counts).
+    """Return the medoid: the report whose words are most like those of all the others (cosine of word
+    counts).
 
     A text that occurs often pulls the medoid towards itself; ties go to the first. Raises ValueError without reports.
     """
@@ -71,7 +72,8 @@ def nearest_by_features(
     groups: Sequence[Hashable] | None = None,
     bank_groups: Sequence[Hashable] | None = None,
 ) -> list[Report]:
-    """For each row of features, (N, D), the report of the most similar row of a bank, (M, D), by cosine.
+    """Return, for each row of features (N, D), the report of the most similar row of a bank, (M, D), by
+    cosine.
 
     With `groups` and `bank_groups` (patients) nobody is answered with a report of the same patient. Raises ValueError
     for unequal sizes, features that are not finite, or a study that has no other patient in the bank.
@@ -105,7 +107,8 @@ def _normed(x_ND: np.ndarray) -> np.ndarray:
 def nearest_by_text(
     queries: Sequence[str], bank_texts: Sequence[str], bank_reports: Sequence[str]
 ) -> list[str]:
-    """For each query (an indication, say), the report whose own text of that kind is most similar by TF-IDF cosine.
+    """Return, for each query (an indication, say), the report whose own text of that kind is most similar by
+    TF-IDF cosine.
 
     Raises ValueError if the bank is empty or its sizes differ.
     """
@@ -127,12 +130,13 @@ def nearest_by_text(
 def as_predictions(
     study_ids: Sequence[str], reports: Sequence[str], section: str = "findings"
 ) -> list[dict[str, Any]]:
-    """Reports as prediction records, of findings or of "impression"."""
+    """Return reports as prediction records, of findings or of "impression"."""
     return [{"study_id": key, section: text} for key, text in zip(study_ids, reports, strict=True)]
 
 
 def read_floors(directory: str | Path | None) -> tuple[dict[str, Path], list[NotComputed]]:
-    """Prediction files of a floors directory by name, and the floors that are not there with the command to make them.
+    """Return the prediction files of a --floors directory by name, and the missing baselines with the command
+    to make them.
 
     Raises ScoreError if the directory was given but does not exist.
     """

@@ -73,12 +73,13 @@ class metric:
         return f"metric({self.key!r})"
 
     def per_sample(self, references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
-        """The score of every pair, float64 (N,). Raises ScoreError if there are not as many of both."""
+        """Return the score of every pair, float64 (N,). Raises ScoreError if there are not as many
+        predictions as references."""
         sheet, measure = self._score(references, predictions)
         return np.asarray(measure.of(sheet.stats_NK), np.float64)
 
     def compute(self, *, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        """The score of all pairs together, by its key."""
+        """Return the score of all pairs together, by its key."""
         sheet, measure = self._score(references, predictions)
         return {self.key: float(measure.of(sheet.stats_NK.sum(axis=0)))}
 

@@ -132,7 +132,7 @@ def growth(curves: Mapping[str, Sequence[tuple[float, float, float, float]]], la
 
 
 def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
-    """One named curve in a panel of its own: the values, and a running mean where there are many."""
+    """Plot one named curve in a panel of its own: the values, and a running mean where there are many."""
     finite = [(float(x), float(y)) for x, y in points if math.isfinite(float(x)) and math.isfinite(float(y))]
     if len(finite) < 2:
         text = f"<text class='tick' x='180' y='90' text-anchor='middle'>{len(finite)} point, no curve</text>"

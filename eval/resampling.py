@@ -20,7 +20,8 @@ _CHUNK = 256  # replicates at a time: a few tens of MB at 10,000 patients
 
 
 def patient_sums(stats_NK: np.ndarray, groups: Sequence[Hashable] | None = None) -> np.ndarray:
-    """Sums of statistics (N, K) over the samples of each patient, (P, K), patients in order of appearance.
+    """Return sums of statistics (N, K) over the samples of each patient, (P, K), patients in order of
+    appearance.
 
     Without `groups` every sample is its own patient. Raises ValueError if the counts differ or there is no sample.
     """
@@ -39,7 +40,7 @@ def patient_sums(stats_NK: np.ndarray, groups: Sequence[Hashable] | None = None)
 
 
 def bootstrap_sums(sums_PK: np.ndarray, n_boot: int = 1000, seed: int = 0) -> np.ndarray:
-    """Sums of statistics in `n_boot` bootstrap replicates of the P patients, (n_boot, K)."""
+    """Return sums of statistics in `n_boot` bootstrap replicates of the P patients, (n_boot, K)."""
     rng = np.random.default_rng(seed)
     patients = len(sums_PK)
     replicates = []
@@ -51,8 +52,8 @@ def bootstrap_sums(sums_PK: np.ndarray, n_boot: int = 1000, seed: int = 0) -> np
 
 
 def percentile_interval(values_B: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap values (B, ...): two numbers, or arrays (...) of them. NaN replicates (metric
-    undefined there) are left out."""
+    """Return the percentile interval of bootstrap values (B, ...): two numbers, or arrays (...) of them. NaN
+    replicates (metric undefined there) are left out."""
     values_B = np.asarray(values_B, dtype=np.float64)
     if not len(values_B) and values_B.ndim > 1:
         nothing: Any = np.full(values_B.shape[1:], np.nan)
@@ -78,7 +79,7 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """The metric of all samples and the bounds of its percentile bootstrap interval over patients."""
+    """Return the metric of all samples and the bounds of its percentile bootstrap interval over patients."""
     sums_PK = patient_sums(stats_NK, groups)
     value = float(metric(sums_PK.sum(axis=0)))
     low, high = percentile_interval(metric(bootstrap_sums(sums_PK, n_boot, seed)), level)
@@ -95,7 +96,7 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """metric(a) - metric(b) and its percentile interval; both systems see the same drawn patients.
+    """Return metric(a) - metric(b) and its percentile interval; both systems see the same drawn patients.
 
     A metric may give several values at once, (..., M); then so are these.
     """
@@ -116,7 +117,7 @@ def paired_permutation(
     n_permutations: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Two-sided p of metric(a) - metric(b) under swapping the systems within random patients.
+    """Return the two-sided p of metric(a) - metric(b) under swapping the systems within random patients.
 
     (c + 1) / (n + 1) with c the permutations at least as extreme: never 0 (Phipson and Smyth 2010). Permutations in
     which the metric is not defined count as extreme; NaN where it is not defined of the systems themselves. A metric
@@ -138,7 +139,8 @@ def paired_permutation(
 
 
 def bootstrap_p(differences_B: np.ndarray) -> float:
-    """Two-sided p of a difference from its bootstrap replicates (B,): twice the share of them on the rarer side of 0.
+    """Return the two-sided p of a difference from its bootstrap replicates (B,): twice the share of them on the
+    rarer side of 0.
 
     (c + 1) / (B + 1), so never 0. Replicates of exactly 0, and those in which it is not defined, count on both sides.
     """
@@ -148,7 +150,8 @@ def bootstrap_p(differences_B: np.ndarray) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment over a family of tests (Holm 1979); keys keep their order."""
+    """Adjust p-values by Holm's step-down method over a family of tests (Holm 1979); keys keep their
+    order."""
     adjusted: dict[str, float] = {}
     running = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda k: p_values[k])):

@@ -21,7 +21,8 @@ _UNSAFE = re.compile(r"[|\s]")
 
 
 def signature(name: str, **choices: object) -> str:
-    """`name|key:value|...` in the order given. Raises ValueError for a part with a bar or a space in it."""
+    """Join a signature `name|key:value|...` in the order given. Raises ValueError for a part with a bar or a
+    space in it."""
     parts = [
         name,
         *(f"{key.replace('_', '-')}:{value}" for key, value in choices.items() if value is not None),
@@ -33,14 +34,14 @@ def signature(name: str, **choices: object) -> str:
 
 
 def parse_signature(text: str) -> tuple[str, dict[str, str]]:
-    """The name and the choices of a signature."""
+    """Return the name and the choices of a signature."""
     name, *parts = text.split("|")
     return name, dict(part.split(":", 1) for part in parts)
 
 
 @cache
 def version(distribution: str) -> str:
-    """Installed version of a package, `none` if it is not installed."""
+    """Return the installed version of a package, `none` if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -60,11 +61,11 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Its bounds: (low, high)."""
+        """Return the bounds (low, high)."""
         return self.low, self.high
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object; a value that is not defined is null."""
+        """Return a JSON object; a value that is not defined is null."""
         return {
             "name": self.name,
             "value": number(self.value),
@@ -75,5 +76,5 @@ class Score:
 
 
 def number(x: float) -> float | None:
-    """A float JSON can hold: NaN and infinity become None."""
+    """Return a float that JSON can hold: NaN and infinity become None."""
     return float(x) if math.isfinite(x) else None

@@ -35,7 +35,8 @@ TOWERS = ("vision_tower", "multi_modal_projector", "language_model")
 
 
 def lora_config(rank: int = 16, alpha: int = 32, dropout: float = 0.0, projector: bool = True):
-    """peft's LoraConfig: the linears of the language model, and with `projector` that one, trained whole."""
+    """Return peft's LoraConfig: the linears of the language model, and with `projector` that one, trained
+    whole."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -51,8 +52,8 @@ def lora_config(rank: int = 16, alpha: int = 32, dropout: float = 0.0, projector
 def add_lora(
     llava: nn.Module, rank: int = 16, alpha: int = 32, dropout: float = 0.0, projector: bool = True
 ) -> nn.Module:
-    """LoRA on the linears of the language model; the projector is trained whole, or frozen. Raises ModelError if an
-    adapter lands elsewhere or nowhere."""
+    """Add LoRA to the linears of the language model; the projector is trained whole, or frozen. Raises
+    ModelError if an adapter lands elsewhere or nowhere."""
     from peft import get_peft_model
 
     with quiet_peft():
@@ -62,8 +63,9 @@ def add_lora(
 
 
 def quantise(llava: nn.Module) -> None:
-    """QLoRA: the language model's linears in 4 bits (nf4, double quantisation), as they come to their device; products
-    in bfloat16. Before `add_lora`; `lm_head` stays as it is. Raises ModelError where bitsandbytes is missing."""
+    """Quantise the language model's linears to 4 bits as they move to their device (QLoRA: nf4, double
+    quantisation); products are in bfloat16. Call it before `add_lora`; `lm_head` stays as it is. Raises
+    ModelError if bitsandbytes is missing."""
     try:
         from bitsandbytes.nn import Linear4bit, Params4bit
     except ImportError:
@@ -82,7 +84,8 @@ def quantise(llava: nn.Module) -> None:
 
 
 def sliding_window(text_config) -> int | None:
-    """Tokens that a layer of the language model looks back at most, if there is such a layer (Mistral 0.1, Phi-3)."""
+    """Return how many tokens the language model's layers look back at most; None without such a limit
+    (Mistral 0.1 and Phi-3 have one)."""
     kinds = getattr(text_config, "layer_types", None)
     if kinds is not None and "sliding_attention" not in kinds:
         return None
@@ -91,7 +94,8 @@ def sliding_window(text_config) -> int | None:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """peft asks transformers for a property of a deprecated name, and merely warns of missing keys, which we refuse."""
+    """Silence peft's warnings of a deprecated property and of missing keys; missing keys are refused
+    elsewhere."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
@@ -99,7 +103,7 @@ def quiet_peft() -> Iterator[None]:
 
 
 def count_adapters(model: nn.Module) -> dict[str, int]:
-    """LoRA pairs in each tower."""
+    """Count the LoRA pairs in each tower."""
     names = [name for name, _ in model.named_parameters() if ".lora_A." in name]
     counts = Counter(dict.fromkeys(TOWERS, 0))
     counts.update(next((tower for tower in counts if tower in name), "elsewhere") for name in names)

@@ -46,7 +46,7 @@ def build(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> models.FindingsModel:
-    """Encoder and language model (directories or hub ids) joined by a fresh projector.
+    """Join encoder and language model (directories or hub ids) by a fresh projector.
 
     The patch tokens of several `layers` (indices into the tower's hidden states, 0 being the embeddings) are put side
     by side: early ones still show small things that the last one has absorbed; after the tower's final LayerNorm if
@@ -103,7 +103,7 @@ def build(
 
 
 def load_language_model(folder: Path, attention: str, dtype: torch.dtype):
-    """(tokenizer with image and padding token, causal language model). Raises ModelError."""
+    """Load (tokenizer with image and padding token, causal language model). Raises ModelError."""
     if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
         raise ModelError(
             f"{folder}: its weights are pickled (.bin): save them as safetensors first (save_pretrained does)"
@@ -147,7 +147,8 @@ def load_language_model(folder: Path, attention: str, dtype: torch.dtype):
 
 
 def assemble(config, vision: nn.Module, language: nn.Module, attention: str, seed: int) -> nn.Module:
-    """The modules put in their places, none of them copied (a 7B model would not fit twice), and a fresh projector."""
+    """Put the modules in their places without a copy (a 7B model would not fit twice), and add a fresh
+    projector."""
     cls = (
         CxrLlavaForConditionalGeneration
         if isinstance(config, CxrLlavaConfig)

@@ -64,7 +64,7 @@ class Decoding:
             raise AskedError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
     def to_json(self) -> dict[str, Any]:
-        """What a prediction says of it: only what has a meaning for the method."""
+        """Return the options that mean something for the method, as a prediction records them."""
         meant = {"beam": ("beams", "length_penalty"), "sample": ("temperature", "top_p", "seed")}.get(
             self.method, ()
         )
@@ -76,7 +76,7 @@ class Decoding:
         return said | {k: getattr(self, k) for k in meant}
 
     def arguments(self) -> dict[str, Any]:
-        """The same in transformers' words."""
+        """Return the options as arguments of transformers' `generate`."""
         sample = self.method == "sample"
         more = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if sample else {}
         if self.method == "beam":
@@ -96,9 +96,9 @@ def generate_ids(
     synced: bool = False,
     seen: Tensor | None = None,
 ) -> list[list[int]]:
-    """Token ids after each prompt, up to and with the end-of-sequence token. `pixels` (images, 3, H, W) are those of
-    the first prompt, then of the second, ...; or features (images, tokens, C) where a FeatureTower stands in for it.
-    `seen`: what `image_tokens` made of them before.
+    """Generate the token ids after each prompt, up to and with the end-of-sequence token. `pixels` (images,
+    3, H, W) are those of the first prompt, then of the second, ...; or features (images, tokens, C) where a
+    FeatureTower stands in for it. `seen`: what `image_tokens` made of them before.
 
     `static` keeps keys and values in memory of one size, for which transformers compiles the step on a GPU; attention
     is PyTorch's then, for ours needs the cache to grow. `synced` goes on until all processes have finished, which share
@@ -153,9 +153,9 @@ def embed(
     multiple: int = 1,
     seen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Token ids with image tokens, and images -> (embeddings (B, N, H), mask (B, N)), padded on the left or right to a
-    `multiple`. `seen`: what `image_tokens` made of the images before. Raises ValueError if the image tokens are not
-    those of the images."""
+    """Embed token ids with image tokens, and images: (embeddings (B, N, H), mask (B, N)), padded on the left
+    or right to a `multiple`. `seen`: what `image_tokens` made of the images before. Raises ValueError if the
+    image tokens are not those of the images."""
     ids_BN, mask_BN = padded(rows, model.tokenizer.pad_token_id, left, multiple)
     ids_BN, mask_BN = ids_BN.to(pixels.device), mask_BN.to(pixels.device)
     embeds_BNH = llava.get_input_embeddings()(ids_BN)
@@ -169,7 +169,8 @@ def embed(
 
 
 def image_tokens(llava: nn.Module, pixels: Tensor) -> Tensor:
-    """What the language model reads of images (images, 3, H, W): the projected tokens of all, one after another (N, H).
+    """Return what the language model reads of images (images, 3, H, W): the projected tokens of all, one
+    after another (N, H).
 
     The encoder is most of the work on short texts, so what reads the same images again is given them.
     """
@@ -177,7 +178,7 @@ def image_tokens(llava: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def padded(rows: list[list[int]], pad: int, left: bool, multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """-> ids and mask (B, N), N a `multiple`."""
+    """Return ids and mask (B, N), N a `multiple`."""
     n = -(-max(map(len, rows)) // multiple) * multiple
     ids_BN = torch.full((len(rows), n), pad)
     mask_BN = torch.zeros_like(ids_BN)
@@ -197,8 +198,8 @@ def answer_logprobs(
     pixels: Tensor,
     seen: Tensor | None = None,
 ) -> list[list[float]]:
-    """Natural log-probability of every token of each answer after its prompt, by teacher forcing, unaltered by
-    temperature or beams. `seen`: what `image_tokens` made of the pixels before."""
+    """Return the natural log-probability of every token of each answer after its prompt, by teacher forcing,
+    unaltered by temperature or beams. `seen`: what `image_tokens` made of the pixels before."""
     rows = [p + a for p, a in zip(prompts, answers, strict=True)]
     embeds_BNH, mask_BN = embed(llava, model, rows, pixels, left=False, seen=seen)
     keep = max(map(len, rows)) - min(map(len, prompts)) + 1

@@ -56,7 +56,8 @@ class Film(NamedTuple):
 
 
 def images_named(images: str) -> Images:
-    """The images of a name; "true" is what "own" was called, and is read for one release more. Raises AskedError."""
+    """Return the images of a name; "true" is what "own" was called, and is read for one release more. Raises
+    AskedError."""
     if images == "true":
         warnings.warn("images='true' is called 'own' now", FutureWarning, stacklevel=3)
         return "own"
@@ -66,7 +67,7 @@ def images_named(images: str) -> Images:
 
 
 def blank_film(preprocessing: Preprocessing) -> Tensor:
-    """A constant grey image in the model's form, (3, H, W)."""
+    """Return a constant grey image in the model's form, (3, H, W)."""
     return preprocessing(np.full((8, 8), BLANK, np.float32))
 
 

@@ -319,8 +319,8 @@ class Findings:
 
     @cached_property
     def setup_sha256(self) -> str:
-        """Hex digest of what answers depend on beside the weights, the pixels and the decoding: the prompt, the
-        tokenizer, and the reference of ordinary films and words."""
+        """Return a hex digest of what answers depend on beside the weights, the pixels and the decoding: the
+        prompt, the tokenizer, and the reference of ordinary films and words."""
         reference = self.outliers.sha256 if self.outliers else ""
         tokenizer = self.model.tokenizer
         whole = getattr(tokenizer, "backend_tokenizer", None)

@@ -153,7 +153,8 @@ def one_each(told: Told, count: int) -> list[Beside]:
 
 
 def column_of(value: Any) -> list[Any] | None:
-    """The entries of a column (of pandas, polars or NumPy), those that are missing None; None for what is not one."""
+    """Return the entries of a column (of pandas, polars or NumPy), missing ones as None; None if it is not a
+    column."""
     if len(getattr(value, "shape", ())) != 1:
         return None
     entries = value.tolist() if hasattr(value, "tolist") else value.to_list()
@@ -161,7 +162,8 @@ def column_of(value: Any) -> list[Any] | None:
 
 
 def images_of(given: Any) -> list[Any] | None:
-    """Several images: a list, a tuple, or a column of names and the like; None for what is one image, or none."""
+    """Return several images from a list, a tuple or a column of names; None if it is one image, or not an
+    image."""
     if isinstance(given, list | tuple):
         return list(given)
     entries = column_of(given)

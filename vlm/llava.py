@@ -44,12 +44,12 @@ class CxrLlavaConfig(LlavaConfig):
 
 
 def is_stock(depth: int, norm: bool, reduction: str, shape: towers.Shape) -> bool:
-    """Whether stock Llava can say it."""
+    """Tell whether transformers' Llava can express this config."""
     return depth == 2 and not norm and reduction == "none" and shape.stock
 
 
 def token_grid(grid: int, reduction: str, factor: int) -> int:
-    """Image tokens a side that the language model sees of `grid` patches a side."""
+    """Return how many image tokens a side the language model sees of `grid` patches a side."""
     return {"none": grid, "resampler": factor}.get(reduction, math.ceil(grid / factor))
 
 
@@ -160,7 +160,7 @@ class CxrLlavaModel(LlavaModel):
         image_sizes=None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """`pooler_output` is a list of (M, H), one an image."""
+        """Encode images; `pooler_output` is a list of (M, H), one an image."""
         layers = (
             vision_feature_layer if vision_feature_layer is not None else self.config.vision_feature_layer
         )

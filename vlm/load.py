@@ -70,8 +70,8 @@ def load_model(
     device: str | torch.device | None = None,
     trainable: bool = False,
 ) -> FindingsModel:
-    """A merged directory, an adapter directory (with its base), a hub id, or "mini"; fp32 unless `dtype` is given. Also
-    a checkpoint in the format of microsoft/maira-2, which is read into a model of ours.
+    """Load a merged directory, an adapter directory (with its base), a hub id, or "mini"; fp32 unless `dtype`
+    is given. Also a checkpoint in the format of microsoft/maira-2, which is read into a model of ours.
 
     Raises ModelError if an adapter's base or preprocessing is not the one it was trained with, if tensors are missing
     or left over, or if the directory holds no findings model.
@@ -91,13 +91,13 @@ def load_model(
 
 
 def is_maira2(folder: Path) -> bool:
-    """Whether config.json says that a directory is in MAIRA-2's format."""
+    """Tell whether config.json says that a directory is in MAIRA-2's format."""
     path = folder / "config.json"
     return path.exists() and read_object(path).get("model_type") == "maira2"
 
 
 def is_findings_model(folder: Path) -> bool:
-    """Whether `load` takes a directory for one of its own kinds."""
+    """Tell whether `load` can open a directory as a findings model."""
     return (folder / META).is_file() or is_maira2(folder)
 
 

@@ -61,8 +61,8 @@ DINOV2 = {
 
 
 def load(folder: Path, *, attention: str = "cxr", dtype: torch.dtype | None = None) -> models.FindingsModel:
-    """A directory in MAIRA-2's format -> model in evaluation mode, fp32 unless `dtype` is given. At most one tensor is
-    held beside the model.
+    """Load a directory in MAIRA-2's format: a model in evaluation mode, fp32 unless `dtype` is given. At most
+    one tensor is held beside the model.
 
     Raises ModelError, which names the file and the key or tensor, for a configuration that this model cannot say, a
     tokenizer that does not belong to it, and tensors that are missing, left over, of another shape, or pickled.
@@ -95,7 +95,8 @@ def load(folder: Path, *, attention: str = "cxr", dtype: torch.dtype | None = No
 
 
 def read_config(folder: Path, tokenizer, preprocessing: Preprocessing) -> CxrLlavaConfig:
-    """config.json in our words. Absent keys are as the checkpoint's own classes have them. Raises ModelError."""
+    """Read config.json into our config. Absent keys get the defaults of the checkpoint's own classes. Raises
+    ModelError."""
     path = folder / "config.json"
     row = json.loads(path.read_text())
     text, vision = _part(row, path, "text_config", "llama"), _part(row, path, "vision_config", "dinov2")
@@ -195,7 +196,7 @@ def _feature_layer(dinov2: Dinov2Config, vision: dict, given, path: Path) -> int
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """tokenizer.json word for word. Raises ModelError.
+    """Read tokenizer.json word for word. Raises ModelError.
 
     transformers 5 would make a LlamaTokenizer of its vocabulary, with rules of its own for the spaces beside added
     tokens such as `<image>`; MAIRA-2 was trained with those of the file.
@@ -225,8 +226,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:
-    """preprocessor_config.json. MAIRA-2's processor first stretches the grey levels of each image to the whole range.
-    Raises ModelError."""
+    """Read preprocessor_config.json. MAIRA-2's processor first stretches the grey levels of each image to the
+    whole range. Raises ModelError."""
     path = folder / PREPROCESSOR
     try:
         preprocessing = replace(Preprocessing.from_pretrained(folder), full_range=True)
@@ -246,7 +247,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
 
 
 def tensors_in(folder: Path) -> dict[str, Path]:
-    """Every tensor's file, as the index says and the files agree. Raises ModelError."""
+    """Return each tensor's file; the index and the files must agree. Raises ModelError."""
     index = folder / INDEX
     if index.is_file():
         try:
@@ -277,7 +278,7 @@ def tensors_in(folder: Path) -> dict[str, Path]:
 
 
 def original_name(name: str) -> str:
-    """The name in MAIRA-2's files of a tensor of ours."""
+    """Return the name in MAIRA-2's files of a tensor of ours."""
     if name == "lm_head.weight":
         return "language_model.lm_head.weight"
     if name.startswith("model.language_model."):
@@ -293,7 +294,7 @@ def original_name(name: str) -> str:
 
 
 def fill(llava: nn.Module, where: dict[str, Path], folder: Path, dtype: torch.dtype) -> None:
-    """The tensors of the files in the places of those of `llava`, which has none yet (device "meta"). Nothing is read
+    """Fill `llava`, which has no tensors yet (device "meta"), with the tensors of the files. Nothing is read
     before names and shapes agree."""
     ours = {original_name(name): (name, tensor.shape) for name, tensor in llava.state_dict().items()}
     counts = f"{folder}: {len(where)} tensors, {len(ours)} expected"

@@ -99,12 +99,12 @@ class FindingsModel:
 
     @property
     def parts(self) -> Parts:
-        """The parts of `llava` as they are now."""
+        """Return the parts of `llava` as they are now."""
         return parts(self.llava)
 
     @property
     def config(self) -> Any:
-        """The configuration of `llava`, whichever class that is of."""
+        """Return the configuration of `llava`, whichever class that is of."""
         return self.llava.config
 
     @property
@@ -114,22 +114,24 @@ class FindingsModel:
 
     @property
     def positions(self) -> int | None:
-        """Tokens that the language model has places for, prompt and answer together; None if it has no limit."""
+        """Return how many tokens the language model has positions for, prompt and answer together; None if it
+        has no limit."""
         found = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return found if isinstance(found, int) and found > 0 else None
 
     @property
     def max_new_tokens(self) -> int:
-        """The longest answer unless another is asked for: what cxr.json says, and at most half of the positions."""
+        """Return the default length of an answer in tokens: what cxr.json says, at most half of the
+        positions."""
         return min(self.meta.max_new_tokens, max(1, (self.positions or 1 << 62) // 2))
 
     @property
     def image_tokens(self) -> int:
-        """Patch tokens of an image."""
+        """Return how many tokens an image takes in the prompt."""
         return (self.preprocessing.size // self.processor.patch_size) ** 2
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, its image tokens expanded as LlavaProcessor does it."""
+        """Return the token ids of a prompt, its image tokens expanded as LlavaProcessor does it."""
         image, count = self.config.image_token_id, self.image_tokens
         ids = self.tokenizer(prompt)["input_ids"]
         return [token for i in ids for token in ([i] * count if i == image else [i])]
@@ -140,7 +142,8 @@ class FindingsModel:
 
 
 def attention_name(attention: str) -> str:
-    """transformers' name for `cxr` (our kernel), `sdpa` (PyTorch's) or `reference` (the explicit formula)."""
+    """Return transformers' name for `cxr` (our kernel), `sdpa` (PyTorch's) or `reference` (the explicit
+    formula)."""
     from encoder.attention.wiring import TRANSFORMERS  # importing it registers ours
 
     if attention not in TRANSFORMERS:
@@ -160,7 +163,8 @@ def merge(model: FindingsModel) -> FindingsModel:
 
 
 def save(model: FindingsModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """A directory that plain transformers opens (`AutoModelForImageTextToText`, `AutoProcessor`), with `cxr.json`.
+    """Write a directory that plain transformers opens (`AutoModelForImageTextToText`, `AutoProcessor`), with
+    `cxr.json`.
 
     `dtype` converts the saved weights (the model itself is left as it is). Raises ModelError for a model with an
     adapter, or a folder in use.
@@ -188,7 +192,8 @@ def save(model: FindingsModel, folder: str | Path, dtype: torch.dtype | None = N
 
 
 def save_encoder(model: FindingsModel, folder: str | Path) -> None:
-    """The vision tower with its preprocessing as an encoder checkpoint, for pre-training or `build` to start from."""
+    """Write the vision tower with its preprocessing as an encoder checkpoint, for pre-training or `build` to
+    start from."""
     folder = Path(folder)
     _fresh(folder)
     model.parts.vision_tower.save_pretrained(folder)
@@ -197,8 +202,8 @@ def save_encoder(model: FindingsModel, folder: str | Path) -> None:
 
 
 def save_adapter(model: FindingsModel, folder: str | Path, base: str | Path) -> None:
-    """The adapter (LoRA and projector) alone, with the id and digest of its base. `base` is a directory written by
-    `save`, or a hub id."""
+    """Write the adapter (LoRA and projector) alone, with the id and digest of its base. `base` is a directory
+    written by `save`, or a hub id."""
     folder = Path(folder)
     if not hasattr(model.llava, "peft_config"):
         raise ModelError("the model has no adapter to save; use save")
@@ -240,7 +245,7 @@ def _fresh(folder: Path) -> None:
 
 
 def parameter_table(model: nn.Module) -> list[tuple[str, int, int]]:
-    """(part, parameters, trainable ones) for every part and the total; tied weights once."""
+    """Return (part, parameters, trainable ones) for every part and the total; tied weights once."""
     parts: dict[str, list[int]] = {}
     for name, p in model.named_parameters():
         part = next((t for t in TOWERS if t in name), "lm_head")

@@ -163,7 +163,7 @@ class Outliers:
 
     @property
     def width(self) -> int:
-        """Of the features, C."""
+        """Return the width C of the features."""
         return len(self.parts[0].mean_C)
 
     def check_tower(self, tower: nn.Module, path: str | Path) -> None:
@@ -175,7 +175,7 @@ class Outliers:
             )
 
     def check(self, features_NC: Tensor) -> Tensor:
-        """Distances (N,): above 1 is unusual."""
+        """Return the distances (N,) of features (N, C): above 1 is unusual."""
         x_NC = features_NC.float().cpu()
         return torch.stack([part.distance(x_NC) for part in self.parts]).amin(0)
 
@@ -215,7 +215,7 @@ class Outliers:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of all that the warnings depend on."""
+        """Return a hex digest of all that the warnings depend on."""
         tensors, numbers = self._whole()
         digest = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
         for name in sorted(tensors):
@@ -291,7 +291,8 @@ def order_of_appearance(names: Sequence[str] | Sequence[int]) -> Tensor:
 
 
 def split(x_NC: Tensor, parts: int, rounds: int = 50) -> list[Tensor]:
-    """Membership masks (N,) of k-means clusters, on standardised principal directions; too small ones are dissolved."""
+    """Return the membership masks (N,) of k-means clusters, on standardised principal directions; too small
+    ones are dissolved."""
     for k in range(parts, 1, -1):
         centred_NC = x_NC - x_NC.mean(0)
         u_NK, s_K, _ = torch.linalg.svd(centred_NC, full_matrices=False)
@@ -313,14 +314,14 @@ def split(x_NC: Tensor, parts: int, rounds: int = 50) -> list[Tensor]:
 
 @torch.inference_mode()
 def embedding(tower: nn.Module, pixels_BCHW: Tensor) -> Tensor:
-    """CLS (where there is none, the mean patch) and the 4 x 4 grid of mean patch tokens, after the final LayerNorm:
-    (B, 17 C)."""
+    """Return CLS (or the mean patch, if there is no CLS) and the 4 x 4 grid of mean patch tokens, after the
+    final LayerNorm: (B, 17 C)."""
     (x_BNC,) = hidden_states(tower, pixels_BCHW, [-1], norm=True)
     return pooled(x_BNC, shape_of(tower.config).extra)
 
 
 def pooled(x_BNC: Tensor, extra: int = 1) -> Tensor:
-    """The same of normed tokens (B, extra + N, C), CLS and registers first."""
+    """Return the same features of normed tokens (B, extra + N, C), CLS and registers first."""
     side = int((x_BNC.shape[1] - extra) ** 0.5)
     patches_BCHW = x_BNC[:, extra:].transpose(1, 2).unflatten(2, (side, side))
     cells_BC = nn.functional.adaptive_avg_pool2d(patches_BCHW.float(), GRID).flatten(1)

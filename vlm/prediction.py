@@ -70,8 +70,8 @@ class Prediction:
 
     @property
     def text(self) -> str:
-        """The findings, or of a model that writes no findings the impression; both under their headings of one that
-        writes both. Raises InputError if there are none."""
+        """Return the findings; the impression of a model that writes no findings; or both under their
+        headings. Raises InputError if there are none."""
         if self.error is not None:
             raise InputError(self.error["code"], self.error["message"])
         if self.findings is None or self.impression is None:

@@ -127,7 +127,8 @@ def read_by(studies: Iterable[Study], root: str | Path = ".") -> list[Path]:
 
 
 def fingerprints(studies: Sequence[Study], settings: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
-    """By study id, a function that reads the study's images and returns `study_sha256` of what the model is shown."""
+    """Return, by study id, a function that reads the study's images and returns the `study_sha256` of what
+    the model sees."""
     root, images = settings.get("root", "."), settings.get("images", "own")
     shown = shown_with(studies, images, settings.get("seed", 0))
     return {study.study_id: cache(lambda study=study: study_sha256(study, root)) for study in shown}

@@ -68,7 +68,7 @@ def greedy(tokenizer) -> GenerationConfig:
 
 
 def processor_of(tokenizer, preprocessing: Preprocessing, side: int, select: str = "full") -> LlavaProcessor:
-    """The processor of a model that sees `side` x `side` tokens of an image."""
+    """Return the processor of a model that sees `side` x `side` tokens of an image."""
     return LlavaProcessor(
         image_processor=image_processor(preprocessing),
         tokenizer=tokenizer,

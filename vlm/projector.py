@@ -19,7 +19,7 @@ LAYERS = (-1,)  # the last block's output; stock Llava takes it before the final
 
 
 def patches(llava: nn.Module, features_BNC: Tensor) -> Tensor:
-    """The patch tokens of a tower's features, without CLS and registers, which come first."""
+    """Return the patch tokens of a tower's features, without CLS and registers, which come first."""
     config = llava.config
     count = getattr(config, "grid", 0) ** 2 or config.image_seq_length
     return features_BNC[:, features_BNC.shape[1] - count :]
@@ -27,8 +27,8 @@ def patches(llava: nn.Module, features_BNC: Tensor) -> Tensor:
 
 @torch.no_grad()
 def statistics(llava: nn.Module, features_BNC: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,), (C,) of every channel over the patch tokens, to standardise features by;
-    0 and 1 for a projector that normalises by itself."""
+    """Return the mean and standard deviation (C,), (C,) of every channel over the patch tokens, to standardise
+    features by; 0 and 1 for a projector that normalises by itself."""
     x_TC = patches(llava, features_BNC).double().flatten(0, 1)
     if hasattr(parts(llava).projector, "resampler"):
         return torch.zeros(x_TC.shape[1]), torch.ones(x_TC.shape[1])
@@ -37,7 +37,7 @@ def statistics(llava: nn.Module, features_BNC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linears(projector: nn.Module) -> list[nn.Linear]:
-    """`linear_1` to the last."""
+    """Return the linear layers in order."""
     return [m for name, m in projector.named_children() if name.startswith("linear_")]
 
 
@@ -63,7 +63,7 @@ def calibrate(llava: nn.Module, features_BNC: Tensor, gain: float = 3.0) -> None
 
 @torch.no_grad()
 def spread(projector: nn.Module, x_BNC: Tensor) -> tuple[Tensor, float]:
-    """Mean (H,) of the projector's output, and its standard deviation about that."""
+    """Return the mean (H,) of the projector's output, and its standard deviation about that."""
     out_TH = projector(x_BNC).flatten(0, 1)
     return out_TH.mean(0), float((out_TH - out_TH.mean(0)).std())
 
@@ -79,7 +79,7 @@ def rescale(projector: nn.Module, x_BNC: Tensor, mean_H: Tensor, std: float) -> 
 
 @torch.no_grad()
 def fold(projector: nn.Module, mean_C: Tensor, std_C: Tensor) -> None:
-    """A projector of standardised features -> the same function of raw ones."""
+    """Turn a projector of standardised features into the same function of raw ones."""
     w, mean_C, std_C = _first(projector, mean_C, std_C)
     bias = projector.linear_1.bias.double() - (w / std_C) @ mean_C
     projector.linear_1.weight.copy_(w / std_C)
@@ -88,7 +88,7 @@ def fold(projector: nn.Module, mean_C: Tensor, std_C: Tensor) -> None:
 
 @torch.no_grad()
 def unfold(projector: nn.Module, mean_C: Tensor, std_C: Tensor) -> None:
-    """The inverse of `fold`: the projector may then be trained on standardised features."""
+    """Undo `fold`, so that the projector can be trained on standardised features."""
     w, mean_C, std_C = _first(projector, mean_C, std_C)
     bias = projector.linear_1.bias.double() + w @ mean_C
     projector.linear_1.weight.copy_(w * std_C)
@@ -166,19 +166,19 @@ class StandardTower(FeatureTower):
 def tower_features(
     tower: nn.Module, pixels_BCHW: Tensor, layers: Sequence[int] = LAYERS, norm: bool = False
 ) -> Tensor:
-    """What the model reads of the tower: hidden states, CLS and registers first, those of several layers side by side
-    (B, extra + N, C layers)."""
+    """Return what the model reads of the tower: hidden states, CLS and registers first, those of several
+    layers side by side (B, extra + N, C layers)."""
     return torch.cat(hidden_states(tower, pixels_BCHW, layers, norm), dim=-1)
 
 
 def layers_of(llava: nn.Module) -> list[int]:
-    """The layers whose hidden states a model reads."""
+    """Return the layers whose hidden states a model reads."""
     layers = llava.config.vision_feature_layer
     return [layers] if isinstance(layers, int) else list(layers)
 
 
 def normed(llava: nn.Module) -> bool:
-    """Whether a model reads hidden states after the tower's final LayerNorm."""
+    """Tell whether a model reads hidden states after the tower's final LayerNorm."""
     return bool(getattr(llava.config, "feature_norm", False))
 
 

@@ -77,8 +77,8 @@ MAIRA2 = PromptStyle("maira2", technique=True, comparison=True, lateral=True, pr
 
 
 def style_of(**options: Any) -> PromptStyle:
-    """The style of options given by hand: `maira2` alone means all that its prompt has a place for. Raises
-    ValueError."""
+    """Return the style of options given by hand: `maira2` alone means all that its prompt has a place for.
+    Raises ValueError."""
     style = PromptStyle(**options)
     return MAIRA2 if style == PromptStyle("maira2") else style
 
@@ -91,22 +91,22 @@ class Shown(NamedTuple):
 
 
 def clean(text: str | None) -> str:
-    """One line, single spaces, without the marks of removed words, control tokens and characters that are no text; ""
-    for nothing."""
+    """Reduce a text to one line with single spaces, without marks of removed words, control tokens and
+    characters that are not text; "" if nothing is left."""
     text = " ".join(REMOVED_WORD.sub(" ", CONTROL.sub(" ", NO_TEXT.sub(" ", text or ""))).split())
     return re.sub(r" +([.,;:])", r"\1", text).strip(" ,;")
 
 
 def shown_image(study: Study | Prior) -> Image | None:
-    """The image a one-image model is shown: the first frontal one, else the first whose view is unknown, else the
-    first. None if the study has no image."""
+    """Return the image that a one-image model sees: the first frontal one, else the first of unknown view,
+    else the first. None if the study has no image."""
     order = {"PA": 0, "AP": 0, "frontal": 0, "unknown": 1}
     return min(study.images, key=lambda image: order.get(image.view, 2), default=None)
 
 
 def shown_images(study: Study, style: PromptStyle | None = None) -> list[Shown]:
-    """The images of a study that enter its prompt, in their order there: the frontal one, the first lateral one, the
-    prior's frontal one. Without an image of the study itself there is none."""
+    """Return the images of a study that enter its prompt, in their order there: the frontal one, the first
+    lateral one, the prior's frontal one. Without an image of the study itself there is none."""
     style = style or PromptStyle()
     main = shown_image(study)
     if main is None:
@@ -120,9 +120,9 @@ def shown_images(study: Study, style: PromptStyle | None = None) -> list[Shown]:
 
 
 def prompt_for(study: Study, style: PromptStyle | None = None, *, image: bool = True) -> str:
-    """The words before the answer, ending in "Findings:" (or "Impression:", or "ASSISTANT: " of `maira2`), with an
-    image token for each of `shown_images`, or one where the study has none; `image=False` leaves them out (text-only
-    training)."""
+    """Return the words before the answer, ending in "Findings:" (or "Impression:", or "ASSISTANT: " of
+    `maira2`), with an image token for each of `shown_images`, or one where the study has none; `image=False`
+    leaves them out (text-only training)."""
     style = style or PromptStyle()
     shown = shown_images(study, style)
     if style.wording == "maira2":
@@ -135,9 +135,10 @@ def prompt_for(study: Study, style: PromptStyle | None = None, *, image: bool = 
 
 
 def chat_template(tokenizer: Any) -> str:
-    """The Jinja template by which a server of chats words a message as the model knows prompts: its parts in their
-    order, a line for each image, and nothing of the language model's own chat. The start token is written out where
-    the tokenizer would put one, for servers tokenize the rendered text without special tokens."""
+    """Return the Jinja template by which a chat server writes a message as the model knows prompts: its parts
+    in their order, a line for each image, and nothing of the language model's own chat. The start token is
+    written out where the tokenizer would put one, for servers tokenize the rendered text without special
+    tokens."""
     marked, plain = (tokenizer("x", add_special_tokens=special)["input_ids"] for special in (True, False))
     before = tokenizer.decode(marked[: len(marked) - len(plain)])
     return (
@@ -149,7 +150,8 @@ def chat_template(tokenizer: Any) -> str:
 
 
 def answer_for(study: Study, style: PromptStyle | None = None) -> str:
-    """What the model is to write after the prompt; "" if the study lacks a section that is asked for."""
+    """Return what the model is to write after the prompt; "" if the study lacks a section that is asked
+    for."""
     style = style or PromptStyle()
     section = style.section
     findings, impression = clean(study.findings), clean(study.impression)
@@ -162,12 +164,12 @@ def answer_for(study: Study, style: PromptStyle | None = None) -> str:
 
 
 def fields_of(section: str) -> tuple[str, ...]:
-    """The fields of studies and predictions that make up a section."""
+    """Return the fields of studies and predictions that make up a section."""
     return ("findings", "impression") if section == "both" else (section,)
 
 
 def sections_of(text: str, section: str) -> dict[str, str]:
-    """A generated text -> {"findings": ..., "impression": ...}, those that were asked for."""
+    """Split a generated text into {"findings": ..., "impression": ...}, those that were asked for."""
     if section != "both":
         return {section: text.strip()}
     findings, _, impression = text.partition("Impression:")
@@ -175,7 +177,8 @@ def sections_of(text: str, section: str) -> dict[str, str]:
 
 
 def with_images_of(study: Study, other: Study) -> Study:
-    """The words of `study` about the images of `other`, for the floors: the prior's findings stay, its image goes."""
+    """Return `study` with the images of `other`, for the baselines: the prior's findings stay, its image
+    goes."""
     prior = study.prior
     if prior or other.prior:
         before = prior or Prior()
@@ -184,8 +187,8 @@ def with_images_of(study: Study, other: Study) -> Study:
 
 
 def shown_with(studies: Iterable[Study], images: str, seed: int = 0) -> Iterable[Study]:
-    """The studies as the model is shown them: with `images` "shuffled" each has another's images, in a `derangement`
-    drawn with `seed`; else they are as they are."""
+    """Return the studies as the model is shown them: with `images` "shuffled" each has another's images, in a
+    `derangement` drawn with `seed`; else they are as they are."""
     if images != "shuffled":
         return studies
     own = list(studies)
@@ -194,8 +197,8 @@ def shown_with(studies: Iterable[Study], images: str, seed: int = 0) -> Iterable
 
 
 def derangement(n: int, seed: int = 0) -> list[int]:
-    """A random order in which nothing is in its own place (n = 1 has none: it stays). The positions are shuffled and
-    each takes the next one's, so that every study's image is used once."""
+    """Return a random order in which nothing is in its own place (n = 1 has none: it stays). The positions
+    are shuffled and each takes the next one's, so that every study's image is used once."""
     import torch
 
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -206,9 +209,9 @@ def derangement(n: int, seed: int = 0) -> list[int]:
 
 
 def dropped_out(study: Study, style: PromptStyle, probability: float, rng: np.random.Generator) -> Study:
-    """The study without some of what may be missing at a user's: each of indication, technique, comparison, view, age,
-    sex, lateral image, prior image and prior findings that the style shows is left out with `probability`. The draws
-    are the same in number whatever a study has."""
+    """Return the study without some of what may be missing at a user's: each of indication, technique,
+    comparison, view, age, sex, lateral image, prior image and prior findings that the style shows is left out
+    with `probability`. The draws are the same in number whatever a study has."""
     lost = dict(
         zip(
             (

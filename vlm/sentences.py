@@ -14,8 +14,8 @@ def split(text: str) -> list[str]:
 
 
 def sentences(tokenizer, ids: list[int]) -> list[tuple[str, list[int]]]:
-    """The sentences of an answer with the places of their tokens in `ids`. A token belongs to the sentence that its
-    last character lies in; the end-of-sequence token to none."""
+    """Return the sentences of an answer with the places of their tokens in `ids`. A token belongs to the
+    sentence that its last character lies in; the end-of-sequence token to none."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     ends = [len(tokenizer.decode(ids[: i + 1], skip_special_tokens=True)) for i in range(len(ids))]
     found, last = [], 0
@@ -32,8 +32,9 @@ def sentences(tokenizer, ids: list[int]) -> list[tuple[str, list[int]]]:
 def scored_sentences(
     tokenizer, ids: list[int], seen: list[float], blank: list[float] | None = None
 ) -> list[dict]:
-    """For each sentence: `confidence`, the mean token log-probability; and with `blank` (the same answer's under a
-    blank image) `image_dependence`, how much likelier the image makes it: the difference of the sums, in nats."""
+    """Return for each sentence `confidence`, the mean token log-probability; and with `blank` (the same
+    answer's under a blank image) `image_dependence`, how much likelier the image makes it: the difference of
+    the sums, in nats."""
     rows = []
     for text, places in sentences(tokenizer, ids):
         row: dict[str, Any] = {"text": text}

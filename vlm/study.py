@@ -107,7 +107,7 @@ class Study:
         return [*filter(None, (self.split, f"{count} ({views})" if views else count, person)), *told, said]
 
     def image_paths(self, root: str | Path) -> list[Path]:
-        """Where the images lie, `root` being the folder of the studies file."""
+        """Return where the images lie, `root` being the folder of the studies file."""
         return [Path(root, image.path) for image in self.images]
 
 
@@ -121,7 +121,7 @@ class Problem:
 
 
 def absolute(study: Study, root: str | Path) -> Study:
-    """The study with its image paths, and its prior's, absolute."""
+    """Return the study with its image paths, and its prior's, absolute."""
 
     def there(images: list[Image]) -> list[Image]:
         return [replace(image, path=str(Path(root, image.path).absolute())) for image in images]
@@ -131,7 +131,8 @@ def absolute(study: Study, root: str | Path) -> Study:
 
 
 def normalise_split(name: str) -> str:
-    """`val`, `Valid`, `dev` ... -> `validate`, and so on. Raises StudyError for a name that means none of SPLITS."""
+    """Return the split that a name means, one of SPLITS: `validate` for `val`, `Valid`, `dev` ... Raises
+    StudyError for any other name."""
     split = name.strip().lower()
     split = SPLIT_ALIASES.get(split, split)
     if split not in SPLITS:
@@ -214,7 +215,7 @@ def save_studies(studies: Iterable[Study], path: str | Path, overwrite: bool = F
 
 
 def study_from_json(row: Any) -> Study:
-    """A decoded line -> Study. Raises StudyError naming the key whose value is of the wrong kind."""
+    """Make a Study of a decoded line. Raises StudyError naming the key whose value is of the wrong kind."""
     row = dict(_kind(row, dict, "the line"))
     schema = row.pop("schema", SCHEMA)
     if schema != SCHEMA:
@@ -260,7 +261,7 @@ def _is_number(value: Any) -> bool:
 
 
 def is_age(value: Any) -> bool:
-    """Whether an age can be one: missing (None, NaN), or a number of years from 0 to OLDEST."""
+    """Tell whether a value can be an age: missing (None, NaN), or a number of years from 0 to OLDEST."""
     if value is None:
         return True
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -287,7 +288,7 @@ def misfit(study: Study) -> str:
 
 
 def study_to_json(study: Study) -> dict[str, Any]:
-    """The line that `study_from_json` reads; missing values are left out."""
+    """Return the line that `study_from_json` reads; missing values are left out."""
     prior = study.prior and {
         "images": _images_to_json(study.prior.images),
         "findings": study.prior.findings,
@@ -323,7 +324,7 @@ def _unreachable(path: Path) -> str:
 
 
 def validate(studies: Sequence[Study], root: str | Path) -> list[Problem]:
-    """What would spoil a training or a score. `root` is the folder of the studies file. Codes:
+    """Return what would spoil a training or a score. `root` is the folder of the studies file. Codes:
 
     duplicate_study, missing_file, no_images, unknown_view, unknown_split, no_findings, not_text (findings that say
     "None" or "nan"), bad_sex, bad_age, patient_across_splits, image_across_splits.
@@ -366,7 +367,8 @@ def validate(studies: Sequence[Study], root: str | Path) -> list[Problem]:
 
 
 def patients_across_splits(studies: Sequence[Study]) -> list[Problem]:
-    """Patients whose studies lie in several splits: what is scored has then been seen in training."""
+    """Return the patients whose studies lie in several splits; scores on them would be of patients seen in
+    training."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for study in studies:
         if study.patient_id is not None and study.split:
@@ -388,8 +390,8 @@ def _across(what: str, found: dict[Any, dict[str, str]]) -> list[Problem]:
 
 
 def counts(studies: Sequence[Study]) -> dict[str, Any]:
-    """Numbers for a summary: studies, patients, images, priors, studies a split, images a view, and in how many
-    studies each optional field is present."""
+    """Return the numbers of a summary: studies, patients, images, priors, studies a split, images a view, and
+    in how many studies each optional field is present."""
     return {
         "studies": len(studies),
         "patients": len({s.patient_id for s in studies if s.patient_id is not None}),

@@ -154,12 +154,12 @@ def table_options(group: Options) -> None:
 
 
 def studies(args: argparse.Namespace) -> int:
-    """`cxr studies`."""
+    """Run `cxr studies`."""
     return {"check": check_studies, "make": make_studies}[args.action](args)
 
 
 def check_studies(args: argparse.Namespace) -> int:
-    """`cxr studies check`: 0 where nothing is wrong, 1 where something is."""
+    """Run `cxr studies check`: return 0 if nothing is wrong, 1 if something is."""
     from vlm.study import counts, load_studies, validate
 
     found = load_studies(args.studies)
@@ -184,8 +184,8 @@ def check_studies(args: argparse.Namespace) -> int:
 
 
 def make_studies(args: argparse.Namespace) -> int:
-    """`cxr studies make`: a data set as it is downloaded, or one's own files, become a studies file, its paths relative
-    to that file."""
+    """Run `cxr studies make`: write a studies file of a downloaded data set or of your own files, with paths
+    relative to it."""
     import os
     from dataclasses import replace
 
@@ -322,7 +322,7 @@ def _of_table(args: argparse.Namespace) -> tuple[list[Study], Path, int]:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """`cxr prepare`: an archive, or, where --out ends in .csv, an index."""
+    """Run `cxr prepare`: write an archive, or an index if --out ends in .csv."""
     from encoder.progress import bar
     from train.common.entry import next_command
     from train.datasets.archive import INDEX, PER_SHARD, index_lines

@@ -41,7 +41,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`cxr demo`: writes everything under OUT. An interrupted demo resumes, a finished one is left alone."""
+    """Run `cxr demo`: write everything under OUT. An interrupted demo resumes, a finished one is left
+    alone."""
     from train.common.launcher import run_steps
     from vlm.hub import MINI
 
@@ -172,7 +173,7 @@ def say(line: str) -> None:
 
 
 def taste(progress: Progress) -> dict[str, list[tuple[float, float]]]:
-    """Two short trainings; returns their loss curves by name."""
+    """Run two short trainings; return their loss curves by name."""
     from train.common.launcher import launch
     from vlm import model as models
     from vlm.load import load_model

@@ -46,7 +46,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`cxr doctor`: 0 where all that is needed is there."""
+    """Run `cxr doctor`: return 0 if all that is needed is there."""
     if args.model:
         known = facts_of_model(args.model)
         if args.json:
@@ -140,7 +140,7 @@ def lines_of_model(found: dict[str, Any]) -> list[str]:
 
 
 def packages() -> list[tuple[str, str, str]]:
-    """(name, version or 'missing', complaint or '') of every package that matters."""
+    """Return (name, version or 'missing', complaint or '') of every package that matters."""
     from packaging.version import Version
 
     rows = []
@@ -178,7 +178,7 @@ def devices() -> list[tuple[str, str]]:
 
 
 def attention() -> str:
-    """What our operator runs on the best device here."""
+    """Say what our operator runs on the best device here."""
     import torch
 
     if not torch.cuda.is_available():

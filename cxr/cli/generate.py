@@ -233,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def targets_of(args: argparse.Namespace, studies: list[Study]) -> dict[str, Path | None]:
-    """What is shown -> where its predictions go. Raises UsageError."""
+    """Map each kind of shown images to the file of its predictions. Raises UsageError."""
     targets: dict[str, Path | None] = {"own": args.out}
     if args.floors:
         targets |= {name: args.floors / f"{name}.jsonl" for name in ("shuffled", "blank")}

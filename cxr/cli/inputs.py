@@ -47,7 +47,7 @@ def patient_options(group: Options) -> None:
 
 
 def rules_of(args: argparse.Namespace) -> Rules:
-    """How the user wants DICOM files grouped, and patients called. Raises UsageError."""
+    """Return how the user wants DICOM files grouped, and patients called. Raises UsageError."""
     from train.datasets.reports.dicom import Rules
 
     key = b""

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser(command: str | None) -> tuple[Parser, Parser]:
-    """-> (the whole parser, that of `command`, which alone has its options)."""
+    """Return (the whole parser, that of `command`, which alone has its options)."""
     parser = WithStatuses(
         prog="cxr", description="Chest X-rays in, findings out. For research, not for diagnosis."
     )

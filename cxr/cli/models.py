@@ -53,7 +53,7 @@ def export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def hub_name(text: str) -> str:
-    """A model's name on the hub (owner/name), as an option's type."""
+    """Read a model's name on the hub (owner/name), as an option's type."""
     from encoder.hub import HUB_ID
 
     if not HUB_ID.fullmatch(text):
@@ -104,7 +104,7 @@ def embed_options(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    """`cxr export`."""
+    """Run `cxr export`."""
     from transformers.utils.logging import disable_progress_bar
 
     from encoder.errors import naming
@@ -153,7 +153,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """`cxr convert`."""
+    """Run `cxr convert`."""
     from dataclasses import replace
 
     from encoder.convert import FILES, difference, load_backbone, save_backbone
@@ -193,7 +193,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def embed(args: argparse.Namespace) -> int:
-    """`cxr embed`."""
+    """Run `cxr embed`."""
     from encoder.startup import importing
 
     with importing():

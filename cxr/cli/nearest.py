@@ -20,8 +20,8 @@ from vlm.study import Study, StudyError, absolute, load_studies, normalise_split
 
 
 def training_bank(path: Path, model: str, studies: Sequence[Study]) -> list[Study]:
-    """Training studies with images and what the model writes, none of a patient or a study that it writes for. Raises
-    UsageError where none is left."""
+    """Return training studies that have images and the model's section, without patients and studies that are
+    generated for. Raises UsageError if none is left."""
 
     def of_training(split: str | None) -> bool:
         try:

@@ -26,8 +26,8 @@ VIEWS = {"frontal": "frontal", "lateral": "lateral"}
 
 
 def study_of(study_id: str, row: dict[str, Any], root: Path) -> Study:
-    """A study of ReXrank's file; the key image comes first. Age is the middle of its range of years. Raises UsageError
-    for one without images."""
+    """Return a study of ReXrank's file; the key image comes first. Age is the middle of its range of years.
+    Raises UsageError for one without images."""
     paths = _texts(row, "image_path", study_id)
     views = _texts(row, "frontal_lateral", study_id)
     key, context = row.get("key_image_path") or "", row.get("context") or ""
@@ -56,7 +56,8 @@ def _texts(row: dict[str, Any], name: str, study_id: str) -> list[str]:
 
 
 def context_of(text: str) -> dict[str, Any]:
-    """ "Age:60-70.Gender:F.Indication: Cough. Comparison: None." -> the fields of a study that it gives."""
+    """Read the fields of ReXrank's context, such as "Age:60-70.Gender:F.Indication: Cough. Comparison:
+    None.", into those of a study."""
     parts = CONTEXT.split(text)[1:]
     named = {name.lower(): words.strip() for name, words in zip(parts[::2], parts[1::2], strict=True)}
     found: dict[str, Any] = {}
@@ -72,7 +73,7 @@ def context_of(text: str) -> dict[str, Any]:
 
 
 def write(path: Path, predictions: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> None:
-    """ReXrank's rows with what was predicted, in one piece."""
+    """Write ReXrank's rows with the predictions, atomically."""
     out = {}
     for prediction in predictions:
         texts = [prediction.get(section) for section in ("findings", "impression")]
@@ -115,7 +116,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`cxr rexrank`."""
+    """Run `cxr rexrank`."""
     from vlm.decoding import Decoding
     from vlm.findings import Findings
     from vlm.predictions import check_beside, write_predictions

@@ -100,7 +100,7 @@ def weights_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`cxr score`."""
+    """Run `cxr score`."""
     import eval
     from encoder.progress import Bars
     from eval.page.shell import about
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def references_of(args: argparse.Namespace) -> Any:
-    """The studies file, or its studies of one split. Raises UsageError."""
+    """Return the studies file, or its studies of one split. Raises UsageError."""
     if not args.split:
         return args.studies
     from vlm.study import load_studies, normalise_split, study_to_json
@@ -237,7 +237,7 @@ def _show(text: str) -> None:
 
 
 def weights(args: argparse.Namespace) -> int:
-    """`cxr weights`."""
+    """Run `cxr weights`."""
     from eval.scores import weights as known
 
     for name in args.fetch if args.fetch else known.MODELS if args.fetch is not None else ():

@@ -81,36 +81,36 @@ def no_more_readers() -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, as an option's type."""
+    """Read a whole number of at least 1, as an option's type."""
     return _whole(text, 1)
 
 
 def processes(text: str) -> int:
-    """How many processes to start, as an option's type."""
+    """Read how many processes to start, as an option's type."""
     from encoder.workers import MOST_WORKERS
 
     return _whole(text, 1, MOST_WORKERS)
 
 
 def seed(text: str) -> int:
-    """A whole number of at least 0, as an option's type."""
+    """Read a whole number of at least 0, as an option's type."""
     return _whole(text, 0)
 
 
 def side(text: str) -> int:
-    """Pixels a side, as an option's type."""
+    """Read pixels a side, as an option's type."""
     return _whole(text, 1, LONGEST_SIDE)
 
 
 def replicates(text: str) -> int:
-    """How many times to resample, as an option's type."""
+    """Read how many times to resample, as an option's type."""
     from eval.resampling import MOST_REPLICATES
 
     return _whole(text, 1, MOST_REPLICATES)
 
 
 def number(text: str) -> float:
-    """A finite number, as an option's type."""
+    """Read a finite number, as an option's type."""
     try:
         found = float(text)
     except ValueError:
@@ -121,7 +121,7 @@ def number(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """A number from 0 to 1, as an option's type."""
+    """Read a number from 0 to 1, as an option's type."""
     found = number(text)
     if not 0 <= found <= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text[:40]!r}")

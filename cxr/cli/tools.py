@@ -70,7 +70,7 @@ def phantom_options(parser: argparse.ArgumentParser) -> None:
 
 
 def phantom(args: argparse.Namespace) -> int:
-    """`cxr phantom`."""
+    """Run `cxr phantom`."""
     from train.common.entry import next_command
     from train.phantom.population import write_population
 
@@ -84,7 +84,7 @@ def phantom(args: argparse.Namespace) -> int:
 
 
 def plan_options(parser: Options) -> None:
-    """What is not a fine-tuning's own; `--out` and `--studies` are not needed here."""
+    """Add what is not a fine-tuning's own option; `--out` and `--studies` are not needed here."""
     add = parser.add_argument
     add("--text", type=positive, metavar="N", default=256, help="Tokens of a study beside its images'.")
     add("--answer", type=positive, metavar="N", default=128, help="Tokens of these that are learned.")
@@ -94,7 +94,7 @@ def plan_options(parser: Options) -> None:
 
 
 def plan(args: argparse.Namespace) -> int:
-    """`cxr plan`: a fine-tuning's parameters and memory, without its weights."""
+    """Run `cxr plan`: print a fine-tuning's parameters and memory without loading weights."""
     from train.finetune.config import configured
 
     config = configured([*args.rest, "--out", "-", "--studies", "-"], plan_options, "cxr plan", PLAN)
@@ -159,7 +159,7 @@ def leaks_options(parser: argparse.ArgumentParser) -> None:
 
 
 def leaks(args: argparse.Namespace) -> int:
-    """`cxr leaks`: 0 where nothing shared was found, 1 where something was."""
+    """Run `cxr leaks`: return 0 if no shared image was found, 1 if one was."""
     if not (args.lists or args.pixels or args.encoder):
         raise UsageError("nothing to compare with: give --list, --pixels or --encoder")
     if args.out and args.out.exists():
@@ -236,7 +236,7 @@ def outliers_options(parser: argparse.ArgumentParser) -> None:
 
 
 def outliers(args: argparse.Namespace) -> int:
-    """`cxr outliers`: fit what a model takes for an ordinary chest film."""
+    """Run `cxr outliers`: fit what a model takes for an ordinary chest film."""
     if args.out.exists():
         raise UsageError(f"{args.out} exists; remove it first or choose another name")
     from vlm.reference import fit_outliers

@@ -36,7 +36,7 @@ TRAININGS = {
 
 
 def options(parser: Options) -> None:
-    """What the launch takes; all else, and --help, are the training's own."""
+    """Add the options of the launch; all others, and --help, are the training's own."""
     parser.add_argument("--processes", type=positive, help="Processes: one a GPU, or shares of the cores.")
     parser.add_argument(
         "--config_file",

@@ -31,7 +31,7 @@ def attention(
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
 ) -> Tensor:
-    """softmax(scale * q k^T) v for every head, exact.
+    """Compute softmax(scale * q k^T) v for every head, exact.
 
     Dense: q (B, Nq, H, D), k and v (B, Nk, Hk, D). Packed: q (Tq, H, D), k and v (Tk, Hk, D), the sequences one
     after another, with `cu_seqlens_*` int32 (S + 1,) = 0, n1, n1 + n2, ... on the tensors' device and `max_seqlen_*`

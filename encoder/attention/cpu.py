@@ -20,7 +20,8 @@ _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def kept(q_BNHD: Tensor, k_BNHD: Tensor, causal: bool, packed: bool) -> Tensor:
-    """What `forward` keeps for `backward`, uninitialised: a row's probabilities, or the log of their sum."""
+    """Allocate what `forward` keeps for `backward`, uninitialised: a row's probabilities, or the log of their
+    sum."""
     B, n_q, H, _ = q_BNHD.shape
     n_k, Hk = k_BNHD.shape[1:3]
     if packed:
@@ -40,7 +41,7 @@ def forward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """-> (out (B, N, H, D) contiguous, what `kept` says). A pack has B = 1."""
+    """Return (out (B, N, H, D) contiguous, what `kept` says). A pack has B = 1."""
     if cu_seqlens_q is None:
         return _dense(q_BNHD, k_BNHD, v_BNHD, causal, scale, _by_products(q_BNHD, k_BNHD))
     q_THD, k_THD, v_THD = q_BNHD[0], k_BNHD[0], v_BNHD[0]
@@ -67,7 +68,7 @@ def backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> dq, dk, dv, contiguous."""
+    """Return dq, dk, dv, contiguous."""
     if cu_seqlens_q is None:
         by_products = _by_products(q_BNHD, k_BNHD)
         return _dense_backward(grad_BNHD, q_BNHD, k_BNHD, v_BNHD, out_BNHD, kept_, causal, scale, by_products)

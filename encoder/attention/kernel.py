@@ -365,7 +365,8 @@ class Pack(NamedTuple):
 def forward(
     q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, pack: Pack | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """-> (out (B, N, H, D) contiguous, in the dtype of q; lse (1, or 2 for float32, H, B N) float32, log2).
+    """Return (out (B, N, H, D) contiguous, in the dtype of q; lse (1, or 2 for float32, H, B N) float32,
+    log2).
 
     With a `pack`, B is 1 and N all tokens; it must cover them. Strides are free, but a head's row must lie in one
     piece: else it is copied.
@@ -392,7 +393,7 @@ def backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> dq, dk, dv, contiguous, in the dtypes of q, k and v."""
+    """Return dq, dk, dv, contiguous, in the dtypes of q, k and v."""
     if scale <= 0:
         q, positive = _turned(q_BNHD, scale)
         dq, dk, dv = backward(grad_BNHD, q, k_BNHD, v_BNHD, out_BNHD, lse_PHT, pack, causal, positive)
@@ -449,13 +450,13 @@ def _run(kernel, read, rows, written, pack: Pack | None, causal: bool, scale: fl
 
 
 def parts(dtype: torch.dtype) -> int:
-    """In how many numbers lse is kept."""
+    """Return in how many numbers lse is kept."""
     return 2 if dtype == torch.float32 else 1
 
 
 @lru_cache
 def capability(device: torch.device) -> int:
-    """80 for sm_80, and so on. Triton's interpreter, on a CPU, does as Hopper would."""
+    """Return 80 for sm_80, and so on; under Triton's interpreter, on a CPU, the number of Hopper."""
     major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
     if major < 8:
         raise RuntimeError(

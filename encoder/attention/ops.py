@@ -27,7 +27,7 @@ def attention(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """-> (out, like q and contiguous; what the backward needs besides)."""
+    """Return (out, like q and contiguous; what the backward needs besides)."""
     return cpu.forward(q, k, v, cu_seqlens_q, cu_seqlens_k, causal, scale)
 
 
@@ -44,7 +44,7 @@ def attention_backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> dq, dk, dv, contiguous."""
+    """Return dq, dk, dv, contiguous."""
     return cpu.backward(grad, q, k, v, out, kept, cu_seqlens_q, cu_seqlens_k, causal, scale)
 
 

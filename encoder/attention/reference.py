@@ -24,7 +24,8 @@ def attention_math(
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
 ) -> Tensor:
-    """softmax(scale * q k^T) v written out, in float32 or better: the oracle of the tests, `--attention reference`.
+    """Compute softmax(scale * q k^T) v written out, in float32 or better: the oracle of the tests,
+    `--attention reference`.
 
     Arguments as in `encoder.attention.attention`. float64 stays float64. The output has the dtype of q.
     """
@@ -63,8 +64,9 @@ def attention_sdpa(
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
 ) -> Tensor:
-    """The same through PyTorch's scaled_dot_product_attention, for a pack one call a run of equal lengths (the lengths
-    are read from the device): `--attention sdpa`, and the path of devices that our kernel does not know."""
+    """Compute the same through PyTorch's scaled_dot_product_attention, for a pack one call a run of equal
+    lengths (the lengths are read from the device): `--attention sdpa`, and the path of devices that our
+    kernel does not know."""
     if cu_seqlens_q is None:
         return _sdpa(q_BNHD, k_BNHD, v_BNHD, causal, scale)
     q_bounds = cu_seqlens_q.tolist()
@@ -79,12 +81,13 @@ def attention_sdpa(
 
 
 def causal_mask(n_q: int, n_k: int, device: torch.device | None = None) -> Tensor:
-    """Bool (n_q, n_k), True where query i sees key j: j <= i + n_k - n_q (aligned bottom-right)."""
+    """Return bool (n_q, n_k), True where query i sees key j: j <= i + n_k - n_q (aligned bottom-right)."""
     return torch.ones(n_q, n_k, dtype=torch.bool, device=device).tril(n_k - n_q)
 
 
 def runs(q_bounds: list[int], k_bounds: list[int]) -> list[tuple[int, int, int, int, int]]:
-    """Neighbouring sequences of the same lengths: (count, first q token, q length, first k token, k length)."""
+    """Group neighbouring sequences of the same lengths: (count, first q token, q length, first k token, k
+    length)."""
     runs: list[tuple[int, int, int, int, int]] = []
     for (q0, q1), (k0, k1) in zip(pairwise(q_bounds), pairwise(k_bounds), strict=True):
         if runs and (runs[-1][2], runs[-1][4]) == (q1 - q0, k1 - k0):

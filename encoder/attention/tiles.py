@@ -53,12 +53,13 @@ FLOAT32 = Tiles(32, 32, 4, 2)  # for exactness, not for speed: IEEE products use
 
 
 def tiles(kernel: str, head_dim: int, dtype: torch.dtype, causal: bool, capability: int) -> Tiles:
-    """`kernel` is forward, backward_kv or backward_q; `capability` is 80 for sm_80, and so on."""
+    """Return the tiles of a kernel: `kernel` is forward, backward_kv or backward_q; `capability` is 80 for
+    sm_80, and so on."""
     if dtype == torch.float32:
         return FLOAT32
     return TILES[90 if like_hopper(capability) else 80, kernel, 64 if head_dim <= 64 else 128, causal]
 
 
 def like_hopper(capability: int) -> bool:
-    """sm_90 and sm_100. GeForce Blackwell, sm_120, has as little shared memory as sm_89."""
+    """Tell whether it is sm_90 or sm_100. GeForce Blackwell, sm_120, has as little shared memory as sm_89."""
     return 90 <= capability < 120

@@ -87,7 +87,8 @@ def transformers_attention(
     is_causal: bool | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """The AttentionInterface function: q, k, v are (B, H, N, D), the mask is what `padding_mask` made.
+    """Serve as transformers' AttentionInterface function: q, k, v are (B, H, N, D), the mask is what
+    `padding_mask` made.
 
     A pack of several sequences in one row (B = 1) is said by `cu_seq_lens_q`, `max_length_q` and the same of k, as
     transformers' FlashAttentionKwargs have them; give an attention mask of ones with them, or transformers takes the
@@ -226,7 +227,8 @@ def padding_mask(
     attention_mask: Tensor | None = None,
     **kwargs,
 ) -> Tensor | None:
-    """The AttentionMaskInterface function: None, or a bool mask (batch, keys) that is False at padding."""
+    """Serve as transformers' AttentionMaskInterface function: return None, or a bool mask (batch, keys) that
+    is False at padding."""
     if _is_causal(mask_function, kv_offset + kv_length, kwargs.get("local_size")):
         mask_function = causal_mask_function
     if mask_function not in (causal_mask_function, bidirectional_mask_function):

@@ -23,7 +23,7 @@ ACCEPTED = "uint8 or uint16 (the stored levels of a picture), or floating-point 
 
 
 def is_tensor(x: object) -> bool:
-    """Whether `x` is a torch tensor. Does not import torch."""
+    """Tell whether `x` is a torch tensor. Does not import torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
 

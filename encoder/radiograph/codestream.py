@@ -111,7 +111,7 @@ def scans(data: bytes) -> Scans | None:
 
 
 def another_follows(frame: bytes) -> bool:
-    """Whether a second image follows the end of the first."""
+    """Tell whether a second image follows the end of the first."""
     stream = describe(frame)
     if stream is not None and stream.kind in ("jpeg_ls", "jpeg_2000"):
         # Behind the header, FF is followed by less than 80 (JPEG-LS) or 90 (JPEG 2000) in what is coded, so that FFD9
@@ -123,7 +123,7 @@ def another_follows(frame: bytes) -> bool:
 
 
 def restarts_are_whole(data: bytes, of: Scans) -> bool:
-    """Whether the one scan has as many restart markers as it must have, in their order."""
+    """Tell whether the only scan has all its restart markers, in their order."""
     if not of.restart_interval:
         return True
     numbers = [m[1][0] & 7 for m in RESTART.finditer(data, *of.found[0])]
@@ -131,7 +131,8 @@ def restarts_are_whole(data: bytes, of: Scans) -> bool:
 
 
 def tiles_are_whole(frame: bytes) -> bool:
-    """Whether the tile-parts of a JPEG 2000 codestream have the lengths that they say (SOT, ISO 15444-1 A.4.2)."""
+    """Tell whether the tile-parts of a JPEG 2000 codestream have the lengths they declare (SOT, ISO 15444-1
+    A.4.2)."""
     at = frame.find(b"\xff\x4f\xff\x51", 0, 4096) + 2
     while at + 4 <= len(frame) and frame[at : at + 2] != b"\xff\x90":
         at += 2 + int(struct.unpack_from(">H", frame, at + 2)[0])

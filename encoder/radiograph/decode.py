@@ -87,7 +87,7 @@ def can_decode(syntax: str, plugin: str | None) -> bool:
 
 
 def plugin_of(stream: Stream) -> tuple[str, str]:
-    """-> (transfer syntax, pydicom plugin) of a library that decodes the stream. Raises InputError."""
+    """Return (transfer syntax, pydicom plugin) of a library that decodes the stream. Raises InputError."""
     kind, precision = stream.kind, stream.precision
     if kind is None:
         raise InputError(

@@ -113,8 +113,8 @@ def _value(dataset: Dataset, limits: Limits) -> bytes:
 
 
 def hanging(header: Dataset, limits: Limits | None = None) -> tuple[tuple[int, int], geometry.Turns]:
-    """-> ((H, W) to which the stored pixels are resampled, how they are turned then): what `read` does with a DICOM
-    file with this header, for masks that were drawn on its stored pixels. Decodes nothing."""
+    """Return ((H, W) to which the stored pixels are resampled, how they are turned then): what `read` does
+    with a DICOM file with this header, for masks that were drawn on its stored pixels. Decodes nothing."""
     H, W = integer(header, "Rows", 0), integer(header, "Columns", 0)
     if H < 1 or W < 1:
         return (0, 0), (False, False, False)
@@ -310,7 +310,8 @@ def _one_frame(value: bytes, syntax: str) -> bytes:
 
 
 def levels_at_border(stored_HW: np.ndarray, low: int, n: int) -> np.ndarray:
-    """Which of the `n` stored values from `low` on occur in the outermost rows and columns: bool (n,)."""
+    """Tell which of the `n` stored values from `low` on occur in the outermost rows and columns: bool
+    (n,)."""
     occurs = np.zeros(n, bool)
     for line in (stored_HW[0], stored_HW[-1], stored_HW[:, 0], stored_HW[:, -1]):
         occurs[line.astype(np.intp) - low] = True

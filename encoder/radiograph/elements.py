@@ -17,7 +17,7 @@ DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.A)
 
 
 def first(dataset: Dataset, key: str) -> Any:
-    """The first value, or None: also where it cannot be converted."""
+    """Return the first value; None if it is missing or cannot be converted."""
     try:
         value = dataset.get(key)
     # pydicom converts on access and raises anything on a damaged value
@@ -58,7 +58,8 @@ def items(dataset: Dataset, key: str) -> list[Dataset]:
 
 
 def is_empty(dataset: Dataset, key: str) -> bool:
-    """Whether a sequence is there and holds nothing. One that cannot be read holds something."""
+    """Tell whether a sequence is there and holds nothing. One that cannot be read counts as holding
+    something."""
     try:
         value = dataset.get(key)
         return value is None or len(value) == 0
@@ -67,8 +68,8 @@ def is_empty(dataset: Dataset, key: str) -> bool:
 
 
 def decimals(dataset: Dataset, key: str) -> list[float | None] | None:
-    """All values of a decimal string; None for each that is not a finite number, and for an attribute that is absent.
-    An empty attribute has no values: []."""
+    """Return all values of a decimal string; None for each that is not a finite number, and for an attribute
+    that is absent. An empty attribute has no values: []."""
     tag = tag_for_keyword(key)
     if tag is None or tag not in dataset:
         return None

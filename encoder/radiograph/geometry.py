@@ -30,7 +30,7 @@ Turns = tuple[bool, bool, bool]
 
 
 def spacing(header: Dataset) -> tuple[float, float] | None:
-    """(mm between rows, mm between columns); at the detector if the header knows nothing nearer."""
+    """Return (mm between rows, mm between columns); at the detector if the header knows nothing nearer."""
     for key in ("PixelSpacing", "ImagerPixelSpacing"):
         values = decimals(header, key) or []
         # some anonymisers write zeros
@@ -40,8 +40,8 @@ def spacing(header: Dataset) -> tuple[float, float] | None:
 
 
 def aspect(header: Dataset) -> float | None:
-    """Height of a pixel through its width, by PixelSpacing, else ImagerPixelSpacing, else PixelAspectRatio (PS3.3
-    C.7.6.3.1.7, vertical size first); None where the header says nothing."""
+    """Return a pixel's height divided by its width, by PixelSpacing, else ImagerPixelSpacing, else
+    PixelAspectRatio (PS3.3 C.7.6.3.1.7, vertical size first); None where the header says nothing."""
     values = spacing(header)
     if values is None:
         ratio = decimals(header, "PixelAspectRatio") or []
@@ -53,8 +53,9 @@ def aspect(header: Dataset) -> float | None:
 
 
 def squared_shape(header: Dataset, H: int, W: int, most: int) -> tuple[tuple[int, int], list[Warn]]:
-    """-> ((H, W) with square pixels, what to say of it). The side along which pixels are longer grows, so that nothing
-    is lost. An image that would have more than `most` pixels, or would be a strip, stays as it is."""
+    """Return ((H, W) with square pixels, warnings about it). The side along which pixels are longer grows, so
+    that nothing is lost. An image that would have more than `most` pixels, or would be a strip, stays as it
+    is."""
     ratio = aspect(header)
     if ratio is None or 1 / (1 + SQUARE) <= ratio <= 1 + SQUARE:
         return (H, W), []
@@ -78,8 +79,8 @@ def resample(pixels_HW: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def turns(header: Dataset, view: str) -> tuple[Turns, list[Warn]]:
-    """-> (how to turn the stored pixels, what to say of it), by PatientOrientation (PS3.3 C.7.6.1.1.1): the direction
-    in the patient to which the rows run, and that of the columns.
+    """Return (how to turn the stored pixels, warnings about it), by PatientOrientation (PS3.3 C.7.6.1.1.1):
+    the direction in the patient to which the rows run, and that of the columns.
 
     A frontal film hangs with the patient's left on the right (rows to L) and the feet below (columns to F). A lateral
     film is turned upright, but is never mirrored: rows to A and rows to P are both usual.

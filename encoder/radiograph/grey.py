@@ -46,7 +46,7 @@ def span(stored_HW: np.ndarray) -> tuple[int, int]:
 
 
 def levels(stored_HW: np.ndarray) -> tuple[int, np.ndarray]:
-    """-> (lowest stored value, for it and each higher one up to the highest whether it occurs)."""
+    """Return (lowest stored value, for it and each higher one up to the highest whether it occurs)."""
     low, high = span(stored_HW)
     occurs = np.zeros(high - low + 1, bool)
     for rows in range(0, len(stored_HW), 128):  # in strips: numpy turns every index into 8 bytes
@@ -62,8 +62,8 @@ def look_up(
     invert: bool = False,
     dark: np.ndarray | None = None,
 ) -> np.ndarray:
-    """grey[v - low] for every stored value v, scaled so that what occurs spans [0, 1], and 0 for the values that are
-    `dark`: float32 (H, W)."""
+    """Return grey[v - low] for every stored value v, scaled so that what occurs spans [0, 1], and 0 for the
+    values that are `dark`: float32 (H, W)."""
     least, most = grey[occurs].min(), grey[occurs].max()
     if not least < most:
         raise InputError("constant_image", "every pixel has the same grey value")

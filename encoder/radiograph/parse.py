@@ -340,7 +340,8 @@ class _Walk:
         yield _Form(None, at + 8, self.length(at + 4))
 
     def fits(self, form: _Form, tag: int, ahead: int) -> bool:
-        """Whether an element with a greater tag follows the value, or what closes an item or the file."""
+        """Tell whether the value is followed by an element with a greater tag, the end of an item, or the end
+        of the file."""
         self.count()
         after = form.value + (0 if form.length == UNDEFINED else form.length)
         if after == len(self.data):

@@ -28,7 +28,8 @@ def check_png(data: bytes) -> list[Warn]:
 
 
 def has_all_rows(data: bytes) -> bool:
-    """Whether the pixels unfold to as many bytes as the header says. `data` are of a file that was decoded."""
+    """Tell whether the pixels unfold to as many bytes as the header says. `data` are of a file that was
+    decoded."""
     columns, rows, depth, kind, _, _, interlaced = struct.unpack_from(">2L5B", data, 16)
     bits = depth * CHANNELS[kind]
     needed = 0

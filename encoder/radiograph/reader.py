@@ -88,7 +88,7 @@ def name_of(source: Source) -> str | Path:
 
 
 def is_dataset(source: object) -> bool:
-    """Whether `source` is a pydicom Dataset. Does not import pydicom."""
+    """Tell whether `source` is a pydicom Dataset. Does not import pydicom."""
     dataset = sys.modules.get("pydicom.dataset")
     return dataset is not None and isinstance(source, dataset.Dataset)
 
@@ -118,7 +118,7 @@ def _read(source: Any, limits: Limits) -> Radiograph:
 
 
 def codecs() -> dict[str, str | bool]:
-    """For each DICOM transfer syntax, by name: the library that decodes it here, or False."""
+    """Return, for each DICOM transfer syntax by name, the library that decodes it here, or False."""
     from encoder.radiograph.decode import SYNTAXES, can_decode
 
     return {
@@ -167,7 +167,7 @@ _quiet_lock, _quiet_depth, _quiet_undo = threading.Lock(), 0, ExitStack()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No word of pydicom's, in warnings or logs, while any thread reads; Pillow's bomb warning becomes an error."""
+    """Silence pydicom's warnings and logs while any thread reads; Pillow's bomb warning becomes an error."""
     global _quiet_depth
     with _quiet_lock:
         if _quiet_depth == 0:

@@ -30,7 +30,8 @@ class Shown(NamedTuple):
 
 
 def padding(header: Dataset, low: int, occurs: np.ndarray) -> np.ndarray:
-    """Which stored values, from `low` on, fill the frame around the image (PS3.3 C.7.5.1.1.2): bool, as `occurs`.
+    """Tell which stored values, from `low` on, fill the frame around the image (PS3.3 C.7.5.1.1.2): bool, as
+    `occurs`.
 
     They must not set the range of the image's greys, and are background: black, whatever is white in the image. Nothing
     is padding if the image would have no two greys without it.
@@ -47,8 +48,9 @@ def padding(header: Dataset, low: int, occurs: np.ndarray) -> np.ndarray:
 
 
 def grey_levels(header: Dataset, stored: np.ndarray, occurs: np.ndarray) -> Shown:
-    """Modality LUT or rescale, then VOI LUT or window, of stored values. Every grey of a value that occurs is finite.
-    Raises InputError where the modality LUT cannot be used: without it dark cannot be told from bright."""
+    """Apply modality LUT or rescale, then VOI LUT or window, to stored values. Every grey of a value that
+    occurs is finite. Raises InputError if the modality LUT cannot be used: without it dark cannot be told
+    from bright."""
     notes: list[Warn] = []
     unusable = ""
     with np.errstate(all="ignore"):
@@ -176,7 +178,7 @@ def _window(header: Dataset, grey: np.ndarray, centre: float | None, width: floa
 
 
 def entries_of(item: Dataset) -> int:
-    """The entries that a LUT says it has. Raises Broken."""
+    """Return how many entries a LUT declares. Raises Broken."""
     return _descriptor(item)[0]
 
 
@@ -191,8 +193,8 @@ def _descriptor(item: Dataset) -> tuple[int, int]:
 
 
 def apply_lut(item: Dataset, values: np.ndarray, signed: bool) -> np.ndarray:
-    """A LUT of PS3.3 C.11.1.1: values below its first input get the first entry, those above its last the last. Raises
-    Broken where it has fewer entries than it says.
+    """Apply a LUT of PS3.3 C.11.1.1: values below its first input get the first entry, those above its last
+    the last. Raises Broken where it has fewer entries than it says.
 
     The first input has 16 bits, whatever VR they are written with. They are `signed` if the values may be negative: of
     a modality LUT or a palette PixelRepresentation says so, of a VOI LUT what is before it (C.11.2.1.1).

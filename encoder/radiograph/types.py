@@ -39,7 +39,7 @@ class InputError(UserError):
 
     @property
     def sentence(self) -> str:
-        """The place and the message, for where the code stands elsewhere."""
+        """Return the place and the message, for output that shows the code elsewhere."""
         return self.message if self.path == Path() else f"{self.path}: {self.message}"
 
     def __str__(self) -> str:

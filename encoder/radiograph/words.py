@@ -17,8 +17,8 @@ AGE_UNITS = {"D": 365.25, "W": 52.18, "M": 12, "Y": 1, "": 1}  # in a year; some
 
 
 def parse_view(text: str) -> str:
-    """A view as people write it ("Chest PA", "LATERAL", "CHEST_AP_PORT") -> PA, AP, frontal, lateral or unknown.
-    A text that names several, such as "PA and lateral", names none."""
+    """Read a view as people write it ("Chest PA", "LATERAL", "CHEST_AP_PORT") -> PA, AP, frontal, lateral or
+    unknown. A text that names several, such as "PA and lateral", names none."""
     text = re.sub(r"[\W_]+", " ", text)
     if VIEWS[0][1].search(text):
         return "frontal"
@@ -29,7 +29,8 @@ def parse_view(text: str) -> str:
 
 
 def parse_age(text: str) -> float | None:
-    """Years from DICOM's "045Y", "006M", "003W", "010D", or from a plain number; None for anything else."""
+    """Return years from DICOM's "045Y", "006M", "003W", "010D", or from a plain number; None for anything
+    else."""
     found = re.fullmatch(r"\s*(\d{1,3}(?:\.\d*)?)\s*([DWMY]?)\s*", text.upper())
     years = float(found[1]) / AGE_UNITS[found[2]] if found else None
     return years if years is not None and years <= 120 else None

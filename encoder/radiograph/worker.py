@@ -65,7 +65,8 @@ def _answer(to: socket.socket, question: dict[str, Any], frame: bytes, words: in
 
 
 def decode(question: dict[str, Any], frame: bytes) -> tuple[dict[str, Any], bytes]:
-    """-> ({"shape", "dtype"} of the samples, the samples), as the stream has them. Raises what the libraries raise."""
+    """Return ({"shape", "dtype"} of the samples, the samples), as the stream has them. Raises what the
+    libraries raise."""
     if question["plugin"] == "gdcm":
         return _by_gdcm(question, frame)
     from encoder.radiograph.codestream import Stream

@@ -33,8 +33,8 @@ def all_reduce(x: Tensor, op=None) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn_knopp(logits_BK: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Targets (B, K), rows summing to one, whose prototypes are used equally often over the gathered batch
-    (SwAV, arXiv 2006.09882, algorithm 1).
+    """Return targets (B, K): each row sums to one, and prototypes are used equally often over the gathered
+    batch (SwAV, arXiv 2006.09882, algorithm 1).
 
     Only the scalings u_K and v_B of the plan are iterated, Q = v * exp(logits / temperature) * u; the greatest logit of
     the batch is taken off first, so that nothing overflows. B may be 0 on some processes.
@@ -82,7 +82,8 @@ class Centre(nn.Module):
 
 
 def cross_entropy(student_BK: Tensor, targets_BK: Tensor, temperature: float) -> Tensor:
-    """-sum_k target log softmax(student / temperature), one value a sample (B,), float32. No gradient for targets."""
+    """Compute -sum_k target log softmax(student / temperature), one value a sample (B,), float32. No gradient
+    for targets."""
     return _CrossEntropy.apply(student_BK, targets_BK, temperature)
 
 
@@ -121,7 +122,8 @@ def _chunks(x_BK: Tensor) -> Iterator[slice]:
 
 
 def dino_loss(students: Sequence[Tensor], targets: Sequence[Tensor], temperature: float) -> Tensor:
-    """Cross-entropy of every student view (B, K) against every target view (B, K), summed over pairs, mean over B."""
+    """Compute the cross-entropy of every student view (B, K) against every target view (B, K), summed over
+    pairs, mean over B."""
     # The cross-entropy is linear in the target, so that one softmax a student view is enough.
     target_BK = torch.stack(list(targets)).sum(0)
     return torch.stack([cross_entropy(student, target_BK, temperature).mean() for student in students]).sum()
@@ -130,7 +132,8 @@ def dino_loss(students: Sequence[Tensor], targets: Sequence[Tensor], temperature
 def ibot_loss(
     student_MK: Tensor, targets_MK: Tensor, weights_M: Tensor, images: int, temperature: float
 ) -> Tensor:
-    """Cross-entropy over masked patches: `weights_M` = 1 / (masked patches of its image), sum over M / `images`.
+    """Compute the cross-entropy over masked patches: `weights_M` = 1 / (masked patches of its image), sum
+    over M / `images`.
 
     Images without masked patches count in `images`. With no masked patch at all it is 0 (and keeps the graph).
     """
@@ -138,7 +141,8 @@ def ibot_loss(
 
 
 def koleo_loss(features_BD: Tensor, gather: bool = True, eps: float = 1e-8) -> Tensor:
-    """Kozachenko-Leonenko: -mean log distance to the nearest neighbour on the unit sphere (arXiv 1806.03198).
+    """Compute the Kozachenko-Leonenko loss: -mean log distance to the nearest neighbour on the unit sphere
+    (arXiv 1806.03198).
 
     Neighbours are looked for in the gathered batch (`gather=False`: in that of this process). With fewer than two
     images it is 0 (and keeps the graph).
@@ -179,5 +183,5 @@ def _gather(x_BD: Tensor) -> Tensor:
 
 
 def entropy(probs_BK: Tensor) -> Tensor:
-    """Mean entropy of the rows in nats; log K for uniform ones."""
+    """Return the mean entropy of the rows in nats; log K for uniform ones."""
     return torch.special.entr(probs_BK.float()).sum(-1).mean()

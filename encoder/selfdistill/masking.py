@@ -10,7 +10,7 @@ import numpy as np
 def block_mask(
     rng: np.random.Generator, height: int, width: int, target: int, min_block: int = 4, aspect: float = 0.3
 ) -> np.ndarray:
-    """Bool (height, width) with exactly `target` patches True, made of overlapping rectangles.
+    """Return bool (height, width) with exactly `target` patches True, made of overlapping rectangles.
 
     Rectangles have at least `min_block` patches (where that many are still wanted) and aspect ratios between `aspect`
     and 1 / `aspect`, log-uniform. What rectangles cannot fill exactly is filled with single patches.
@@ -47,7 +47,7 @@ def crop_masks(
     probability: float = 0.5,
     ratio: tuple[float, float] = (0.1, 0.5),
 ) -> np.ndarray:
-    """Masks of the global crops of one image, bool (crops, height, width).
+    """Return masks of the global crops of one image, bool (crops, height, width).
 
     A crop is masked with `probability`, stratified over the crops of the image (of two crops at 0.5 exactly one is), by
     a share of patches uniform in `ratio`.

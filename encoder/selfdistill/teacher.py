@@ -10,13 +10,13 @@ from torch.distributed.tensor import DTensor
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
-    """A frozen copy in evaluation mode."""
+    """Return a frozen copy in evaluation mode."""
     return copy.deepcopy(student).eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, for all parameters in one fused call.
+    """Set teacher <- momentum * teacher + (1 - momentum) * student, for all parameters in one fused call.
 
     `student` is the bare module, not a DistributedDataParallel wrapper; FSDP2 must have split both alike. Raises
     ValueError if the two differ in their parameters.

@@ -81,7 +81,8 @@ def case_of(case: Mapping[str, Any], anchor: str) -> str:
 
 
 def compared(reference: str, generated: str) -> list[tuple[str, str]]:
-    """(kind, words) of each finding that either text has, by the rule-based labeller; uncertain is a value of its own.
+    """Return (kind, words) of each finding that either text has, by the rule-based labeller; uncertain is a
+    value of its own.
 
     Kinds: both, missed, extra (not in the reference), doubt (uncertain on one side, or on both).
     """

@@ -82,7 +82,7 @@ def write_body(
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is a page written here."""
+    """Tell whether a file is a page written here."""
     # A pipe would be waited for.
     if not path.is_file():
         return False

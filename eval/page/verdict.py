@@ -92,7 +92,7 @@ def spoken(floor: Floor) -> str:
 
 
 def verdict_html(scores: Scores) -> str:
-    """The sentences as HTML: the first large, the others and what they count below."""
+    """Return the sentences as HTML: the first large, the others and what they count below."""
     first, *others = verdict(scores)
     items = "".join(f"<li>{escape(text)}</li>" for text in others)
     names = ", ".join(map(short_name, _keys(scores)))

@@ -80,7 +80,7 @@ def attentive_probe(
     device: str | torch.device = "cpu",
     say: Callable[[str], None] = print,
 ) -> Judged:
-    """Logits of attention-pooled logistic heads.
+    """Fit attention-pooled logistic heads and return their logits.
 
     The features of the parts are not vectors but numbers (N, 1): what `tokens` gives the patch tokens (n, P, C) of.
     Learnt by AdamW on all findings at once; of every finding the learning rate and the epoch with the best `choose`
@@ -142,7 +142,7 @@ class _Kept:
         return True
 
     def into(self, model: AttentiveHeads, label: int) -> None:
-        """Puts the best weights where `_answers` reads them: in the place of the first learning rate."""
+        """Put the best weights in the place of the first learning rate, where `_answers` reads them."""
         three = (model.query_JLHC[0], model.head_JLHC[0], model.bias_JL[0])
         with torch.no_grad():
             for x, best in zip(three, self.weights_L[label], strict=True):

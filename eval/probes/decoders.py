@@ -155,8 +155,8 @@ class Decoder(nn.Module):
 
 
 def dice_and_cross_entropy(logits_BKhw: Tensor, shares_BKhw: Tensor) -> Tensor:
-    """Cross-entropy of each cell's share, and 1 - Dice of each structure over the batch, its sums smoothed by one cell
-    for batches that lack it."""
+    """Return the cross-entropy of each cell's share, and 1 - Dice of each structure over the batch, its sums
+    smoothed by one cell for batches that lack it."""
     entropy = F.binary_cross_entropy_with_logits(logits_BKhw, shares_BKhw)
     p = logits_BKhw.sigmoid()
     both_K, total_K = (x.sum((0, 2, 3)) for x in (p * shares_BKhw, p + shares_BKhw))
@@ -209,7 +209,7 @@ def train(
     device: str | torch.device = "cpu",
     say: Callable[[str], None] = print,
 ) -> tuple[Decoder, np.ndarray, int]:
-    """The best head in evaluation mode, its Dice of each structure on validation, and the step it is of."""
+    """Return the best head in evaluation mode, its Dice of each structure on validation, and its step."""
     if len(task.train) < 2:
         raise ValueError("a decoder needs at least two training images, for the statistics of a batch")
     mean_C, std_C, P = statistics(tokens, task.train)

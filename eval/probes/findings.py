@@ -29,7 +29,7 @@ def linear_probe(
     penalties: Sequence[float] = PENALTIES,
     components: Sequence[int] | None = None,
 ) -> Judged:
-    """Logits of a logistic regression for every finding (`eval.probes.linear.fit_heads`).
+    """Fit a logistic regression for every finding and return its logits (`eval.probes.linear.fit_heads`).
 
     features: what they are, for the signature. components: how many principal components validation may choose from,
     for features that are no encoder's (`eval.probes.linear.COMPONENTS` for pixels).
@@ -44,8 +44,8 @@ def linear_probe(
 def knn_probe(
     train: Part, test: Part, names: Sequence[str], *, features: str = "cls", k: int = NEIGHBOURS
 ) -> Judged:
-    """Shares of positives among the k nearest training images; where none of them has a known label, the share among
-    all training images. Raises ValueError where a patient is in both parts."""
+    """Return the share of positives among the k nearest training images; if none of them has a known label,
+    among all. Raises ValueError if a patient is in both parts."""
     check_parts(names, train=train, test=test)
     prior_1L = share_of_positives(train)
     scores_ML = knn_scores(train.x_NC, train.y_NL, test.x_NC, k)
@@ -78,8 +78,8 @@ def few_shot(
     penalties: Sequence[float] = PENALTIES,
     components: Sequence[int] | None = None,
 ) -> dict[float, Judged]:
-    """The linear probe on shares of the training patients: of every share a `Judged` with the scores of each draw (one
-    draw of all patients).
+    """Fit the linear probe on shares of the training patients: for every share, a `Judged` with the scores of
+    each draw (one draw of all patients).
 
     A draw's smaller shares lie within its larger ones (`nested_draws`). Validation is the whole of it at every share,
     as the signature says: what changes is what is learnt from.
@@ -100,8 +100,8 @@ def few_shot(
 def nested_draws(
     patients: Sequence[str], labels_NL: np.ndarray, shares: Sequence[float], draws: int = DRAWS, seed: int = 0
 ) -> list[dict[float, np.ndarray]]:
-    """Training rows of every draw and share: all images of the first patients of a random order, of which a smaller
-    share takes fewer. The same seed gives the same rows for every encoder.
+    """Draw the training rows of every draw and share: all images of the first patients of a random order, of
+    which a smaller share takes fewer. The same seed gives the same rows for every encoder.
 
     Orders are drawn again until the smallest share has both kinds of every label that has both at all; if `ATTEMPTS`
     orders do not, the one with most. So small draws are as random as those with something to learn from can be.
@@ -147,8 +147,8 @@ def permuted(
     penalties: Sequence[float] = PENALTIES,
     components: Sequence[int] | None = None,
 ) -> Judged:
-    """The linear probe on labels dealt out anew among the images: what its protocol finds where there is nothing, a
-    mean AUROC of a half.
+    """Fit the linear probe on labels permuted among the images: what the protocol finds where there is
+    nothing, a mean AUROC of 0.5.
 
     An image gets all labels of another. Those of validation are dealt out too: true ones would choose, of heads that
     know nothing, the one that is right by chance.
@@ -191,14 +191,14 @@ def _choices(
 
 
 def share_of_positives(part: Part) -> np.ndarray:
-    """(1, L), NaN where no label is known."""
+    """Return the share of positives (1, L); NaN if no label is known."""
     known = (~np.isnan(part.y_NL)).sum(0)
     positives = np.nansum(part.y_NL, 0)
     return np.divide(positives, known, out=np.full(len(known), np.nan), where=known > 0)[None]
 
 
 def constant_floor(share_1L: np.ndarray) -> np.ndarray:
-    """What is said without looking."""
+    """Return the answer that does not look at the images."""
     return np.where(np.isnan(share_1L), 0.5, share_1L)  # any constant: AUPRC and AUROC know only the order
 
 

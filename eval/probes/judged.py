@@ -55,8 +55,8 @@ class Part:
 
 
 def check_parts(names: Sequence[str], labels: bool = True, **parts: Part) -> None:
-    """Raises ValueError where a patient is in two of the parts, where they have other numbers of features or labels,
-    and with `labels` for a label that is not 1, 0 or NaN."""
+    """Raise ValueError if a patient is in two parts, if numbers of features or labels differ, and with
+    `labels` for a label that is not 1, 0 or NaN."""
     for split, part in parts.items():
         if part.y_NL.shape[1] != len(names):
             raise ValueError(f"{split}: {part.y_NL.shape[1]} columns of labels, but {len(names)} names")
@@ -118,7 +118,7 @@ class Judged:
         signature("", **self.choices)
 
     def to_json(self) -> dict[str, Any]:
-        """Patients are numbers here; answers keep float32's nine digits."""
+        """Return it as a dict for JSON: patients are numbers, answers keep float32's nine digits."""
         return {
             "names": self.names, "choices": self.choices, "chosen": self.chosen, "images": self.images,
             "patients": self.patients.tolist(), "truth": _listed(self.truth_ML), "floor": _listed(self.floor_ML),

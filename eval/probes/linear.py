@@ -32,8 +32,9 @@ Rows = tuple[np.ndarray, np.ndarray]  # features (N, C), labels (N, L)
 def vectors(
     cls_NC: np.ndarray, mean_NC: np.ndarray | None, which: str, cells_NC: np.ndarray | None = None
 ) -> np.ndarray:
-    """One vector an image, float32: CLS, the mean of the patch tokens, both side by side, or `grid`: CLS beside the
-    means of the patch tokens in each of CELLS x CELLS parts of the image, which say where, as a mean of all does not.
+    """Return one vector for each image, float32: CLS, the mean of the patch tokens, both side by side, or
+    `grid`: CLS beside the means of the patch tokens in each of CELLS x CELLS parts of the image, which say
+    where, as a mean of all does not.
 
     Side by side each keeps its length, so that the longest one rules a cosine; heads standardise every feature.
     Raises ValueError for another word, for means that are not there, or for means of other images.
@@ -59,7 +60,8 @@ def knn_scores(
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> np.ndarray:
-    """(M, L) shares of positives among the k most similar images, weighted by exp(cosine / temperature).
+    """Return the share of positives (M, L) among the k most similar images, weighted by exp(cosine /
+    temperature).
 
     Images whose label is not known have no vote on it; NaN where none of the k has one.
     """
@@ -92,7 +94,7 @@ class Heads:
     ]  # of each label: penalty, components, value on validation, or the reason why not
 
     def scores(self, x_MC: np.ndarray) -> np.ndarray:
-        """(M, L): logits, or values of a regression."""
+        """Return logits, or a regression's values, (M, L)."""
         return np.asarray(x_MC, np.float64) @ self.weights_LC.T + self.bias_L
 
 
@@ -104,9 +106,9 @@ def fit_heads(
     penalties: Sequence[float] = PENALTIES,
     components: Sequence[int] | None = None,
 ) -> Heads:
-    """A logistic regression a label on standardised features. The penalty, and with `components` also how many of the
-    principal components of the training images it sees, are those with the best `choose` (auprc or auroc) of this
-    label on `validate`; of equals the strongest penalty.
+    """Fit a logistic regression for each label on standardised features. The penalty, and with `components`
+    also how many of the principal components of the training images it sees, are those with the best `choose`
+    (auprc or auroc) of this label on `validate`; of equals the strongest penalty.
 
     Where validation cannot choose, for want of images of both kinds, the middle one is taken; a label without both
     kinds in `train` has no head; `chosen` gives the reasons. Raises ValueError for another `choose`.
@@ -155,7 +157,7 @@ def logistic_scores(
     choose: str = "auroc",
     components: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """(M, L) logits of `fit_heads`. NaN for labels without both kinds in `train`."""
+    """Return the logits (M, L) of `fit_heads`. NaN for labels without both kinds in `train`."""
     return fit_heads(train, validate, choose=choose, components=components).scores(test_MC)
 
 
@@ -175,14 +177,14 @@ class Space(NamedTuple):
         return (x_NC if self.basis_CK is None else x_NC @ self.basis_CK) / self.scale_K
 
     def folded(self, w_K: np.ndarray, b: float) -> tuple[np.ndarray, float]:
-        """The same head, of features as they are."""
+        """Return the same head for features that are not standardised."""
         w_C = w_K / self.scale_K if self.basis_CK is None else self.basis_CK @ (w_K / self.scale_K)
         return w_C, b - float(self.mean_C @ w_C)
 
 
 def spaces_of(train_NC: np.ndarray, components: Sequence[int] | None = None) -> list[Space]:
-    """The standardised features, or as many principal components of them, one space for each of `components`; more
-    than the training images have are not tried. Nothing but the training images is looked at."""
+    """Return the space of standardised features, or one of principal components for each of `components`;
+    more than the training images have are not tried. Only the training images are looked at."""
     if components is None:
         scale = StandardScaler().fit(np.asarray(train_NC, np.float64))
         return [Space(scale.mean_, None, scale.scale_)]
@@ -201,14 +203,14 @@ def spaces_of(train_NC: np.ndarray, components: Sequence[int] | None = None) -> 
 
 
 def one_kind(y_N: np.ndarray) -> str:
-    """What is missing among known labels: "" if there are both kinds."""
+    """Say which kind is missing among known labels; "" if there are both."""
     if not len(y_N):
         return "no known label"
     return "" if y_N.min() < y_N.max() else f"no {'negative' if y_N[0] else 'positive'}"
 
 
 def candidates(all_of_them: Sequence, lacking: str) -> Sequence:
-    """Those to try: all, or the middle one where validation lacks what it would take to choose."""
+    """Return the candidates to try: all, or the middle one if validation cannot choose."""
     return [all_of_them[len(all_of_them) // 2]] if lacking else all_of_them
 
 
@@ -220,6 +222,6 @@ def explained(chosen: dict[str, Any], lacking: str) -> dict[str, Any]:
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """float32 rows of length 1."""
+    """Return float32 rows of length 1."""
     x = np.asarray(x, np.float32)
     return x / np.linalg.norm(x, axis=1, keepdims=True).clip(min=1e-12)

@@ -16,7 +16,7 @@ _CHUNK = 256  # replicates at a time: some 20 MB an array at 10,000 images
 
 
 def auroc(labels_M: np.ndarray, scores_M: np.ndarray) -> float:
-    """Area under the ROC curve, ties counting a half; NaN without both kinds."""
+    """Return the area under the ROC curve, ties counting a half; NaN without both kinds."""
     return float(weighted_auroc(labels_M, scores_M, np.ones((1, len(labels_M))))[0])
 
 
@@ -26,7 +26,7 @@ def auprc(labels_M: np.ndarray, scores_M: np.ndarray) -> float:
 
 
 def weighted_auroc(labels_M: np.ndarray, scores_M: np.ndarray, weights_BM: np.ndarray) -> np.ndarray:
-    """The share of weighted (positive, negative) pairs in the right order, ties counting a half."""
+    """Return the share of weighted (positive, negative) pairs in the right order, ties counting a half."""
     found = []
     for positive, negative in _by_score(labels_M, scores_M, weights_BM):
         below = negative.cumsum(1) - negative / 2
@@ -49,7 +49,8 @@ def weighted_auprc(labels_M: np.ndarray, scores_M: np.ndarray, weights_BM: np.nd
 
 
 def weighted_r2(truth_M: np.ndarray, predicted_M: np.ndarray, weights_BM: np.ndarray) -> np.ndarray:
-    """1 - squared error / squared distance from the mean of the same weighting; NaN where the truth does not vary."""
+    """Compute 1 - squared error / squared distance from the mean of the same weighting; NaN where the truth
+    does not vary."""
     truth_M, predicted_M = np.asarray(truth_M, np.float64), np.asarray(predicted_M, np.float64)
     if not len(truth_M):
         return np.full(len(weights_BM), np.nan)
@@ -61,20 +62,20 @@ def weighted_r2(truth_M: np.ndarray, predicted_M: np.ndarray, weights_BM: np.nda
 
 
 def weighted_mae(truth_M: np.ndarray, predicted_M: np.ndarray, weights_BM: np.ndarray) -> np.ndarray:
-    """Mean absolute error, in the truth's unit."""
+    """Return the mean absolute error, in the truth's unit."""
     error_M = np.abs(np.asarray(truth_M, np.float64) - predicted_M)
     return weighted_mean(truth_M, error_M, weights_BM)
 
 
 def weighted_mean(truth_M: np.ndarray, scores_M: np.ndarray, weights_BM: np.ndarray) -> np.ndarray:
-    """Mean of the scores, which are judgements themselves; the truth is not looked at."""
+    """Return the mean of the scores, which are judgements themselves; the truth is not looked at."""
     scores_M = np.asarray(scores_M, np.float64)
     total, n = _times(weights_BM, np.stack([scores_M, np.ones_like(scores_M)], 1)).T
     return _over(total, n)
 
 
 def replicate_weights(groups: Sequence[Hashable], n_boot: int = 1000, seed: int = 0) -> np.ndarray:
-    """How often each image is in each bootstrap replicate of the patients, int16 (n_boot, M)."""
+    """Return how often each image is in each bootstrap replicate of the patients, int16 (n_boot, M)."""
     _, patient_M = np.unique(np.array([str(g) for g in groups]), return_inverse=True)
     patients = patient_M.max() + 1
     rng = np.random.default_rng(seed)

@@ -37,7 +37,8 @@ def regression_probe(
     ridges: Sequence[float] = RIDGES,
     components: Sequence[int] | None = None,
 ) -> Judged:
-    """Predictions of numbers, each in its own unit, for `measured(..., "r2")` and `"mae"`.
+    """Fit ridge regressions and return predictions of numbers, each in its own unit, for `measured(...,
+    "r2")` and `"mae"`.
 
     Raises ValueError where a patient is in two parts.
     """
@@ -58,8 +59,9 @@ def regression_probe(
 def fit_ridges(
     train: Rows, validate: Rows, *, ridges: Sequence[float] = RIDGES, components: Sequence[int] | None = None
 ) -> Heads:
-    """A ridge regression a target on standardised features, as scikit-learn's with alpha = ridge x images. The
-    penalty, and with `components` their number, are those with the least squared error on `validate`.
+    """Fit a ridge regression for each target on standardised features, as scikit-learn's with alpha = ridge x
+    images. The penalty, and with `components` their number, are those with the least squared error on
+    `validate`.
 
     Where validation knows nothing of a target the middle ones are taken; a target without two values in `train` has
     no head; `chosen` gives the reasons.
@@ -93,12 +95,12 @@ def fit_ridges(
 
 
 def sex_labels(sexes: Sequence[str | None]) -> np.ndarray:
-    """(N, 1): 1 female, 0 male, NaN for anything else."""
+    """Return labels (N, 1): 1 female, 0 male, NaN for anything else."""
     return np.array([[SEXES.get((sex or "").strip().upper(), np.nan)] for sex in sexes]).reshape(-1, 1)
 
 
 def sex_probe(train: Part, validate: Part, test: Part, **options: Any) -> Judged:
-    """The linear probe with labels of `sex_labels`, chosen by AUROC; options as of `linear_probe`."""
+    """Fit the linear probe with labels of `sex_labels`, chosen by AUROC; options as of `linear_probe`."""
     return linear_probe(train, validate, test, ["sex"], **{"choose": "auroc", **options})
 
 

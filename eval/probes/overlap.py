@@ -50,28 +50,30 @@ class Frame:
     patch: int | None = None
 
     def spans(self, H: int, W: int) -> tuple[tuple[float, float], tuple[float, float]]:
-        """First and last row, first and last column of the patches, in pixels of the image; outside it in padding."""
+        """Return first and last row, first and last column of the patches, in pixels of the image; outside it
+        in padding."""
         h, w, top, left = self.preprocessing.place(H, W)
         size = self.preprocessing.size
         side = size - size % self.patch if self.patch else size
         return (top * H / h, (top + side) * H / h), (left * W / w, (left + side) * W / w)
 
     def enlarge(self, maps_Khw: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
-        """Maps over the square -> (K, H, W) of the image by bilinear interpolation, which continues the outermost
-        cells, and bool (H, W): pixels whose centre lies in the square."""
+        """Enlarge maps over the square to (K, H, W) of the image by bilinear interpolation, which continues
+        the outermost cells, and bool (H, W): pixels whose centre lies in the square."""
         rows, columns = self.spans(H, W)
         y_Hh, inside_H = _bilinear(maps_Khw.shape[1], *rows, H)
         x_Ww, inside_W = _bilinear(maps_Khw.shape[2], *columns, W)
         return y_Hh @ maps_Khw.float().cpu() @ x_Ww.T, inside_H[:, None] & inside_W
 
     def masks(self, logits_Khw: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
-        """Logits over the square -> masks of the image, bool (K, H, W), empty outside the square; and the pixels in it,
-        bool (H, W)."""
+        """Turn logits over the square into masks of the image, bool (K, H, W), empty outside the square; and
+        the pixels in it, bool (H, W)."""
         logits_KHW, inside_HW = self.enlarge(logits_Khw, H, W)
         return (logits_KHW > 0) & inside_HW, inside_HW
 
     def shares(self, masks_KHW: np.ndarray, side: int) -> Tensor:
-        """Share of each of side x side cells of the square that a structure covers, (K, side, side)."""
+        """Return the share of each of side x side cells of the square that a structure covers, (K, side,
+        side)."""
         rows, columns = self.spans(*masks_KHW.shape[1:])
         y_hH = _areas(side, *rows, masks_KHW.shape[1])
         x_wW = _areas(side, *columns, masks_KHW.shape[2])
@@ -130,7 +132,7 @@ class MaskTask:
             raise ValueError("an image is in two splits, or in one of them twice")
 
     def each(self, rows: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
-        """(row, bool (K, H, W)), checked."""
+        """Yield (row, bool (K, H, W)), checked."""
         for part in batches(rows):
             masks = list(self.masks(part))
             if len(masks) != len(part):
@@ -145,11 +147,11 @@ class MaskTask:
                 yield int(row), mask_KHW
 
     def shares(self, rows: np.ndarray, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(n, K, side, side): how much of each cell of the square a structure covers."""
+        """Return (n, K, side, side): how much of each cell of the square a structure covers."""
         return torch.stack([self.frame.shares(mask, side).to(dtype) for _, mask in self.each(rows)])
 
     def choices(self, **more: object) -> dict[str, object]:
-        """Of the signature."""
+        """Return the choices that stand in the signature."""
         view = self.frame.preprocessing.mode if self.outside == "left-out" else None
         return {**more, "at": "image", "outside": self.outside, "view": view, "empty": "apart"}
 
@@ -160,12 +162,12 @@ def batches(rows: np.ndarray, size: int = BATCH) -> list[np.ndarray]:
 
 
 def overlap(A: Tensor, B: Tensor) -> Tensor:
-    """Cells in both, in A, in B, of masks (..., H, W): int64 (..., 3)."""
+    """Count cells in both, in A, in B, of masks (..., H, W): int64 (..., 3)."""
     return torch.stack([x.flatten(-2).sum(-1) for x in torch.broadcast_tensors(A & B, A, B)], -1)
 
 
 def counts(task: MaskTask, rows: np.ndarray, predict: Predictor) -> np.ndarray:
-    """Pixels at the resolution of the images: in both, predicted, true; int64 (n, K, 3)."""
+    """Count pixels at the resolution of the images: in both, predicted, true; int64 (n, K, 3)."""
     found, masks = [], task.each(rows)
     for part in batches(rows):
         # the maps end first, so that no mask is taken in vain
@@ -179,7 +181,7 @@ def counts(task: MaskTask, rows: np.ndarray, predict: Predictor) -> np.ndarray:
 
 
 def found_masks(task: MaskTask, rows: np.ndarray, predict: Predictor) -> list[np.ndarray]:
-    """What is found in each image, bool (K, h, w), its longer side `EXAMPLE` pixels at most."""
+    """Return what is found in each image, bool (K, h, w), its longer side `EXAMPLE` pixels at most."""
     found = []
     for (_, mask_KHW), maps_Khw in zip(task.each(rows), predict(rows), strict=True):
         H, W = mask_KHW.shape[1:]
@@ -192,26 +194,26 @@ def found_masks(task: MaskTask, rows: np.ndarray, predict: Predictor) -> list[np
 
 
 def packed(masks_KHW: np.ndarray) -> dict[str, Any]:
-    """Masks as JSON: a bit a pixel, deflated."""
+    """Pack masks for JSON: a bit a pixel, deflated."""
     bits = zlib.compress(np.packbits(masks_KHW).tobytes(), 9)
     return {"shape": list(masks_KHW.shape), "bits": base64.b64encode(bits).decode()}
 
 
 def unpacked(masks: dict[str, Any]) -> np.ndarray:
-    """The inverse of `packed`."""
+    """Undo `packed`."""
     shape = tuple(masks["shape"])
     bits = np.frombuffer(zlib.decompress(base64.b64decode(masks["bits"])), np.uint8)
     return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
 
 
 def dice_of(counts_NK3: np.ndarray) -> np.ndarray:
-    """2 |A and B| / (|A| + |B|); NaN where there is nothing true."""
+    """Compute Dice, 2 |A and B| / (|A| + |B|); NaN where there is nothing true."""
     both, predicted, true = np.moveaxis(np.asarray(counts_NK3, np.float64), -1, 0)
     return _ratio(2 * both, predicted + true, true > 0)
 
 
 def iou_of(counts_NK3: np.ndarray) -> np.ndarray:
-    """|A and B| / |A or B|; NaN where there is nothing true."""
+    """Compute IoU, |A and B| / |A or B|; NaN where there is nothing true."""
     both, predicted, true = np.moveaxis(np.asarray(counts_NK3, np.float64), -1, 0)
     return _ratio(both, predicted + true - both, true > 0)
 
@@ -225,8 +227,8 @@ def _ratio(a: np.ndarray, b: np.ndarray, where: np.ndarray | None = None) -> np.
 def choose(
     task: MaskTask, candidates: Callable[[np.ndarray], Tensor], names: Sequence[Any]
 ) -> tuple[Predictor, dict[str, Any], dict[str, float]]:
-    """Of J candidates, rows -> (n, J, K, h, w), the one with the best mean Dice on validation for each structure:
-    what predicts, and of each structure the candidate's name and its Dice there.
+    """Choose, for each structure, the one of J candidates, rows -> (n, J, K, h, w), with the best mean Dice
+    on validation. Returns the predictor, and for each structure the candidate's name and its Dice there.
 
     Compared on `task.cells` a side of the square. Where validation lacks the structure, the first is taken.
     """
@@ -289,7 +291,7 @@ class Segmentation:
         return signature("segmentation", **self.choices)
 
     def scores(self, n_boot: int = 1000, seed: int = 0) -> dict[str, dict[str, Score]]:
-        """structure or "mean" -> quantity -> value with its 95 % interval over patients."""
+        """Return structure or "mean" -> quantity -> value with its 95 % interval over patients."""
         sums_PS = patient_sums(self._sums(), self.patients_N)
         values = self._values(sums_PS.sum(0))
         replicates = self._values(bootstrap_sums(sums_PS, n_boot, seed))
@@ -309,7 +311,8 @@ class Segmentation:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """The counts of each image, from which all quantities follow. Patients are numbered in order of appearance."""
+        """Return the counts of each image, from which all quantities follow. Patients are numbered in order
+        of appearance."""
         index: dict[Hashable, int] = {}
         return {
             "signature": self.signature,
@@ -387,8 +390,9 @@ def _mean(x: np.ndarray, which_K: np.ndarray) -> np.ndarray:
 def compare(
     a: Segmentation, b: Segmentation, *, n_boot: int = 1000, n_permutations: int = 10_000, seed: int = 0
 ) -> dict[str, Any]:
-    """a minus b on the same test images: structure or "mean" -> quantity -> {"value", "interval", "p", "n"}, resampled
-    and permuted by patient. Raises ValueError if they were judged on other images, masks or pixels."""
+    """Compare a minus b on the same test images: structure or "mean" -> quantity -> {"value", "interval",
+    "p", "n"}, resampled and permuted by patient. Raises ValueError if they were judged on other images, masks
+    or pixels."""
     same = ("at", "outside", "view", "empty")
     if a.structures != b.structures or [str(x) for x in a.rows_N] != [str(x) for x in b.rows_N]:
         raise ValueError("segmentations can be compared on the same structures of the same images only")

@@ -56,7 +56,7 @@ class PatchColours:
         return cls(mean_C, axes_3C, *np.percentile(at_M3, [1, 99], axis=0))
 
     def paint(self, tokens_PC: Tensor | np.ndarray, side: int | None = None) -> np.ndarray:
-        """(g, g, 3), or (side, side, 3) with patches as squares."""
+        """Paint (g, g, 3), or (side, side, 3) with patches as squares."""
         x_PC = np.asarray(tokens_PC, np.float64)
         span_3 = np.maximum(self.high_3 - self.low_3, 1e-12)
         at_P3 = ((x_PC - self.mean_C) @ self.axes_3C.T - self.low_3) / span_3
@@ -75,8 +75,8 @@ def outlines(
     width: int = 2,
     side: int | None = SIDE,
 ) -> np.ndarray:
-    """An X-ray (uint8, or float in [0, 1]) with the inner rim of each mask, `width` pixels of the picture wide, later
-    masks over earlier ones. The longer side is reduced to `side` first."""
+    """Draw on an X-ray (uint8, or float in [0, 1]) the inner rim of each mask, `width` pixels of the picture
+    wide, later masks over earlier ones. The longer side is reduced to `side` first."""
     pixels_HW, masks_KHW = np.asarray(pixels_HW), np.asarray(masks_KHW)
     if pixels_HW.ndim != 2 or masks_KHW.ndim != 3 or masks_KHW.shape[1:] != pixels_HW.shape:
         raise ValueError(

@@ -99,8 +99,9 @@ class Gap(Score):
 def measured(
     judged: Judged, metric: str, *, n_boot: int = REPLICATES, seed: int = 0, least: int = LEAST
 ) -> list[FoundScore]:
-    """`metric` (of METRICS) of every answer with its 95 % percentile bootstrap interval over patients, and for auprc
-    and auroc the mean over the findings that at least `least` patients have and as many have not.
+    """Measure `metric` (of METRICS) for every answer with its 95 % percentile bootstrap interval over
+    patients, and for auprc and auroc the mean over the findings that at least `least` patients have and as
+    many have not.
 
     Of several draws the value is their mean, and `more` has each, and their standard deviation. The interval is of
     that mean over the patients of the test; it does not hold the spread of the draws.
@@ -130,9 +131,9 @@ def measured(
 def compared(
     a: Judged, b: Judged, metric: str, *, n_boot: int = COMPARED, seed: int = 0, least: int = LEAST
 ) -> list[Gap]:
-    """`metric` of `a` minus that of `b` on the same images: both see the same drawn patients. p is the bootstrap's
-    (`eval.resampling.bootstrap_p`), adjusted by Holm over the answers; of findings, over those that `measured` has in
-    its mean, whose difference comes last.
+    """Compare `metric` of `a` minus that of `b` on the same images: both see the same drawn patients. p is
+    the bootstrap's (`eval.resampling.bootstrap_p`), adjusted by Holm over the answers; of findings, over
+    those that `measured` has in its mean, whose difference comes last.
 
     Raises ValueError where the two have not judged the same.
     """
@@ -170,7 +171,7 @@ def compared(
 
 
 def table(rows: Iterable[FoundScore] | Iterable[Gap]) -> str:
-    """Numbers with intervals, prevalence and floor, or differences with p, as plain text."""
+    """Return numbers with intervals, prevalence and floor, or differences with p, as plain text."""
     rows = list(rows)
     head = ["", "value", "other", "difference", "p", "p (Holm)", "images"]
     if not rows or isinstance(rows[0], FoundScore):
@@ -186,7 +187,7 @@ def table(rows: Iterable[FoundScore] | Iterable[Gap]) -> str:
 
 
 def enough(judged: Judged, label: int, least: int) -> bool:
-    """Whether `least` patients have it and `least` have not."""
+    """Tell whether at least `least` patients have the finding and as many do not."""
     return all(len(np.unique(judged.patients[judged.truth_ML[:, label] == kind])) >= least for kind in (0, 1))
 
 

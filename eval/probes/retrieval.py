@@ -28,7 +28,8 @@ def retrieval_probe(
     unknown: str = "left-out",
     features: str = "cls",
 ) -> Judged:
-    """Precision at k of every query, for `measured(..., "precision")`: of the k images with the highest cosine,
+    """Measure precision at k of every query, for `measured(..., "precision")`: of the k images with the
+    highest cosine,
 
     - `shared@k`: the share with a label in common; queries without any label are not counted,
     - `exact@k`: the share with exactly the query's labels.

@@ -25,14 +25,14 @@ Tokens = Callable[[np.ndarray], Tensor]  # rows -> (n, P, C), as encoder.feature
 
 
 def dice(predicted_NHW: np.ndarray, truth_NHW: np.ndarray) -> np.ndarray:
-    """Dice of each image, (N,): 2 |A and B| / (|A| + |B|); NaN where both are empty."""
+    """Return the Dice of each image, (N,): 2 |A and B| / (|A| + |B|); NaN where both are empty."""
     A, B = (np.asarray(x, bool).reshape(len(x), -1) for x in (predicted_NHW, truth_NHW))
     total = A.sum(1) + B.sum(1)
     return np.divide(2 * (A & B).sum(1), total, out=np.full(len(A), np.nan), where=total > 0)
 
 
 def statistics(tokens: Tokens, rows: np.ndarray) -> tuple[Tensor, Tensor, int]:
-    """Mean and standard deviation (C,) over the patches of those images, and how many an image has."""
+    """Return the mean and standard deviation (C,) over the patches of those images, and how many an image has."""
     count, total, squares, P = 0, 0.0, 0.0, 0
     for part in batches(rows):
         x_MC = tokens(part).flatten(0, 1).double().cpu()
@@ -62,13 +62,13 @@ class Patches:
         self.spread_P = spread_P.sqrt().clamp(min=1e-6)
 
     def places(self, w_PK: Tensor) -> Tensor:
-        """What the weights of standardised places add to the logits of patches there, (P, K)."""
+        """Return what the weights of standardised places add to the logits of patches there, (P, K)."""
         scaled_PK = w_PK / self.spread_P[:, None]
         return scaled_PK - self.share_P @ scaled_PK
 
     def curvature(self, position: bool, most: int = 20_000) -> Tensor:
-        """About the second derivatives of the loss at its minimum, (C, C), or with places (C + P, C + P), float64: the
-        covariance of the features, of `most` patches, times the variance of the shares."""
+        """Approximate the second derivatives of the loss at its minimum, (C, C), or with places (C + P, C +
+        P), float64: the covariance of the features, of `most` patches, times the variance of the shares."""
         M = len(self.place_M)
         which = torch.randperm(M, generator=torch.Generator().manual_seed(0))[:most].to(self.x_MC.device)
         # in float32 its smallest eigenvalues would be negative
@@ -103,8 +103,8 @@ class LinearHead:
         self.ridge, self.steps, self.position = ridge, steps, position
 
     def fit(self, tokens_NPC: Tensor, masks: Tensor, start: int | None = None) -> LinearHead:
-        """`masks`: (N, H, W), or (N, K, H, W); they may be shares of cells, at least g x g. From weights of zero, or
-        from random ones with the seed `start`."""
+        """Fit heads; `masks` are (N, H, W), or (N, K, H, W); they may be shares of cells, at least g x g.
+        From weights of zero, or from random ones with the seed `start`."""
         N, P, _ = tokens_NPC.shape
         side = round(P**0.5)
         shares = F.adaptive_avg_pool2d(masks.float(), side).flatten(-2)
@@ -118,7 +118,7 @@ class LinearHead:
     def solve(
         self, patches: Patches, start: int | None = None, curvature_DD: Tensor | None = None
     ) -> LinearHead:
-        """`curvature_DD`: of `patches`, where it is known already."""
+        """Solve for the weights; `curvature_DD` is that of `patches`, if it is known already."""
         p, C = patches, patches.x_MC.shape[1]
         self.mean, self.std = p.mean_C, p.std_C
         D, K = C + p.P * self.position, p.y_MK.shape[1]
@@ -166,7 +166,7 @@ class LinearHead:
 
     @torch.no_grad()
     def logits(self, tokens_NPC: Tensor) -> Tensor:
-        """-> (N, K, g, g)."""
+        """Return logits (N, K, g, g)."""
         side = round(tokens_NPC.shape[1] ** 0.5)
         x_NPC = (tokens_NPC.to(self.w.device).float() - self.mean) / self.std
         logits_NPK = x_NPC @ self.w + self.b + self.places_PK
@@ -174,7 +174,7 @@ class LinearHead:
 
     @torch.no_grad()
     def predict(self, tokens_NPC: Tensor, size: int) -> np.ndarray:
-        """-> bool (N, size, size), or (N, K, size, size) where it was fitted to several structures."""
+        """Predict bool (N, size, size), or (N, K, size, size) if it was fitted to several structures."""
         maps = F.interpolate(self.logits(tokens_NPC), size=(size, size), mode="bilinear")
         return ((maps if self.several else maps[:, 0]) > 0).cpu().numpy()
 
@@ -192,7 +192,7 @@ def linear(
     device: str | torch.device = "cpu",
     **choices: object,
 ) -> Segmentation:
-    """A LinearHead on `tokens`, of each structure the ridge with the best Dice on validation.
+    """Fit a LinearHead on `tokens`, for each structure with the ridge of the best Dice on validation.
 
     Learnt from at most `patches` patches, as many of each training image, drawn with `seed`. `head` (its name) and
     further `choices` are of the signature.
@@ -252,7 +252,7 @@ def _chosen(task: MaskTask, candidates: Tokens, names: Sequence[object], **choic
 
 
 def judged(task: MaskTask, predict, chosen=None, validation=None, **choices: object) -> Segmentation:
-    """What a predictor finds in the test images. `choices` are of the signature."""
+    """Judge what a predictor finds in the test images. `choices` are of the signature."""
     return Segmentation(
         list(task.structures),
         task.test,
@@ -270,7 +270,8 @@ def judged(task: MaskTask, predict, chosen=None, validation=None, **choices: obj
 
 
 def mean_mask(task: MaskTask) -> Segmentation:
-    """The same for every image: where more than some share of the training images have the structure."""
+    """Predict the same mask for every image: where more than some share of the training images have the
+    structure."""
     sum_Khw = sum(task.shares(part, task.cells).sum(0) for part in batches(task.train))
     mean_Khw = sum_Khw / len(task.train)
     maps_JKhw = mean_Khw - torch.from_numpy(THRESHOLDS).float()[:, None, None, None]
@@ -283,13 +284,13 @@ def mean_mask(task: MaskTask) -> Segmentation:
 
 
 def raw_patches(task: MaskTask, pixels: Tokens, **options) -> Segmentation:
-    """A linear head on the grey levels of a patch and its place. `options` as of `linear`."""
+    """Fit a linear head on the grey levels of a patch and its place. `options` as of `linear`."""
     return linear(task, pixels, position=True, head="raw-patches", **options)
 
 
 def whole_image(task: MaskTask, images_NC: np.ndarray) -> Segmentation:
-    """A ridge regression of the mask on principal components of the whole image, small: what its outline tells. Rows
-    of `images_NC` are all the task's images (such as CLS of the encoder `pixels`)."""
+    """Fit a ridge regression of the mask on principal components of the whole image, shrunk: what its outline
+    tells. Rows of `images_NC` are all the task's images (such as CLS of the encoder `pixels`)."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import Ridge
 
@@ -310,7 +311,8 @@ def whole_image(task: MaskTask, images_NC: np.ndarray) -> Segmentation:
 
 
 def floors(task: MaskTask, pixels: Tokens, images_NC: np.ndarray, **options) -> dict[str, Segmentation]:
-    """What a segmentation reaches without an encoder: each must be beaten. `pixels`: grey levels of the patches."""
+    """Return what a segmentation reaches without an encoder: baselines that an encoder must beat. `pixels`:
+    grey levels of the patches."""
     return {
         "mean mask": mean_mask(task),
         "raw patches + position": raw_patches(task, pixels, **options),

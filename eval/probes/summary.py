@@ -22,8 +22,8 @@ SHOWN = ("auprc", "auroc", "r2", "mae", "precision", "dice", "iou")  # in tables
 def scores_and_gaps(
     task: str, encoder: str, heads: Heads, first: str, others: Heads, *, replicates: int = 1000, seed: int = 0
 ) -> tuple[list[dict], list[dict], list[str]]:
-    """Of one encoder: rows of numbers, rows of what `first`, with its heads `others`, has more, and in words which of
-    these differences there cannot be."""
+    """Return, for one encoder, rows of numbers, rows of differences between `first` (whose heads are
+    `others`) and it, and notes on differences that cannot be computed."""
     rows, gaps, notes = [], [], []
     for head, judged in heads.items():
         about = {"encoder": encoder, "head": head}
@@ -84,7 +84,7 @@ def _structures(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def tables(tasks: Mapping[str, Mapping[str, list[dict]]], first: str) -> str:
-    """The numbers as text; differences of the means, where there are such."""
+    """Return the numbers as text, then differences of the means, if there are any."""
     lines = []
     for task, found in tasks.items():
         lines.append(f"\n{task}")
@@ -101,7 +101,7 @@ def tables(tasks: Mapping[str, Mapping[str, list[dict]]], first: str) -> str:
 
 
 def what(row: Mapping[str, Any]) -> str:
-    """The finding, number or structure that a row is about."""
+    """Return the finding, number or structure that a row is about."""
     return row.get("structure") or row.get("name", "").partition("/")[2]
 
 

@@ -30,8 +30,9 @@ FAINT = 1e-6  # weight of every edge at least, so that the graph is connected
 
 
 def affinity(tokens_PC: np.ndarray, radius: float | None = None) -> np.ndarray:
-    """Symmetric weights (P, P) of the edges between patches: the cosine of their tokens about the image's mean, 0 where
-    it is negative, and on the diagonal. With `radius` only between patches whose centres are at most so many apart."""
+    """Return symmetric weights (P, P) of the edges between patches: the cosine of their tokens about the
+    image's mean, 0 where it is negative, and on the diagonal. With `radius` only between patches whose
+    centres are at most so many apart."""
     x_PC = np.asarray(tokens_PC, np.float64)
     x_PC = x_PC - x_PC.mean(0)
     x_PC /= np.linalg.norm(x_PC, axis=1, keepdims=True).clip(min=1e-12)
@@ -64,7 +65,8 @@ def _grouped(x_PC: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def spectral(W_PP: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """Clusters (P,) by k-means on the leading k eigenvectors of D^-1/2 W D^-1/2, rows scaled to length one."""
+    """Cluster patches, (P,), by k-means on the leading k eigenvectors of D^-1/2 W D^-1/2, rows scaled to
+    length one."""
     scale_P = W_PP.sum(1).clip(min=FAINT) ** -0.5  # one patch alone has no edge
     _, x_Pk = _leading(scale_P[:, None] * W_PP * scale_P, k)
     x_Pk = x_Pk / np.linalg.norm(x_Pk, axis=1, keepdims=True).clip(min=1e-12)
@@ -72,16 +74,17 @@ def spectral(W_PP: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
 
 
 def modularity(W_PP: np.ndarray, labels_P: np.ndarray) -> float:
-    """Q (Newman 2006): the share of edge weight within clusters, minus what it would be if only degrees counted."""
+    """Compute Q (Newman 2006): the share of edge weight within clusters, minus what it would be if only
+    degrees counted."""
     degree_P, total = W_PP.sum(1), W_PP.sum()
     same_PP = labels_P[:, None] == labels_P
     return float(((W_PP - np.outer(degree_P, degree_P) / total) * same_PP).sum() / total)
 
 
 def by_modularity(W_PP: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """At most k clusters (P,) of high modularity: k-means on the leading eigenvectors of the modularity matrix that
-    have positive eigenvalues, each as long as their root; then single patches move, the most gainful first, while Q
-    grows."""
+    """Find at most k clusters (P,) of high modularity: k-means on the leading eigenvectors of the modularity
+    matrix that have positive eigenvalues, each as long as their root; then single patches move, the most
+    gainful first, while Q grows."""
     degree_P = W_PP.sum(1)
     B_PP = W_PP - np.outer(degree_P, degree_P) / max(degree_P.sum(), FAINT)
     values, vectors = _leading(B_PP, max(1, k - 1))
@@ -103,7 +106,8 @@ def by_modularity(W_PP: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
 
 
 def best_union(both_k: np.ndarray, sizes_k: np.ndarray, true: int) -> np.ndarray:
-    """Which clusters, together, have the best Dice with a structure of `true` pixels: bool (k,). None if it is empty.
+    """Find which clusters together have the best Dice with a structure of `true` pixels: bool (k,). None if
+    it is empty.
 
     `both_k`: pixels of each cluster in the structure. The best set is always one of the clusters with the largest
     shares inside, for its Dice is a ratio of sums: adding a cluster raises it if both / size is over half of it.
@@ -119,8 +123,8 @@ def best_union(both_k: np.ndarray, sizes_k: np.ndarray, true: int) -> np.ndarray
 
 
 def hungarian(both_kK: np.ndarray, sizes_k: np.ndarray, true_K: np.ndarray) -> np.ndarray:
-    """Bool (k, K): one cluster for each structure at most, and the other way round, with the largest sum of Dice.
-    Nothing for structures that are empty, and where the Dice would be 0."""
+    """Match clusters and structures one to one with the largest sum of Dice: bool (k, K). Empty structures,
+    and pairs whose Dice is 0, stay unmatched."""
     dice_kK = np.where(true_K > 0, 2 * both_kK / np.maximum(sizes_k[:, None] + true_K, 1), 0.0)
     chosen_kK = np.zeros(both_kK.shape, bool)
     chosen_kK[linear_sum_assignment(dice_kK, maximize=True)] = True
@@ -128,7 +132,7 @@ def hungarian(both_kK: np.ndarray, sizes_k: np.ndarray, true_K: np.ndarray) -> n
 
 
 def matched(both_kK: np.ndarray, sizes_k: np.ndarray, true_K: np.ndarray, matching: str) -> np.ndarray:
-    """Pixels in both, predicted, true (K, 3) after the matching."""
+    """Count pixels in both, predicted, true (K, 3) after the matching."""
     if matching == "hungarian":
         chosen_kK = hungarian(both_kK, sizes_k, true_K)
     else:
@@ -140,7 +144,7 @@ def matched(both_kK: np.ndarray, sizes_k: np.ndarray, true_K: np.ndarray, matchi
 def clusters(
     tokens_PC: np.ndarray, method: str = "spectral", k: int = 4, radius: float | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Clusters of an image's patches, int (g, g), numbered from 0."""
+    """Return the clusters of an image's patches, int (g, g), numbered from 0."""
     W_PP = affinity(tokens_PC, radius)
     labels_P = (spectral if method == "spectral" else by_modularity)(W_PP, k, seed)
     side = round(len(labels_P) ** 0.5)
@@ -159,7 +163,8 @@ def segment(
     features: str = "tokens",
     say: Callable[[str], None] = print,
 ) -> Segmentation:
-    """Clusters of each test image, matched to its structures at the resolution of the image (see `matched`).
+    """Find the clusters of each test image, matched to its structures at the resolution of the image (see
+    `matched`).
 
     `matching`: `union`, for each structure the best set of clusters; `hungarian`, one cluster each. Edges of clusters
     are enlarged as logits are: a pixel belongs to the cluster with the largest bilinear share. `features`: what they
@@ -176,7 +181,8 @@ def segment(
 
 
 def centre_split(side: int, k: int) -> np.ndarray:
-    """A split that no image is needed for: the rim (an eighth of the side), and the rest in k - 1 upright strips."""
+    """Return a split that needs no image: the rim (an eighth of the side), and the rest in k - 1 upright
+    strips."""
     at = (np.arange(side) + 0.5) / side
     middle = np.abs(at - 0.5) < 3 / 8
     strip = 1 + np.clip((at - 1 / 8) / (3 / 4) * (k - 1), 0, max(0, k - 2)).astype(np.int64)
@@ -184,8 +190,8 @@ def centre_split(side: int, k: int) -> np.ndarray:
 
 
 def with_place(pixels_PC: np.ndarray, weight: float = 1.0) -> np.ndarray:
-    """Grey levels of patches about the image's mean and at its standard deviation, and beside them the place: as long a
-    vector on average, times `weight`."""
+    """Return the grey levels of patches, standardised by image, with the place beside them: as long a vector
+    on average, times `weight`."""
     x_PC = np.asarray(pixels_PC, np.float64)
     x_PC = (x_PC - x_PC.mean()) / max(x_PC.std(), 1e-12) / x_PC.shape[1] ** 0.5
     side = round(len(x_PC) ** 0.5)
@@ -206,7 +212,8 @@ def floors(
     cells: int = 64,
     say: Callable[[str], None] = print,
 ) -> dict[str, Segmentation]:
-    """The same with raw patches and their places instead of tokens, and with a fixed split (`centre_split`)."""
+    """Return the baselines: the same with raw patches and their places instead of tokens, and a fixed split
+    (`centre_split`)."""
 
     def placed(rows: np.ndarray) -> Tensor:
         return torch.stack([torch.from_numpy(with_place(x.cpu().numpy())) for x in pixels(rows)])

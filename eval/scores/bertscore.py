@@ -37,7 +37,8 @@ class BertScore:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> BertScore:
-        """From a transformers directory of distilroberta-base (`model.safetensors` or `pytorch_model.bin`).
+        """Load the scorer from a transformers directory of distilroberta-base (`model.safetensors` or
+        `pytorch_model.bin`).
 
         Raises ScoreError, naming the file, if one is missing.
         """
@@ -76,8 +77,8 @@ class BertScore:
         idf: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
-        """Rescaled F1 of every pair, float64 (N,): 1 for equal texts, about 0 for unrelated ones. An empty text counts
-        0 before rescaling, as in bert-score.
+        """Return the rescaled F1 of every pair, float64 (N,): 1 for equal texts, about 0 for unrelated ones.
+        An empty text counts 0 before rescaling, as in bert-score.
 
         Raises ScoreError for `idf` over fewer than 2 references: all weights would be 0, and with them the score.
         """

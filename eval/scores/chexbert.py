@@ -76,7 +76,8 @@ class CheXbert(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> CheXbert:
-        """From a folder with `chexbert.pth` and, in `bert-base-uncased/`, its tokenizer. On a GPU if there is one.
+        """Load the labeller from a folder with `chexbert.pth` and, in `bert-base-uncased/`, its tokenizer. On
+        a GPU if there is one.
 
         Raises ScoreError, naming the file, if one is missing or is not what it should be.
         """
@@ -116,7 +117,8 @@ class CheXbert(nn.Module):
     def forward(
         self, reports: Sequence[str], progress: Callable[[int, int], None] | None = None
     ) -> ChexbertLabels:
-        """Each text is read once, however often it occurs. `progress(read, of)` is called after each batch."""
+        """Encode the texts; each is read once, however often it occurs. `progress(read, of)` is called after
+        each batch."""
         clean = [" ".join(report.split()) for report in reports]
         texts = sorted({text for text in clean if text}, key=lambda t: (self._pieces(t), t), reverse=True)
         width = self.bert.config.hidden_size
@@ -155,7 +157,7 @@ class CheXbert(nn.Module):
 
 
 def cosine(a_NC: np.ndarray, b_NC: np.ndarray) -> np.ndarray:
-    """Cosine of each pair of vectors, float64 (N,); 0 where one of them is zero."""
+    """Return the cosine of each pair of vectors, float64 (N,); 0 where one of them is zero."""
     a, b = np.asarray(a_NC, np.float64), np.asarray(b_NC, np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)

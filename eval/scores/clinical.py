@@ -51,7 +51,8 @@ class Clinical:
     def read(
         self, reports: Sequence[str], progress: Progress | None = None, *, keep: bool = False
     ) -> Readings:
-        """`keep`: RadGraph's annotations are kept on disk for the next time (those of references are wanted again)."""
+        """Read the texts with every model. `keep` stores RadGraph's annotations on disk; those of references
+        are needed again."""
         found = Readings(reports)
         if self.chexbert:
             found.chexbert = self.chexbert(reports, _named(progress, "CheXbert"))
@@ -128,8 +129,8 @@ class Clinical:
 def load(
     which: str | Sequence[str] = "auto", folder: str | Path | None = None, device: str | None = None
 ) -> tuple[Clinical, list[NotComputed]]:
-    """The models `which` says ("auto": those that are there; "none"; or names), and what cannot be computed without
-    the others.
+    """Load the models that `which` names ("auto": those that are there; "none"; or names); return them and
+    what cannot be computed without the others.
 
     Raises ScoreError for a model that was asked for by name and is not there or cannot be read.
     """
@@ -188,7 +189,8 @@ def _load(clinical: Clinical, found: weights.FoundWeights, device: str | None) -
 
 
 def annotations() -> Path:
-    """Where RadGraph's annotations of references are kept. They hold words of the reports, as the user's own files."""
+    """Return where RadGraph's annotations of references are kept. They hold words of the reports, so only
+    their user can read them."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxr" / "annotations"
 
 

@@ -79,7 +79,8 @@ def differences(
     seed: int = 0,
     n_permutations: int = PERMUTATIONS,
 ) -> list[Difference]:
-    """Of every key, paired by patient: both systems see the same drawn patients, and are swapped within patients.
+    """Return the difference of every key, paired by patient: both systems see the same drawn patients, and
+    are swapped within patients.
 
     p has the form (c + 1) / (n + 1) and is adjusted by Holm over `keys`.
     """

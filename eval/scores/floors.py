@@ -27,7 +27,7 @@ class Floor:
 def floor_reports(
     pairs: Pairs, floors: Given, training: Source | None
 ) -> tuple[list[tuple[str, str, list[str]]], list[NotComputed]]:
-    """(name, how, one report a study) of every floor that can be had, and those that cannot.
+    """Return (name, how, one report a study) of every baseline that can be made, and those that cannot.
 
     Raises ScoreError for floors or training studies that cannot be read.
     """

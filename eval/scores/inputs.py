@@ -38,7 +38,7 @@ _PLACEHOLDERS = {"none", "nan", "null", "n/a", "na", "<na>", "undefined"}
 
 
 def missing(value: object) -> bool:
-    """None, "", NaN: what the study contract calls missing."""
+    """Tell whether a value is missing by the study contract: None, "" or NaN."""
     return value is None or value == "" or value != value
 
 
@@ -63,13 +63,13 @@ class Section:
     choices: Mapping[str, str] = field(default_factory=dict)  # what signatures say of it
 
     def read(self, record: Record) -> tuple[str, dict[str, str]]:
-        """The text, and what is wrong with which field (see `report_text`)."""
+        """Return the text, and what is wrong with which field (see `report_text`)."""
         read = {name: report_text(record.get(name)) for name in self.fields}
         text = "\n\n".join(text for text, _ in read.values() if text)
         return text, {name: wrong for name, (_, wrong) in read.items() if wrong}
 
     def lack(self, what: str, wrong: Mapping[str, str]) -> str:
-        """The kind of POLICIES for a record that lacks the `wrong` fields."""
+        """Return the kind of POLICIES for a record that lacks the `wrong` fields."""
         left = [name for name in self.fields if name not in wrong]
         return f"{what} with {left[0]} alone" if left else f"{what} without {' and '.join(self.fields)}"
 
@@ -88,7 +88,7 @@ SECTIONS = {
 
 
 def section_named(name: str) -> Section:
-    """Raises ScoreError if there is no such section."""
+    """Return the section of this name. Raises ScoreError if there is none."""
     if name not in SECTIONS:
         raise ScoreError(f"section is {name!r}; accepted are {', '.join(SECTIONS)}")
     return SECTIONS[name]
@@ -114,7 +114,7 @@ class Pairs:
 
 
 def load(source: Source, what: str) -> list[Record]:
-    """Records of a JSON Lines file, of a CSV file with a header, or of an iterable of mappings.
+    """Load the records of a JSON Lines file, of a CSV file with a header, or of an iterable of mappings.
 
     Raises ScoreError if the file is missing, empty or not UTF-8, if a line is not a JSON object, or if a record has
     no `study_id`; the message names file and line.
@@ -195,7 +195,7 @@ def _read_table(path: Path, what: str) -> Iterable[tuple[str, Any]]:
 
 
 def report_text(value: object) -> tuple[str, str | None]:
-    """A report as text, and what is wrong with it: "empty", "placeholder", "no text" or None."""
+    """Return a report as text, and what is wrong with it: "empty", "placeholder", "no text" or None."""
     if missing(value):
         return "", "empty"
     if not isinstance(value, str):
@@ -303,8 +303,9 @@ def _keys(record: Record) -> str:
 
 
 def patients(pairs: Pairs, groups: Mapping[str, Hashable] | Sequence[Hashable] | None) -> list[Hashable]:
-    """The patient of every pair: from `groups` (study id -> patient, or one entry a pair), else the study's own
-    `patient_id`, else the study by itself. Raises ScoreError if `groups` does not cover the pairs."""
+    """Return the patient of every pair: from `groups` (study id -> patient, or one entry a pair), else the
+    study's own `patient_id`, else the study by itself. Raises ScoreError if `groups` does not cover the
+    pairs."""
     if groups is None:
         return [
             ("study", key) if missing(s.get("patient_id")) else str(s["patient_id"])

@@ -46,7 +46,7 @@ SHORT = {
 
 
 def short_name(key: str) -> str:
-    """A heading for a score's key: `label-f1/14/macro/neg` -> "F1-14 macro"."""
+    """Return a heading for a score's key: `label-f1/14/macro/neg` -> "F1-14 macro"."""
     if key in SHORT:
         return SHORT[key]
     name, *rest = key.split("/")
@@ -59,17 +59,18 @@ def short_name(key: str) -> str:
 
 
 def headline_keys(scores: Mapping[str, Score], min_support: int) -> list[str]:
-    """What predictions are compared in: macro over the well-supported conditions where there are any."""
+    """Return the keys that predictions are compared by: macro over the well-supported conditions, if there
+    are any."""
     return [*_label_keys(scores, "label-f1", min_support), "bleu-4/coco", "rouge-l/coco"]
 
 
 def subgroup_keys(scores: Mapping[str, Score], min_support: int) -> list[str]:
-    """Headline keys for few studies: macro over the conditions that occur among them."""
+    """Return headline keys for few studies: macro over the conditions that occur among them."""
     return [k.replace("/macro/", "/macro-supported/") for k in headline_keys(scores, min_support)]
 
 
 def clinical_keys(scores: Mapping[str, Score], min_support: int) -> list[str]:
-    """The same of the scores that need models, as far as they were computed."""
+    """Return the headline keys of the scores that need models, as far as they were computed."""
     keys = _label_keys(scores, "chexbert-f1", min_support)
     keys += [f"radgraph-f1/{model}/partial" for model in ("radgraph", "radgraph-xl")]
     return [key for key in [*keys, "bertscore", "radcliq/v0", "radcliq/v1"] if key in scores]

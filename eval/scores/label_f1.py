@@ -23,7 +23,7 @@ FIVE = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusi
 
 
 def binarize(labels: np.ndarray, uncertain: str) -> np.ndarray:
-    """Labels (N, C) of 1, 0, -1, NaN to bool (N, C), True where the condition counts as present.
+    """Turn labels (N, C) of 1, 0, -1, NaN into bool (N, C), True where the condition counts as present.
 
     `uncertain` is "neg" or "pos". Raises ValueError for another policy or another label.
     """
@@ -37,7 +37,7 @@ def binarize(labels: np.ndarray, uncertain: str) -> np.ndarray:
 
 
 def confusion(reference_NC: np.ndarray, predicted_NC: np.ndarray) -> np.ndarray:
-    """Per sample and condition: true positive, false positive, false negative, as float64 (N, 3, C).
+    """Count, per sample and condition, true positive, false positive, false negative, as float64 (N, 3, C).
 
     Raises ValueError if the shapes differ.
     """
@@ -48,18 +48,19 @@ def confusion(reference_NC: np.ndarray, predicted_NC: np.ndarray) -> np.ndarray:
 
 
 def precision_recall_f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and F1, each (..., C), from summed counts (..., 3, C); 0 where nothing is to be divided."""
+    """Return precision, recall and F1, each (..., C), from summed counts (..., 3, C); 0 where nothing is to
+    be divided."""
     tp, fp, fn = counts[..., 0, :], counts[..., 1, :], counts[..., 2, :]
     return _ratio(tp, tp + fp), _ratio(tp, tp + fn), _ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def micro_f1(counts: np.ndarray) -> np.ndarray:
-    """F1 over all decisions, (...), from summed counts (..., 3, C)."""
+    """Return F1 over all decisions, (...), from summed counts (..., 3, C)."""
     return precision_recall_f1(counts.sum(axis=-1, keepdims=True))[2][..., 0]
 
 
 def macro_f1(counts: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
-    """Mean F1 over conditions, (...), from summed counts (..., 3, C).
+    """Return the mean F1 over conditions, (...), from summed counts (..., 3, C).
 
     Without `among`, all of them: a condition that never occurs counts 0, as scikit-learn has it. With a bool mask
     `among` (C,), only those, and of those only such as occur in the sums at hand, so that a bootstrap replicate
@@ -74,24 +75,25 @@ def macro_f1(counts: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
 
 
 def weighted_f1(counts: np.ndarray) -> np.ndarray:
-    """Mean F1 over conditions weighted by support, (...), from summed counts (..., 3, C)."""
+    """Return the mean F1 over conditions weighted by support, (...), from summed counts (..., 3, C)."""
     f1, n = precision_recall_f1(counts)[2], support(counts)
     return _ratio((f1 * n).sum(axis=-1), n.sum(axis=-1))
 
 
 def example_f1(counts_N3C: np.ndarray) -> np.ndarray:
-    """F1 of every sample over its conditions, (N,), from counts (N, 3, C); 0 where neither side has a positive."""
+    """Return F1 of every sample over its conditions, (N,), from counts (N, 3, C); 0 where neither side has a
+    positive."""
     tp, fp, fn = np.moveaxis(counts_N3C.sum(axis=-1), -1, 0)
     return _ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def support(counts: np.ndarray) -> np.ndarray:
-    """Positives in the reference, (..., C), from summed counts (..., 3, C)."""
+    """Count the positives in the reference, (..., C), from summed counts (..., 3, C)."""
     return counts[..., 0, :] + counts[..., 2, :]
 
 
 def columns(conditions: Sequence[str]) -> list[int]:
-    """Where the named conditions stand in CONDITIONS."""
+    """Return where the named conditions stand in CONDITIONS."""
     return [CONDITIONS.index(c) for c in conditions]
 
 
@@ -167,7 +169,8 @@ def _add_averages(
 
 
 def condition_table(reference_N14: np.ndarray, predicted_N14: np.ndarray, policy: str) -> list[dict]:
-    """Per condition: positives in reference and prediction, precision, recall, F1 under one uncertainty policy."""
+    """Return, per condition, positives in reference and prediction, precision, recall, F1 under one
+    uncertainty policy."""
     counts = confusion(binarize(reference_N14, policy), binarize(predicted_N14, policy)).sum(axis=0)
     precision, recall, f1 = precision_recall_f1(counts)
     return [

@@ -47,7 +47,8 @@ _OR = re.compile(r"\bn?or\b")
 
 
 def label_report(text: str) -> dict[str, int]:
-    """Labels of the conditions that `text` mentions: 1 present, 0 denied, -1 uncertain; the others are left out.
+    """Return the labels of the conditions that `text` mentions: 1 present, 0 denied, -1 uncertain; the others
+    are left out.
 
     No Finding is 1 where no other condition but Support Devices, and no other abnormality such as emphysema, is
     present or uncertain (the CheXpert labeller's rule); it is never 0. A text without a single letter has no labels.
@@ -66,7 +67,8 @@ def label_report(text: str) -> dict[str, int]:
 
 
 def label_matrix(reports: Iterable[str | Mapping[str, int]]) -> np.ndarray:
-    """Reports, or label dicts, as float64 (N, 14) in the order of CONDITIONS: 1, 0, -1, NaN where not mentioned.
+    """Turn reports, or label dicts, into float64 (N, 14) in the order of CONDITIONS: 1, 0, -1, NaN where not
+    mentioned.
 
     Raises ValueError for a condition that is not one of the 14 or a value that is none of 1, 0, -1.
     """
@@ -87,7 +89,8 @@ def label_matrix(reports: Iterable[str | Mapping[str, int]]) -> np.ndarray:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a report, lower-cased and single-spaced; list numbers go, a semicolon ends a sentence."""
+    """Split a report into sentences, lower-cased and single-spaced; list numbers are removed, a semicolon
+    ends a sentence."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _ENUMERATOR.sub(rf"\1{_BREAK}", text)
     text = _SPACE.sub(" ", _HARD_BREAK.sub(_BREAK, text))

@@ -75,7 +75,7 @@ def _tokenizer_13a() -> Callable[[str], str]:
 
 
 def mteval_13a_tokens(text: str) -> list[str]:
-    """sacrebleu's 13a tokens, case kept."""
+    """Tokenise as sacrebleu's 13a does, case kept."""
     return _tokenizer_13a()(text.strip()).split()
 
 
@@ -83,7 +83,8 @@ def mteval_13a_tokens(text: str) -> list[str]:
 
 
 def bleu_statistics(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> np.ndarray:
-    """Sufficient statistics of BLEU-1..4, int64 (N, STATISTICS); every hypothesis may have several references.
+    """Return sufficient statistics of BLEU-1..4, int64 (N, STATISTICS); every hypothesis may have several
+    references.
 
     The reference length is that of the closest in length, the shorter of two equally close ones. Raises ValueError if
     the counts differ or a hypothesis has no reference.
@@ -110,7 +111,7 @@ def _ngrams(tokens: Tokens, n: int) -> Counter:
 
 
 def bleu_coco(stats: np.ndarray, tiny: float = 1e-15, small: float = 1e-9) -> np.ndarray:
-    """pycocoevalcap's BLEU-1..4, (..., 4), from sums of statistics (..., STATISTICS)."""
+    """Return pycocoevalcap's BLEU-1..4, (..., 4), from sums of statistics (..., STATISTICS)."""
     match, total, length, ref_length = _columns(stats)
     precision = (match + tiny) / (total + small)
     bleu = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, ORDERS + 1))
@@ -119,7 +120,8 @@ def bleu_coco(stats: np.ndarray, tiny: float = 1e-15, small: float = 1e-9) -> np
 
 
 def bleu_sacrebleu(stats: np.ndarray) -> np.ndarray:
-    """sacrebleu's corpus BLEU with max_ngram_order 1..4 and smoothing "exp", (..., 4), as fractions."""
+    """Return sacrebleu's corpus BLEU with max_ngram_order 1..4 and smoothing "exp", (..., 4), as
+    fractions."""
     match, total, length, ref_length = _columns(stats)
     missed = np.cumsum((match == 0) & (total > 0), axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -130,7 +132,7 @@ def bleu_sacrebleu(stats: np.ndarray) -> np.ndarray:
 
 
 def bleu_nltk(stats: np.ndarray, epsilon: float = 0.0) -> np.ndarray:
-    """nltk's BLEU-1..4, (..., 4), from sums over samples of `nltk_totals(statistics)`.
+    """Return nltk's BLEU-1..4, (..., 4), from sums over samples of `nltk_totals(statistics)`.
 
     `epsilon` is added to matches of zero: 0 is nltk's corpus BLEU without smoothing, 0.1 its smoothing `method1`.
     """
@@ -142,7 +144,8 @@ def bleu_nltk(stats: np.ndarray, epsilon: float = 0.0) -> np.ndarray:
 
 
 def nltk_totals(stats_NK: np.ndarray) -> np.ndarray:
-    """nltk counts at least one n-gram per hypothesis, even in one shorter than n."""
+    """Return the totals as nltk counts them: at least one n-gram per hypothesis, even in one shorter than
+    n."""
     stats_NK = stats_NK.copy()
     stats_NK[:, ORDERS : 2 * ORDERS] = np.maximum(stats_NK[:, ORDERS : 2 * ORDERS], 1)
     return stats_NK
@@ -170,7 +173,8 @@ def _geometric(precision: np.ndarray, matched: np.ndarray, brevity: np.ndarray) 
 
 
 def lcs_length(a: Tokens, b: Tokens) -> int:
-    """Length of the longest common subsequence, bit-parallel (Hyyroe 2004): one big-integer step per token of `b`."""
+    """Return the length of the longest common subsequence, bit-parallel (Hyyroe 2004): one big-integer step
+    per token of `b`."""
     where: dict[str, int] = {}
     for i, token in enumerate(a):
         where[token] = where.get(token, 0) | (1 << i)
@@ -183,7 +187,8 @@ def lcs_length(a: Tokens, b: Tokens) -> int:
 
 
 def rouge_l_tokens(reference: Tokens, hypothesis: Tokens, beta: float = 1.0) -> float:
-    """ROUGE-L F over tokens, recall weighted `beta` times as much as precision (pycocoevalcap: 1.2)."""
+    """Return the ROUGE-L F over tokens, recall weighted `beta` times as much as precision (pycocoevalcap:
+    1.2)."""
     common = lcs_length(reference, hypothesis)
     if not common:
         return 0.0
@@ -193,7 +198,7 @@ def rouge_l_tokens(reference: Tokens, hypothesis: Tokens, beta: float = 1.0) -> 
 
 @cache
 def rouge_scorer(kinds: tuple[str, ...] = ("rougeL",), stemmer: bool = False):
-    """rouge-score's scorer, with its own tokenizer."""
+    """Return rouge-score's scorer, with its own tokenizer."""
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(list(kinds), use_stemmer=stemmer)
@@ -224,7 +229,7 @@ def _meteor_tools():
 
 
 def meteor(reference: Tokens, hypothesis: Tokens) -> float:
-    """nltk's METEOR (alpha 0.9, beta 3, gamma 0.5) of one pair, exact and stem matches, no WordNet."""
+    """Return nltk's METEOR (alpha 0.9, beta 3, gamma 0.5) of one pair, exact and stem matches, no WordNet."""
     score, stemmer, wordnet = _meteor_tools()
     return float(score(reference, hypothesis, stemmer=stemmer, wordnet=wordnet))
 
@@ -301,7 +306,7 @@ class LexicalSamples:
     meteor_N: np.ndarray | None  # float64 (N,); None where it was not asked for
 
     def bleu(self) -> np.ndarray:
-        """Corpus BLEU-1..4, (4,)."""
+        """Return the corpus BLEU-1..4, (4,)."""
         return self.profile.bleu(self.bleu_NK.sum(axis=0))
 
 

@@ -46,13 +46,15 @@ VERSIONS = {
 
 
 def radcliq(features_N4: np.ndarray, version: str) -> np.ndarray:
-    """RadCliQ of features (..., 4) in the order of FEATURES, (...). Affine: the score of means is the mean score."""
+    """Return RadCliQ of features (..., 4) in the order of FEATURES, (...). Affine: the score of means is the
+    mean score."""
     mean, scale, coefficients, intercept = VERSIONS[version]
     return (np.asarray(features_N4, np.float64) - mean) / scale @ np.array(coefficients) + intercept
 
 
 def bleu_2(references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
-    """RadCliQ's sentence BLEU-2, (N,): lower case, full stops apart, split at spaces, smoothed as nltk's method1."""
+    """Return RadCliQ's sentence BLEU-2, (N,): lower case, full stops apart, split at spaces, smoothed as
+    nltk's method1."""
     references, predictions = (
         [text.lower().replace(".", " .").split() for text in texts] for texts in (references, predictions)
     )

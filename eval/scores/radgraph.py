@@ -61,9 +61,10 @@ class RadGraph:
         device: str | torch.device | None = None,
         cache: str | Path | None = None,
     ) -> RadGraph:
-        """From a folder with `<model>.tar.gz` as published, or with what it contains (`config.json`, `vocabulary/`,
-        `weights.th`), and with a folder of the tokenizer and configuration of its encoder, under the last part of the
-        encoder's name (`BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext`). On a GPU if there is one.
+        """Load the annotator from a folder with `<model>.tar.gz` as published, or with what it contains
+        (`config.json`, `vocabulary/`, `weights.th`), and with a folder of the tokenizer and configuration of
+        its encoder, under the last part of the encoder's name
+        (`BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext`). On a GPU if there is one.
 
         `sha256` is that of `weights.th`, in or out of the archive. An archive is unpacked for the time of loading, into
         a temporary folder. `cache` is a folder for annotations: they contain words of the reports.
@@ -291,8 +292,8 @@ def _store(path: Path, entities: Entities) -> None:
 
 
 def rewards(reference: Entities, predicted: Entities, case: str = "released") -> np.ndarray:
-    """Precision, recall and F1 of the statements of a report, (3, 3): LEVELS by these. 0 if a side has no entities,
-    also if both have none.
+    """Return precision, recall and F1 of a report's statements, (3, 3): LEVELS by these. 0 if a side has no
+    entities, also if both have none.
 
     `simple`: every entity, as (tokens, label). `partial`: and whether it has a relation. `complete`: every relation,
     with the tokens of its target; entities without one as in `simple`. Raises ValueError for another `case`.
@@ -328,8 +329,9 @@ def _precision_recall_f1(reference: set, predicted: set) -> tuple[float, float, 
 
 
 def entity_relation_f1(reference: Entities, predicted: Entities) -> float:
-    """Mean of the F1 of entities (tokens, label) and of relations (entity, entity, type), as CXR-Report-Metric has it
-    for RadCliQ: with case, and 0 for what a side has none of. An identical report without relations scores 0.5."""
+    """Return the mean of the F1 of entities (tokens, label) and of relations (entity, entity, type), as
+    CXR-Report-Metric has it for RadCliQ: with case, and 0 for what a side has none of. An identical report
+    without relations scores 0.5."""
     ref, hyp = ([(e["tokens"], e["label"]) for e in side.values()] for side in (reference, predicted))
     entities = _precision_recall_f1(set(ref), set(hyp))[2]
     return (entities + _precision_recall_f1(_relations(reference), _relations(predicted))[2]) / 2

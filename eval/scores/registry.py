@@ -23,7 +23,8 @@ class NotComputed:
 
 
 def merged(missing: Iterable[NotComputed]) -> list[NotComputed]:
-    """One entry a score, where several things are missing for it; commands that begin alike become one."""
+    """Merge entries, so that a score has one even if several things are missing for it; commands that begin
+    alike become one."""
     by_name: dict[str, list[NotComputed]] = {}
     for entry in missing:
         by_name.setdefault(entry.name, []).append(entry)

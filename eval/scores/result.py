@@ -57,12 +57,13 @@ class Scores:
         return self.scores[key]
 
     def worst(self, count: int = 20) -> list[dict]:
-        """The studies with the most label errors, swapped sides among them; of equals those with the least ROUGE-L."""
+        """Return the studies with the most label errors, swapped sides included; ties are broken by the lower
+        ROUGE-L."""
         errors = lambda s: len(s["missed"]) + len(s["invented"]) + len(s["swapped"])  # noqa: E731
         return sorted(self.studies, key=lambda s: (-errors(s), s["rouge_l"]))[:count]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object (schema 1); numbers that are not defined are null. It holds no report."""
+        """Return a JSON object (schema 1); numbers that are not defined are null. It holds no report."""
         return {
             "schema": 1,
             "kind": KIND,
@@ -107,7 +108,8 @@ class Scores:
         return path
 
     def table(self, width: int = 110) -> str:
-        """The scores as plain text: label F1, text overlap, floors, conditions, what was not computed, odd input."""
+        """Return the scores as plain text: label F1, text overlap, baselines, conditions, what was not
+        computed, odd input."""
         return tables.render(self, width)
 
     def __str__(self) -> str:

@@ -165,15 +165,15 @@ def _findings(sentence: str) -> list[tuple[str, dict[str, int]]]:
 
 
 def swapped_sides(reference: ReportFacts, predicted: ReportFacts) -> tuple[list[str], list[str]]:
-    """Conditions of which both reports name one side, and those of them whose sides differ."""
+    """Return conditions of which both reports name one side, and those of them whose sides differ."""
     ref, hyp = dict(reference.sides), dict(predicted.sides)
     compared = [c for c in SIDED if {ref.get(c), hyp.get(c)} <= {"left", "right"}]
     return compared, [c for c in compared if ref[c] != hyp[c]]
 
 
 def prior_given(study: Study) -> bool:
-    """Whether a study brings an earlier examination: images or findings in `prior`. Its `comparison` does not count:
-    it tells what the radiologist had, not what a model was given."""
+    """Tell whether a study brings an earlier examination: images or findings in `prior`. Its `comparison`
+    does not count: it tells what the radiologist had, not what a model was given."""
     prior = study.get("prior")
     if isinstance(prior, Mapping):
         return bool(prior.get("images") or report_text(prior.get("findings"))[0])
@@ -181,7 +181,8 @@ def prior_given(study: Study) -> bool:
 
 
 def temporal_scores(reference: ReportFacts, predicted: ReportFacts) -> tuple[float, float, float]:
-    """Precision, recall and F1 between two sets of temporal words; 0 where one is empty, also if both are."""
+    """Return precision, recall and F1 between two sets of temporal words; 0 where one is empty, also if both
+    are."""
     ref, hyp = reference.temporal, predicted.temporal
     common = len(ref & hyp)
     return (
@@ -190,8 +191,9 @@ def temporal_scores(reference: ReportFacts, predicted: ReportFacts) -> tuple[flo
 
 
 def per_study(references: Sequence[str], predictions: Sequence[str], studies: Sequence[Study]) -> list[dict]:
-    """What is odd about each generated report, in no word of its own: `swapped` conditions, `invented_prior` (groups of
-    COMPARISON, none where a prior was given), `repeated_4_grams` (share), `repeated_sentence`, `truncated`, `empty`."""
+    """Return what is odd about each generated report, without its words: `swapped` conditions,
+    `invented_prior` (groups of COMPARISON, none where a prior was given), `repeated_4_grams` (share),
+    `repeated_sentence`, `truncated`, `empty`."""
     return [
         {
             "swapped": swapped_sides(read(reference), hyp)[1],

@@ -59,7 +59,7 @@ class Sheet:
 
     @property
     def stats_NK(self) -> np.ndarray:
-        """All columns, (N, K)."""
+        """Return all columns, (N, K)."""
         return np.concatenate(self._blocks, axis=1)
 
     def scores(
@@ -70,7 +70,7 @@ class Sheet:
         seed: int = 0,
         rows_N: np.ndarray | None = None,
     ) -> dict[str, Score]:
-        """Every measure with its 95 % percentile bootstrap interval over patients (`groups`).
+        """Return every measure with its 95 % percentile bootstrap interval over patients (`groups`).
 
         `rows_N` (bool) are the studies to look at, all without it; there must be one at least.
         """

@@ -11,7 +11,8 @@ AGES = ((0, "under 18"), (18, "18 to 39"), (40, "40 to 64"), (65, "65 to 79"), (
 
 
 def subgroups(studies: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], np.ndarray]:
-    """(attribute, value) -> bool (N,). Studies that do not say belong to none; a value that all share is left out."""
+    """Map (attribute, value) to bool (N,). Studies without the attribute belong to no group; a value that all
+    share is left out."""
     found: dict[tuple[str, str], np.ndarray] = {}
     for attribute, of, order in (
         ("sex", _sex, ("F", "M")),

@@ -140,7 +140,7 @@ class _Protocol:
     def sheet(
         self, reports: list[str], profiles: Sequence[str], *, with_meteor: bool = True
     ) -> tuple[Sheet, dict[str, tuple[np.ndarray, np.ndarray]]]:
-        """-> the sheet; label matrices (reference, predicted) by the name of the score made of them."""
+        """Return the sheet; label matrices (reference, predicted) by the name of the score made of them."""
         references = self.pairs.references
         sheet, predicted_N14 = Sheet(len(self.pairs), **self.pairs.section.choices), label_matrix(reports)
         labels = {"label-f1": (self.reference_N14, predicted_N14)}
@@ -160,7 +160,7 @@ class _Protocol:
         return sheet.scores(self.patient_ids, n_boot=self.n_boot, seed=self.seed, rows_N=rows_N)
 
     def headline(self, reports: list[str]) -> dict[str, Score]:
-        """What floors are compared in."""
+        """Return the keys that baselines are compared by."""
         scores = self.scores(self.sheet(reports, ["coco"], with_meteor=False)[0])
         kept = [
             *headline_keys(scores, self.min_support),

@@ -46,24 +46,24 @@ def studies(n: int) -> str:
 
 
 def scored(scores: Tabled) -> str:
-    """Which text, in words."""
+    """Say which text was scored."""
     return SECTIONS[scores.settings["section"]].said
 
 
 def with_interval(s: Score | None) -> str:
-    """`0.412 [.401 .423]`; a dash where there is no score, no brackets where there is no interval."""
+    """Format a score as `0.412 [.401 .423]`: a dash without a score, no brackets without an interval."""
     if s is None or s.value != s.value:
         return "-"
     return f"{s.value:.3f}" + brackets(*(re.sub(r"^(-?)0\.", r"\1.", f"{x:.3f}") for x in (s.low, s.high)))
 
 
 def brackets(low: str, high: str) -> str:
-    """` [.401 .423]`; nothing for an interval that is not defined."""
+    """Format an interval as ` [.401 .423]`; "" if it is not defined."""
     return "" if "nan" in low + high else f" [{low} {high}]"
 
 
 def intervals(scores: Tabled) -> str:
-    """What the brackets behind a number are, in words."""
+    """Say what the brackets behind a number are."""
     replicates = scores.settings["n_boot"]
     return (
         f"brackets: {scores.settings['interval']}, {replicates} replicates" if replicates else "no intervals"
@@ -71,13 +71,13 @@ def intervals(scores: Tabled) -> str:
 
 
 def headlines(scores: Tabled) -> list[tuple[str, str]]:
-    """(name, value with its interval) of the headline scores."""
+    """Return (name, value with its interval) of the headline scores."""
     keys = _headline_keys(scores)
     return [(short_name(key), with_interval(scores.scores.get(key))) for key in keys]
 
 
 def headline_html(scores: Tabled) -> str:
-    """The headline scores, beside the floors', as an HTML table."""
+    """Return the headline scores, beside those of the baselines, as an HTML table."""
     keys = _headline_keys(scores)
     systems = [("predictions", scores.scores), *((floor.name, floor.scores) for floor in scores.floors)]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ["", *map(short_name, keys)])
@@ -100,7 +100,7 @@ def _headline_keys(scores: Tabled) -> list[str]:
 
 
 def render(scores: Tabled, width: int = 110) -> str:
-    """Everything in `scores` as plain text, `width` columns wide."""
+    """Render everything in `scores` as plain text, `width` columns wide."""
     from rich.console import Console
 
     console = Console(file=StringIO(), width=width, color_system=None, highlight=False)

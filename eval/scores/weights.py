@@ -91,7 +91,7 @@ MODELS = {
 
 
 def folder(chosen: str | Path | None = None) -> Path:
-    """Where weights are looked for: `chosen`, else `$CXR_WEIGHTS`, else the user's cache."""
+    """Return where weights are looked for: `chosen`, else `$CXR_WEIGHTS`, else the user's cache."""
     if chosen or os.environ.get("CXR_WEIGHTS"):
         return Path(chosen or os.environ["CXR_WEIGHTS"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxr" / "weights"
@@ -112,7 +112,8 @@ class FoundWeights:
         return not self.missing
 
     def sha256(self) -> str | None:
-        """Of the weights, as signatures have it: of an archive that of the `weights.th` in it (it takes seconds)."""
+        """Return the SHA-256 of the weights, as signatures have it; for an archive, of the `weights.th` in it
+        (it takes seconds)."""
         if self.weights is None or self.weights.suffixes[-2:] != [".tar", ".gz"]:
             return file_sha256(self.weights) if self.weights else None
         try:
@@ -156,7 +157,7 @@ def state(name: str, chosen: str | Path | None = None, *, hashed: bool = True) -
 
 
 def not_computed(found: FoundWeights, chosen: str | Path | None = None) -> list[NotComputed]:
-    """The scores that cannot be had without what is missing of one model, each with the command that fetches it."""
+    """Return the scores that one model's missing files rule out, each with the command that fetches them."""
     reason = f"needs {found.model.name}/{found.missing[0]}"
     command = command_for(found.model.name, chosen)
     return [NotComputed(score, reason, command) for score in found.model.serves]
@@ -211,7 +212,7 @@ def fetch(
 
 
 def encoder_repository(found: FoundWeights) -> str:
-    """The repository of the encoder that a RadGraph archive names in its configuration."""
+    """Return the repository of the encoder that a RadGraph archive names in its configuration."""
     try:
         if found.weights.name == "weights.th":
             config = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 
 def grouped_order(lengths: list[int], batch: int, seed: int, epoch: int) -> list[int]:
-    """A shuffled order in which neighbours have similar lengths: shuffled, then sorted within spans of 50 batches,
-    then the batches shuffled. A function of (seed, epoch) alone, so that a resumed run sees the same."""
+    """Return a shuffled order in which neighbours have similar lengths: shuffled, then sorted within spans of
+    50 batches, then the batches shuffled. A function of (seed, epoch) alone, so that a resumed run sees the
+    same."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
     span = 50 * batch
@@ -42,9 +43,9 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
 
 
 def collate(rows: list[dict], pad: int, pack: bool = False) -> dict[str, Any]:
-    """Studies -> a batch. Logits are asked for where an answer's token is next (`logits_to_keep`), and `labels` are
-    those next tokens, after a column without any: Trainer counts from the second column on, or all, by its version.
-    -100 is no label.
+    """Collate studies into a batch. Logits are asked for where an answer's token is next (`logits_to_keep`),
+    and `labels` are those next tokens, after a column without any: Trainer counts from the second column on,
+    or all, by its version. -100 is no label.
 
     Padded: (B, N), padded on the right, logits of the last K positions. No attention mask: under causal attention no
     real token sees what lies to its right. Packed: all studies in one row (1, T), told apart by `cu_seq_lens` and
@@ -97,7 +98,8 @@ def _packed(ids: list[list[int]], answer_from: list[int]) -> dict[str, Any]:
 
 
 def answer_loss(outputs, labels_BL: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of `collate`'s labels (B, 1 + K) under the logits (B, K, V), where they are not -100."""
+    """Return the cross-entropy of `collate`'s labels (B, 1 + K) under the logits (B, K, V), where they are
+    not -100."""
     next_BK = labels_BL[:, 1:]
     counted = next_BK != -100
     total = nn.functional.cross_entropy(outputs.logits[counted].float(), next_BK[counted], reduction="sum")

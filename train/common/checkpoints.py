@@ -131,7 +131,8 @@ def save(
 
 
 def latest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None. Damaged ones are passed over with a line on the screen."""
+    """Return the newest complete checkpoint of a run, or None. Damaged ones are passed over with a line on
+    the screen."""
     for _, path in reversed(_all(run)):
         problem = _problem(path)
         if problem is None:
@@ -141,7 +142,7 @@ def latest(run: Path) -> Path | None:
 
 
 def load(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """What `save` was given: ({file: {name: tensor}}, state), on the CPU."""
+    """Return what `save` was given: ({file: {name: tensor}}, state), on the CPU."""
     state = json.loads((checkpoint / STATE).read_text())
     return {Path(name).stem: load_file(checkpoint / name) for name in state["files"]}, state
 
@@ -209,7 +210,7 @@ def recorded(run: Path, names: Names = TODAY) -> dict[str, Any] | None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str]
 ) -> dict[str, Tensor]:
-    """The state of an optimizer as flat tensors, keyed `parameter name|state name`."""
+    """Return the state of an optimizer as flat tensors, keyed `parameter name|state name`."""
     return {
         f"{names[parameter]}|{key}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()
@@ -220,7 +221,8 @@ def optimizer_tensors(
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str], tensors: Mapping[str, Tensor]
 ) -> None:
-    """The other direction. Raises CheckpointError if the parameters are not the same."""
+    """Load the state that `optimizer_tensors` returned. Raises CheckpointError if the parameters are not the
+    same."""
     by_name = {name: parameter for parameter, name in names.items()}
     states: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

@@ -117,7 +117,7 @@ class ConfigError(UserError, ValueError):
 
 
 def recipe_path(name: str) -> Path:
-    """A recipe by the name of a shipped one (`mini`) or by the path of one's own. Raises ConfigError."""
+    """Return the path of a recipe, given the name of a shipped one (`mini`) or a path. Raises ConfigError."""
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
         try:
@@ -192,8 +192,9 @@ def parser_of(
     prog: str | None = None,
     description: str | None = None,
 ) -> Parser:
-    """The command line of a training: `--recipe` and an option for each field of `cls`; `also` adds those that whoever
-    launches it has taken already, for --help. `prog` and `description` are of another command with these fields."""
+    """Return the parser of a training's command line: `--recipe` and an option for each field of `cls`;
+    `also` adds those that whoever launches it has taken already, for --help. `prog` and `description` are of
+    another command with these fields."""
     prog = prog or f"cxr {section.replace('_', '-')}"
     usage = f"{prog} [--recipe NAME] [--OPTION VALUE ...]"
     parser = Parser(prog=prog, description=description or (cls.__doc__ or "").strip(), usage=usage)

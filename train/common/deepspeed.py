@@ -17,8 +17,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 
 
 def begin(accelerator, bf16: bool) -> None:
-    """Before the model is handed over: weights stay as they are and autocast does the rest, as in every other run;
-    and Trainer looks for none of DeepSpeed's own checkpoints."""
+    """Configure DeepSpeed before it takes the model: weights keep their type, autocast does the rest as in
+    other runs, and Trainer does not look for DeepSpeed's own checkpoints."""
     import transformers.trainer
 
     if bf16:
@@ -29,14 +29,14 @@ def begin(accelerator, bf16: bool) -> None:
 
 
 def end() -> None:
-    """Before a model is read: from_pretrained would split it among all processes."""
+    """Call this before a model is read; otherwise from_pretrained would split it among all processes."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()
 
 
 def whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Trained weights in float32: the ones that the optimiser keeps, once there is one."""
+    """Return the trained weights in float32: the optimiser's copy, once there is one."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     found = {name: safe_get_full_fp32_param(p) for name, p in weights.items()}
@@ -44,7 +44,7 @@ def whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(engine: Any, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """As train.common.checkpoints.optimizer_tensors."""
+    """Return the state as train.common.checkpoints.optimizer_tensors does."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     _link(engine.optimizer)
@@ -59,7 +59,7 @@ def optimizer_tensors(engine: Any, names: Mapping[nn.Parameter, str]) -> dict[st
 def load_optimizer_tensors(
     engine: Any, names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor]
 ) -> None:
-    """The other direction."""
+    """Load the state that `optimizer_tensors` returned."""
     from deepspeed.utils import safe_set_full_optimizer_state
 
     zero = engine.optimizer

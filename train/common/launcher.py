@@ -36,7 +36,7 @@ class StepFailed(UserError, RuntimeError):
 
 
 def as_words(options: dict) -> list[str]:
-    """Options -> command line: a list becomes several words, True a flag."""
+    """Turn options into the words of a command line: a list becomes several words, True a flag."""
     words: list[str] = []
     for name, value in options.items():
         words.append(f"--{name}")
@@ -70,7 +70,8 @@ def run_steps(work: Callable[[], None], again: str = "run the same command to re
 
 
 def launch_file(name: str | Path) -> Path:
-    """accelerate's config file by the name of a shipped one (ddp, fsdp2, ...) or by its path. Raises ConfigError."""
+    """Return the path of accelerate's config file, given the name of a shipped one (ddp, fsdp2, ...) or a
+    path. Raises ConfigError."""
     path = Path(name)
     if path.is_file():
         return path
@@ -102,7 +103,8 @@ def check_launch_file(path: Path) -> None:
 def accelerate_command(
     module: str, *arguments: str, processes: int | None = None, config_file: str | Path | None = None
 ) -> list[str]:
-    """The command line of `accelerate launch` for this machine: on CPU where there is no GPU, or none is wanted."""
+    """Return the command line of `accelerate launch` for this machine: on CPU if there is no GPU or none is
+    wanted."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     if config_file is not None:
         found = launch_file(config_file)
@@ -121,7 +123,8 @@ def accelerate_command(
 
 
 def small_model_processes() -> int:
-    """How many processes train a small language model fastest: on a CPU two of one thread beat one of two by half."""
+    """Return how many processes train a small language model fastest: on a CPU two of one thread beat one of
+    two by half."""
     return 1 if gpu_at_hand() else min(2, cores())
 
 

@@ -64,14 +64,14 @@ class Option:
         return self.default is MISSING
 
     def accepted(self) -> str:
-        """What may be given, in words."""
+        """Say what may be given."""
         what = f"one of {', '.join(self.choices)}" if self.choices else WORDS[self.kind]
         if self.several:
             what = f"a list, each entry {what}"
         return f"{what}, or nothing" if self.may_be_absent else what
 
     def problem(self, value: Any) -> str | None:
-        """Why `value` cannot be this field's, or None."""
+        """Say why `value` cannot be this field's; None if it can."""
         if value is None and self.may_be_absent:
             return None
         entries = value if self.several and isinstance(value, list | tuple) else [value]
@@ -97,8 +97,8 @@ class Option:
 
 @cache
 def options_of(cls: type) -> tuple[Option, ...]:
-    """The fields of a config class in their order. Raises TypeError for a field without a comment, or of a type that no
-    option can have."""
+    """Return the fields of a config class in their order. Raises TypeError for a field without a comment, or
+    of a type that no option can have."""
     comments = _comments(cls)
     hints = get_type_hints(cls)
     found = []
@@ -113,7 +113,7 @@ def options_of(cls: type) -> tuple[Option, ...]:
 
 
 def check_fields(config: Any) -> list[str]:
-    """What of a config's values is not of its field's type or choices, a sentence each."""
+    """Return a sentence for each value of a config that is not of its field's type or choices."""
     problems = (option.problem(getattr(config, option.name)) for option in options_of(type(config)))
     return [problem for problem in problems if problem]
 
@@ -162,7 +162,7 @@ LIMITS: tuple[tuple[Callable[[Any], bool], str, str], ...] = (
 
 
 def out_of_range(config: Any) -> list[str]:
-    """What of a config's numbers no training can have, a sentence each."""
+    """Return a sentence for each number of a config that no training can have."""
     known = {option.name for option in options_of(type(config))}
     problems = {}
     for fits, accepted, names in LIMITS:
@@ -202,7 +202,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def unknown(self, words: Sequence[str]) -> str:
-        """What to say of words that are no options or too many."""
+        """Return the message for words that are not options, or are too many."""
         odd = [w for w in words if w.startswith("-")] or list(words)
         known = sorted({o for parser in self._parsers() for o in parser._option_string_actions})
         name = odd[0].partition("=")[0]
@@ -352,7 +352,7 @@ def note(line: str) -> None:
 
 
 def updated(name: str, value: Any, old_values: Mapping[str, Any]) -> Any:
-    """What an old value of a field is called now, with a note."""
+    """Return the present name of a field's old value, with a note."""
     if not isinstance(value, str) or value not in old_values:
         return value
     note(f"{name} {value} is now called {old_values[value]}; the old word goes with the next release")
@@ -381,7 +381,7 @@ class _Short(reprlib.Repr):
 
 
 def shown(value: Any) -> str:
-    """A value in a message: never longer than a line."""
+    """Return a value for a message: never longer than a line."""
     text = _Short().repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

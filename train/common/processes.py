@@ -37,7 +37,7 @@ RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 @contextmanager
 def all_processes():
-    """Around the `main` of a training script that accelerate launched: inside it, all N processes are there.
+    """Wrap the `main` of a training script that accelerate launched: inside it, all N processes are there.
 
     Where accelerate or torchrun has started them already, or one was asked for, nothing happens. The helpers get the
     same command; when rank 0 leaves they get ten seconds to do so too.
@@ -76,13 +76,13 @@ say_at_once = partial(print, flush=True)
 
 
 def cpu_wanted() -> bool:
-    """Whether a CPU is to be used although there may be a GPU: what `accelerate launch --cpu` sets."""
+    """Tell whether to use the CPU even if there is a GPU, as `accelerate launch --cpu` asks."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
 def gpu_at_hand() -> bool:
-    """Whether torch can use a GPU here. Where the system has no device for one, torch, half a gigabyte, need not be
-    imported to ask."""
+    """Tell whether torch can use a GPU here. Where the system has no device for one, torch, half a gigabyte,
+    need not be imported to ask."""
     if sys.platform == "linux" and not any(Path("/dev", name).exists() for name in GPU_DEVICES):
         return False
     import torch
@@ -91,8 +91,9 @@ def gpu_at_hand() -> bool:
 
 
 def process_state(patience: timedelta | None = None):
-    """accelerate's PartialState, which by itself finds the other processes only on GPUs. `patience`: how long they
-    wait for one another, where the first works alone for longer than torch's 10 or 30 minutes."""
+    """Return accelerate's PartialState, which by itself finds the other processes only on GPUs. `patience`:
+    how long they wait for one another, where the first works alone for longer than torch's 10 or 30
+    minutes."""
     import torch
     from accelerate import PartialState
 
@@ -101,7 +102,7 @@ def process_state(patience: timedelta | None = None):
 
 
 def cores() -> int:
-    """The cores this process may use."""
+    """Return the cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -123,8 +124,8 @@ def use_cores(threads: int, processes: int) -> None:
 
 @contextmanager
 def all_cores(threads: int, processes: int) -> Iterator[None]:
-    """For what the first process does while the others wait: their cores too, for torch, BLAS and OpenMP, which
-    `accelerate launch` holds at one thread."""
+    """Give the first process, while the others wait, their cores too: for torch, BLAS and OpenMP, which
+    `accelerate launch` limits to one thread."""
     from threadpoolctl import threadpool_limits
 
     wanted = threads * processes or cores()
@@ -137,8 +138,8 @@ def all_cores(threads: int, processes: int) -> Iterator[None]:
 
 
 def multiplies_bf16() -> bool:
-    """Whether what this process runs on has bfloat16 products of its own. A CPU without them (AVX2 alone, say) takes
-    ten to sixty times as long as in float32."""
+    """Tell whether this process's hardware multiplies bfloat16 natively. A CPU without them (AVX2 alone, say)
+    takes ten to sixty times as long as in float32."""
     import torch
 
     if torch.cuda.is_available() and not cpu_wanted():
@@ -147,8 +148,8 @@ def multiplies_bf16() -> bool:
 
 
 def settled_precision(wanted: str, before: str | None) -> str:
-    """`wanted` (auto, bf16 or fp32) -> bf16 or fp32. `auto` is what the run has had `before`, wherever it is resumed;
-    in a new run bf16 where the hardware multiplies it."""
+    """Turn `wanted` (auto, bf16 or fp32) into bf16 or fp32. In a resumed run, `auto` is what the run had
+    `before`; in a new one, bf16 if the hardware multiplies it."""
     if wanted == "auto":
         wanted = before or ("bf16" if multiplies_bf16() else "fp32")
     if wanted == "bf16" and is_main() and not multiplies_bf16():
@@ -157,7 +158,7 @@ def settled_precision(wanted: str, before: str | None) -> str:
 
 
 def is_main() -> bool:
-    """Whether this process is rank 0, before anything is initialised."""
+    """Tell whether this process is rank 0, before anything is initialised."""
     return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
 
 
@@ -210,7 +211,8 @@ def _asked_for() -> int:
 
 
 def split_again(model: nn.Module) -> None:
-    """FSDP2 leaves whole what was needed for a forward pass until the backward pass, which not every pass has."""
+    """Split the weights again: after a forward pass FSDP2 keeps them whole until a backward pass, which may
+    not come."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
@@ -219,7 +221,8 @@ def split_again(model: nn.Module) -> None:
 
 
 def inside(model: nn.Module, work: Callable[[], Any]) -> Any:
-    """`work()` as if it were the forward pass of the model, for which FSDP2 puts together what belongs to no block."""
+    """Run `work()` as if it were the model's forward pass, for which FSDP2 gathers the weights outside of
+    blocks."""
     from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
     if not isinstance(model, FSDPModule):
@@ -233,8 +236,8 @@ def inside(model: nn.Module, work: Callable[[], Any]) -> Any:
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that FSDP2 has split among the processes, put together on each of them; others as they are. All
-    processes must ask."""
+    """Gather on every process the tensors that FSDP2 has split; others stay as they are. Collective: every
+    process must call this."""
     from torch.distributed.tensor import DTensor
 
     return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in tensors.items()}

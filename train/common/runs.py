@@ -185,10 +185,10 @@ def check_launch() -> None:
 
 
 def weights_are_split() -> bool:
-    """Whether accelerate was launched so that processes share the weights (FSDP, DeepSpeed)."""
+    """Tell whether accelerate was launched so that processes share the weights (FSDP, DeepSpeed)."""
     return asked_for("FSDP") or asked_for("DEEPSPEED")
 
 
 def asked_for(what: Literal["FSDP", "DEEPSPEED"]) -> bool:
-    """Whether accelerate was launched with it."""
+    """Tell whether accelerate was launched with it."""
     return os.environ.get(f"ACCELERATE_USE_{what}", "").lower() == "true"

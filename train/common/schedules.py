@@ -16,7 +16,8 @@ def cosine(step: int, start: float, end: float, steps: int) -> float:
 
 
 def warmup_cosine(step: int, peak: float, end: float, warmup: int, steps: int) -> float:
-    """Rise in a line to `peak` over `warmup` steps, from above 0, then fall by half a cosine to `end` at `steps`."""
+    """Rise in a line to `peak` over `warmup` steps, from above 0, then fall by half a cosine to `end`
+    at `steps`."""
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return cosine(step - warmup, peak, end, steps - warmup)

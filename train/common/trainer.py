@@ -63,7 +63,7 @@ class AnswerTrainer(ExactResume, Trainer):
         self.interval += losses
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
-        """accelerate does this to the forward pass, but not under FSDP2 and DeepSpeed."""
+        """Autocast the forward pass, as accelerate does except under FSDP2 and DeepSpeed."""
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.half)
 
     def _get_train_sampler(self, train_dataset=None):

@@ -87,7 +87,7 @@ class FilmHeader:
 
     @property
     def is_raw(self) -> bool:
-        """Whether it holds detector data, not yet processed for a reader."""
+        """Tell whether it holds detector data, not yet processed for a reader."""
         return self.intent == "FOR PROCESSING" or self.sop_class == RAW_CLASS
 
     def not_a_chest_film(self) -> str:
@@ -190,7 +190,7 @@ def _facts(header: Dataset) -> FilmHeader:
 
 
 def view_of(header: Dataset) -> str:
-    """PA, AP, frontal, lateral or unknown, by the first of the header's words that name one."""
+    """Return PA, AP, frontal, lateral or unknown, by the first of the header's words that name one."""
     texts = [text(header, "ViewPosition")]
     texts += [text(item, "CodeMeaning") for item in items(header, "ViewCodeSequence")]
     texts += [text(header, key) for key in VIEW_WORDS]

@@ -34,7 +34,8 @@ class PatientHeader:
 
 
 def dicom_header(path: Path) -> PatientHeader:
-    """Of a file that may be anything: what is no DICOM file, is broken or deflated as a whole says nothing."""
+    """Return what a file's DICOM header says; nothing if it is not DICOM, is damaged, or is deflated as a
+    whole."""
     from pydicom import dcmread
     from pydicom.filereader import read_file_meta_info
 
@@ -61,7 +62,7 @@ def dicom_header(path: Path) -> PatientHeader:
 
 
 def plausible(what: str, value: Any) -> float | None:
-    """A weight in kg or a height in m; None for anything that no patient has."""
+    """Return a weight in kg or a height in m; None for values that no patient has."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -82,17 +82,18 @@ class Labelled:
         self.masks = self.masks or [{}] * N
 
     def part(self, split: str) -> np.ndarray:
-        """Rows of a split."""
+        """Return the rows of a split."""
         return np.flatnonzero(self.splits == split)
 
     def masked(self, structure: str | None = None) -> np.ndarray:
-        """Rows whose `mask` is not None."""
+        """Return the rows whose `mask` is not None."""
         wanted = self._wanted(structure)
         return np.array([i for i, m in enumerate(self.masks) if wanted and m.keys() >= wanted], int)
 
     def mask(self, i: int, structure: str | None = None) -> np.ndarray | None:
-        """bool (K, H, W) of all K structures in the image's own pixels, or (H, W) of one; None where one of them is
-        not known in this image. Raises MaskError for a file that is missing, broken, or of another shape."""
+        """Return bool (K, H, W) of all K structures in the image's own pixels, or (H, W) of one; None where
+        one of them is not known in this image. Raises MaskError for a file that is missing, broken, or of
+        another shape."""
         wanted = self._wanted(structure)
         if not wanted or not self.masks[i].keys() >= wanted:
             return None
@@ -123,7 +124,8 @@ class Row:
 
 
 def load(source: str | Path, folder: str | Path | None = None, **options: Any) -> Labelled:
-    """load("vindr-cxr", "/data/vindr"), load("vindr-cxr:/data/vindr") or load("labels.csv").
+    """Load a labelled data set: load("vindr-cxr", "/data/vindr"), load("vindr-cxr:/data/vindr") or
+    load("labels.csv").
 
     The kinds are the keys of KINDS; anything else is a path, read like `labelled_images` does, except that labels may
     be missing where there is something else to learn: masks, numbers or sex. `options` are those of the adapter
@@ -174,14 +176,14 @@ def labelled_images(source: str | Path, columns: Mapping[str, str] | None = None
 
 
 def patients_across_splits(found: Labelled) -> int:
-    """How many patients have images in more than one split."""
+    """Count how many patients have images in more than one split."""
     pairs = set(zip(found.patients.tolist(), found.splits.tolist(), strict=True))
     return sum(times > 1 for times in Counter(patient for patient, _ in pairs).values())
 
 
 def without_shared_patients(found: Labelled) -> tuple[Labelled, int]:
-    """Of a patient who is in several splits the images of the last of them alone (train, validate, test): those of the
-    others are in none. And how many these are."""
+    """Keep a patient who is in several splits in the last of them only (train, validate, test). Returns the
+    data and how many images were dropped."""
     place = {split: i for i, split in enumerate(SPLITS)}
     last: dict[str, int] = {}
     for patient, split in zip(found.patients.tolist(), found.splits.tolist(), strict=True):
@@ -195,7 +197,7 @@ def without_shared_patients(found: Labelled) -> tuple[Labelled, int]:
 
 def gather(rows: Iterable[Row], kind: str = "", names: Sequence[str] | None = None,
            structures: Sequence[str] | None = None) -> Labelled:  # fmt: skip
-    """Rows as arrays. Names and structures are in the order given, or else sorted."""
+    """Gather rows into arrays. Names and structures are in the order given, or else sorted."""
     rows = list(rows)
     if names is None:
         names = sorted({name for row in rows for name in row.labels} - {""})
@@ -229,8 +231,8 @@ def gather(rows: Iterable[Row], kind: str = "", names: Sequence[str] | None = No
 
 
 def found_images(root: Path, wanted: Iterable[str], images: Mapping[str, Path]) -> list[str]:
-    """Those of the wanted names that there is an image of; a warning says how many there are not. Raises StudyError if
-    there is none."""
+    """Return the wanted names that have an image; a warning says how many do not. Raises StudyError if there
+    is none."""
     wanted = list(wanted)
     there = [name for name in wanted if name in images]
     if not there:
@@ -242,7 +244,7 @@ def found_images(root: Path, wanted: Iterable[str], images: Mapping[str, Path]) 
 
 
 def validation_of(patient: str) -> str:
-    """train or validate, for a patient of an official training set."""
+    """Return train or validate, for a patient of an official training set."""
     return hashed_split(patient, {"train": 1 - VALIDATE, "validate": VALIDATE})
 
 

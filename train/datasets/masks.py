@@ -39,8 +39,8 @@ Parts = tuple[Part, ...]  # whose union is a structure; none: the structure is k
 
 
 def mask_of(parts: Parts, size: tuple[int, int]) -> np.ndarray:
-    """bool `size` (H, W). Masks of another size with the same ratio of sides are enlarged or shrunk to the nearest
-    pixel. Raises MaskError."""
+    """Return bool `size` (H, W). Masks of another size with the same ratio of sides are enlarged or shrunk to
+    the nearest pixel. Raises MaskError."""
     found_HW = np.zeros(size, bool)
     for part in parts:
         mask_hw = decode_runs(part) if isinstance(part, Runs) else read_mask(part)
@@ -49,8 +49,8 @@ def mask_of(parts: Parts, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """bool (H, W): the pixels of a picture that are brighter than half of its brightest (so 0 and 1, 0 and 255, and
-    edges smoothed by JPEG are all understood). Raises MaskError."""
+    """Read a mask, bool (H, W): the pixels of a picture that are brighter than half of its brightest (so 0
+    and 1, 0 and 255, and edges smoothed by JPEG are all understood). Raises MaskError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -73,7 +73,8 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def decode_runs(runs: Runs) -> np.ndarray:
-    """bool `runs.size`. Raises MaskError for what is no such text, or leaves the picture."""
+    """Decode a run-length text to bool `runs.size`. Raises MaskError if it is not such a text, or leaves the
+    picture."""
     H, W = runs.size
     flat = np.zeros(H * W, bool)
     try:
@@ -106,8 +107,8 @@ def as_read(path: Path, mask_HW: np.ndarray) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(H, W) of an image file: of a picture as `encoder.radiograph.read` gives it, of a DICOM file as it is stored.
-    Decodes nothing. Raises MaskError."""
+    """Return (H, W) of an image file: of a picture as `encoder.radiograph.read` gives it, of a DICOM file as
+    it is stored. Decodes nothing. Raises MaskError."""
     try:
         with path.open("rb") as file:
             start = file.read(8)

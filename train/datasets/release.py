@@ -26,7 +26,7 @@ def missing_file(root: Path, name: str, source: str, more: str = "") -> StudyErr
 
 
 def find_table(folder: Path, name: str) -> Path | None:
-    """The newest of the tables with a name such as `mimic-cxr-*-split.csv`, packed or unpacked."""
+    """Return the newest of the tables with a name such as `mimic-cxr-*-split.csv`, packed or unpacked."""
     if not folder.is_dir():
         return None
     found = [*folder.glob(name), *folder.glob(f"{name}.gz")]
@@ -36,7 +36,7 @@ def find_table(folder: Path, name: str) -> Path | None:
 
 
 def rows_of(path: Path) -> Iterator[list[str]]:
-    """The rows of a table, the header first; all have as many cells as it."""
+    """Return the rows of a table, the header first; all have as many cells as it."""
     try:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -60,7 +60,8 @@ def rows_of(path: Path) -> Iterator[list[str]]:
 
 
 def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
-    """The cells of `columns` and `optional`, row by row; "" where an optional column does not exist."""
+    """Return the cells of `columns` and `optional`, row by row; "" where an optional column does not
+    exist."""
     rows = rows_of(path)
     header = next(rows)
     check_columns(path, header, columns)
@@ -96,8 +97,9 @@ SUFFIXES = (
 
 
 def images_below(*folders: Path) -> dict[str, Path]:
-    """name without ending -> image, of all below the folders that exist. What ends in none of SUFFIXES counts with its
-    whole name, unless it is a table, a text or hidden: some releases name DICOM files by a UID only."""
+    """Map names without ending to images, of all files below the folders that exist. A file that ends in none
+    of SUFFIXES counts with its whole name, unless it is a table, a text or hidden: some releases name DICOM
+    files by a UID only."""
     found: dict[str, Path] = {}
     for folder in folders:
         for root, below, files in os.walk(folder):
@@ -127,7 +129,8 @@ def _rank(suffix: str) -> int:
 
 
 def hashed_split(patient: str, shares: Mapping[str, float]) -> str:
-    """The split of a patient, whatever other patients there are, from a hash of the id. `shares` add up to 1."""
+    """Return the split of a patient, whatever other patients there are, from a hash of the id. `shares` add
+    up to 1."""
     u = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64
     for split, share in shares.items():
         if u < share:

@@ -289,7 +289,7 @@ def _notes(
 
 
 def known(value: Any) -> Any:
-    """None for what means missing."""
+    """Return None for a cell that means missing, else the cell."""
     if value is None or (isinstance(value, str) and value.strip().lower() in {"", *NOT_TEXT}):
         return None
     return value

@@ -39,8 +39,8 @@ CLIP = 1.0
 
 
 def mentions(findings: str) -> dict[str, float]:
-    """What a report asserts: conditions, and conditions with the side its sentence names ("left fracture"); 1 for
-    certain ones, 0.5 for possible ones."""
+    """Return what a report asserts: conditions, and conditions with the side its sentence names ("left
+    fracture"); 1 for certain ones, 0.5 for possible ones."""
     found: dict[str, float] = {}
     for sentence in sentences(findings):
         words = set(SIDES.findall(sentence.lower()))
@@ -54,7 +54,8 @@ def mentions(findings: str) -> dict[str, float]:
 
 
 def targets(reports: Iterable[str]) -> tuple[list[str], Tensor]:
-    """(names, values (reports, names) of 0, 0.5 or 1) of everything that at least LEAST of the reports assert."""
+    """Return (names, values (reports, names) of 0, 0.5 or 1) of everything that at least LEAST of the reports
+    assert."""
     rows = [mentions(report) for report in reports]
     count = Counter(name for row in rows for name in row)
     names = sorted(name for name, n in count.items() if n >= LEAST * len(rows))

@@ -69,21 +69,21 @@ class Examples:
         return shown_images(self.studies[i], self.style)
 
     def words(self, i: int) -> int:
-        """Tokens of study i beside those of its images."""
+        """Count the tokens of study i without those of its images."""
         return self.lengths[i] - self.model.image_tokens * len(self.shown(i))
 
     def exchanged(self, i: int, other: int) -> tuple[list[int], Study]:
-        """(prompt, study): the words of study i about the images of another."""
+        """Return (prompt, study): the words of study i about the images of another."""
         study = with_images_of(self.studies[i], self.studies[other])
         return self.prompt(study), study
 
     def images_of(self, studies: Sequence[Study], draw: np.random.Generator | None = None) -> Tensor:
-        """What is shown of the images of the studies, in the order of their prompts: features (images, tokens, C) or
-        pixels (images, 3, H, W), augmented with what is drawn from `draw`."""
+        """Return what is shown of the images of the studies, in the order of their prompts: features (images,
+        tokens, C) or pixels (images, 3, H, W), augmented with what is drawn from `draw`."""
         return self.images([Path(i.path) for s in studies for _, i in shown_images(s, self.style)], draw)
 
     def first(self, wanted: Sequence[int]) -> Tensor:
-        """Features (B, tokens, C) of the main images."""
+        """Return the features (B, tokens, C) of the main images."""
         return self.images.features([Path(shown_image(self.studies[i]).path) for i in wanted])
 
     def keep(self, wanted: Sequence[int]) -> None:

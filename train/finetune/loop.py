@@ -169,8 +169,8 @@ def first_stage(
     config: Finetune,
     state: PartialState,
 ) -> bool:
-    """LLaVA's first stage: the projector alone learns through the frozen language model. Its checkpoints and outcome
-    lie in OUT/projector.
+    """Run LLaVA's first stage: the projector alone learns through the frozen language model. Its checkpoints
+    and outcome lie in OUT/projector.
 
     Returns:
         False if it was stopped.

@@ -57,8 +57,8 @@ class Plan:
 
 
 def weight_bytes(llava: nn.Module, nf4: bool = False) -> int:
-    """Bytes of the weights; of a language model before it is quantised, if it will be: NF4 takes 4 bits a weight and,
-    with double quantisation, 0.127 for its scales (QLoRA, arXiv 2305.14314)."""
+    """Count the bytes of the weights; of a language model before it is quantised, if it will be: NF4 takes 4
+    bits a weight and, with double quantisation, 0.127 for its scales (QLoRA, arXiv 2305.14314)."""
     quantised = set()
     if nf4:
         language = parts(llava).language_model
@@ -80,8 +80,9 @@ def plan(
     checkpointing: bool,
     nf4: bool = False,
 ) -> Plan:
-    """`llava` on the meta device, as it is trained (frozen parts frozen, features in the place of the tower or not):
-    `batch` studies of `images` images and `text` other tokens, of which `answer` are learned."""
+    """Plan the training of `llava` on the meta device, as it is trained (frozen parts frozen, features in the
+    place of the tower or not): `batch` studies of `images` images and `text` other tokens, of which `answer`
+    are learned."""
     table: dict[str, list[int]] = {}
     for name, p in llava.named_parameters():
         part = "lora" if ".lora_" in name else next((t for t in TOWERS if t in name), "lm_head")
@@ -108,8 +109,8 @@ def plan(
 def activations(
     llava: nn.Module, *, batch: int, text: int, images: int, answer: int, bf16: bool, blocks: bool = True
 ) -> int:
-    """Bytes that autograd keeps of a forward pass with loss, each storage once, parameters not counted. Without
-    `blocks` those outside of the language model's blocks."""
+    """Count the bytes that autograd keeps of a forward pass with loss, each storage once, parameters not
+    counted. Without `blocks` those outside of the language model's blocks."""
     of = parts(llava)
     own = {p.untyped_storage()._cdata for p in [*llava.parameters(), *llava.buffers()]}
     kept: dict[int, tuple[int, Tensor]] = {}
@@ -169,7 +170,8 @@ def _unmasked(config) -> Iterator[None]:
 
 
 def print_plan(llava: nn.Module, tower: nn.Module, data: Examples, config: Finetune) -> None:
-    """What is trained, and what memory weights, gradients and optimiser take, before anything starts."""
+    """Print what is trained, and what memory weights, gradients and optimiser take, before anything
+    starts."""
     from vlm.model import parameter_table
 
     table = parameter_table(llava)
@@ -211,8 +213,8 @@ def _activations(data: Examples, images: int, config: Finetune) -> str:
 
 
 def dry_model(encoder: str | Path, llm: str | Path, config) -> nn.Module:
-    """The model of a Finetune config on the meta device, from the `config.json` of its parts; LoRA where it asks for
-    it, the tower frozen."""
+    """Return the model of a Finetune config on the meta device, from the `config.json` of its parts; LoRA
+    where it asks for it, the tower frozen."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         AutoConfig,

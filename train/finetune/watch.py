@@ -118,7 +118,8 @@ class FindingsTrainer(AnswerTrainer):
         replace_folder(part, best)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """AdamW, with rates of their own for projector and encoder, after FSDP2 has split the weights."""
+        """Create AdamW with rates of their own for projector and encoder, after FSDP2 has split the
+        weights."""
         if self.optimizer is None:
             config, weights = self.config, trained_weights(self.model)
             rates = {"projector": config.projector_lr_mult, "vision_tower": config.encoder_lr_mult, "": 1.0}
@@ -154,8 +155,8 @@ def quality(line: dict) -> tuple[float, float]:
 
 
 def macro_f1(truth: list[dict[str, int]], found: list[dict[str, int]], least: int = 10) -> tuple[float, int]:
-    """Macro F1 over the labels that at least `least` of the studies have (if there is none: one), uncertain and
-    unmentioned counted as negative; and how many labels those are."""
+    """Return the macro F1 over the labels that at least `least` of the studies have (if there is none: one),
+    uncertain and unmentioned counted as negative; and how many labels those are."""
     names = sorted({name for labels in truth for name in labels})
     positives = {name: sum(labels.get(name) == 1 for labels in truth) for name in names}
     counted = [n for n in names if positives[n] >= least] or [n for n in names if positives[n]]

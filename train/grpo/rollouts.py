@@ -34,8 +34,9 @@ REFERENCE = "reference"
 
 
 def rows_of(studies: Sequence[Study], style: PromptStyle) -> list[dict[str, Any]]:
-    """A row for each study that has an image and an answer: `prompt` (a conversation), `images` (paths, in the order of
-    the image tokens), `reference` (what the study's radiologist wrote) and `study_id`."""
+    """Return a row for each study that has an image and an answer: `prompt` (a conversation), `images`
+    (paths, in the order of the image tokens), `reference` (what the study's radiologist wrote) and
+    `study_id`."""
     rows = []
     for study in studies:
         images = [image.path for _, image in shown_images(study, style)]
@@ -47,7 +48,7 @@ def rows_of(studies: Sequence[Study], style: PromptStyle) -> list[dict[str, Any]
 
 
 def unreadable(paths: Sequence[str]) -> list[str]:
-    """The images that cannot be read, as "code: path". Each is decoded, as training will decode it."""
+    """Return the images that cannot be read, as "code: path". Each is decoded, as training will decode it."""
     found = []
     for path in paths:
         try:
@@ -107,7 +108,8 @@ class StudyProcessor(LlavaProcessor):
         put_tower(self.model.llava, self.tower)
 
     def apply_chat_template(self, conversation: list, *, tokenize: bool = False, **_) -> Any:
-        """The text of a conversation (of several: a list); with `tokenize` what the call makes of texts and images."""
+        """Return the text of a conversation (of several: a list); with `tokenize` what the call makes of
+        texts and images."""
         several = isinstance(conversation[0], list)
         texts, images = zip(*map(_text_and_images, conversation if several else [conversation]), strict=True)
         if tokenize:
@@ -202,7 +204,7 @@ class Groups(torch.utils.data.Sampler[int]):
 def answers(
     llava, processor: StudyProcessor, rows: Sequence[dict], most: int, batch: int, device: torch.device | str
 ) -> list[str]:
-    """What the model writes about each row under greedy decoding, at most `most` tokens."""
+    """Generate what the model writes about each row under greedy decoding, at most `most` tokens."""
     texts = []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
@@ -216,5 +218,5 @@ def answers(
 
 
 def exchanged(studies: Sequence[Study], order: Sequence[int], style: PromptStyle) -> list[dict]:
-    """Rows of the studies, each about the images of another."""
+    """Return the rows of the studies, each about the images of another."""
     return rows_of([with_images_of(s, studies[order[i]]) for i, s in enumerate(studies)], style)

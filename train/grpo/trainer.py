@@ -64,7 +64,7 @@ class GrpoTrainer(ExactResume, GRPOTrainer):
         )
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """None for a checkpoint, which is no model."""
+        """Write no card: a checkpoint is not a model."""
 
 
 def arguments(

@@ -77,7 +77,7 @@ class Watch(TrainerCallback):
         self.pace.mark(step)
 
     def held_out(self, step: int) -> None:
-        """Mean rewards of greedy answers; every process answers its share."""
+        """Judge greedy answers on held-out studies by their mean rewards; every process answers its share."""
         if not self.watched:
             return
         started, line, said = time.perf_counter(), {"step": step}, []
@@ -93,7 +93,7 @@ class Watch(TrainerCallback):
         )
 
     def means(self, rows: list[dict]) -> dict[str, float]:
-        """`reward`, the weighted sum; each reward by its name; and `words`."""
+        """Return `reward`, the weighted sum; each reward by its name; and `words`."""
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         llava = self.processor.model.llava.eval()
         most = self.processor.model.meta.max_new_tokens

@@ -42,13 +42,13 @@ class Canvas:
         draw.line(self.pixel(points), fill=value, width=max(1, round(width_mm / self.mm)))
 
     def array(self, image: Image.Image, blur_mm: float = 0.8) -> np.ndarray:
-        """A drawn layer as float32 (H, W) in [0, 1], its edges softened by `blur_mm`."""
+        """Return a drawn layer as float32 (H, W) in [0, 1], its edges softened by `blur_mm`."""
         if blur_mm > 0:
             image = image.filter(ImageFilter.GaussianBlur(blur_mm / self.mm))
         return np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
 
     def texture(self, rng: np.random.Generator, grain_mm: float) -> np.ndarray:
-        """A smooth random field (H, W), zero mean, unit variance, with features of about `grain_mm`."""
+        """Draw a smooth random field (H, W), zero mean, unit variance, with features of about `grain_mm`."""
         rows, cols = (max(4, round(n * self.mm / grain_mm)) for n in self.shape)
         coarse = Image.fromarray(rng.standard_normal((rows, cols), dtype=np.float32))
         field = np.asarray(coarse.resize((self.shape[1], self.shape[0]), Image.Resampling.BICUBIC))
@@ -63,12 +63,12 @@ class Canvas:
 
 
 def soft(signed_mm: np.ndarray, edge_mm: float) -> np.ndarray:
-    """1 inside (positive), 0 outside, with an edge of about `edge_mm`."""
+    """Return 1 inside (positive) and 0 outside, with an edge of about `edge_mm`."""
     return 0.5 + 0.5 * np.tanh(signed_mm * np.float32(1 / edge_mm))
 
 
 def curve(*points: tuple[float, float], n: int = 24) -> np.ndarray:
-    """A Bézier curve (n, 2): through the first and last point, drawn towards the others."""
+    """Return a Bézier curve (n, 2): through the first and last point, drawn towards the others."""
     return _bernstein(len(points), n) @ np.asarray(points, dtype=np.float64)
 
 

@@ -21,7 +21,7 @@ class Film:
     spacing_mm: float
 
     def display(self) -> np.ndarray:
-        """float32 (H, W) in [0, 1] as a workstation shows it."""
+        """Return float32 (H, W) in [0, 1], as a workstation shows the film."""
         low, high = self.shown
         return np.clip((self.attenuation - low) / (high - low), 0, 1)
 

@@ -56,7 +56,7 @@ class Finding:
 
     @property
     def hidden(self) -> bool:
-        """Whether the frontal film shows nothing of it."""
+        """Tell whether the frontal film shows nothing of it."""
         return HIDDEN.get(self.kind) == self.detail
 
 
@@ -128,7 +128,8 @@ def draw_patient(
     laterals: float = LATERAL_OF_PA,
     hidden: float = 0.0,
 ) -> Patient:
-    """Patient `number` of the population `seed`: always the same patient, on any machine and in any order.
+    """Draw patient `number` of the population `seed`: always the same patient, on any machine and in any
+    order.
 
     `prevalence` multiplies PREVALENCE, up to COMMON: a reader learns rare findings from fewer such patients.
     `followups` is the share of patients examined twice, `laterals` that of PA films with a lateral beside them. Each

@@ -27,7 +27,7 @@ SPLITS = (("train", 0.8), ("validate", 0.1), ("test", 0.1))
 
 
 def split_of(seed: int, number: int, forced: str | None) -> str:
-    """Every patient belongs to one split, whatever the number of patients."""
+    """Return the split of a patient, which does not depend on how many patients there are."""
     if forced:
         return forced
     u = np.random.default_rng([seed, number, 0x5B]).random()
@@ -101,8 +101,8 @@ def write_film(path: Path, film: Film, patient: Patient, study: Examination, vie
 
 
 def save_dicom(path: Path, film: Film, patient: Patient, study: Examination, view: str) -> None:
-    """A CR or DX file as an archive would hold it: 12 or 16 bits stored, MONOCHROME1 or 2, and a window that
-    says what of the stored range is shown. Which of these a film gets is drawn from its own seed."""
+    """Write a CR or DX file as an archive would hold it: 12 or 16 bits stored, MONOCHROME1 or 2, and a window
+    that says what of the stored range is shown. Which of these a film gets is drawn from its own seed."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ComputedRadiographyImageStorage as CR
     from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
@@ -149,7 +149,8 @@ def save_dicom(path: Path, film: Film, patient: Patient, study: Examination, vie
 
 
 def generate(out: Path, studies: int, workers: int, **options) -> Iterator[list[dict]]:
-    """Patients in order until `studies` are written; yields each patient's lines. `options` are write_patient's."""
+    """Write patients in order until there are `studies`; yields each patient's lines. `options` are
+    write_patient's."""
     job = partial(write_patient, out=out, **options)
     if workers <= 1:
         yield from _until(map(job, range(studies)), studies)

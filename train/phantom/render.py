@@ -28,7 +28,7 @@ class Chest:
         self.raised = raised  # mm by which a hemidiaphragm stands higher
 
     def lateral(self, y: np.ndarray) -> np.ndarray:
-        """Inner chest wall: distance from the midline at height y."""
+        """Return the distance in mm of the inner chest wall from the midline at height y."""
         s = np.clip(y / (0.62 * self.a.height), 0, 1)
         low = np.clip((y / self.a.height - 0.85) / 0.3, 0, 1)
         return self.a.half_width * (1 - 0.52 * (1 - s) ** 2.2 - 0.05 * low)
@@ -38,7 +38,8 @@ class Chest:
         return 17 + 13 * np.clip(y / self.a.height, 0, 1)
 
     def diaphragm(self, x: np.ndarray) -> np.ndarray:
-        """Height y of the diaphragm below position x; the patient's right (x < 0) stands higher."""
+        """Return the height y in mm of the diaphragm below position x; the patient's right (x < 0) stands
+        higher."""
         a = self.a
         arch = np.exp(-(((np.abs(x) - 0.42 * a.half_width) / (0.43 * a.half_width)) ** 2))
         rise = np.where(x < 0, a.right_rise + self.raised.get("right", 0), self.raised.get("left", 0))
@@ -50,7 +51,7 @@ class Chest:
         return 34 * ((np.abs(x) - centre) / centre) ** 2
 
     def centre_of(self, side: str, zone: str) -> tuple[float, float]:
-        """Middle of a lung zone (x, y)."""
+        """Return the middle (x, y) of a lung zone in mm."""
         y = {"upper": 0.24, "mid": 0.47, "lower": 0.70}[zone] * self.a.height
         inner = float(self.medial(np.array(y))) + (24 if side == "left" and zone == "lower" else 8)
         outer = float(self.lateral(np.array(y)))
@@ -66,7 +67,7 @@ def sides_of(f: Finding) -> tuple[str, ...]:
 
 
 def render_frontal(study: Examination, sex: str, size: int = 512) -> Film:
-    """The PA or AP film of a study; `size` is the shorter side in pixels."""
+    """Render the PA or AP film of a study; `size` is the shorter side in pixels."""
     a, style = study.anatomy, study.style
     c = Canvas(size, style)
     by_kind: dict[str, list[Finding]] = {}
@@ -456,9 +457,9 @@ def _device(c: Canvas, chest: Chest, f: Finding) -> np.ndarray:
 
 
 def render_lateral(study: Examination, sex: str, size: int = 512) -> Film:
-    """The lateral film: sternum on the left, spine on the right. A simpler body than the frontal one; of the
-    findings it shows what a lateral adds: heart size, fluid behind, patches and nodules by depth; and those that the
-    frontal film hides, which alone have masks here."""
+    """Render the lateral film: sternum on the left, spine on the right. A simpler body than the frontal one;
+    of the findings it shows what a lateral adds: heart size, fluid behind, patches and nodules by depth; and
+    those that the frontal film hides, which alone have masks here."""
     a, style = study.anatomy, study.style
     c = Canvas(size, style)
     rng = np.random.default_rng([a.shape_seed, 11])

@@ -69,7 +69,8 @@ class Writer:
 
 
 def write_report(study: Examination, prior: Examination | None = None, wording: str = "prose") -> Report:
-    """`wording` is prose, or telegraphic: another hospital's habit, with a heading a topic."""
+    """Write the report of a study; `wording` is prose, or telegraphic: another hospital's habit, with a
+    heading a topic."""
     rng = np.random.default_rng([study.report_seed, 21])
     w = Writer(rng)
     by_kind: dict[str, list[Finding]] = {}

@@ -109,7 +109,7 @@ def phantoms(folder: Path, **options) -> Path:
 
 
 def nih_images(out: Path) -> Path | None:
-    """The NIH images of CXR_DATA as a list of their own: other sources there must not enter shipped weights."""
+    """Write a list of the NIH images of CXR_DATA: other sources there must not enter shipped weights."""
     data = os.environ.get("CXR_DATA")
     table = Path(data) / "images_only" / "images.csv" if data else None
     if table is None or not table.is_file():
@@ -126,7 +126,8 @@ def nih_images(out: Path) -> Path | None:
 
 
 def reference_statistics(merged: Path, studies: Path, nih: Path | None, file: Path) -> None:
-    """What mini knows, phantoms, and what a chest film is: those and NIH films, of the training split."""
+    """Fit what mini knows (phantoms) and what a chest film is (phantoms and NIH films of the training
+    split)."""
     from vlm.findings import OUTLIERS
     from vlm.reference import fit_outliers
     from vlm.study import absolute, load_studies
@@ -142,7 +143,7 @@ def reference_statistics(merged: Path, studies: Path, nih: Path | None, file: Pa
 
 
 def judged(merged: Path, studies: Path, folder: Path) -> dict:
-    """Scores on phantoms that no step has seen, beside what shuffled and blank images cost."""
+    """Score on phantoms that no step has seen, with their own, shuffled and blank images."""
     folder.mkdir(exist_ok=True)
     predictions, scores, floors = folder / "predictions.jsonl", folder / "scores.json", folder / "floors"
     if not scores.exists():
@@ -156,7 +157,7 @@ def judged(merged: Path, studies: Path, folder: Path) -> dict:
 
 
 def card(scores: dict, shape: dict, weight_mb: float, with_nih: bool) -> str:
-    """The model card; `shape` is the model's config.json."""
+    """Return the model card; `shape` is the model's config.json."""
     import torch
 
     see, write = shape["vision_config"], shape["text_config"]
@@ -209,7 +210,8 @@ HEADLINE = {
 
 
 def headline(scores: dict) -> list[tuple[str, str]]:
-    """The rows of the card, from the JSON of `cxr score`: each score, and the first one on the floors."""
+    """Return the rows of the card, from the JSON of `cxr score`: each score, and the first one on the
+    floors."""
 
     def value(rows: list[dict], name: str) -> str:
         row = next(row for row in rows if row["name"] == name)

@@ -128,7 +128,7 @@ def _patient(study) -> str:
 
 
 def judged(out: Path) -> None:
-    """Findings of each fold's model for its test patients, put together, scored beside the baselines."""
+    """Score the findings of all folds' models for their test patients together, beside the baselines."""
     parts: dict[str, list[str]] = {"predictions": [], "shuffled": [], "blank": []}
     references: list[str] = []
     for k in range(FOLDS):

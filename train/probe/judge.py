@@ -74,7 +74,7 @@ class Judge:
 
     @property
     def images(self) -> list[str]:
-        """Paths of those that could be read."""
+        """Return the paths of the images that could be read."""
         return [str(self.found.paths[row]) for row in self.features.rows]
 
     def data_sha256(self, task: str) -> str:
@@ -105,8 +105,8 @@ class Judge:
         return vectors(self.features.cls_NC, self.features.mean_NC, which, self.features.cells_NC)
 
     def parts(self, y_NL: np.ndarray, x_NC: np.ndarray | None = None) -> list:
-        """Train, validate, test, of the images that could be read and for which something is known, with vectors or
-        what else is given for each."""
+        """Return train, validate and test, of the readable images with a known label; features are `vectors`
+        unless `x_NC` is given."""
         from eval.probes.judged import Part
 
         x_NC, images = self.vectors if x_NC is None else x_NC, self.images
@@ -126,7 +126,7 @@ class Judge:
 
     @property
     def reduced(self) -> dict[str, Any]:
-        """Principal components for what is no encoder's."""
+        """Return options of a head: principal components if the features are not an encoder's."""
         from eval.probes.linear import COMPONENTS
 
         return {
@@ -216,7 +216,7 @@ class Judge:
 
     @cached_property
     def task(self):
-        """Structures by the images that have them all annotated."""
+        """Return the segmentation task, of the images that have all structures annotated."""
         from eval.probes.overlap import Frame, MaskTask
 
         rows, masked = self.features.rows, self.found.masked()
@@ -272,8 +272,8 @@ class Judge:
         }
 
     def pictures(self, results: dict) -> list[dict]:
-        """Some test images: name of a picture -> outlines that were annotated, outlines that each head found, patches
-        coloured by their principal components."""
+        """Paint some test images: name of a picture -> outlines that were annotated, outlines that each head
+        found, patches coloured by their principal components."""
         from encoder.radiograph import read
         from eval.probes.overlap import EXAMPLES
         from eval.probes.pictures import PatchColours, outlines
@@ -294,7 +294,7 @@ class Judge:
 
 
 def told(found) -> tuple[list[str], bool]:
-    """Which numbers are known of images of every split, and whether the sex is."""
+    """Tell which numbers are known of images of every split, and whether the sex is."""
     splits = [found.splits == split for split in ("train", "validate", "test")]
     numbers = [n for n, x in found.numbers.items() if all((~np.isnan(x[rows])).any() for rows in splits)]
     return numbers, all(np.isin(found.sex[rows], ("F", "M")).any() for rows in splits)

@@ -89,7 +89,8 @@ class Shared:
 
 
 def known_leaks(encoder: str, kind: str) -> str:
-    """One sentence to print beside a probe's numbers: what is known of an encoder (a key of SEEN) and a data set."""
+    """Return a sentence to print beside a probe's numbers: what is known of an encoder (a key of SEEN) and a
+    data set."""
     seen = SEEN.get(encoder.lower())
     if seen is None:
         return f"What {encoder} was pre-trained on is not recorded here (only of {', '.join(SEEN)})."
@@ -106,9 +107,9 @@ def known_leaks(encoder: str, kind: str) -> str:
 
 
 def image_name(text: str) -> tuple[str | None, tuple[str, ...]]:
-    """-> (what identifies an image in a path, a file name or an id, or None if its name could be anyone's; the data
-    sets that give such names, if known). "CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg" ->
-    "patient00001/study1/view1_frontal"."""
+    """Return (what identifies an image in a path, a file name or an id, or None if its name could be
+    anyone's; the data sets that give such names, if known).
+    "CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg" -> "patient00001/study1/view1_frontal"."""
     text = text.strip().replace("\\", "/").lower()
     for pattern, kinds in NAMES:
         if found := pattern.findall(text):
@@ -122,10 +123,10 @@ def image_name(text: str) -> tuple[str | None, tuple[str, ...]]:
 
 
 def shared_by_name(found: Labelled, lists: Sequence[str | Path]) -> list[Shared]:
-    """Images that one of the lists names: a CSV (any column that holds paths, file names or ids; a column `dataset`, if
-    there, keeps data sets apart), a text with a name a line, or what `--data` takes, such as an index or an archive of
-    `cxr prepare`. Names like 1.png, which could be anyone's, count only where the whole path is the same. Raises
-    LeakError for a list that cannot be read or names nothing."""
+    """Return the images that one of the lists names: a CSV (any column that holds paths, file names or ids; a
+    column `dataset`, if there, keeps data sets apart), a text with a name a line, or what `--data` takes,
+    such as an index or an archive of `cxr prepare`. Names like 1.png, which could be anyone's, count only
+    where the whole path is the same. Raises LeakError for a list that cannot be read or names nothing."""
     names: dict[str, list[int]] = {}
     paths: dict[str, int] = {}
     for i, path in enumerate(found.paths):
@@ -191,8 +192,9 @@ def _names_image(cell: str) -> bool:
 
 
 def thumbnail(pixels_HW: np.ndarray) -> np.ndarray:
-    """uint8 (SIDE, SIDE) of an image of any size and range: shrunk, its mean made 128 and its standard deviation
-    SPREAD, so that another range of grey levels does not matter. An image of one grey level gives 128 everywhere."""
+    """Make uint8 (SIDE, SIDE) of an image of any size and range: shrunk, its mean made 128 and its standard
+    deviation SPREAD, so that another range of grey levels does not matter. An image of one grey level gives
+    128 everywhere."""
     small = Image.fromarray(np.asarray(pixels_HW, np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
     x_hw = np.asarray(small, np.float64)
     spread = x_hw.std()
@@ -203,8 +205,8 @@ def thumbnail(pixels_HW: np.ndarray) -> np.ndarray:
 def same_pixels(
     a_Nhw: np.ndarray, b_Mhw: np.ndarray, tolerance: float = TOLERANCE
 ) -> list[tuple[int, int, float]]:
-    """(n, m, difference) of the thumbnails of `a` and `b` whose mean absolute difference is at most `tolerance` grey
-    levels; for each n the nearest m.
+    """Return (n, m, difference) of the thumbnails of `a` and `b` whose mean absolute difference is at most
+    `tolerance` grey levels; for each n the nearest m.
 
     On 945 films of NIH ChestX-ray14 (shorter side 256), the same film stored again as JPEG of quality 20 differed by
     at most 2.5, shrunk to 128 pixels besides by at most 3.7; the two most alike of different films, both of one
@@ -235,8 +237,9 @@ def _blocks(x_Nhw: np.ndarray) -> np.ndarray:
 def shared_by_pixels(
     found: Labelled, sources: Sequence[str | Path], tolerance: float = TOLERANCE, workers: int = 1
 ) -> list[Shared]:
-    """Images that look like one of the sources' (whatever `--data` takes), which are all decoded. Images that cannot be
-    read are left out, on both sides. Raises LeakError for a source that cannot be read."""
+    """Return images that look like one of the sources' (whatever `--data` takes), which are all decoded.
+    Images that cannot be read are left out, on both sides. Raises LeakError for a source that cannot be
+    read."""
     rows, a_Nhw = _thumbnails(found.paths, workers)
     shared: dict[int, Shared] = {}
     for source in map(Path, sources):
@@ -281,7 +284,7 @@ def _thumbnail_of(path: Path) -> np.ndarray | None:
 
 
 def summary(found: Labelled, shared: Iterable[Shared]) -> str:
-    """A line a split: how many of its images were seen."""
+    """Return a line for each split: how many of its images were seen."""
     of = Counter(leak.split for leak in {leak.row: leak for leak in shared}.values())
     every = Counter(found.splits.tolist())
     return "\n".join(f"{split:9} {of[split]} of {every[split]} images were seen" for split in sorted(every))

@@ -120,7 +120,7 @@ def write(
 
 
 def lacking(task: str, found) -> str:
-    """What the data lacks that the task needs, in words; "" if nothing."""
+    """Say what the data lacks for the task; "" if nothing."""
     splits = {split: found.part(split) for split in ("train", "validate", "test")}
     if empty := [split for split, rows in splits.items() if not len(rows)]:
         raise ConfigError(f"no image is of split {' or '.join(empty)}: a probe learns, chooses and is judged")
@@ -137,7 +137,7 @@ def lacking(task: str, found) -> str:
 
 
 def leaks(config: Probe, found) -> list[str]:
-    """What is known of images that an encoder has seen before, in words."""
+    """Say what is known of images that an encoder has seen before."""
     from train.probe.leaks import LeakError, known_leaks, shared_by_name, summary
 
     lines = []

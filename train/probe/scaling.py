@@ -108,8 +108,8 @@ def configured(argv: Sequence[str], also: Also | None = None) -> argparse.Namesp
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """Raises ConfigError for a file that cannot be read, for keys that are missing or unknown, and for fields that a
-    pre-training does not have."""
+    """Read the file of a scaling study. Raises ConfigError for a file that cannot be read, for missing or
+    unknown keys, and for fields that a pre-training does not have."""
     from train.pretrain.config import RENAMED, PretrainConfig
 
     if not path.is_file():
@@ -156,7 +156,7 @@ def _check_kinds(path: Path, study: dict[str, Any]) -> None:
 
 
 def points_of(study: dict[str, Any]) -> list[Point]:
-    """Small amounts first, so that a curve is there early."""
+    """List the points of a study, small amounts first, so that a curve appears early."""
     made = []
     for amount in sorted(study["amounts"]):
         for seed in study["seeds"]:
@@ -228,7 +228,7 @@ def run(study: dict[str, Any], out: Path, threads: int) -> int:
 
 
 def options(values: dict[str, Any]) -> list[str]:
-    """Fields -> the words of a command line."""
+    """Turn fields into the words of a command line."""
     words = []
     for name, value in values.items():
         words.append(f"--{name}")
@@ -237,7 +237,8 @@ def options(values: dict[str, Any]) -> list[str]:
 
 
 def judged_by(probe: dict[str, Any]) -> set[str]:
-    """Images that the probe chooses by or judges: no pre-training of the study sees them. Raises ConfigError."""
+    """Return the images that the probe validates or tests on; no pre-training of the study sees them. Raises
+    ConfigError."""
     from train.datasets.labelled import load
 
     try:
@@ -248,7 +249,8 @@ def judged_by(probe: dict[str, Any]) -> set[str]:
 
 
 def draw(point: Point, listing: Path, judged: Set[str] = frozenset()) -> None:
-    """A CSV of the point's images, of those that the probe does not judge. Raises ConfigError where there are fewer."""
+    """Write a CSV of the point's images, drawn from those that the probe does not judge. Raises ConfigError
+    if there are too few."""
     from train.datasets.folder import NoSplits, image_paths
 
     split, paths = point.changes.get("split", "train"), []
@@ -271,7 +273,7 @@ def draw(point: Point, listing: Path, judged: Set[str] = frozenset()) -> None:
 
 
 def report(points: list[Point], study: dict[str, Any], out: Path) -> None:
-    """scaling.json and scaling.html of the points that are finished."""
+    """Write scaling.json and scaling.html of the points that are finished."""
     from eval.page.shell import Section, about, write_body
     from eval.plots import growth
 

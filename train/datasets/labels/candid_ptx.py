@@ -34,11 +34,11 @@ PATIENT = re.compile(r"P?0*(\d+)(?=_|$)", re.I)  # as filename begins
 
 
 def labelled(root: str | Path, headers: bool = True) -> Labelled:
-    """Labels and structures are pneumothorax, and chest tube and rib fracture where their tables are there: those
-    tables name positive images only, so all others count as without. A pneumothorax whose cell is empty is not known.
-    Splits (70, 10 and 20 % of the patients) come from a hash of the patient, which is the image where the table has no
-    filename. `headers`: take age and sex from the DICOM files. Raises StudyError where the table of reports, a column
-    or all images are missing."""
+    """Read CANDID-PTX. Labels and structures are pneumothorax, and chest tube and rib fracture where their
+    tables are there: those tables name positive images only, so all others count as without. A pneumothorax
+    whose cell is empty is not known. Splits (70, 10 and 20 % of the patients) come from a hash of the
+    patient, which is the image where the table has no filename. `headers`: take age and sex from the DICOM
+    files. Raises StudyError where the table of reports, a column or all images are missing."""
     root = Path(root)
     table = find_table(root, REPORTS)
     if table is None:

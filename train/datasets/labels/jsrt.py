@@ -43,8 +43,8 @@ SIDE, TOP = 2048, 4095
 
 
 def labelled(root: str | Path) -> Labelled:
-    """The label is Nodule. Splits (70, 10 and 20 %) come from a hash of the film's name. Raises StudyError if there is
-    no image; where there are .IMG files only, it says what to do."""
+    """Read JSRT. The label is Nodule. Splits (70, 10 and 20 %) come from a hash of the film's name. Raises
+    StudyError if there is no image; where there are .IMG files only, it says what to do."""
     root = Path(root)
     images, masks = _files(root)
     if not images:
@@ -103,8 +103,8 @@ def _files(root: Path) -> tuple[dict[str, Path], dict[str, dict[str, Parts]]]:
 
 
 def convert(source: Path, out: Path) -> int:
-    """Each .IMG below `source` becomes a PNG in `out`; what is there is left alone. -> how many were written. Raises
-    StudyError for a file of another length."""
+    """Write each .IMG below `source` as a PNG in `out`; existing files are left alone. Returns how many were
+    written. Raises StudyError for a file of another length."""
     out.mkdir(parents=True, exist_ok=True)
     written = 0
     for path in sorted(p for p in source.rglob("*.[iI][mM][gG]") if FILM.fullmatch(p.stem)):

@@ -32,9 +32,10 @@ COLUMNS = ("Image Index", "Finding Labels", "Patient Age")
 
 
 def labelled(root: str | Path, view: str | None = None) -> Labelled:
-    """The 14 findings and No Finding. The official test list is the test; an eighth of the other patients, chosen by a
-    hash, validates. `view` (PA or AP) keeps the films of one view. Images that are not there are left out. Raises
-    StudyError where a table, a list, a column or all images are missing, or an image is in neither list or in both."""
+    """Read NIH ChestX-ray14: the 14 findings and No Finding. The official test list is the test; an eighth of
+    the other patients, chosen by a hash, validates. `view` (PA or AP) keeps the films of one view. Images
+    that are not there are left out. Raises StudyError where a table, a list, a column or all images are
+    missing, or an image is in neither list or in both."""
     root = Path(root)
     if view not in (None, "PA", "AP"):
         raise StudyError(f"view {view!r} is unknown; there are PA and AP")

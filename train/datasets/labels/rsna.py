@@ -33,10 +33,10 @@ OPACITY, NORMAL, OTHER = "Lung Opacity", "Normal", "No Lung Opacity / Not Normal
 
 
 def labelled(root: str | Path, headers: bool = True) -> Labelled:
-    """Labels are the three classes; without the table of classes, Lung Opacity only. Splits (70, 10 and 20 % of the
-    patients) come from a hash of the patient. `also["nih"]` is the image's name in NIH ChestX-ray14. `headers`: take
-    age and sex from the DICOM files, which reads the beginning of each. Raises StudyError where a table, a column or
-    all images are missing, or the mapping is none."""
+    """Read RSNA Pneumonia. Labels are the three classes; without the table of classes, Lung Opacity only.
+    Splits (70, 10 and 20 % of the patients) come from a hash of the patient. `also["nih"]` is the image's
+    name in NIH ChestX-ray14. `headers`: take age and sex from the DICOM files, which reads the beginning of
+    each. Raises StudyError where a table, a column or all images are missing, or the mapping is none."""
     root = Path(root)
     table = find_table(root, "stage_2_train_labels.csv")
     if table is None:
@@ -75,7 +75,8 @@ def labelled(root: str | Path, headers: bool = True) -> Labelled:
 
 
 def nih_names(root: Path) -> dict[str, str]:
-    """patientId -> name of the image in NIH ChestX-ray14, such as 00000001_000.png; empty without a mapping."""
+    """Map patientId to the name of the image in NIH ChestX-ray14, such as 00000001_000.png; empty without a
+    mapping."""
     file = root / MAPPING
     if not file.is_file():
         return {}

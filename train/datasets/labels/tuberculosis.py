@@ -34,8 +34,9 @@ SEX = re.compile(r"\b(?:(f|femal|female)|(m|male))\b", re.I)
 
 
 def labelled(root: str | Path, kind: str) -> Labelled:
-    """The label is Tuberculosis; structures are left lung and right lung, or lungs. Splits (70, 10 and 20 %) come from
-    a hash of the image's name. `kind` is montgomery or shenzhen. Raises StudyError if no image is there."""
+    """Read the tuberculosis sets. The label is Tuberculosis; structures are left lung and right lung, or
+    lungs. Splits (70, 10 and 20 %) come from a hash of the image's name. `kind` is montgomery or shenzhen.
+    Raises StudyError if no image is there."""
     folder, pattern = SETS[kind]
     root = Path(root)
     if not (root / "CXR_png").is_dir() and (root / folder).is_dir():

@@ -28,10 +28,11 @@ RENAMED = {"Other diseases": "Other disease"}
 
 
 def labelled(root: str | Path, headers: bool = True) -> Labelled:
-    """Labels of the training images are those of the majority of their readers; a draw is not known. The official test
-    set is the test; an eighth of the training images, chosen by a hash of their ids, validates. Images that are not
-    there are left out. `headers`: take age and sex (and weight and height, if ever) from the DICOM files, which reads
-    the beginning of each. Raises StudyError where a table or a column is missing, or no image is there."""
+    """Read VinDr-CXR. Labels of the training images are those of the majority of their readers; a draw is not
+    known. The official test set is the test; an eighth of the training images, chosen by a hash of their ids,
+    validates. Images that are not there are left out. `headers`: take age and sex (and weight and height, if
+    ever) from the DICOM files, which reads the beginning of each. Raises StudyError where a table or a column
+    is missing, or no image is there."""
     root = Path(root)
     if not (root / "annotations").is_dir() and (root / "1.0.0").is_dir():
         root /= "1.0.0"

@@ -77,7 +77,7 @@ class Found:
     shared_ids: int = 0
 
     def notes(self) -> list[str]:
-        """What to tell the user, a line each."""
+        """Return notes for the user, one a line."""
         lines = []
         if self.left_out:
             count = self.left_out.total()
@@ -153,7 +153,7 @@ def studies(
 
 
 def patient_name(header: FilmHeader, rules: Rules) -> str | None:
-    """What the patient is called: the ID (and its issuer, as HL7 writes it), or `hashed` of it."""
+    """Return what the patient is called: the ID (and its issuer, as HL7 writes it), or `hashed` of it."""
     if not header.patient_id:
         return None
     name = f"{header.patient_id}^^^{header.issuer}" if header.issuer else header.patient_id
@@ -161,8 +161,9 @@ def patient_name(header: FilmHeader, rules: Rules) -> str | None:
 
 
 def hashed(identifier: str, key: bytes = b"") -> str:
-    """16 hex digits of HMAC-SHA-256 (RFC 2104). Without a secret key it is a pseudonym and no protection: IDs are short
-    enough that all can be tried. It does not change from run to run, so that a run can be resumed."""
+    """Return 16 hex digits of HMAC-SHA-256 (RFC 2104). Without a secret key it is a pseudonym and does not
+    protect: IDs are short enough that all can be tried. It does not change from run to run, so that a run can
+    be resumed."""
     return hmac.new(
         key or NO_KEY, identifier.encode("utf-8", "backslashreplace"), hashlib.sha256
     ).hexdigest()[:16]

@@ -69,7 +69,8 @@ MISLEADING = frozenset({
 
 
 def section_name(heading: str) -> str:
-    """The section that a heading (without its colon) opens; an unknown heading is itself, in lower case."""
+    """Return the section that a heading (without its colon) opens; an unknown heading is itself, in lower
+    case."""
     heading = heading.strip().lower()
     if heading in NAMES:
         return NAMES[heading]
@@ -80,7 +81,7 @@ def section_name(heading: str) -> str:
 
 
 def sections(text: str) -> dict[str, str]:
-    """Section -> its text, white space reduced to single spaces, of a whole report with any line ends.
+    """Split a whole report, with any line ends, into section -> text with single spaces.
 
     What precedes the first heading is `preamble`; a report without headings is `full report`. Never fails; sections
     other than findings and impression may be empty.
@@ -108,7 +109,8 @@ def sections(text: str) -> dict[str, str]:
 
 
 def report_fields(found: Mapping[str, str]) -> dict[str, str | None]:
-    """The texts of a study (vlm.study.TEXTS) from its `sections`; None where there is none or it is empty.
+    """Return the texts of a study (vlm.study.TEXTS) from its `sections`; None where there is none or it is
+    empty.
 
     Without an indication, the history serves, or else a section such as "REASON FOR THE STUDY".
     """

@@ -160,7 +160,8 @@ def write(save: Callable[[Path], object], out: Path, last: str) -> None:
 
 
 def train_tokenizer(texts: list[str], vocabulary: int):
-    """Byte-level BPE with digits apart: any text can be written, and a size in mm is read digit by digit."""
+    """Train a byte-level BPE tokenizer with digits apart: any text can be written, and a size in mm is read
+    digit by digit."""
     special = ["<pad>", "<s>", "</s>", IMAGE_TOKEN]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
