@@ -92,7 +92,8 @@ def score(
         floors = None
     elif not (floors is None or isinstance(floors, str | os.PathLike)):
         raise ScoreError(
-            f"floors are {{name: predictions}}, or the folder that cxr generate --floors wrote, not {_kind(floors)}"
+            f"floors (baselines) are {{name: predictions}}, or the folder that cxr generate --floors wrote, "
+            f"not {_kind(floors)}"
         )
     sources = _paired(sides, section)
     given_floors = {
@@ -320,7 +321,7 @@ def _check_side(row: object, what: str, where: str = "") -> None:
 
 
 def _first_line(path: Path) -> object:
-    """The first record of a JSON Lines file; None where there is none, of which scoring itself tells."""
+    """Return the first record of a JSON Lines file; None if there is none, which scoring itself reports."""
     if path.suffix.lower() == ".csv":
         return None
     try:

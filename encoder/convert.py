@@ -66,7 +66,7 @@ def load_backbone(path: str | Path, size: int | None = None, heads: int | None =
     from a .safetensors, .pth, .pt or .bin file in any of DIALECTS.
 
     size: pixels; position embeddings of another grid are resampled (bicubic, as DINOv2 does). heads: of attention, by
-    default of 64 each. Raises ConversionError for what is no plain DINOv2 encoder, ModelError for a name
+    default of 64 each. Raises ConversionError if it is not a plain DINOv2 encoder, ModelError for a name
     that is none, FileNotFoundError.
     """
     given, path = str(path), Path(path)
@@ -132,7 +132,7 @@ def _tower(folder: Path) -> Dinov2Model:
 
 
 def _preprocessing(folder: Path) -> Preprocessing | None:
-    """None if there is none, or one of another kind (DINOv2's own crops 224 pixels from 256)."""
+    """Return None if there is none, or one of another kind (DINOv2's own crops 224 pixels from 256)."""
     try:
         return Preprocessing.from_pretrained(folder)
     except (FileNotFoundError, ValueError):

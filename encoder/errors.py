@@ -18,9 +18,9 @@ UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 
 
 class UserError(Exception):
-    """Something the user gave or asked for; told in one line without a traceback. The message says what was wrong, what
-    was got, what is accepted and what to do. Rooms that import no other (eval/scores) keep the protocol by the
-    attribute alone."""
+    """Report a mistake that the user can mend, in one line without a traceback. The message says what was
+    wrong, what was got, what is accepted and what to do. Rooms that import no other (eval/scores) keep the
+    protocol by the attribute alone."""
 
     # of the command that meets it
     exit_status = 2

@@ -24,7 +24,7 @@ SIZES = (
 ABOVE_ZERO = ("mlp_ratio", "layer_norm_eps", "rms_norm_eps", "rope_theta")
 # Names of functions, of those that transformers knows.
 NAMED = ("hidden_act", "hidden_activation", "projector_hidden_act", "rope_type")
-# Those of which a model with so many has at least as many numbers.
+# Fields that a model of this size needs at least as many numbers for.
 COSTLY = ("hidden_size", "intermediate_size", "vocab_size", "embed_dim")
 DEPTHS = ("num_hidden_layers", "depth", "projector_depth", "projector_n_layers")
 MOST = 2**31
@@ -203,7 +203,7 @@ def _function(field: str, name: Any) -> str | None:
     if field == "rope_type":
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-        # the first is no stretching; the other, of images' positions, is read as the first
+        # the first does not stretch; the other, of images' positions, is read as the first
         known = {"default", "mrope", *ROPE_INIT_FUNCTIONS}
     else:
         from transformers.activations import ACT2FN

@@ -20,7 +20,7 @@ from encoder.errors import UserError, naming, of_the_disk, printable
 # Paths may hold bytes that are not UTF-8, which so survive being written and read.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
 
-# Bytes of a line; one of more is no line of text, and would be read into memory as a whole.
+# Bytes of a line; a longer one is not a line of text, and would be read into memory as a whole.
 LONGEST_LINE = 1 << 26
 
 
@@ -101,7 +101,8 @@ def sole_writer(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Whoever waits holds the old file open: filelock sees that its name is gone, and opens a new one.
+            # A waiting process holds the old file open: filelock sees that its name is gone, and opens a new
+            # one.
             lock.unlink(missing_ok=True)
 
 
@@ -163,7 +164,7 @@ def sweep(folder: Path, start: str = "") -> None:
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Put folder `new` in the place of `final`. Between two renames `final` is briefly absent."""
+    """Replace folder `final` by `new`. Between two renames `final` is briefly absent."""
     old = None
     if final.exists():
         old = final.with_name(f".{final.name}.old.{os.getpid()}")
@@ -219,8 +220,9 @@ def append_json(path: Path, lines: Iterable[Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file that `append_json` wrote; [] where there is none. Lines that are no JSON objects are
-    skipped: earlier versions left them where a process was killed, and a disk may have damaged them."""
+    """Return the lines of a file that `append_json` wrote; [] where there is none. Lines that are not JSON
+    objects are skipped: earlier versions left them where a process was killed, and a disk may have damaged
+    them."""
     if not path.is_file():
         return []
     found = []
@@ -233,8 +235,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file that `write_json` wrote holds. Raises InputFileError where it is no object any more, and
-    OSError."""
+    """Return what a JSON file that `write_json` wrote holds. Raises InputFileError if it is no longer an
+    object, and OSError."""
     try:
         row = json.loads(path.read_text(**TEXT))
     except (ValueError, RecursionError):

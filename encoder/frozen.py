@@ -35,7 +35,7 @@ PIXELS, SIDE, PATCH = "pixels", 64, 14
 
 
 class Tokens(NamedTuple):
-    """What an encoder makes of images.
+    """Hold what an encoder makes of images.
 
     Attributes:
         cls_BC: what the encoder itself takes for the image: CLS, or what its head pools (SigLIP, timm).

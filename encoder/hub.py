@@ -133,7 +133,7 @@ def weights_sha256(folder: str | Path) -> str:
 
 
 def of_a_run(folder: str | Path) -> str:
-    """Say where in the folder of a training its model lies; nothing if it is no such folder."""
+    """Say where in the folder of a training its model lies; nothing if it is not such a folder."""
     parts = ("encoder", "merged", "adapter")
     there = [str(Path(folder) / part) for part in parts if any((Path(folder) / part).glob("*config.json"))]
     return f"; it is the folder of a training: give {' or '.join(there)}" if there else ""

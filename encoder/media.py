@@ -34,7 +34,7 @@ class MediaError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class MediaLimits:
-    """What is too much. An archive beyond one of these is refused as a whole."""
+    """Limit what is unpacked. An archive beyond one of these is refused as a whole."""
 
     max_members: int = 50_000  # a disc of CT series has some thousands
     max_bytes: int = Limits().max_bytes  # of one member, unpacked: the reader takes no more

@@ -125,7 +125,7 @@ def bar(
     with Bars(say, unit) as tell:
         tell(what, done, total)
         for item in items:
-            # Counted first: whoever takes the item may change it.
+            # Counted first: the caller may change the item.
             count = size(item)
             yield item
             done += count

@@ -60,7 +60,7 @@ def shape_of(config: PreTrainedConfig) -> Shape:
     if kind == "timm_wrapper":
         return _timm_shape(json.dumps(_timm_fields(config), sort_keys=True))
     if kind not in CLASSES:
-        raise ModelError(f"a {kind} model is no vision tower; there are {', '.join(CLASSES)}")
+        raise ModelError(f"a {kind} model is not a vision tower; choose one of {', '.join(CLASSES)}")
     extra = {"siglip_vision_model": 0, "dinov2_with_registers": 1 + getattr(config, "num_register_tokens", 0)}
     patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
     tokens = extra.get(kind, 1)
@@ -110,7 +110,7 @@ def load_tower(
         check_numbers(model, folder, stored)
     shape = shape_of(model.config)
     if preprocessing.size % shape.patch:
-        raise ModelError(f"{folder}: {preprocessing.size} px is no multiple of patch size {shape.patch}")
+        raise ModelError(f"{folder}: {preprocessing.size} px is not a multiple of patch size {shape.patch}")
     return model.eval(), preprocessing
 
 

@@ -95,7 +95,7 @@ class Preprocessing:
         return (x_HW - mean_C11) / std_C11
 
     def _of_levels(self, x: Tensor) -> Tensor:
-        """Preprocess an 8-bit picture as transformers' BitImageProcessor does, of which every rounding is kept."""
+        """Preprocess an 8-bit picture as transformers' BitImageProcessor does, every rounding included."""
         # loaded where it is needed, because it takes as long as torch does
         from torchvision.transforms.v2 import functional as tvF
 

@@ -21,14 +21,14 @@ from encoder.errors import ModelError
 
 
 class Features(NamedTuple):
-    """After the final LayerNorm."""
+    """Hold the tokens after the final LayerNorm."""
 
     cls_BC: Tensor
     patches_BPC: Tensor
 
 
 class Rows(NamedTuple):
-    """What of x goes through one residual branch: crops of a dense batch, tokens of a pack."""
+    """Select the rows of x that enter one residual branch: crops of a dense batch, tokens of a pack."""
 
     index: Tensor | None  # int64; None: all
     scale: Tensor | None  # what the outcome is multiplied by
@@ -291,7 +291,7 @@ def resample_pos_embed(pos_1PC: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resample the position embeddings of a square grid of patches (without CLS) to another grid."""
     side = round(pos_1PC.shape[1] ** 0.5)
     if side * side != pos_1PC.shape[1]:
-        raise ValueError(f"{pos_1PC.shape[1]} position embeddings are no square grid")
+        raise ValueError(f"{pos_1PC.shape[1]} position embeddings are not a square grid")
     pos_1Chw = pos_1PC.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
     pos_1Chw = F.interpolate(pos_1Chw, size=grid, mode="bicubic", align_corners=False)
     return pos_1Chw.flatten(2).transpose(1, 2).to(pos_1PC.dtype)

@@ -123,7 +123,9 @@ def _stored(file: Path, name: str, about: Any) -> tuple[Stored, tuple[int, int]]
     if not isinstance(shape, list) or any(whole(0, 2**60)(n) for n in shape):
         raise ModelError(f"{file}: tensor {shown(name)} has shape {shown(shape)}, which is not one")
     if not isinstance(place, list) or len(place) != 2 or any(whole(0, 2**62)(n) for n in place):
-        raise ModelError(f"{file}: tensor {shown(name)} has data_offsets {shown(place)}, which are no place")
+        raise ModelError(
+            f"{file}: tensor {shown(name)} has data_offsets {shown(place)}, not a range of bytes"
+        )
     wanted, held = math.prod(shape) * WIDTHS[dtype], place[1] - place[0]
     if wanted != held:
         raise ModelError(

@@ -25,13 +25,13 @@ def receive_json(of: socket.socket) -> tuple[dict[str, Any], int]:
     garbage."""
     length, follow = LENGTHS.unpack(receive(of, LENGTHS.size))
     if length > LONGEST_JSON:
-        raise ValueError("an answer that is none")
+        raise ValueError("an answer that cannot be read")
     try:
         what = json.loads(receive(of, length))
     except (ValueError, RecursionError):
         what = None
     if not isinstance(what, dict):
-        raise ValueError("an answer that is none")
+        raise ValueError("an answer that cannot be read")
     return what, follow
 
 

@@ -24,7 +24,7 @@ COMMAND = "cxr generate STUDIES --floors DIR, then cxr score --floors DIR"
 
 
 class FloorFile(NamedTuple):
-    """A file NAME.jsonl of a floors directory."""
+    """A file NAME.jsonl of a directory that `cxr generate --floors` wrote."""
 
     title: str
     how: str
@@ -144,7 +144,7 @@ def read_floors(directory: str | Path | None) -> tuple[dict[str, Path], list[Not
         return {}, [NotComputed(f.title, f"not made ({f.how})", f.command) for f in FLOORS.values()]
     directory = Path(directory)
     if not directory.is_dir():
-        raise ScoreError(f"{directory}: no such directory of floors; make it with: {COMMAND}")
+        raise ScoreError(f"{directory}: no such directory of baselines (--floors); make it with: {COMMAND}")
     found = {path.stem: path for path in sorted(directory.glob("*.jsonl"))}
     missing = [
         NotComputed(f.title, f"{directory} has no {name}.jsonl", f.command)

@@ -39,8 +39,8 @@ class metric:
     """`key` is a key of `eval.score`'s scores. A score of one study is what the score of a set of it alone would be.
 
     As a reward it is called with `completions` (texts, or chats whose last message counts) and the data set's columns,
-    of which `column` holds the references; scores of which less is better (RadCliQ, wrong sides, ...) come out
-    negative there.
+    whose column `column` holds the references; scores that are better when lower (RadCliQ, wrong sides, ...)
+    come out negative there.
 
     Raises ScoreError for a key that does not exist, and where the weights it needs are missing.
     """

@@ -52,7 +52,8 @@ def write_page(
         known: study id -> what else a case may have, for these.
 
     Raises:
-        FileExistsError: the file is there and is no page of ours; such a file is replaced only with `overwrite`.
+        FileExistsError: the file is there and is not a page of ours; such a file is replaced only with
+            `overwrite`.
         ValueError: an image is of another kind.
     """
     path = Path(path)

@@ -27,7 +27,7 @@ def patient_sums(stats_NK: np.ndarray, groups: Sequence[Hashable] | None = None)
     """
     stats_NK = np.asarray(stats_NK, dtype=np.float64)
     if not len(stats_NK):
-        raise ValueError("there is no sample to resample")
+        raise ValueError("there are no samples to resample")
     if groups is None:
         return stats_NK
     if len(groups) != len(stats_NK):

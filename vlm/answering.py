@@ -26,13 +26,13 @@ Sentences = Literal["none", "confidence", "image_dependence"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How studies are to be answered."""
+    """Set how studies are answered."""
 
     decoding: Decoding
     images: Images = "own"
     sentences: Sentences = "none"
     static_cache: bool = False
-    # write findings even of what is no chest film
+    # write findings even of an image that is not a chest film
     insist: bool = False
 
 
@@ -117,7 +117,8 @@ class Answerer:
             task.prediction.sentences = scored_sentences(model.tokenizer, ids, one, other)
 
     def _check_images(self, tasks: Sequence[Task], outliers: Outliers, insist: bool) -> None:
-        """Warn of main images that are unlike those the model knows; where one is no chest film, write nothing."""
+        """Warn of main images that are unlike those the model knows; write nothing if one is not a chest
+        film."""
         first = self._placed(torch.stack([t.pixels_ICHW[0] for t in tasks if t.pixels_ICHW is not None]))
         found = outliers.judged(self.model.parts.vision_tower, first)
         for task, (distance, foreign) in zip(tasks, found, strict=True):

@@ -56,7 +56,7 @@ def build(
     `calibrate` has seen features. What stock Llava can say is a stock Llava, the rest a `cxr_llava` (vlm/llava.py).
 
     Raises ModelError for an encoder of an unknown family, without preprocessing or without those layers, a language
-    model that does not fit Llava or has no end-of-sequence token, and a depth or reduction that is none.
+    model that does not fit Llava or has no end-of-sequence token, and an impossible depth or reduction.
     """
     encoder_dir, llm_dir = resolve(encoder, "encoder"), resolve(llm, "language model")
     implementation = models.attention_name(attention)

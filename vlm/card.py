@@ -79,7 +79,7 @@ def write_card(
         "## What it learned from", "", *([f"- base model: {name}" for name in _as_list(header.base_model)]),
         *_training(run), "", "## How good it was", "", *_scores(run, scores, before), "",
         "## Limits", "",
-        "- It may invent findings, miss them, and compare with studies it was not shown. Its text is no report.",
+        "- It may invent findings, miss them, and compare with studies it was not shown. Its text is not a report.",
         "- It knows the hospitals, devices and patients of its training data; others may fare worse, without a sign.",
         "- Frontal chest films alone, unless the prompt above shows laterals; never other body parts or modalities.",
         "", "## Licences", "",

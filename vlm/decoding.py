@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from vlm.model import FindingsModel
 
 METHODS = ("greedy", "beam", "sample")
-# Beyond these, logits over the temperature or a length's power are no numbers of float32 any more.
+# Beyond these, logits over the temperature or a length's power are no longer finite in float32.
 COLDEST, HOTTEST, STEEPEST = 1e-6, 1e6, 10.0
 STEP = 64  # tokens: lengths of prompts with a static cache are multiples, so that few are compiled for
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer is chosen. Raises AskedError for what does not go together."""
+    """Set how an answer is chosen. Raises AskedError for options that exclude each other."""
 
     max_new_tokens: int = 256
     method: str = "greedy"  # the same words in every run; beam: searched more widely; sample: drawn
@@ -101,8 +101,8 @@ def generate_ids(
     FeatureTower stands in for it. `seen`: what `image_tokens` made of them before.
 
     `static` keeps keys and values in memory of one size, for which transformers compiles the step on a GPU; attention
-    is PyTorch's then, for ours needs the cache to grow. `synced` goes on until all processes have finished, which share
-    the weights.
+    is PyTorch's then, for ours needs the cache to grow. `synced` continues until all processes have finished,
+    which share the weights.
     """
     tokenizer = model.tokenizer
     embeds_BNH, mask_BN = embed(

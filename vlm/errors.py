@@ -6,7 +6,7 @@ __all__ = ["AskedError", "ModelError", "ModelWarning"]
 
 
 class AskedError(UserError, ValueError):
-    """Something asked of a model that it cannot do: a setting out of its range, one image where several are meant."""
+    """Refuse what a model cannot do: a setting out of its range, one image where several are meant."""
 
 
 class ModelWarning(UserWarning):

@@ -75,7 +75,7 @@ def read_films(task: Task, model: FindingsModel, root: Path, images: Images, lim
     """Read the images shown, and say in the prediction which they were.
 
     One that cannot be used is left out of the prompt; the main one is replaced by another of the study that is not
-    lateral, and is an error where there is none.
+    lateral, and is an error if there is none.
     """
     style, study, films = model.meta.prompt, task.study, {}
     while bad := [shown for shown in shown_images(study, style) if shown.image.path not in films]:
@@ -116,7 +116,7 @@ def read_films(task: Task, model: FindingsModel, root: Path, images: Images, lim
 
 
 def _has_another(study: Study, main: Image) -> bool:
-    """Whether a study has an image to show in the place of its main one: not a lateral one, nor the same file."""
+    """Whether a study has an image to show instead of its main one: not a lateral one, nor the same file."""
     return main.view != "lateral" and any(
         image.view != "lateral" and image.path != main.path for image in study.images
     )

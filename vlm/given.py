@@ -23,7 +23,7 @@ PICTURES = {".dcm", ".dicom", ".png", ".jpg", ".jpeg"}
 
 
 class Beside(TypedDict, total=False):
-    """What may be told beside an image."""
+    """Hold what may be told beside an image."""
 
     indication: str | None
     prior: GivenPrior | None
@@ -53,8 +53,8 @@ class Held(Image):
 
 @dataclass(slots=True)
 class Misfit(Study):
-    """In the place of a study that has a field of the wrong kind: no images, no words, and `why`. It costs that study
-    alone."""
+    """Stand in for a study that has a field of the wrong kind: no images, no words, and `why`. It costs that
+    study alone."""
 
     why: str = ""
 
@@ -225,7 +225,7 @@ def _image(given: Source | Image, view: str = "unknown", what: str = "") -> Imag
 
 
 def _file_name(given: Any) -> str:
-    """The name of the file behind an open file or a Pillow image; "" where there is none."""
+    """Return the name of the file behind an open file or a Pillow image; "" if there is none."""
     if isinstance(given, Radiograph):
         return ""
     name = getattr(given, "name", None) or getattr(given, "filename", None)
@@ -270,7 +270,7 @@ def _text(value: Any, key: str) -> str | None:
 def _age(value: Any) -> float:
     if not is_age(value) or value != value:
         number = isinstance(value, Real) and not isinstance(value, bool)
-        # a whole number of hundreds of digits is no float
+        # a whole number of hundreds of digits is not a float
         found = (
             type(value).__name__
             if not number

@@ -27,7 +27,7 @@ from vlm.prompts import IMAGE_TOKEN
 STRETCHED = (
     "{folder} was trained while 8-bit pictures (PNG, JPEG) were stretched to their full range. They are now read as "
     "they are, as plain transformers reads them, so its answers to them may change. DICOM and 16-bit pictures are read "
-    'as before. To go on stretching, set "cxr_full_range": true in preprocessor_config.json (of an adapter: its '
+    'as before. To keep stretching, set "cxr_full_range": true in preprocessor_config.json (of an adapter: its '
     "base's). To accept the new rule for good, write the model anew with `cxr export`."
 )
 

@@ -49,7 +49,7 @@ NOTICE = "For research, not for diagnosis or any other clinical use."
 LICENCE = "MAIRA-2's weights are under Microsoft's research licence (MSRLA)."
 MAX_NEW_TOKENS = 300  # its model card's, for findings without boxes
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-PLACES = re.compile(r"</?(?:obj|box)>|<[xy]\d+>|<(?:lat_im|prev_im)\w*>")  # tokens that are no words
+PLACES = re.compile(r"</?(?:obj|box)>|<[xy]\d+>|<(?:lat_im|prev_im)\w*>")  # tokens that are not words
 # Keys of a configuration that say how it was saved, and nothing of the model
 ABOUT = ("_name_or_path", "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version")
 DINOV2 = {
@@ -109,7 +109,7 @@ def read_config(folder: Path, tokenizer, preprocessing: Preprocessing) -> CxrLla
         )
     depth, act = row.get("projector_n_layers", 4), row.get("projector_hidden_act", "gelu")
     if not isinstance(depth, int) or depth < 1:
-        raise ModelError(f"{path}: projector_n_layers {depth!r} is no number of layers")
+        raise ModelError(f"{path}: projector_n_layers {depth!r} is not a number of layers")
     if act not in ACT2FN:
         raise ModelError(f"{path}: projector_hidden_act {act!r} is unknown")
     positions = _positions(text, path)
@@ -130,7 +130,7 @@ def read_config(folder: Path, tokenizer, preprocessing: Preprocessing) -> CxrLla
         )
     if not isinstance(dinov2.patch_size, int) or preprocessing.size % dinov2.patch_size:
         raise ModelError(
-            f"{folder}: {preprocessing.size} px is no multiple of patch size {dinov2.patch_size}"
+            f"{folder}: {preprocessing.size} px is not a multiple of patch size {dinov2.patch_size}"
         )
     grid = preprocessing.size // dinov2.patch_size
     return CxrLlavaConfig(
@@ -259,7 +259,7 @@ def tensors_in(folder: Path) -> dict[str, Path]:
         said, names = None, [SINGLE]
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{index}: {name!r} is no safetensors file beside it")
+            raise ModelError(f"{index}: {name!r} is not a safetensors file beside it")
         if not (folder / name).is_file():
             hint = "" if said else " (pickled weights are not read)"
             raise ModelError(f"{folder / name} does not exist{hint}; is the checkpoint complete?")
@@ -267,7 +267,7 @@ def tensors_in(folder: Path) -> dict[str, Path]:
     for name in names:
         file = folder / name
         with _open(file) as tensors:
-            for tensor in tensors.keys():  # noqa: SIM118 (it is no mapping)
+            for tensor in tensors.keys():  # noqa: SIM118 (it is not a mapping)
                 if tensor in where or (said is not None and said.get(tensor) != name):
                     raise ModelError(f"{file} holds {tensor}, which {INDEX} has elsewhere or not at all")
                 where[tensor] = file

@@ -221,7 +221,7 @@ def save_adapter(model: FindingsModel, folder: str | Path, base: str | Path) -> 
 def _save_companions(model: FindingsModel, folder: Path) -> None:
     model.processor.save_pretrained(folder)
     model.preprocessing.save_pretrained(folder)
-    # in the place of a language model's own, whose prompts this model has never seen
+    # instead of a language model's own, whose prompts this model has never seen
     (folder / "chat_template.jinja").write_text(chat_template(model.tokenizer))
 
 

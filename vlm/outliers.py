@@ -4,10 +4,10 @@
 
 The features are the CLS token and the patch tokens averaged over a 4 x 4 grid, after the final LayerNorm: a small
 encoder's CLS token tells bright from dark, but it is the layout that tells a chest from a hip. A reference of several
-kinds (synthetic and real films, AP and PA) is no single Gaussian, so it is split by k-means. In each part the
-distance is taken along the leading directions of its covariance, and what lies outside those counts with the variance
-left there. A distance of 1 is the quantile of distances of reference images, each left out of the fit in its turn; an
-image is as far as its nearest part.
+kinds (synthetic and real films, AP and PA) is not a single Gaussian, so it is split by k-means. In each part
+the distance is taken along the leading directions of its covariance, and what lies outside those counts with
+the variance left there. A distance of 1 is the quantile of distances of reference images, each left out of
+the fit in its turn; an image is as far as its nearest part.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class Outliers:
     reference: int  # how many images the fit saw
     encoder_sha256: str = ""
     threshold: float = 1.0  # distances are in units of the limit
-    # Of chest films in general, where the model itself knows only some; beyond its threshold an image is none.
+    # Of chest films in general, where the model itself knows only some; beyond its threshold an image is not
+    # a chest film.
     chest: Outliers | None = None
     # Nats a token of the words of a study, above which they are unlike those the model learned with.
     words: float | None = None
@@ -270,9 +271,9 @@ class Outliers:
         )
         threshold = float(numbers[f"{start}threshold"])
         sound = all(torch.isfinite(getattr(part, name)).all() for part in parts for name in FIELDS)
-        # A threshold that is no number would never be passed.
+        # A threshold of NaN would never be passed.
         if not (parts and sound and 0 < threshold < math.inf and (words is None or 0 < words < math.inf)):
-            raise ValueError(f"there are numbers that are none; {FIT}")
+            raise ValueError(f"there are numbers that are NaN or infinite; {FIT}")
         return cls(
             parts,
             int(numbers[f"{start}reference"]),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a Llava model consists of, as it is now: ask again after a part was replaced."""
+    """Name the parts of a Llava model as it is now: ask again after a part was replaced."""
 
     # The Llava itself, which may lie inside an adapter.
     base: LlavaForConditionalGeneration
@@ -43,5 +43,5 @@ def parts(llava: nn.Module) -> Parts:
 
 
 def put_tower(llava: nn.Module, tower: nn.Module) -> None:
-    """Put `tower` in the place of the vision tower."""
+    """Replace the vision tower by `tower`."""
     cast(Any, parts(llava).base.model).vision_tower = tower

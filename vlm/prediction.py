@@ -46,7 +46,7 @@ def _texts(x: Any, *keys: str) -> bool:
 
 @dataclass
 class Prediction:
-    """What came of one study: findings or an error, never both."""
+    """Hold the outcome of one study: findings or an error, never both."""
 
     study_id: str
     findings: str | None = None

@@ -1,8 +1,8 @@
 """Predictions files: made of studies by a model, resumed where an earlier run stopped.
 
 What is being written is called FILE.part until it is whole (FILE.part.2 by the third of several processes). Each row
-says of which study it is: a digest of its words and of its images' contents, `study_sha256`. A resumed run takes only
-rows of the very same studies; what it finds of others is put aside, in FILE.other.
+says which study it belongs to: a digest of its words and of its images' contents, `study_sha256`. A resumed
+run takes only rows of the very same studies; what it finds of others is put aside, in FILE.other.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PredictionsError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Share:
-    """Which of the studies one of several processes answers: each `of`-th, from `number` on."""
+    """Select the studies that one of several processes answers: each `of`-th, from `number` on."""
 
     number: int
     of: int
@@ -136,7 +136,8 @@ def fingerprints(studies: Sequence[Study], settings: Mapping[str, Any]) -> dict[
 
 def study_sha256(study: Study, root: str | Path = ".") -> str:
     """Return the hex digest of what a model may be shown of a study: its words, and its images and the prior's, by what
-    the files contain. An image counts as missing where its file cannot be read, and by its path where it is no file."""
+    the files contain. An image counts as missing where its file cannot be read, and by its path if it is not
+    a file."""
 
     def contents(images: list[Image]) -> list[Image]:
         return [replace(image, path=_contents(image, root)) for image in images]
@@ -261,8 +262,8 @@ def _scored(found: list[Row] | None, asked: str) -> bool:
 
 
 def _finished(part: Path) -> list[Row]:
-    """Return the predictions of a part. Lines that are none count as not there; the last line, if it was cut off, is
-    dropped from the file, too."""
+    """Return the predictions of a part. Lines that are not predictions are ignored; the last line, if it was
+    cut off, is dropped from the file, too."""
     rows: list[Row] = []
     whole = 0
     with part.open("rb") as file:

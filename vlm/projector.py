@@ -104,8 +104,8 @@ def _first(projector: nn.Module, mean_C: Tensor, std_C: Tensor) -> tuple[Tensor,
 
 
 class FeatureTower(nn.Module):
-    """Stands in for a frozen vision tower: the "pixels" it is given are features (B, 1 + N, C) computed before. It
-    standardises them, and the model is otherwise the stock one, in training and in generation."""
+    """Stand in for a frozen vision tower: the "pixels" it is given are features (B, 1 + N, C) computed
+    before. It standardises them, and the model is otherwise the stock one, in training and in generation."""
 
     def __init__(self, mean_C: Tensor, std_C: Tensor, layers: Sequence[int] = LAYERS):
         super().__init__()

@@ -45,7 +45,8 @@ REMOVED_WORD = re.compile(r"\bX{3,}\b")  # Open-i's de-identification; a model w
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """What of a study enters its prompt; saved with every model, since a model answers only the prompt it knows."""
+    """Set what enters a prompt of a study; saved with every model, since a model answers only the prompt it
+    knows."""
 
     wording: str = "short"  # small models are the default, and their time goes by the token
     indication: bool = True  # known before the image is read, and what a radiologist starts from

@@ -23,8 +23,8 @@ from vlm.prediction import Prediction
 from vlm.prompts import prompt_for, shown_image
 from vlm.study import Study
 
-# An image is no chest film where it is this many times as far as 99 of 100 chest films that were left out of the fit.
-# Measured on 1,840 real chest films of other sources: 2 % are farther.
+# An image is not a chest film if it is this many times as far as 99 of 100 chest films that were left out of
+# the fit. Measured on 1,840 real chest films of other sources: 2 % are farther.
 NO_CHEST, CHEST_QUANTILE = 1.2, 0.99
 
 

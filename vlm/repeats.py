@@ -84,7 +84,7 @@ class StopRepeats(LogitsProcessor):
             # A sentence is over where another begins, so one of the tokens before the last may have ended it.
             if eos in ids or not (self.ends_V[ids[-3:]].any() or len(ids) % EVERY == 0):
                 continue
-            # The last sentence is just being written: it may go on otherwise.
+            # The last sentence is just being written: it may end differently.
             whole = split(self.tokenizer.decode(ids, skip_special_tokens=True))[:-1]
             if any(True for _ in said_again(whole)) or circle(ids):
                 scores[i] = -torch.inf

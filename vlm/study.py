@@ -143,8 +143,8 @@ def normalise_split(name: str) -> str:
 def load_studies(path: str | Path) -> list[Study]:
     """Read a studies file.
 
-    Raises StudyError, with the line number, for a line that is no study, InputFileError for a pipe or a device, and
-    FileNotFoundError.
+    Raises StudyError, with the line number, for a line that is not a study, InputFileError for a pipe or a
+    device, and FileNotFoundError.
 
     Values that are merely unusual (an unknown view or split, a missing file) are kept; `validate` reports them.
     """
@@ -315,7 +315,7 @@ def study_to_json(study: Study) -> dict[str, Any]:
 
 
 def _unreachable(path: Path) -> str:
-    """Return why there is no file of that name; nothing where there is one."""
+    """Say why there is no file of that name; "" if there is one."""
     try:
         return "" if path.is_file() else "does not exist"
     # a name that is too long or has a null character, a folder that may not be searched

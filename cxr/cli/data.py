@@ -36,7 +36,7 @@ DATASETS = {
     "rexgradient": "rexgradient",
     "padchest": "padchest",
 }
-# What is made of one's own data.
+# Made of the user's own data.
 OWN = ("dicom", "table")
 # What --help says of each.
 ABOUT = {
@@ -222,7 +222,7 @@ def make_studies(args: argparse.Namespace) -> int:
         ]
 
     with sole_writer(args.out):
-        # Whoever held it until now may have finished it.
+        # The run that held it until now may have finished it.
         check_target(args.out, "studies", is_studies, reads=[args.root], overwrite=args.overwrite)
         save_studies(
             (

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass
 class Progress:
-    """How far a demo has come: OUT/demo.json."""
+    """Keep how far a demo has come, in OUT/demo.json."""
 
     out: Path
     studies: int
@@ -188,7 +188,7 @@ def taste(progress: Progress) -> dict[str, list[tuple[float, float]]]:
     models.save_encoder(mini, encoder)
     shape: Any = mini.parts.vision_tower.config
     if "pretrain" not in progress.done:
-        tell("The encoder goes on learning from images alone (fresh heads first, then the backbone):")
+        tell("The encoder continues to learn from images alone (fresh heads first, then the backbone):")
         launch(
             "train.pretrain",
             recipe="demo",

@@ -71,7 +71,7 @@ def echo_lines(lines: list[str]) -> None:
 def facts_of_model(name: str) -> dict[str, Any]:
     """Return what a findings model is asked, what it was fitted to, and where its limits are.
 
-    Raises ModelError for what is no findings model.
+    Raises ModelError if it is not a findings model.
     """
     from encoder.transforms import Preprocessing
     from vlm.findings import OUTLIERS

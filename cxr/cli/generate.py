@@ -212,7 +212,7 @@ def run(args: argparse.Namespace) -> int:
         if args.share is None:
             _begin(args, written, studies, held)
         else:
-            # One of several: whoever started them holds the locks, and takes them along.
+            # One of several: the parent holds the locks, and ends all of them with itself.
             end_with(os.getppid())
         bank = []
         if args.training:
@@ -269,7 +269,7 @@ def _begin(args: argparse.Namespace, written: list[Path], studies: list[Study], 
         check(path)
     for path in sorted(written):
         held.enter_context(sole_writer(path))
-        # Whoever held it until now may have finished it.
+        # The run that held it until now may have finished it.
         check(path)
         if args.overwrite:
             remove_parts(path)

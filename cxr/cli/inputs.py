@@ -42,7 +42,7 @@ def patient_options(group: Options) -> None:
         "--patient-key",
         type=Path,
         metavar="FILE",
-        help="Secret of that hash; without one, whoever can list the IDs can undo it.",
+        help="Secret of that hash; without one, anybody who can list the IDs can undo it.",
     )
 
 
@@ -84,7 +84,7 @@ def studies_of(args: argparse.Namespace, refused: list[str]) -> Iterator[Study]:
         {at: given for at, given in enumerate(args.inputs) if given.suffix != ".jsonl"},
         rules_of(args),
         refused,
-        # One of several processes leaves that to whoever started them.
+        # One of several processes leaves that to its parent.
         told=args.share is None,
     )
     for at, given in enumerate(args.inputs):

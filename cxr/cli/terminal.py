@@ -36,7 +36,7 @@ class Options(Protocol):
 
 
 class UsageError(UserError):
-    """Something about the command line; told in one line, exit status 2."""
+    """Report a mistake in the command line; told in one line, exit status 2."""
 
 
 def console(stderr: bool = False) -> Console:
@@ -70,7 +70,7 @@ def print_json(content: Any, indent: int | None = 1) -> None:
 
 
 def no_more_readers() -> None:
-    """Let what is still to be printed go nowhere, because whoever read it has left (`| head`)."""
+    """Let what is still to be printed go nowhere, because the reader has left (`| head`)."""
     for stream in (sys.stdout, sys.stderr):
         # Tests put objects without a descriptor in their place, and a closed stream is None.
         with suppress(AttributeError, OSError, ValueError):

@@ -146,7 +146,7 @@ def leaks_options(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="Images it saw, to be compared by their pixels: a folder, a CSV, an archive; may be repeated.",
     )
-    add("--encoder", help="Encoder of which to say what is known, as rad-dino.")
+    add("--encoder", help="Encoder whose training data are looked up, as rad-dino.")
     add(
         "--tolerance",
         type=number,

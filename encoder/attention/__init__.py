@@ -90,7 +90,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
     if 0 in q.shape or 0 in k.shape:
         raise ValueError(f"attention: nothing to attend to: {shapes}")
     if q.shape[-2] % k.shape[-2]:
-        raise ValueError(f"attention: {q.shape[-2]} query heads are no multiple of {k.shape[-2]} key heads")
+        raise ValueError(
+            f"attention: {q.shape[-2]} query heads are not a multiple of {k.shape[-2]} key heads"
+        )
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
         raise ValueError(
             f"attention: q, k, v must share a floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}"

@@ -356,7 +356,7 @@ def _backward_q(
 
 
 class Pack(NamedTuple):
-    """Where the sequences lie in (1, T, H, D) tensors, int32 (sequences + 1,) on their device."""
+    """Say where the sequences lie in (1, T, H, D) tensors, int32 (sequences + 1,) on their device."""
 
     cu_q: Tensor
     cu_k: Tensor

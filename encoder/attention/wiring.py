@@ -150,7 +150,7 @@ def _decoded(q_BH1D: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, mask_BM: Tensor, sc
 
 
 def _pack(query: Tensor, attention_mask: Tensor | None, kwargs: dict) -> dict | None:
-    """The lengths of a pack in our words; None if there is none. Takes them out of `kwargs`."""
+    """Return the lengths of a pack in our words; None if there is none. Takes them out of `kwargs`."""
     theirs = {f"{ours}_{side}": kwargs.pop(f"{name}_{side}", None) for side in "qk" for ours, name in (
         ("cu_seqlens", "cu_seq_lens"), ("max_seqlen", "max_length"))}  # fmt: skip
     if theirs["cu_seqlens_q"] is None:
@@ -164,7 +164,7 @@ def _pack(query: Tensor, attention_mask: Tensor | None, kwargs: dict) -> dict | 
 
 
 class Padding(NamedTuple):
-    """Where the real tokens of a padded batch are, and the pack that they make."""
+    """Say where the real tokens of a padded batch are, and the pack that they make."""
 
     q: tuple[Tensor, Tensor]  # row and position of each
     k: tuple[Tensor, Tensor]

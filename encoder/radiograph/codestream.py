@@ -26,7 +26,7 @@ SECOND = re.compile(rb"\xff\xd9\0{0,8}(" + rb"|".join(map(re.escape, STARTS)) + 
 
 
 class Stream(NamedTuple):
-    """Of one frame. `kind` is None for a coding that no library here decodes."""
+    """Describe the coding of one frame. `kind` is None for a coding that no library here decodes."""
 
     kind: Kind | None
     rows: int

@@ -63,7 +63,7 @@ NO_PART = {"", "UNKNOWN", "OTHER", "UNDEFINED", "NONE", "NA", "N/A", "DEFAULT"}
 
 
 class Pixels(NamedTuple):
-    """Decoded, before any grey scale: integers (H, W) of stored values, and what was remarked."""
+    """Hold decoded pixels before any grey scale: integers (H, W) of stored values, and warnings."""
 
     stored_HW: np.ndarray
     bits: int

@@ -48,7 +48,7 @@ KEPT = {
 
 
 class Allowed(NamedTuple):
-    """What a decoder may take for one film."""
+    """Limit what a decoder may take for one film."""
 
     # of computing, not by the clock
     seconds: float
@@ -171,7 +171,7 @@ class Worker:
         self, question: dict[str, Any], frame: bytes, stream: Stream, seconds: float
     ) -> tuple[dict[str, Any], np.ndarray | None]:
         """Return the answer and its samples, None where it has none. Raises TimeoutError after `seconds` by the clock,
-        OSError or EOFError if the worker ended, ValueError for an answer that is none."""
+        OSError or EOFError if the worker ended, ValueError for an answer that cannot be read."""
         deadline = time.monotonic() + seconds
         self.socket.settimeout(seconds)
         send(self.socket, question, frame)
@@ -200,7 +200,7 @@ class Worker:
             return self.process.wait()
 
     def disown(self) -> None:
-        """Leave it to the process that started it, of which this one is a fork."""
+        """Leave it to the parent process, which forked this one."""
         self.socket.close()
         self.process.returncode = 0
 

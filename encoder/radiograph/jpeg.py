@@ -20,8 +20,9 @@ from encoder.radiograph.types import InputError, Warn
 LAST = 16
 # Ones are no Huffman code and end every scan (ISO 10918-1 F.1.2.3); stuffed, as FF must be.
 FILL = b"\xff\x00" * 8
-# A step between rows of blocks is no part of a film if it is this many times its own scatter, and so many levels high.
-# Of 2,817 sound pictures none has one; of damaged streams that have the right length, one in five.
+# A step between rows of blocks is not part of a film if it is this many times its own scatter, and so many
+# levels high. Of 2,817 sound pictures none has one; of damaged streams that have the right length, one in
+# five.
 STEP_CLEAR, STEP_HIGH = 3.0, 4.0
 # What is taken for lost MCUs where a file has several scans; any bytes that decode to something.
 NOISE = bytes(np.random.default_rng(0).integers(0, 255, 256, dtype=np.uint8))

@@ -46,7 +46,7 @@ class _BadHeader(InputError):
 
 
 class Counted:
-    """A binary file of which only so many pieces can be taken; the one after raises InputError."""
+    """Wrap a binary file so that only `most` pieces can be read; the next one raises InputError."""
 
     def __init__(self, file: IO[bytes], most: int = MOST_PIECES) -> None:
         self.file, self.left = file, most
@@ -104,7 +104,8 @@ def parse(data: bytes, limits: Limits) -> Parsed:
         try:
             mended = _with_known_vrs(data, begin, syntax)
         except _Stuck as stuck:
-            # what pydicom made of the rest says nothing; but without a sound element before, the file is none
+            # what pydicom made of the rest says nothing; but without a sound element before, the file is not
+            # DICOM
             if stuck.at > begin and (isinstance(failed, _BadHeader) or not isinstance(failed, InputError)):
                 raise InputError("unreadable", str(stuck)) from None
             mended = None
@@ -158,7 +159,7 @@ def _dataset(
         nonlocal last, misplaced
         misplaced += tag <= last
         if misplaced > MOST_MISPLACED:
-            raise _BadHeader("unreadable", "its header is no list of elements: their tags do not ascend")
+            raise _BadHeader("unreadable", "its header is not a list of elements: their tags do not ascend")
         last = tag
         return stop(tag, vr, length)
 

@@ -98,7 +98,7 @@ def _read(source: Any, limits: Limits) -> Radiograph:
         check(source)
         return source
     if isinstance(source, Picture):
-        # mode F holds floating-point numbers, of which no file that is read here consists
+        # mode F holds floating-point numbers, which no format that is read here has
         return of_array(np.asarray(source), limits) if source.mode == "F" else of_image(source, limits)
     if isinstance(source, np.ndarray):
         return of_array(source, limits)

@@ -11,7 +11,7 @@ from encoder.radiograph.types import Warn
 
 # Every so many rows and columns are enough to see which of two readings of an image is the smooth one.
 STEP = 4
-# Of the largest stored value; what lies beyond it is no error of a lossy codec.
+# Of the largest stored value; a larger difference is not an error of a lossy codec.
 OVERSHOOT = 1.25
 
 

@@ -47,9 +47,10 @@ class InputError(UserError):
 
 
 class Warn(NamedTuple):
-    """Read, but worth knowing. `code`: not_chest, lateral, low_resolution, unknown_modality, for_processing,
-    burned_in_annotation, not_human, excess_pixel_data; bad_window, bad_rescale, header_conflict, damaged_pixels,
-    bad_exif, turned, not_square, more_pictures (docs/concepts/dicom.md says when)."""
+    """Warn of a film that was read all the same. `code`: not_chest, lateral, low_resolution,
+    unknown_modality, for_processing, burned_in_annotation, not_human, excess_pixel_data; bad_window,
+    bad_rescale, header_conflict, damaged_pixels, bad_exif, turned, not_square, more_pictures
+    (docs/concepts/dicom.md says when)."""
 
     code: str
     message: str
@@ -66,7 +67,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Header:
-    """What the file said; None where it said nothing. PNG and JPEG say little more than their size."""
+    """Hold what the file said; None where it said nothing. PNG and JPEG say little more than their size."""
 
     modality: str | None = None  # DICOM's code: CR, DX, ...
     body_part: str | None = None

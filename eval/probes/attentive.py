@@ -29,8 +29,8 @@ from eval.probes.segmentation import Tokens, statistics
 
 @dataclass(frozen=True)
 class AttentiveTraining:
-    """How the heads are learnt. What is no matter of taste is chosen on validation, for each finding by itself: the
-    learning rate and the epoch."""
+    """Set how the heads learn. What the data can decide is chosen on validation, for each finding by itself:
+    the learning rate and the epoch."""
 
     queries: int = 2  # of each finding; one may look left and one right
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)

@@ -26,7 +26,8 @@ HEADS = ("upernet", "vitdet")
 
 @dataclass(frozen=True)
 class DecoderTraining:
-    """How a head is built and trained. On 500 images of 16 x 16 tokens the defaults take a few minutes on one core."""
+    """Set how a head is built and trained. On 500 images of 16 x 16 tokens the defaults take a few minutes on
+    one core."""
 
     head: str = "upernet"  # or vitdet
     width: int = 32  # channels of the pyramid; the papers have 512 (UPerNet) and 256 (ViTDet)
@@ -39,7 +40,7 @@ class DecoderTraining:
     lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 20  # steps
-    every: int = 50  # steps between two looks at validation, the best of which is kept
+    every: int = 50  # steps between two evaluations; the best head is kept
     patience: int = 4  # looks without a better one, after which the training ends
     seed: int = 0
 

@@ -32,7 +32,7 @@ def linear_probe(
     """Fit a logistic regression for every finding and return its logits (`eval.probes.linear.fit_heads`).
 
     features: what they are, for the signature. components: how many principal components validation may choose from,
-    for features that are no encoder's (`eval.probes.linear.COMPONENTS` for pixels).
+    for features that are not an encoder's (`eval.probes.linear.COMPONENTS` for pixels).
 
     Raises ValueError where a patient is in two parts.
     """

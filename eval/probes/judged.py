@@ -1,7 +1,7 @@
 """Images to probe with, and what a probe said of every test image.
 
 A `Judged` keeps the answers themselves, so that any number (eval/probes/results.py), and a comparison with another
-encoder, can be had later. All probes end in one.
+encoder, can be computed later. All probes end in one.
 
 Shape letters: N images of a split, C features, M test images, L answers an image, D draws of training images.
 """

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from eval.probes.measures import auprc, auroc
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C; the best on validation is kept
-COMPONENTS = (16, 32, 64, 128)  # of PCA, for features that are no encoder's
+COMPONENTS = (16, 32, 64, 128)  # of PCA, for features that are not an encoder's
 CHOICES = {"auprc": auprc, "auroc": auroc}  # what validation goes by
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of DINO's weighted k-NN (arXiv 2104.14294)
 WHICH = ("cls", "mean", "both", "grid")
@@ -165,7 +165,8 @@ def logistic_scores(
 
 
 class Space(NamedTuple):
-    """Where a head is fitted: centred features, perhaps projected, each of unit spread on the training images."""
+    """Map features to the space where a head is fitted: centred, perhaps projected, each of unit spread on
+    the training images."""
 
     mean_C: np.ndarray
     basis_CK: np.ndarray | None

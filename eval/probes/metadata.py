@@ -1,4 +1,4 @@
-"""Probes of what is no finding: age, weight, BMI by ridge regression, sex by the linear probe.
+"""Probes of what is not a finding: age, weight, BMI by ridge regression, sex by the linear probe.
 
 What an encoder knows of the patient. Its floor is the training mean, said of everybody.
 

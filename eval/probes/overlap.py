@@ -40,7 +40,7 @@ Masks = Callable[[Sequence[int]], Iterable[np.ndarray]]  # rows -> bool (K, H, W
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the patches of an encoder lie in an image of any size.
+    """Say where the patches of an encoder lie in an image of any size.
 
     `patch`: its side in pixels of the preprocessed square, whose right and lower rim no patch covers if they do not
     divide it; without it they cover the whole square.
@@ -99,7 +99,8 @@ def _areas(cells: int, low: float, high: float, pixels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class MaskTask:
-    """What is to be segmented, and in which images: rows of `train`, `validate` and `test` among N images.
+    """Say what is to be segmented, and in which images: rows of `train`, `validate` and `test` among N
+    images.
 
     `masks(rows)` gives one bool array (K, H, W) a row, at the size of the image as it is on disk, and is called anew
     whenever they are needed. `patients` has one entry for each of the N. `frame`: of the encoder that is judged.
@@ -255,7 +256,7 @@ def choose(
 
 @dataclass
 class Segmentation:
-    """What one way of segmenting finds in the test images: pixels `counts_NK3` in both, predicted, true.
+    """Hold what one way of segmenting finds in the test images: pixels `counts_NK3` in both, predicted, true.
 
     Per-image Dice and IoU are of images that have the structure. Those that do not are counted apart, with the share of
     them in which something is found (`false_alarms`). `dice`: mean over images; `dice_pooled`: of the pixels of all

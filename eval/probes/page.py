@@ -50,7 +50,7 @@ def write_page(
         command: what made it, for the header.
 
     Raises:
-        FileExistsError: the file is there and is no page of ours.
+        FileExistsError: the file is there and is not a page of ours.
     """
     if path.exists() and not is_page(path):
         raise FileExistsError(f"{path} exists and is not a page of ours; choose another folder")

@@ -34,7 +34,7 @@ class PatchColours:
         so that it does not depend on the order of the images, nor on the machine."""
         rows = np.asarray(rows, np.int64)
         if not len(rows):
-            raise ValueError("patches are coloured by what differs within a set of images; there is none")
+            raise ValueError("there are no images, whose differences colour the patches")
 
         def parts() -> Iterable[np.ndarray]:
             for start in range(0, len(rows), batch):

@@ -37,7 +37,7 @@ class FoundScore(Score):
     """A number, beside the same of answers that did not look (`floor`: of AUPRC the prevalence, of AUROC a half)."""
 
     patients: int
-    positives: int | None  # images with the finding; None of what is no finding
+    positives: int | None  # images with the finding; None if it is not about a finding
     floor: float
     more: dict[str, Any] = field(default_factory=dict)  # draws and their spread, findings of a mean, reasons
 

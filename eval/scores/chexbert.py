@@ -28,7 +28,8 @@ BATCH_TOKENS = 4096  # of a forward pass, padding counted
 
 @dataclass(frozen=True)
 class ChexbertLabels:
-    """What CheXbert makes of N reports. An empty report is not read: no labels, and a vector of zeros."""
+    """Hold what CheXbert makes of N reports. An empty report is not read: no labels, and a vector of
+    zeros."""
 
     labels_N14: np.ndarray  # float64: 1, 0, -1, NaN where not mentioned
     vectors_NC: np.ndarray  # float32: the last hidden state of [CLS]
@@ -56,7 +57,7 @@ class CheXbert(nn.Module):
                 type_vocab_size=state["bert.embeddings.token_type_embeddings.weight"].shape[0],
             )
         except (KeyError, ValueError, AttributeError, TypeError) as error:
-            raise ScoreError(f"this is no CheXbert checkpoint: it has no {error}") from error
+            raise ScoreError(f"this is not a CheXbert checkpoint: it has no {error}") from error
         self.bert = BertModel(config, add_pooling_layer=any(k.startswith("bert.pooler.") for k in state))
         self.linear_heads = nn.ModuleList(nn.Linear(width, classes) for classes in HEADS)
         # saved by some versions of transformers as a part of the model, by others not
@@ -64,7 +65,7 @@ class CheXbert(nn.Module):
         try:
             self.load_state_dict(state, strict=True)
         except RuntimeError as error:
-            raise ScoreError(f"this is no CheXbert checkpoint: {error}") from error
+            raise ScoreError(f"this is not a CheXbert checkpoint: {error}") from error
         if len(tokenizer) != vocabulary:
             raise ScoreError(
                 f"the tokenizer knows {len(tokenizer)} pieces, the checkpoint {vocabulary}: it is not CheXbert's "

@@ -1,4 +1,5 @@
-"""The clinical scores together: which models there are, what they read in a set of reports, what goes on the sheet.
+"""The clinical scores together: which models there are, what they read in a set of reports, what enters the
+sheet.
 
 Each model reads a report once, whatever it is compared with. Without a model its scores are `NotComputed`.
 """
@@ -33,7 +34,7 @@ DIGITS = 12  # of a SHA-256 in a signature
 
 @dataclass
 class Readings:
-    """What the models make of N reports."""
+    """Hold what the models make of N reports."""
 
     reports: Sequence[str]
     chexbert: ChexbertLabels | None = None
@@ -68,7 +69,7 @@ class Clinical:
         progress: Progress | None,
         min_support: int,
     ) -> None:
-        """Put every score that can be had on a sheet."""
+        """Put every score that can be computed on a sheet."""
         from eval.scores.radgraph import add_radgraph, entity_relation_f1
 
         features, used = {}, {}

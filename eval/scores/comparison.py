@@ -44,7 +44,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `score(..., compare=OTHER)` found."""
+    """Hold what `score(..., compare=OTHER)` found."""
 
     other: str  # what it was compared with
     scores: dict[str, Score]  # of the other predictions

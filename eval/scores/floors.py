@@ -1,4 +1,5 @@
-"""The floors of a comparison: reports that did not look at the image, scored as the predictions are."""
+"""The floors of a comparison are baselines: reports that did not look at the image, scored as the predictions
+are."""
 
 from __future__ import annotations
 

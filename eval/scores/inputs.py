@@ -51,10 +51,11 @@ class ScoreError(ValueError):
 
 @dataclass(frozen=True)
 class Section:
-    """Which text of a prediction, a reference, a training study is the one that counts.
+    """Say which text of a prediction, a reference or a training study counts.
 
     Of two fields the texts are joined by an empty line, without headings. The scores take that for white space (but for
-    BERTScore, whose tokens it is), and the labeller ends a sentence there: "No opacity" and "Pneumonia" are no denial.
+    BERTScore, whose tokens it is), and the labeller ends a sentence there: "No opacity" and "Pneumonia" do
+    not deny.
     """
 
     name: str
@@ -281,7 +282,8 @@ def _prediction(pairs: Pairs, key: str, record: Record | None) -> str:
 
 
 def _check_section(predicted: Sequence[Record], section: Section, where: str) -> None:
-    """Refuse predictions of which none has a field of the section. "" will do: a model that wrote nothing is scored."""
+    """Refuse predictions if none has a field of the section. "" will do: a model that wrote nothing is
+    scored."""
     absent = [
         name for name in section.fields if all(missing(r.get(name)) and r.get(name) != "" for r in predicted)
     ]

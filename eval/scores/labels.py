@@ -3,10 +3,11 @@
 It follows the CheXpert labeller (Irvin et al. 2019, arXiv 1901.07031): mention, then negation and uncertainty, then one
 label per condition, where positive outweighs uncertain and uncertain outweighs negative. It is not CheXbert and its
 scores never carry that name. Known differences from the CheXpert labeller, all deliberate: scopes are found by words
-instead of a dependency parse; a structure ("heart size") without a stated condition is no mention; a normal
-cardiomediastinal silhouette also says that the heart is normal; "borderline" is uncertain; a blunted costophrenic angle
-is an uncertain pleural effusion; pleural plaques are Pleural Other, pulmonary fibrosis is not; sternotomy wires are
-Support Devices; old granulomatous infection is no pneumonia; an empty text has no labels at all.
+instead of a dependency parse; a structure ("heart size") without a stated condition is not a mention; a
+normal cardiomediastinal silhouette also says that the heart is normal; "borderline" is uncertain; a blunted
+costophrenic angle is an uncertain pleural effusion; pleural plaques are Pleural Other, pulmonary fibrosis is
+not; sternotomy wires are Support Devices; old granulomatous infection is not pneumonia; an empty text has no
+labels at all.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def label_matrix(reports: Iterable[str | Mapping[str, int]]) -> np.ndarray:
     """Turn reports, or label dicts, into float64 (N, 14) in the order of CONDITIONS: 1, 0, -1, NaN where not
     mentioned.
 
-    Raises ValueError for a condition that is not one of the 14 or a value that is none of 1, 0, -1.
+    Raises ValueError for a condition that is not one of the 14 or a value other than 1, 0 or -1.
     """
     rows = [label_report(r) if isinstance(r, str) else r for r in reports]
     matrix_N14 = np.full((len(rows), len(CONDITIONS)), np.nan)
@@ -78,7 +79,7 @@ def label_matrix(reports: Iterable[str | Mapping[str, int]]) -> np.ndarray:
         for condition, value in row.items():
             if condition not in CONDITIONS:
                 raise ValueError(
-                    f"{condition!r} is none of the 14 CheXpert conditions: {', '.join(CONDITIONS)}"
+                    f"{condition!r} is not one of the 14 CheXpert conditions: {', '.join(CONDITIONS)}"
                 )
             if value not in (1, 0, -1):
                 raise ValueError(

@@ -208,7 +208,7 @@ def rouge_scorer(kinds: tuple[str, ...] = ("rougeL",), stemmer: bool = False):
 
 
 class NoSynonyms:
-    """Stands in for WordNet: no word has synonyms, so METEOR matches words and stems and needs no download."""
+    """Stand in for WordNet: no word has synonyms, so METEOR matches words and stems and needs no download."""
 
     def synsets(self, word: str) -> list:
         """Return no synonyms, whatever the word."""
@@ -298,7 +298,7 @@ PROFILES: dict[str, Profile] = {
 
 @dataclass(frozen=True)
 class LexicalSamples:
-    """What one profile keeps of N pairs."""
+    """Hold what one profile keeps of N pairs."""
 
     profile: Profile
     bleu_NK: np.ndarray  # int64 (N, STATISTICS)

@@ -29,7 +29,8 @@ LEXICON = "safety-1"
 Study = Mapping[str, Any]
 _UNSIDED = {"Enlarged Cardiomediastinum", "Cardiomegaly", "Support Devices", "No Finding"}
 SIDED = tuple(c for c in CONDITIONS if c not in _UNSIDED)
-"""Conditions whose side is compared. Not devices: a pacemaker on the left and a line on the right are no swap."""
+"""Conditions whose side is compared. Not devices: a pacemaker on the left and a line on the right are not a
+swap."""
 
 
 def _groups(**alternatives: str) -> re.Pattern[str]:
@@ -81,14 +82,14 @@ COMPARISON = _groups(
     r"|(?:in|de)creased in (?:size|number|extent)|been (?:\w+ly )?(?:removed|extubated|withdrawn|exchanged)",
 )
 """What only a look at an earlier examination can tell, by category. "Prior sternotomy", "old fracture" and "increased
-markings" are none of it."""
+markings" do not count."""
 _NO_COMPARISON = re.compile(  # says that there is nothing to compare with, and so invents no prior
     rf"\b(?:no|without|lack of)(?: an?| any)?(?: relevant| available)? (?:{_PRIOR}s?|comparisons?)(?: {_KIND}){{0,3}}"
     rf"(?: {_EXAM})?(?={_END}| (?:is|are|was|were|for|to|available)\b)"
     rf"|\b{_PRIOR_EXAM} (?:is |are |was |were )?(?:not |un)available|\bcomparison: none"
 )
 
-_SIDE = re.compile(  # but "the right atrium" and "a left lateral view" are no sides
+_SIDE = re.compile(  # but "the right atrium" and "a left lateral view" are not sides
     r"\b(?:(?P<left>left|lt|lll|lul|lingular?)|(?P<right>right|rt|rll|rml|rul)"
     r"|(?P<both>bilateral(?:ly)?|both|bi(?:basilar|basal|basally|apical|hilar)))"
     r"\b(?![ -](?:sided )?(?:atri|ventric|heart|cardiac|aort|lateral (?:decub|view|film)))"
@@ -100,7 +101,7 @@ _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*$")
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What the scores need of one report."""
+    """Hold what the scores need of one report."""
 
     words: int
     temporal: frozenset[str]  # groups of TEMPORAL
@@ -165,7 +166,7 @@ def _findings(sentence: str) -> list[tuple[str, dict[str, int]]]:
 
 
 def swapped_sides(reference: ReportFacts, predicted: ReportFacts) -> tuple[list[str], list[str]]:
-    """Return conditions of which both reports name one side, and those of them whose sides differ."""
+    """Return the conditions whose side both reports name, and those of them whose sides differ."""
     ref, hyp = dict(reference.sides), dict(predicted.sides)
     compared = [c for c in SIDED if {ref.get(c), hyp.get(c)} <= {"left", "right"}]
     return compared, [c for c in compared if ref[c] != hyp[c]]
@@ -218,8 +219,9 @@ def add_safety(
     `words/generated`, `words/reference`: mean words; `words/ratio`: of their sums.
     `empty`, `truncated`*, `repeated-sentence`*: shares of all reports; `repeated-4-grams`*: mean share of 4-grams.
     `unique`*: distinct texts (but for case and white space) over reports. A study counts 1 / the reports on the sheet
-        with its text, once and for all: a study drawn twice is no repetition, and a subgroup's value is of the sheet.
-    `side-swap`: share of swapped among the `side-swap/conditions` of which both reports name one side.
+        with its text, once and for all: a study drawn twice is not a repetition, and a subgroup's value is of
+        the sheet.
+    `side-swap`: share of swapped ones among `side-swap/conditions`, whose side both reports name.
 
     Not defined (NaN) where no report qualifies. Raises ValueError if the counts differ.
     """

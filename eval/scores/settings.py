@@ -88,7 +88,7 @@ def names(
 
 
 def texts(name: str, value: Any) -> list[Any]:
-    """Return a list of texts. Raises ScoreError for one text, and for what is no list."""
+    """Return a list of texts. Raises ScoreError for one text, and if it is not a list."""
     if isinstance(value, str):
         raise ScoreError(f"{name} is one text, where a list of texts is meant")
     if not isinstance(value, Iterable):

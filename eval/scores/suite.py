@@ -1,4 +1,5 @@
-"""`score()`: predictions against references, all scores of this version, with intervals, floors and subgroups."""
+"""`score()`: predictions against references, all scores of this version, with intervals, baselines and
+subgroups."""
 
 from __future__ import annotations
 

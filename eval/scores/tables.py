@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Tabled(Protocol):
-    """What of eval.scores.result.Scores, which prints itself by these tables, stands in them."""
+    """Name the fields of eval.scores.result.Scores, which prints itself by these tables, that they use."""
 
     n: int
     patients: int
@@ -147,7 +147,8 @@ def render(scores: Tabled, width: int = 110) -> str:
 
 
 def _table(title: str, *columns: str, caption: str | None = None) -> Table:
-    """Names of files, floors and views are the user's: titles, columns and cells are never markup."""
+    """Make a table of text. Names of files, baselines and views are the user's: titles, columns and cells are
+    never markup."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -173,7 +174,7 @@ def _floors(scores: Tabled) -> Iterator[Table]:
     least = scores.settings["min_support"]
     keys = headline_keys(scores.scores, least)
     systems = [("predictions", scores.scores), *((floor.name, floor.scores) for floor in scores.floors)]
-    table = _table("Predictions and floors (uncertain as absent)", "", *map(short_name, keys))
+    table = _table("Predictions and baselines (uncertain as absent)", "", *map(short_name, keys))
     for name, found in systems:
         table.add_row(name, *(with_interval(found.get(k)) for k in keys))
     yield table

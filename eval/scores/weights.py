@@ -41,7 +41,7 @@ TOKENIZER_FILES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """What one model consists of. One of `weights` has to be there, which is hashed, and all of `beside`."""
+    """Name the files of one model. One of `weights` must be there, and is hashed, and all of `beside`."""
 
     name: str
     serves: tuple[str, ...]
@@ -99,7 +99,7 @@ def folder(chosen: str | Path | None = None) -> Path:
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """What there is of one model."""
+    """Hold which files of one model are there."""
 
     model: Weights
     folder: Path
@@ -121,7 +121,7 @@ class FoundWeights:
                 member = next(m for m in archive if m.isfile() and Path(m.name).name == "weights.th")
                 return hashlib.file_digest(archive.extractfile(member), "sha256").hexdigest()
         except (OSError, EOFError, StopIteration, tarfile.TarError):
-            return None  # it is no such archive, which whoever reads it says
+            return None  # it is not such an archive; reading it says so
 
 
 def find(name: str, chosen: str | Path | None = None) -> FoundWeights:

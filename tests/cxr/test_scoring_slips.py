@@ -66,7 +66,10 @@ def test_an_open_file_is_not_a_list_of_its_lines(tmp_path):
         ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
         ({"seed": None}, "seed must be a whole number of at least 0, not None"),
         ({"min_support": "a"}, "min_support must be a whole number of at least 0, not 'a'"),
-        ({"floors": [PREDICTIONS]}, r"floors are {name: predictions}, or the folder .*, not list"),
+        (
+            {"floors": [PREDICTIONS]},
+            r"floors \(baselines\) are {name: predictions}, or the folder .*, not list",
+        ),
         ({"groups": 5}, r"groups are a list of patients, or {study_id: patient}, not int"),
         ({"groups": "abc"}, "groups are a list of patients"),
         ({"groups": [["a"], ["b"], ["c"]]}, "a patient of groups is a text or a number, not list"),

@@ -169,7 +169,7 @@ def test_other_refusals(tmp_path):
         fast(predictions(), studies(), groups={"a": 1})
     with pytest.raises(ScoreError, match="study 'a': its labels cannot be used: 'Efusion'"):
         fast(predictions(), studies(labels={"Efusion": 1}), reference_labels="study")
-    with pytest.raises(ScoreError, match="no such directory of floors"):
+    with pytest.raises(ScoreError, match="no such directory of baselines"):
         fast(predictions(), studies(), floors=tmp_path / "floors")
     with pytest.raises(KeyError, match=r"no score 'bleu'; there are label-f1/14/micro/neg"):
         fast(predictions(), studies())["bleu"]

@@ -119,7 +119,7 @@ def test_where_the_images_are_said_to_be(tmp_path):
     touch(tmp_path, "small/valid/patient64541/study1/view1_frontal.JPG")
     found = chexpert_plus.studies(tmp_path, images="small")
     assert found[1].images[0].path == "small/train/patient00001/study2/view1_frontal.JPG"
-    with pytest.raises(StudyError, match="is no folder"):
+    with pytest.raises(StudyError, match="is not a folder"):
         chexpert_plus.studies(tmp_path, images="large")
 
 

@@ -45,7 +45,7 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
 def collate(rows: list[dict], pad: int, pack: bool = False) -> dict[str, Any]:
     """Collate studies into a batch. Logits are asked for where an answer's token is next (`logits_to_keep`),
     and `labels` are those next tokens, after a column without any: Trainer counts from the second column on,
-    or all, by its version. -100 is no label.
+    or all, by its version. -100 means no label.
 
     Padded: (B, N), padded on the right, logits of the last K positions. No attention mask: under causal attention no
     real token sees what lies to its right. Packed: all studies in one row (1, T), told apart by `cu_seq_lens` and

@@ -40,7 +40,8 @@ _NAME = re.compile(r"step_(\d{8,})")
 
 @dataclass(frozen=True)
 class Names:
-    """What fields and words of older versions are called now: old field -> new; field -> old value -> new."""
+    """Map fields and words of older versions to their present names: old field -> new; field -> old value ->
+    new."""
 
     renamed: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

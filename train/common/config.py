@@ -193,7 +193,7 @@ def parser_of(
     description: str | None = None,
 ) -> Parser:
     """Return the parser of a training's command line: `--recipe` and an option for each field of `cls`;
-    `also` adds those that whoever launches it has taken already, for --help. `prog` and `description` are of
+    `also` adds those that the launcher has taken already, for --help. `prog` and `description` are of
     another command with these fields."""
     prog = prog or f"cxr {section.replace('_', '-')}"
     usage = f"{prog} [--recipe NAME] [--OPTION VALUE ...]"
@@ -249,7 +249,7 @@ def load_config(
         raise ConfigError("; ".join(problems))
     for value in found.values():
         for entry in value if isinstance(value, list | tuple) else [value]:
-            # of a text that is no path there is no file
+            # a text that is not a path names no file
             if isinstance(entry, str):
                 check_input(entry)
     return config

@@ -45,7 +45,7 @@ class Interrupts:
         return self
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them. Doing so twice does no harm."""
+        """Restore the handlers that the signals had. A second call does nothing."""
         while self._before:
             signal.signal(*self._before.popitem())
 

@@ -36,7 +36,7 @@ YES, NO = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
 # How a value of each type is called in messages and in --help.
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 HEADING = "----"
-# A word that begins with a dash and is a number, of which argparse itself knows -1 and -.5 alone.
+# A word that begins with a dash and is a number; argparse itself knows -1 and -.5 only.
 NEGATIVE = re.compile(r"-((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|nan)$", re.I)
 # What no name of a file and no text of a report may hold: a zero byte, halves of a character.
 UNWRITABLE = re.compile("[\\x00\ud800-\udfff]")
@@ -121,7 +121,7 @@ def check_fields(config: Any) -> list[str]:
 # What the values of fields must be, in code and in words, whatever the training: what no library draws from, counts or
 # holds. A training may ask for more. Of lists each entry is asked.
 LIMITS: tuple[tuple[Callable[[Any], bool], str, str], ...] = (
-    # NumPy's, of which the trainings' libraries draw
+    # NumPy's, which the trainings' libraries draw from
     (lambda x: x < 2**32, "at most 4294967295", "seed"),
     (
         lambda x: x >= 1,
@@ -233,7 +233,7 @@ class Parser(argparse.ArgumentParser):
         return word
 
     def _unknown_options(self) -> list[str]:
-        """The words given that look like options and are none."""
+        """Return the words given that look like options and are not."""
         given = self._words[: self._words.index("--")] if "--" in self._words else self._words
         names = [self._as_spelt(word).partition("=")[0] for word in given if word.startswith("--")]
         return [name for name in names if name not in self._option_string_actions]
@@ -421,7 +421,7 @@ def _kind_of(hint: Any, where: str) -> tuple[type, tuple[str, ...], bool, bool]:
     if get_origin(hint) is Literal:
         return str, tuple(get_args(hint)), several, absent
     if hint not in WORDS:
-        raise TypeError(f"{where}: {hint} is no type of an option")
+        raise TypeError(f"{where}: {hint} is not a type that an option can have")
     return hint, (), several, absent
 
 

@@ -20,7 +20,7 @@ from train.common.checkpoints import COMPLETE, Names, claim, recorded
 from train.common.config import ConfigError
 from train.common.processes import process_state, settled_precision, use_cores
 
-# Fields that count something: none of it is no training.
+# Fields that count something: 0 of it would train nothing.
 AT_LEAST_1 = (
     "max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "eval_batch_size",
     "feature_batch_size", "projector_batch_size", "lora_rank", "lora_alpha", "reduction_factor", "vocab_size",
@@ -64,8 +64,8 @@ class Begun:
     def claim(self) -> None:
         """Make the folder that of this run. Collective.
 
-        To be called once all that the run reads is in order: whoever mends a studies file can then begin anew in the
-        same folder.
+        To be called once all that the run reads is in order: a user who mends a studies file can then begin
+        anew in the same folder.
         """
         with self.state.main_process_first():
             self.record()

@@ -36,7 +36,7 @@ REASONS = ("ReasonForTheRequestedProcedure", "ReasonForStudy")
 # Of a header, one or two to an element. Where there are more, `parse` decides whether it is one.
 PIECES = 3000
 RAW_CLASS = "1.2.840.10008.5.1.4.1.1.1.1.1"  # Digital X-Ray Image Storage - For Processing
-# What anonymisation writes in the place of every patient's ID.
+# What anonymisation writes instead of every patient's ID.
 NO_PATIENT = re.compile(
     r"[0x*?_.\- ]*|anon(ym(ous|i[sz]ed)?)?|de-?identified|unknown|none|null|n/?a|nan|removed|patient ?id",
     re.I,
@@ -54,7 +54,7 @@ TAGS = [
 
 @dataclass(frozen=True)
 class FilmHeader:
-    """What was read; "" or None where the file says nothing."""
+    """Hold what was read; "" or None where the file says nothing."""
 
     study_uid: str = ""
     sop_uid: str = ""
@@ -221,14 +221,15 @@ def _age(words: str, birth_date: str, study_date: str) -> float | None:
 
 
 def _date(header: Dataset, key: str) -> str:
-    """YYYYMMDD, also of the older YYYY.MM.DD; "" for what is no date, and for the year 0000 of a blanked one."""
+    """YYYYMMDD, also of the older YYYY.MM.DD; "" if it is not a date, and for the year 0000 of a blanked
+    one."""
     digits = text(header, key).replace(".", "").replace("-", "")
     is_date = re.fullmatch(r"(?!0000)\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", digits, re.A)
     return digits if is_date else ""
 
 
 def _time(header: Dataset, key: str) -> str:
-    """HHMMSS with its fraction, padded, so that texts stand in the order of times; "" for what is no time."""
+    """HHMMSS with its fraction, padded, so that texts stand in the order of times; "" if it is not a time."""
     found = re.fullmatch(r"(\d{2,6})(\.\d{1,6})?", text(header, key).replace(":", ""), re.A)
     return found[1].ljust(6, "0") + (found[2] or "") if found else ""
 

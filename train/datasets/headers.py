@@ -20,7 +20,7 @@ PLAUSIBLE = {"weight": (0.3, 400), "height": (0.3, 2.5)}  # kg, m; typing errors
 
 @dataclass(frozen=True)
 class PatientHeader:
-    """None where the file says nothing, or nothing plausible."""
+    """Hold what is known of a patient; None where the file says nothing, or nothing plausible."""
 
     age: float | None = None  # years
     sex: str | None = None  # F or M

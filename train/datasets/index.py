@@ -34,7 +34,7 @@ def index(
     Names in `exclude` are treated as by `train.datasets.archive.prepare`. Raises ArchiveError if `out` is another file.
     """
     out = Path(out)
-    # Also before a lock is left beside what is no index.
+    # Also before a lock is left beside a file that is not an index.
     index_rows(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = out.with_name(f".{out.name}.lock")

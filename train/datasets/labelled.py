@@ -387,7 +387,7 @@ def _number(name: str, text: str | None) -> float | None:
         value = plausible(name, value)
     if value is None:
         units = {"age": "years up to 120, or like 045Y", "weight": "kg", "height": "m", "bmi": "kg/m2"}
-        raise StudyError(f"{name} {text[:20]!r} is no number ({units[name]})")
+        raise StudyError(f"{name} {text[:20]!r} is not a number ({units[name]})")
     return value
 
 

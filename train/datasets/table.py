@@ -1,4 +1,4 @@
-"""A table of one's own, CSV or JSON Lines with flat objects, -> studies. One row an image or one row a study.
+"""Your own table, CSV or JSON Lines with flat objects, -> studies. One row an image or one row a study.
 
 No column is lost in silence: each is a field, a label, kept as an extra key, or named as left out.
 """
@@ -51,7 +51,8 @@ UNREAD = {
     "age": "is neither a number of years up to 120 nor like 045Y",
 }
 SEXES = {"f": "F", "female": "F", "woman": "F", "m": "M", "male": "M", "man": "M"}
-# Keys that a study or an image has itself; a column of that name that is no such field is kept under another.
+# Keys that a study or an image has itself; a column of that name that is not such a field is kept under
+# another.
 OWN_KEYS = {
     "schema", "study_id", "patient_id", "split", "images", "age", "sex", "prior", "labels", "diagnoses", "path", "view",
     *TEXTS,
@@ -60,7 +61,7 @@ OWN_KEYS = {
 
 @dataclass
 class Table:
-    """What was read of a table."""
+    """Hold what was read of a table."""
 
     studies: list[Study]
     # Column -> what became of it, in words.

@@ -141,7 +141,7 @@ def check(config: Grpo) -> Grpo:
         if getattr(config, name) % config.num_iterations:
             raise ConfigError(
                 f"{name} {getattr(config, name)} is not a multiple of num_iterations {config.num_iterations}: "
-                "answers are not saved, so a run can only go on where new ones are drawn"
+                "answers are not saved, so a run can only resume where new ones are drawn"
             )
     if config.dtype == "bf16":
         if config.projector or config.precision == "fp32":

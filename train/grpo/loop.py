@@ -42,8 +42,8 @@ from vlm.study import Study
 def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
     """Train, or resume, and write the model; returns the exit status. Raises UserError.
 
-    `functions` are rewards of one's own (see train.grpo.rollouts.Reward), beside those that the config names; each
-    weighs 1.
+    `functions` are your own rewards (see train.grpo.rollouts.Reward), beside those that the config names;
+    each weighs 1.
     """
     # ------------------------------------------------------------------------------------------------------------------
     # Find the run again, or a free folder. A resumed run must read what it read before, which digests tell.
@@ -116,8 +116,8 @@ def check_shares(config: Grpo, state: PartialState) -> None:
 
 
 def rewards_of(config: Grpo, functions: Sequence[Callable]) -> tuple[list[Reward], list[float]]:
-    """Return the rewards and their weights. Raises ConfigError for one that is none, or if there are none or two of a
-    name."""
+    """Return the rewards and their weights. Raises ConfigError for an unknown one, or if there are none or
+    two of a name."""
     rewards = [Reward(key, config.score_weights, config.score_device) for key in config.reward]
     rewards += map(Reward, functions)
     weights = [*(config.reward_weights or [1.0] * len(config.reward)), *[1.0] * len(functions)]

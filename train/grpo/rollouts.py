@@ -59,8 +59,8 @@ def unreadable(paths: Sequence[str]) -> list[str]:
 
 
 class Seen(nn.Module):
-    """Stands in for the frozen vision tower: the "pixels" it is given are features that the tower made before, and it
-    leaves them as they are (vlm.projector.FeatureTower standardises, in float32)."""
+    """Stand in for the frozen vision tower: the "pixels" it is given are features that the tower made before,
+    and it leaves them as they are (vlm.projector.FeatureTower standardises, in float32)."""
 
     def __init__(self, layers: Sequence[int]):
         super().__init__()
@@ -150,11 +150,11 @@ def _text_and_images(conversation: list[dict]) -> tuple[str, list[str]]:
 
 
 class Reward:
-    """A reward as trl calls it: a key of `eval.metric` (label-f1/14/micro/neg), or a function of one's own, which gets
-    `completions` (texts) and the columns of `rows_of`, and returns as many numbers.
+    """A reward as trl calls it: a key of `eval.metric` (label-f1/14/micro/neg), or your own function, which
+    gets `completions` (texts) and the columns of `rows_of`, and returns as many numbers.
 
-    Where no reward has a value, trl writes the whole row to the screen and goes on; here that is a ConfigError which
-    names the study.
+    Where no reward has a value, trl writes the whole row to the screen and continues; here that is a
+    ConfigError which names the study.
     """
 
     def __init__(self, what: str | Callable, weights: str | None = None, device: str | None = None) -> None:

@@ -78,7 +78,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Style:
-    """How a scanner and its post-processing render the same body."""
+    """Describe how a scanner and its post-processing render a body."""
 
     fov: float  # width of the field, mm
     aspect: float  # rows / columns

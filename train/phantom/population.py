@@ -182,7 +182,7 @@ def _one_thread() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """Who is drawn, and how it is written. Raises ConfigError for values that make no population."""
+    """Set who is drawn, and how it is written. Raises ConfigError for impossible values."""
 
     # how many studies, at least
     studies: int = 1000

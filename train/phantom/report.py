@@ -44,7 +44,7 @@ class Report:
 
 
 class Writer:
-    """Collects sentences and what they assert."""
+    """Collect sentences and what they assert."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng

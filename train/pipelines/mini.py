@@ -2,8 +2,9 @@
 
     python -m train.pipelines.mini --out runs/mini --install
 
-Each step is skipped once it is done and goes on where it was interrupted. `--install` puts the result into the package.
-Beside phantoms, the encoder sees (without labels) the NIH ChestX-ray14 images of CXR_DATA, whose terms allow it.
+Each step is skipped once it is done, and resumes where it was interrupted. `--install` puts the result into
+the package. Beside phantoms, the encoder sees (without labels) the NIH ChestX-ray14 images of CXR_DATA, whose
+terms allow it.
 """
 
 from __future__ import annotations

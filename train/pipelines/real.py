@@ -1,4 +1,4 @@
-"""A model of one's own on the real X-rays of CXR_DATA, judged by five-fold cross-validation over patients.
+"""Your own model on the real X-rays of CXR_DATA, judged by five-fold cross-validation over patients.
 
     python -m train.pipelines.real --out runs/real_small
 

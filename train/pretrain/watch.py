@@ -161,8 +161,8 @@ class Report:
     """
 
     def __init__(self, c: PretrainConfig, accelerator: Accelerator, step: int) -> None:
-        """Open metrics and trackers of a run of which `step` steps are done. Raises CheckpointError where the disk
-        refuses."""
+        """Open metrics and trackers of a run that has done `step` steps. Raises CheckpointError where the
+        disk refuses."""
         self.c, self.accelerator, self.out = c, accelerator, Path(c.out)
         self.say = accelerator.print
         self.flops, self.peak = flops_per_image(c), peak_flops(accelerator.device)

@@ -99,7 +99,7 @@ def known_leaks(encoder: str, kind: str) -> str:
         part = f", whose images are part of {of}," if of != kind else ""
         return (
             f"{encoder} saw images of {kind}{part} in its pre-training, without labels: {seen[of]}. A probe on "
-            "those is no test on unseen images."
+            "those is not a test on unseen images."
         )
     if kind in UNSEEN[encoder.lower()]:
         return f"{kind} is not among the data sets that {encoder} was pre-trained on ({', '.join(seen)})."

@@ -5,8 +5,9 @@
     accelerate launch -m train.probe ...                     the same in several processes
 
 The first encoder is compared with each of the others on the same images. Features are computed once and kept
-(encoder/features.py), results too, so that the same command goes on where it stopped, and another encoder costs its own
-time alone. OUT holds probe.json, probe.html and parts/ (answers of every image, for comparisons of one's own).
+(encoder/features.py), results too, so that the same command resumes where it stopped, and another encoder
+costs its own time alone. OUT holds probe.json, probe.html and parts/ (answers of every image, for your own
+comparisons).
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def labelled(root: str | Path, view: str | None = None) -> Labelled:
         named = set(findings.split("|"))
         if unknown := named - set(NAMES):
             raise StudyError(
-                f"{table}: {image} has {', '.join(unknown)[:60]!r}, which is no label of this data set"
+                f"{table}: {image} has {', '.join(unknown)[:60]!r}, which is not a label of this data set"
             )
         patient = image.split("_")[0]  # the table drops its leading zeros
         rows[image] = Row(

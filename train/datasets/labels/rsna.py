@@ -36,7 +36,8 @@ def labelled(root: str | Path, headers: bool = True) -> Labelled:
     """Read RSNA Pneumonia. Labels are the three classes; without the table of classes, Lung Opacity only.
     Splits (70, 10 and 20 % of the patients) come from a hash of the patient. `also["nih"]` is the image's
     name in NIH ChestX-ray14. `headers`: take age and sex from the DICOM files, which reads the beginning of
-    each. Raises StudyError where a table, a column or all images are missing, or the mapping is none."""
+    each. Raises StudyError where a table, a column or all images are missing, or the mapping cannot be
+    read."""
     root = Path(root)
     table = find_table(root, "stage_2_train_labels.csv")
     if table is None:
@@ -84,4 +85,4 @@ def nih_names(root: Path) -> dict[str, str]:
         return {entry["subset_img_id"]: entry["img_id"] for entry in json.loads(file.read_text("utf-8-sig"))}
     except (OSError, ValueError, TypeError, KeyError) as error:
         what = f"{type(error).__name__}: {error}"[:80]
-        raise StudyError(f"{file} is no list of objects with subset_img_id and img_id ({what})") from None
+        raise StudyError(f"{file} is not a list of objects with subset_img_id and img_id ({what})") from None

@@ -156,7 +156,9 @@ def _view(row: dict[str, str]) -> str:
 def _tree(root: Path, images: str | None) -> tuple[str, str]:
     """-> (the folder of train/ and valid/, relative to `root`; what the names of the images in it end in)."""
     if images is not None and not (root / images).is_dir():
-        raise StudyError(f"{root / images} is no folder; `images` names the one that holds train/ and valid/")
+        raise StudyError(
+            f"{root / images} is not a folder; `images` names the one that holds train/ and valid/"
+        )
     for tree in TREES if images is None else (images,):
         for split in ("train", "valid"):
             if suffix := _suffix(root / tree / split):

@@ -48,7 +48,7 @@ class File:
 
 @dataclass(frozen=True)
 class Rules:
-    """How files become studies."""
+    """Set how files become studies."""
 
     per_file: bool = False
     patient_ids: PatientIds = "hashed"
@@ -246,7 +246,7 @@ def _link(made: Sequence[_Made], found: Found) -> None:
 
 def _link_person(series: Sequence[_Made]) -> None:
     dated = [one for one in series if one.when[0]]
-    # On a day of which one study has no time, none is known to be earlier than another.
+    # If one study of a day has no time, none is known to be earlier than another.
     timeless = {one.when[0] for one in dated if not one.when[1]}
     when = {
         one.study.study_id: (one.when[0], "" if one.when[0] in timeless else one.when[1]) for one in dated
@@ -258,7 +258,7 @@ def _link_person(series: Sequence[_Made]) -> None:
 
 
 def _says_anything(header: FilmHeader | None) -> bool:
-    """Whether it says what the object is, or of which study, or how large the image is."""
+    """Tell whether it says what the object is, which study it belongs to, or how large the image is."""
     return header is not None and bool(header.sop_class or header.study_uid or header.modality or header.rows)
 
 

@@ -21,9 +21,9 @@ def link_priors(
     that has images or findings, unless said otherwise. Studies that have a prior keep it.
 
     `when`: study_id -> anything that can be compared, such as (date, time); a study that is not in it, or has no
-    patient_id, neither gets a prior nor is one. Studies of the same moment are no priors of each other, whatever
-    their ids; where several are the latest, the one with the greatest id is taken, so that their order plays no part.
-    The image paths are those of the earlier study.
+    patient_id, neither gets a prior nor is one. Studies of the same moment are not priors of each other,
+    whatever their ids; where several are the latest, the one with the greatest id is taken, so that their
+    order plays no part. The image paths are those of the earlier study.
     """
     of_patient: dict[str, list[Study]] = defaultdict(list)
     for study in studies:

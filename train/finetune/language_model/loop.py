@@ -137,7 +137,7 @@ def trainer_of(
 
 
 class TextTrainer(AnswerTrainer):
-    """Every token of a text is learned."""
+    """Train on every token of a text."""
 
     def evaluate(self, *args, **kwargs):
         """Return transformers' metrics; record `eval_loss`, in nats a token, and print it."""
