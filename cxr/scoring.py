@@ -174,7 +174,7 @@ def _side(given: Reports, what: str, section: str, called: str | None = None) ->
 
 
 def _form(given: Reports, what: str, section: str) -> _Side:
-    """A file, records, or texts. Raises ScoreError for anything else, or for nothing."""
+    """Return a file, records, or texts. Raises ScoreError for anything else, or for nothing."""
     side = _read_form(given, what, section)
     if not isinstance(side, Path) and not (side.texts if isinstance(side, _Texts) else side):
         raise ScoreError(f"there is not a single {what.removesuffix('s')}")
@@ -236,7 +236,8 @@ def _read_form(given: Reports, what: str, section: str) -> _Side:
 
 
 def _sides_of_one(given: Reports, section: str) -> dict[str, _Side]:
-    """The two sides of one table; of a file, which brings its own references, it is scored as it is."""
+    """Return the two sides of one table; of a file, which brings its own references, it is scored as it
+    is."""
     rows = _form(given, "references", section)
     if isinstance(rows, Path):
         return {"predictions": rows}
@@ -244,7 +245,7 @@ def _sides_of_one(given: Reports, section: str) -> dict[str, _Side]:
     found = {what: next((n for n in names if n in keys), section) for what, names in COLUMNS.items()}
     if not keys.issuperset(found.values()) or len(set(found.values())) < 2 or isinstance(rows, _Texts):
         raise ScoreError(
-            "there is one side alone: give references and predictions, or a table with the columns `reference` and "
+            "only one side was given: give references and predictions, or a table with the columns `reference` and "
             f"`prediction` (one of them may be called {section!r})"
         )
     if section == "both":
@@ -332,7 +333,7 @@ def _first_line(path: Path) -> object:
 
 
 def _plain_row(row: Mapping[Any, Any]) -> Record:
-    """A row of a table as a record; `view` is that of the image, as in a CSV file."""
+    """Return a row of a table as a record; `view` is that of the image, as in a CSV file."""
     record = {str(key): _plain(value) for key, value in row.items()}
     if record.get("view") and "images" not in record:
         record["images"] = [{"view": record.pop("view")}]
@@ -340,7 +341,7 @@ def _plain_row(row: Mapping[Any, Any]) -> Record:
 
 
 def _plain(value: Any) -> Any:
-    """A cell without NumPy's and pandas' wrappings: NaN, NaT and NA become None."""
+    """Return a cell without NumPy's and pandas' wrappings: NaN, NaT and NA become None."""
     if value is None or isinstance(value, str | bool | int | list | Mapping | Prediction | Study):
         return value
     if hasattr(value, "item") and not hasattr(value, "__len__"):

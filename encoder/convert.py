@@ -122,7 +122,8 @@ def save_backbone(
 
 
 def _tower(folder: Path) -> Dinov2Model:
-    """An encoder directory, or that of a findings model -> a Dinov2Model. Raises ConversionError for another tower."""
+    """Load an encoder directory, or a findings model's tower, as a Dinov2Model. Raises ConversionError for
+    another tower."""
     config, within = tower_config(folder)
     if not within:
         return load_encoder(folder, attention="sdpa")
@@ -178,7 +179,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _to_timm(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], str]:
-    """-> the tensors by timm's names, and the dialect they were in."""
+    """Return the tensors by timm's names, and the dialect they were in."""
     for part, what in FOREIGN.items():
         if any(part in name for name in state):
             raise ConversionError(f"{path}: the encoder {what}; only plain DINOv2 ViTs can be converted")
@@ -193,7 +194,7 @@ def _to_timm(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor]
 def _like(
     state: Mapping[str, Tensor], path: Path, size: int | None, heads: int | None, layerscale: float
 ) -> CropViT:
-    """An encoder of the size that the tensors have."""
+    """Return an encoder of the size that the tensors have."""
     try:
         width, channels, patch, _ = state["patch_embed.proj.weight"].shape
         grid = (state["pos_embed"].shape[1] - 1) ** 0.5

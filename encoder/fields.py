@@ -85,7 +85,7 @@ def number(above: float = -math.inf) -> Callable[[Any], str | None]:
 
 
 def _side(value: Any) -> str | None:
-    """A side of an image in pixels, or a mapping of such sides."""
+    """Return a side of an image in pixels, or a mapping of such sides."""
     sides = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
     good = whole(1, MOST_PIXELS)
     fine = bool(sides) and all(side is None or good(side) is None for side in sides)

@@ -16,6 +16,17 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
+def plain_files(folder: Path) -> Path:
+    """Return the folder of a model. Raises ModelError for an entry that is a pipe, a device or a link to nowhere: it
+    would be waited for, or count as not there."""
+    for entry in folder.iterdir():
+        if not entry.exists():
+            raise ModelError(f"{entry} is a link to nowhere; restore the file")
+        if problem := no_file(entry):
+            raise ModelError(problem)
+    return folder
+
+
 def resolve(name: str | Path, what: str = "model", others: str = "") -> Path:
     """Return the local directory of a model.
 
@@ -30,8 +41,12 @@ def resolve(name: str | Path, what: str = "model", others: str = "") -> Path:
     """
     if not str(name).strip():
         raise ModelError(f"the name of the {what} is empty")
+    if not isinstance(name, str | Path):
+        raise ModelError(f"the name of a {what} is a text or a path, not {type(name).__name__}")
+    if len(str(name)) > LONGEST_NAME or "\0" in str(name):
+        raise ModelError(f"no {what} has a name of {len(str(name))} letters that begins {str(name)[:40]!r}")
     if Path(name).is_dir():
-        return Path(name)
+        return plain_files(Path(name))
     name = str(name)
     if name in SHIPPED:
         if not SHIPPED[name].is_dir():

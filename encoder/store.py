@@ -168,7 +168,8 @@ class Store:
         return found
 
     def _sound(self, line: Line) -> bool:
-        """Whether a line has what `append` was given: its key, and why there is no row or where it lies."""
+        """Tell whether a line has what `append` was given: its key, and why there is no row or where it
+        lies."""
 
         def whole(name: str) -> bool:
             return type(line.get(name)) is int and line[name] >= 0
@@ -186,7 +187,8 @@ class Store:
         return named and all(map(whole, self.places))
 
     def _shard_of(self, line: Line) -> str:
-        """The name of a line's shard; one that no shard has where a field is of another kind than the name's."""
+        """Return the name of a line's shard; one that no shard has where a field is of another kind than the
+        name's."""
         try:
             return self.shard.format(**line)
         except (KeyError, ValueError):
@@ -213,7 +215,7 @@ class Store:
         return found
 
     def _holds(self, file: Path, lines: Sequence[Line]) -> bool:
-        """Whether a shard is as long as its lines say, or as its own header does."""
+        """Tell whether a shard is as long as its lines say, or as its own header does."""
         if self.places != ROW:
             size = file.stat().st_size
             return all(line["offset"] + line["size"] <= size for line in lines)

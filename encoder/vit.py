@@ -251,7 +251,7 @@ def sincos_positions(side: int, width: int) -> Tensor:
 
 
 def _kept_rows(residual_LRS: Tensor, shapes: tuple[tuple[int, int], ...], x: Tensor) -> Iterator[Rows]:
-    """The rows of each residual branch, in order.
+    """Return the rows of each residual branch, in order.
 
     How many there are is read from `residual_LRS` on the CPU, so that nothing waits for the device.
     """

@@ -6,6 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,4 +58,7 @@ def _there(process: int) -> bool:
         os.kill(process, 0)
     except OSError:
         return False
+    # killed, and nobody has waited for it yet; elsewhere than on Linux that cannot be seen so
+    with suppress(OSError):
+        return b") Z" not in Path(f"/proc/{process}/stat").read_bytes()
     return True

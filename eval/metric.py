@@ -86,7 +86,7 @@ class metric:
     def __call__(self, prompts: Any = None, completions: Sequence[Any] = (), **columns: Any) -> list[float]:
         """The reward of every completion."""
         if self.column not in columns:
-            raise ScoreError(f"the references are looked for in a column {self.column!r}, and there is none")
+            raise ScoreError(f"the references belong in a column {self.column!r}, which is missing")
         written = [_last(c) for c in texts("completions", completions)]
         values = self.per_sample(columns[self.column], written)
         return [float(v) for v in (-values if self.key.startswith(LOWER) else values)]
@@ -122,7 +122,8 @@ class metric:
 
 
 def _last(completion: Any) -> str:
-    """The text of a completion, or of the last message of a chat. Raises ScoreError for anything else."""
+    """Return the text of a completion, or of the last message of a chat. Raises ScoreError for anything
+    else."""
     try:
         return completion if isinstance(completion, str) else completion[-1]["content"]
     except (TypeError, KeyError, IndexError):

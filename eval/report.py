@@ -83,7 +83,7 @@ def write_page(
 def _worst(
     scores: Scores, images: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], count: int
 ) -> list[Section]:
-    """The studies with most errors, side by side."""
+    """Return the studies with most errors, side by side."""
     cases = []
     for study in scores.worst(count):
         name = study["study_id"]

@@ -80,7 +80,7 @@ def write_card(
         *_training(run), "", "## How good it was", "", *_scores(run, scores, before), "",
         "## Limits", "",
         "- It may invent findings, miss them, and compare with studies it was not shown. Its text is not a report.",
-        "- It knows the hospitals, devices and patients of its training data; others may fare worse, without a sign.",
+        "- It knows the hospitals, devices and patients of its training data; others may fare worse, without notice.",
         "- Frontal chest films alone, unless the prompt above shows laterals; never other body parts or modalities.",
         "", "## Licences", "",
         *([f"- {line}" for line in stated] or [

@@ -134,7 +134,7 @@ def generate_ids(
 
 @contextmanager
 def _with_sdpa(llava: nn.Module) -> Iterator[None]:
-    """The language model with PyTorch's attention."""
+    """Return the language model with PyTorch's attention."""
     config = parts(llava).language_model.config
     before, config._attn_implementation = config._attn_implementation, "sdpa"
     try:

@@ -116,7 +116,8 @@ def read_films(task: Task, model: FindingsModel, root: Path, images: Images, lim
 
 
 def _has_another(study: Study, main: Image) -> bool:
-    """Whether a study has an image to show instead of its main one: not a lateral one, nor the same file."""
+    """Tell whether a study has an image to show instead of its main one: not a lateral one, nor the same
+    file."""
     return main.view != "lateral" and any(
         image.view != "lateral" and image.path != main.path for image in study.images
     )

@@ -106,7 +106,8 @@ class Findings:
         weights can have."""
         model = load_model(name, base=base, attention=attention, dtype=dtype_of(dtype), device=usable(device))
         folder = resolve(name)
-        outliers = Outliers.load(folder / OUTLIERS) if (folder / OUTLIERS).is_file() else None
+        # a folder in its place is an error, and no reason to do without the check
+        outliers = Outliers.load(folder / OUTLIERS) if (folder / OUTLIERS).exists() else None
         if outliers and outliers.encoder_sha256 != model.meta.encoder_sha256:
             raise ModelError(
                 f"{folder / OUTLIERS} was fitted with encoder {outliers.encoder_sha256[:12]}, the model has "

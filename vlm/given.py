@@ -177,7 +177,7 @@ def several(given: Any, ask: str) -> Iterable[Any]:
     if (column := images_of(given)) is not None:
         return column
     if isinstance(given, str | os.PathLike) and Path(given).suffix.lower() == ".jsonl":
-        raise AskedError(f"{given} is a studies file; give what is in it: cxr.load_studies({str(given)!r})")
+        raise AskedError(f"{given} is a studies file; pass its studies: cxr.load_studies({str(given)!r})")
     if isinstance(given, Study | Image | Mapping) or hasattr(given, "read") or _is_source(given):
         raise AskedError(f"one {type(given).__name__} was given, where several are meant; {ask}")
     if not isinstance(given, Iterable):
@@ -194,7 +194,7 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 
 def _is_source(given: Any) -> bool:
-    """Whether a radiograph can be read from it."""
+    """Tell whether a radiograph can be read from it."""
     try:
         name_of(given)
     except TypeError:
@@ -214,8 +214,8 @@ def _missing(entry: Any) -> bool:
 
 
 def _image(given: Source | Image, view: str = "unknown", what: str = "") -> Image:
-    """An image by its absolute path, or one that is held; one of a study as it is. `what` tells it from others of the
-    study that have no path."""
+    """Return an image by its absolute path, or one that is held; one of a study as it is. `what` tells it
+    from others of the study that have no path."""
     if isinstance(given, Image):
         return given if view == "unknown" else replace(given, view=view)
     name = name_of(given)
@@ -252,7 +252,7 @@ def _prior(given: GivenPrior) -> Prior:
 
 
 def _names_a_file(text: str) -> bool:
-    """Whether a text is a path: it ends as a picture's does, or such a file exists."""
+    """Tell whether a text is a path: it ends as a picture's does, or such a file exists."""
     if Path(text).suffix.lower() in PICTURES and "\n" not in text:
         return True
     try:

@@ -153,7 +153,7 @@ def read_config(folder: Path, tokenizer, preprocessing: Preprocessing) -> CxrLla
 
 
 def _part(row: dict, path: Path, name: str, kind: str) -> dict:
-    """The configuration of a tower without what says nothing of it."""
+    """Return the configuration of a tower without what says nothing of it."""
     part = row.get(name)
     if not isinstance(part, dict) or part.get("model_type", kind) != kind:
         found = part.get("model_type") if isinstance(part, dict) else part
@@ -182,7 +182,7 @@ def _positions(text: dict, path: Path) -> dict:
 
 
 def _feature_layer(dinov2: Dinov2Config, vision: dict, given, path: Path) -> int:
-    """The hidden state that is read: `vision_feature_layer` counts the backbone's `out_features`."""
+    """Return the hidden state that is read: `vision_feature_layer` counts the backbone's `out_features`."""
     if vision.get("reshape_hidden_states"):
         raise ModelError(
             f"{path}: vision_config.reshape_hidden_states gives maps instead of tokens; it must be false"

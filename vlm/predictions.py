@@ -206,7 +206,7 @@ def remove_parts(path: Path) -> None:
 
 
 def _cut_off_at_once(file: Path) -> bool:
-    """Whether a run was killed while it wrote its first prediction."""
+    """Tell whether a run was killed while it wrote its first prediction."""
     with file.open("rb") as opened:
         start = opened.read(1 << 20)
     return b"\n" not in start and start.startswith(b'{"'[: len(start)])
@@ -254,7 +254,7 @@ def _taken(
 
 
 def _scored(found: list[Row] | None, asked: str) -> bool:
-    """Whether the sentences of a row have the scores that are asked for."""
+    """Tell whether the sentences of a row have the scores that are asked for."""
     if found is None or asked == "none":
         return found is None and asked == "none"
     scored = [row for row in found if "confidence" in row]

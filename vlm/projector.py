@@ -96,8 +96,8 @@ def unfold(projector: nn.Module, mean_C: Tensor, std_C: Tensor) -> None:
 
 
 def _first(projector: nn.Module, mean_C: Tensor, std_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The weight of linear_1 and the statistics of its inputs, in double precision: with pixel_shuffle a token holds
-    the channels of several patches."""
+    """Return the weight of linear_1 and the statistics of its inputs, in double precision: with pixel_shuffle
+    a token holds the channels of several patches."""
     w = projector.linear_1.weight.double()
     patches_in = w.shape[1] // len(mean_C)
     return w, *(x.double().to(w.device).repeat(patches_in) for x in (mean_C, std_C))

@@ -116,9 +116,9 @@ def lines_of_model(found: dict[str, Any]) -> list[str]:
     if known is None:
         return [
             *lines,
-            "  limits               unknown: it warns of no unusual image (cxr outliers MODEL FILMS mends that)",
+            "  limits               unknown: it never warns of unusual images (to change that: cxr outliers)",
         ]
-    alarms = "" if known["false_alarms"] is None else f", {known['false_alarms']:.0%} of such are warned of"
+    alarms = "" if known["false_alarms"] is None else f", {known['false_alarms']:.0%} with a warning"
     lines.append(
         f"  knows                {known['count']} films of its own domain{alarms} (out_of_distribution)"
     )
@@ -130,10 +130,10 @@ def lines_of_model(found: dict[str, Any]) -> list[str]:
             "(unfamiliar_words)"
         )
     if known["chest_films"] is None:
-        lines.append("  no chest film        is not told from others: findings are written of any image")
+        lines.append("  not a chest film     cannot be told: findings are written about any image")
     else:
         lines.append(
-            f"  no chest film        gets no findings (abstained), by {known['chest_films']} chest films; "
+            f"  not a chest film     gets no findings (abstained), by {known['chest_films']} chest films; "
             "--insist writes them"
         )
     return lines
@@ -284,6 +284,6 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         lines.append("What everybody needs is there.")
     if found["optional"]:
         lines.append(
-            f"Some scores and films need what is missing: {'; '.join(found['optional'])}. The commands are above."
+            f"Some scores and films need missing parts: {'; '.join(found['optional'])}. The commands are above."
         )
     return lines

@@ -43,7 +43,7 @@ COMMANDS = {
     "leaks": Command("cxr.cli.tools", "leaks_options", "leaks", "name images that an encoder has seen before"),
     "studies": Command("cxr.cli.data", "studies_options", "studies", "make a studies file of a data set, or check one"),
     "weights": Command("cxr.cli.score", "weights_options", "weights", "list or fetch what the clinical scores need"),
-    "doctor": Command("cxr.cli.doctor", "options", "run", "list versions, devices, what is missing; a model's facts"),
+    "doctor": Command("cxr.cli.doctor", "options", "run", "list versions, devices, missing parts; or a model's facts"),
 }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def export_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=hub_name,
         metavar="ID",
-        help="Hub id of a model this one was made of, for the model card, where it is not known; may be repeated.",
+        help="Hub id of a model that this one is based on, if the card lacks it; may be repeated.",
     )
 
 
@@ -238,7 +238,7 @@ def embed(args: argparse.Namespace) -> int:
 
 
 def _encoder(name: str, size: int | None) -> tuple[Any, dict[str, Any]]:
-    """-> (encoder, what to say of it): one that `encoder_of` knows, or of a findings model its tower."""
+    """Return (encoder, what to say of it): one that `encoder_of` knows, or of a findings model its tower."""
     from encoder.frozen import encoder_of, encoder_of_tower
     from vlm.hub import resolve
     from vlm.load import is_findings_model, load_model

@@ -47,7 +47,7 @@ def study_of(study_id: str, row: dict[str, Any], root: Path) -> Study:
 
 
 def _texts(row: dict[str, Any], name: str, study_id: str) -> list[str]:
-    """The texts of a field, which may be one alone. Raises UsageError for anything else."""
+    """Return the texts of a field, which may be one alone. Raises UsageError for anything else."""
     value = row.get(name) or []
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

@@ -256,7 +256,7 @@ def weights(args: argparse.Namespace) -> int:
             echo(f"  SHA-256 {state['sha256']}")
     if commands := [state["command"] for state in states.values() if state["command"]]:
         tell("")
-        tell("what is missing comes with these commands, or is copied there by hand:")
+        tell("get the missing files with these commands, or copy them there by hand:")
         for command in commands:
             tell(f"  {command}")
     return 0

@@ -222,7 +222,7 @@ def outliers_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="INPUT",
-        help="Other chest films; what is unlike both gets no findings (abstained).",
+        help="Other chest films; an image unlike both kinds gets no findings (abstained).",
     )
     add("--split", help="Only this split of studies files.")
     add("--out", type=Path, required=True, metavar="FILE", help="File to write, as MODEL/ood.safetensors.")
@@ -231,7 +231,7 @@ def outliers_options(parser: argparse.ArgumentParser) -> None:
         type=share,
         metavar="X",
         default=0.98,
-        help="Share of such films, and of their words, that are not to be warned of.",
+        help="Share of the domain's films, and of their words, that get no warning.",
     )
 
 

@@ -183,7 +183,7 @@ def _bias(q_BNHD: Tensor, k_BNHD: Tensor) -> Tensor:
 
 
 def _causality(q_BNHD: Tensor, k_BNHD: Tensor, causal: bool) -> tuple[bool, Tensor | None]:
-    """-> (is_causal, mask) of PyTorch's kernel, whose own causality is aligned top-left."""
+    """Return (is_causal, mask) of PyTorch's kernel, whose own causality is aligned top-left."""
     n_q, n_k = q_BNHD.shape[1], k_BNHD.shape[1]
     if not causal or n_q == 1:  # one query, the last, sees all
         return False, None

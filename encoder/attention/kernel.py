@@ -71,7 +71,7 @@ def _list_tasks(cu_seqlens, tasks, count, total, SIZE: tl.constexpr, BLOCK: tl.c
 
 @triton.jit
 def _task(tasks, length, SIZE: tl.constexpr, PACKED: tl.constexpr):
-    """-> (sequence, or -1 where there is nothing to do, and its tile) of this program."""
+    """Return (sequence, or -1 where there is nothing to do, and its tile) of this program."""
     program = tl.program_id(0)
     if PACKED:
         return tl.load(tasks + 2 * program), tl.load(tasks + 2 * program + 1)
@@ -82,7 +82,7 @@ def _task(tasks, length, SIZE: tl.constexpr, PACKED: tl.constexpr):
 
 @triton.jit
 def _span(cu_seqlens, sequence, length, PACKED: tl.constexpr):
-    """-> (batch, first token within it, first row of all, length) of a sequence."""
+    """Return (batch, first token within it, first row of all, length) of a sequence."""
     if PACKED:
         first = tl.load(cu_seqlens + sequence)
         return sequence * 0, first, first.to(tl.int64), tl.load(cu_seqlens + sequence + 1) - first
@@ -129,7 +129,8 @@ def _put(
 
 @triton.jit
 def _keys_seen(m0, n_q, n_k, M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr):
-    """-> (where whole tiles end that all queries of the tile at m0 see, where the keys end that any of them sees)."""
+    """Return (where whole tiles end that all queries of the tile at m0 see, where the keys end that any of
+    them sees)."""
     whole, end = n_k // N * N, n_k
     if CAUSAL:
         whole = tl.minimum(whole, tl.maximum(m0 + 1 + n_k - n_q, 0) // N * N)
@@ -213,7 +214,7 @@ def _forward(
 def _lse(
     lse, head, heads, row, m0, length, total, M: tl.constexpr, EXACT: tl.constexpr, MASKED: tl.constexpr
 ):
-    """-> lse and its second part (if EXACT; else it is not looked at) of some rows of one head."""
+    """Return lse and its second part (if EXACT; else it is not looked at) of some rows of one head."""
     m_M = m0 + tl.arange(0, M)
     rows = lse + head.to(tl.int64) * total + row + m_M
     second = rows + heads.to(tl.int64) * total
@@ -467,7 +468,7 @@ def capability(device: torch.device) -> int:
 
 
 def _describable(x_BNHD: Tensor) -> bool:
-    """Whether a tensor descriptor can say where it lies: 16-byte steps from a 16-byte address."""
+    """Tell whether a tensor descriptor can say where it lies: 16-byte steps from a 16-byte address."""
     step = 16 // x_BNHD.element_size()
     return x_BNHD.data_ptr() % 16 == 0 and all(s > 0 and s % step == 0 for s in x_BNHD.stride()[:3])
 

@@ -129,7 +129,8 @@ def transformers_attention(
 
 
 def _is_decoding(mask_BM: Tensor, n_q: int, causal: bool) -> bool:
-    """Whether every row asks with its last token alone, as at every step of generation after the first."""
+    """Tell whether every row asks with its last token alone, as at every step of generation after the
+    first."""
     if n_q > 1 or not causal:
         return False
     found = _paddings.setdefault(mask_BM, {})
@@ -251,7 +252,8 @@ def padding_mask(
 
 
 def _is_causal(mask_function, keys: int, window: int | None) -> bool:
-    """Whether it is the causal one after all: a sliding window (Mistral, Phi-3) that no key has left yet."""
+    """Tell whether it is the causal one after all: a sliding window (Mistral, Phi-3) that no key has left
+    yet."""
     parts = inspect.getclosurevars(mask_function).nonlocals.get("mask_functions", ())
     if len(parts) != 2 or parts[1] is not causal_mask_function or window is None:
         return False

@@ -104,7 +104,7 @@ def _check_range(x: np.ndarray) -> None:
 
 
 def _channels_last(x: np.ndarray) -> np.ndarray:
-    """-> (H, W) or (H, W, 3)."""
+    """Return the shape: (H, W) or (H, W, 3)."""
     shape = x.shape
     if x.ndim == 3 and shape[-1] in (1, 3):
         x = x[..., 0] if shape[-1] == 1 else x

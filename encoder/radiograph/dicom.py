@@ -97,8 +97,8 @@ def read_dataset(dataset: Dataset, limits: Limits) -> Radiograph:
 
 
 def _value(dataset: Dataset, limits: Limits) -> bytes:
-    """The pixel data of a Dataset in memory: bytes, or a buffer (pydicom 3), which is read from where it stands and put
-    back. Raises InputError."""
+    """Return the pixel data of a Dataset in memory: bytes, or a buffer (pydicom 3), which is read from where
+    it stands and put back. Raises InputError."""
     value = dataset.get("PixelData")
     if isinstance(value, BufferedIOBase):
         here = value.tell()
@@ -197,7 +197,7 @@ def _radiograph(parsed: Parsed, limits: Limits) -> Radiograph:
 
 
 def _may_be_grey(header: Dataset, photometric: str, samples: int) -> bool:
-    """Whether the header says a grey image, or one of 8-bit colours, which may be greys."""
+    """Tell whether the header says a grey image, or one of 8-bit colours, which may be greys."""
     if samples == 1 and photometric == PALETTE:
         return palette.is_there(header)
     if samples == 3 and photometric in COLOUR:

@@ -119,7 +119,7 @@ def turn(pixels_HW: np.ndarray, made: Turns) -> np.ndarray:
 
 
 def _directions(header: Dataset) -> tuple[str, str] | None:
-    """The main directions of rows and columns ("LP" runs to the left more than to the back)."""
+    """Return the main directions of rows and columns ("LP" runs to the left more than to the back)."""
     try:
         value = header.get("PatientOrientation")
     except Exception:

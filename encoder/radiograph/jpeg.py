@@ -86,7 +86,7 @@ class Feed(io.BytesIO):
         return _steps(image)
 
     def _goes_on(self, image: Image.Image) -> bool:
-        """Whether the last scan takes more data than it has: then they change the image."""
+        """Tell whether the last scan takes more data than it has: then they change the image."""
         assert self.of is not None
         end = self.of.found[-1][1]
         longer = io.BytesIO(self.whole[:end] + NOISE + self.whole[end:])

@@ -362,7 +362,8 @@ class _Walk:
 
 
 def _short_vr(tag: int) -> bytes:
-    """The VR of an attribute of the standard, of any other LO; if that VR has a 32-bit length, LO as well."""
+    """Return the VR of an attribute of the standard, of any other LO; if that VR has a 32-bit length, LO as
+    well."""
     try:
         # the first of "US or SS"
         vr = dictionary_VR(tag)[:2].encode()

@@ -115,8 +115,8 @@ def _modality(
 
 
 def _presentations(header: Dataset) -> Iterator[tuple[str, Any]]:
-    """The VOI LUTs and windows that the header offers, in the order in which they are tried. An image is to be shown by
-    any one of them (C.11.2.1); it is the first that can be used."""
+    """Return the VOI LUTs and windows that the header offers, in the order in which they are tried. An image
+    is to be shown by any one of them (C.11.2.1); it is the first that can be used."""
     if "VOILUTSequence" in header:
         tables = items(header, "VOILUTSequence")
         offered: list[Dataset | None] = [*tables] or [None]
@@ -183,7 +183,7 @@ def entries_of(item: Dataset) -> int:
 
 
 def _descriptor(item: Dataset) -> tuple[int, int]:
-    """-> (entries, the first input as it is written). Raises Broken."""
+    """Return (entries, the first input as it is written). Raises Broken."""
     descriptor = item.get("LUTDescriptor")
     if isinstance(descriptor, bytes):
         descriptor = np.frombuffer(descriptor, "<u2").tolist()
@@ -247,7 +247,7 @@ def _padding_value(header: Dataset, key: str) -> int | None:
 
 
 def _stored_range(header: Dataset) -> tuple[int, int]:
-    """The lowest and the highest value that the header's bits can hold."""
+    """Return the lowest and the highest value that the header's bits can hold."""
     bits = min(max(integer(header, "BitsStored", 16), 2), 16)
     if integer(header, "PixelRepresentation", 0) == 1:
         return -(1 << bits - 1), (1 << bits - 1) - 1

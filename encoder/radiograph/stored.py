@@ -64,7 +64,7 @@ def of_stream(samples: np.ndarray, stream: Stream, header: Dataset) -> tuple[np.
 
 
 def _placed(header: Dataset, width: int) -> tuple[int, int, list[Warn]]:
-    """-> (bits stored, how far they lie above bit 0 of a sample of `width` bits, warnings)."""
+    """Return (bits stored, how far they lie above bit 0 of a sample of `width` bits, warnings)."""
     stored = min(integer(header, "BitsStored", width), width)
     high = integer(header, "HighBit", stored - 1)
     if stored - 1 <= high < width:
@@ -89,8 +89,8 @@ def _is_signed(header: Dataset) -> bool:
 
 
 def _signed(samples: np.ndarray, bits: int, signed: bool) -> np.ndarray:
-    """The lowest `bits` of samples, as two's complement if `signed`. Unsigned samples that have no more bits are
-    returned as they are."""
+    """Return the lowest `bits` of samples, as two's complement if `signed`. Unsigned samples that have no
+    more bits are returned as they are."""
     width = 8 * samples.itemsize
     if not signed:
         return samples if bits >= width else samples & samples.dtype.type((1 << bits) - 1)
@@ -99,7 +99,7 @@ def _signed(samples: np.ndarray, bits: int, signed: bool) -> np.ndarray:
 
 
 def _smoother(readings: list[np.ndarray]) -> np.ndarray:
-    """The reading whose neighbouring pixels differ least; the first of equals."""
+    """Return the reading whose neighbouring pixels differ least; the first of equals."""
     return min(readings, key=_roughness)
 
 

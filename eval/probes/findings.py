@@ -109,7 +109,7 @@ def nested_draws(
     """
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(
-            f"shares of the training patients lie above 0 and at most at 1; found {list(shares)}"
+            f"shares of the training patients must be above 0 and at most 1; found {list(shares)}"
         )
     _, patient_N = np.unique(np.asarray(patients).astype(str), return_inverse=True)
     count = patient_N.max() + 1

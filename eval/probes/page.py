@@ -80,7 +80,7 @@ def write_page(
 
 
 def _gaps_of(found: Mapping[str, list[dict]]) -> list[dict]:
-    """The differences of the first encoder from the others, in what a task found."""
+    """Return the differences of the first encoder from the others, in what a task found."""
     return next((rows for key, rows in found.items() if key != "scores"), [])
 
 
@@ -95,7 +95,7 @@ def short_names(encoders: Sequence[str]) -> dict[str, str]:
 
 
 def _tail(name: str, parts: int) -> str:
-    """The last parts of a path behind what stands before its colon: `random:a/b` -> `random:b`."""
+    """Return the last parts of a path behind what stands before its colon: `random:a/b` -> `random:b`."""
     before, colon, path = name.rpartition(":")
     return before + colon + "/".join(path.rstrip("/").split("/")[-parts:])
 
@@ -129,7 +129,7 @@ def verdict_html(report: Mapping[str, Any], short: Mapping[str, str]) -> str:
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> list:
-    """The rows that stand for a task: the mean where there is one, else all."""
+    """Return the rows that stand for a task: the mean where there is one, else all."""
     of = [r for r in rows if what(r) in ("macro", "mean")]
     return of or list(rows)
 
@@ -160,7 +160,7 @@ def _row(row: Mapping[str, Any], short: Mapping[str, str], with_head: bool) -> R
 
 
 def _scores(rows: Sequence[Mapping[str, Any]], short: Mapping[str, str]) -> str:
-    """A line a finding or structure and metric, a column an encoder and head."""
+    """Return a line a finding or structure and metric, a column an encoder and head."""
     columns = list(dict.fromkeys((r["encoder"], r["head"]) for r in rows))
     by_place = {(r["metric"], what(r), r["encoder"], r["head"]): r for r in rows}
     places = list(dict.fromkeys((r["metric"], what(r)) for r in rows))
@@ -204,7 +204,7 @@ def _png(picture_HW3: np.ndarray) -> bytes:
 
 
 def _pictures(pictures: Mapping[str, Sequence[Mapping[str, np.ndarray]]], short: Mapping[str, str]) -> str:
-    """A table an encoder: an image a row, a picture of it a column."""
+    """Return a table an encoder: an image a row, a picture of it a column."""
     tables = []
     for name, images in pictures.items():
         shown = short.get(name, name)

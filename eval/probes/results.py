@@ -242,7 +242,7 @@ def _more(judged: Judged, label: int, values_D: np.ndarray) -> dict[str, Any]:
 
 
 def _macro(judged: Judged, metric: str, counted: list, n_boot: int, least: int) -> FoundScore:
-    """The mean over findings, draw by draw."""
+    """Return the mean over findings, draw by draw."""
     images, patients = len(judged.truth_ML), len(np.unique(judged.patients))
     sign = signed(judged, metric, n_boot, avg="macro", least=f"{least}-patients", findings=len(counted))
     nan = float("nan")

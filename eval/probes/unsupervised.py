@@ -47,7 +47,7 @@ def affinity(tokens_PC: np.ndarray, radius: float | None = None) -> np.ndarray:
 
 
 def _leading(A_PP: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest eigenvalues, falling, and their vectors (P, k), signs fixed."""
+    """Return the k largest eigenvalues, falling, and their vectors (P, k), signs fixed."""
     k = min(k, len(A_PP))
     values, vectors = None, None
     if k < len(A_PP):  # ARPACK finds fewer than all

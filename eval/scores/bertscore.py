@@ -128,7 +128,7 @@ class BertScore:
         return f1.masked_fill(empty | f1.isnan(), 0.0).numpy()
 
     def _embed(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """-> unit vectors (B, N, C) and which are real (B, N)."""
+        """Return unit vectors (B, N, C) and which are real (B, N)."""
         longest = max(map(len, ids))
         pad = self.tokenizer.pad_token_id
         ids_BN = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in ids])

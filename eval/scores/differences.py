@@ -102,7 +102,7 @@ def _labels(words: Sequence[str] | str) -> dict[str, int]:
 
 
 def _meaning(word: str) -> tuple[str, frozenset[str]]:
-    """The kind and the group of a bare word of `_MEANINGS`; ("", nothing) of any other."""
+    """Return the kind and the group of a bare word of `_MEANINGS`; ("", nothing) of any other."""
     return next(((k, group) for k, group, words in _GROUPS if words.fullmatch(word)), ("", frozenset()))
 
 
@@ -116,7 +116,7 @@ def _meanings(words: Sequence[str]) -> dict[str, frozenset[str]]:
 
 
 def _alone(words: list[str], other: str, tag: str) -> str:
-    """A sentence that has no partner in the other report."""
+    """Return a sentence that has no partner in the other report."""
     labels = _labels(words)
     strength = disagreement(labels, _labels(other)) if labels else "wording"
     # Devices differ too much to be told by their one label.
@@ -128,7 +128,7 @@ def _alone(words: list[str], other: str, tag: str) -> str:
 
 
 def _paired(words: list[str], partner: list[str], other: str, tag: str) -> str:
-    """A sentence, word by word against its partner; `other` is the partner's whole report."""
+    """Return a sentence, word by word against its partner; `other` is the partner's whole report."""
     labels, partners = _labels(words), _labels(partner)
     strength = disagreement(labels, _labels(other)) if labels or partners else "wording"
     # What only the partner finds is denied here, or not mentioned: the words that say so belong to it.
@@ -174,7 +174,8 @@ def _partners(ref: list[list[str]], hyp: list[list[str]]) -> dict[int, int]:
 
 
 def _marked(words: list[str], strengths: Sequence[Strength], tag: str) -> str:
-    """The words as HTML, runs of one strength together. Little words at the ends of a run are not marked."""
+    """Return the words as HTML, runs of one strength together. Little words at the ends of a run are not
+    marked."""
     parts: list[str] = []
     start = 0
     for end in range(1, len(words) + 1):

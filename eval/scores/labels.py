@@ -181,7 +181,8 @@ def _from_left(cue: re.Pattern[str], before: str, after: str) -> bool:
 
 
 def _open(gap: str, after: str) -> bool:
-    """A scope stays open over `gap` unless a verb or preposition ends it, or an item of a list begins an assertion.
+    """Tell whether a scope stays open: it does over `gap` unless a verb or preposition ends it, or an item of
+    a list begins an assertion.
 
     "No A, B or C": everything up to the item after the last "or" belongs to the list. Elsewhere an item after a comma
     or "and" belongs to it only if bare ("no effusion, pneumothorax"), not if it says how much or where ("no effusion,
@@ -242,7 +243,8 @@ def _state(clause: str, start: int, end: int) -> int | None:
 
 
 def _predicate(after: str) -> re.Match[str] | None:
-    """The state that follows the structure: "heart size and mediastinal contours are within normal limits"."""
+    """Return the state that follows the structure: "heart size and mediastinal contours are within normal
+    limits"."""
     first = None
     for state in _STATE.finditer(after):
         if first is not None:  # "stable and normal", "stable, mildly enlarged": the second says more

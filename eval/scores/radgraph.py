@@ -155,7 +155,8 @@ class RadGraph:
 
 
 def _source(folder: Path, model: str, unpacked: Path) -> tuple[Path, Path]:
-    """The folder with the model's files, and what to call it in errors: `folder`, or its archive unpacked."""
+    """Return the folder with the model's files, and what to call it in errors: `folder`, or its archive
+    unpacked."""
     archive = folder / f"{model}.tar.gz"
     if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         return folder, folder
@@ -174,7 +175,8 @@ def _source(folder: Path, model: str, unpacked: Path) -> tuple[Path, Path]:
 
 
 def _localised(path: Path, folder: Path, name: Path) -> tuple[dict[str, Any], list[Path]]:
-    """The configuration with the encoder read from `folder` instead of the hub, and the folders of the encoder."""
+    """Return the configuration with the encoder read from `folder` instead of the hub, and the folders of the
+    encoder."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         places = (
@@ -201,7 +203,8 @@ def _localised(path: Path, folder: Path, name: Path) -> tuple[dict[str, Any], li
 
 
 def _package() -> ModuleType:
-    """The package. Its import would change how Python shows warnings, and the class of every logger made after it."""
+    """Return the package. Its import would change how Python shows warnings, and the class of every logger
+    made after it."""
     filters, set_class = list(warnings.filters), logging.setLoggerClass
     logging.setLoggerClass = lambda cls: None
     try:

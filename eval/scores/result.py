@@ -121,7 +121,7 @@ class Scores:
         return f"Scores({tables.studies(self.n)}: {', '.join(found)})"
 
     def _repr_html_(self) -> str:
-        """The headline numbers with their intervals, beside the floors', for notebooks."""
+        """Return the headline numbers with their intervals, beside the floors', for notebooks."""
         return tables.headline_html(self)
 
 

@@ -97,7 +97,7 @@ def texts(name: str, value: Any) -> list[Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message, short and without an address."""
+    """Return a value in a message, short and without an address."""
     if isinstance(value, str | bytes | float | Integral | type(None)):
         try:
             return repr(value)[:40]

@@ -288,7 +288,8 @@ def _problems(title: str, problems: Mapping[str, list[str]]) -> Table:
 
 
 def _shown(name: str) -> str:
-    """A user's name for a study, with what a terminal would obey (escape sequences, ends of lines) escaped."""
+    """Return a user's name for a study, with what a terminal would obey (escape sequences, ends of lines)
+    escaped."""
     return name if name.isprintable() else repr(name)[1:-1]
 
 

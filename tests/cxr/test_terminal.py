@@ -313,7 +313,7 @@ def test_the_doctor_lists_every_weight_with_its_command(monkeypatch, tmp_path, c
     shown = capsys.readouterr().out
     for name in MODELS:
         assert re.search(rf"^  {name} +missing: cxr weights --fetch {name}  \(", shown, re.M)
-    assert "All well" not in shown and "Some scores and films need what is missing: chexbert; " in shown
+    assert "All well" not in shown and "Some scores and films need missing parts: chexbert; " in shown
     for name, model in MODELS.items():
         for pattern in (*model.weights[:1], *model.beside):
             path = tmp_path / name / pattern.replace("*", "x")

@@ -247,7 +247,7 @@ def load_optimizer_tensors(
 
 
 def _as(parameter: torch.nn.Parameter, x: Tensor) -> Tensor:
-    """A copy of x where the parameter is, and split among the processes as it is."""
+    """Return a copy of x where the parameter is, and split among the processes as it is."""
     x = x.to(parameter.device, copy=True)
     if isinstance(parameter, DTensor) and x.shape == parameter.shape:
         return distribute_tensor(x, parameter.device_mesh, parameter.placements)

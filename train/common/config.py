@@ -199,12 +199,11 @@ def parser_of(
     usage = f"{prog} [--recipe NAME] [--OPTION VALUE ...]"
     parser = Parser(prog=prog, description=description or (cls.__doc__ or "").strip(), usage=usage)
     known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml") if _has(p, section)))
-    if known:
-        parser.add_argument(
-            "--recipe",
-            metavar="NAME",
-            help=f"Recipe whose section '{section}' gives fields: {known}, or the path of a YAML file.",
-        )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help=f"Recipe whose section '{section}' gives fields: {f'{known}, or ' if known else ''}the path of a YAML file.",
+    )
     add_options(parser, cls, renamed or {}, old_values or {})
     if also:
         also(parser.add_argument_group("the launch"))
@@ -262,7 +261,8 @@ def _values(
     renamed: Mapping[str, str],
     old_values: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The fields a recipe gives. Raises ConfigError for one that does not exist or has a value of another type."""
+    """Return the fields a recipe gives. Raises ConfigError for one that does not exist or has a value of
+    another type."""
     known = {option.name: option for option in options_of(cls)}
     values: dict[str, Any] = {}
     for key, value in read_section(path, section).items():
@@ -276,10 +276,8 @@ def _values(
         if name in values:
             raise ConfigError(f"{path}: section '{section}' gives {name} twice")
         option = known[name]
-        # YAML reads 1e-3 as a text, which is a number to everybody else
-        if option.kind is float and isinstance(value, str):
-            with suppress(ValueError):
-                value = float(value)
+        if option.kind is float:
+            value = [_number(entry) for entry in value] if isinstance(value, list) else _number(value)
         # and `no`, which was a value of 0.1, as false
         if value is False and "no" in old_values.get(name, {}):
             value = "no"
@@ -289,8 +287,16 @@ def _values(
     return values
 
 
+def _number(value: Any) -> Any:
+    """A number as a float: YAML reads 1e-3 as a text, which is a number to everybody else, and 0 as a whole one."""
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            return float(value)
+    return value
+
+
 def _recipe_of(argv: Sequence[str]) -> str | None:
-    """The word after the last `--recipe`."""
+    """Return the word after the last `--recipe`."""
     probe = _Probe(add_help=False, allow_abbrev=False)
     probe.add_argument("--recipe")
     return probe.parse_known_args(argv)[0].recipe

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from encoder.errors import UserError, of_the_disk, printable, said_of
 from encoder.startup import begin_program
+from encoder.workers import end_with
 from train.common.processes import all_processes, is_main
 
 # What a disk says: full, over quota, a file too large, read-only, closed, broken.
@@ -20,6 +21,8 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 INTERRUPTED = 130  # exit status of what was stopped by SIGINT or SIGTERM and can be resumed
 # Where a launcher wants to read the exit status: accelerate ends with 1, whatever its training ended with.
 STATUS_FILE = "CXR_STATUS_FILE"
+# The process of `cxr` that launched this one, through accelerate; whatever ends it ends the training.
+LAUNCHED_BY = "CXR_LAUNCHED_BY"
 # The stdout of a program, while all that it prints goes to stderr.
 _stdout: list[TextIO] = []
 
@@ -69,6 +72,8 @@ def entry(main: Callable[[list[str]], int], name: str, argv: list[str] | None = 
     """
     if argv is None:
         begin_program()
+        if LAUNCHED_BY in os.environ:
+            end_with(int(os.environ[LAUNCHED_BY]))
     words = sys.argv[1:] if argv is None else argv
     if any(word in ("-h", "--help") for word in words):
         return main(words)

@@ -17,7 +17,7 @@ import psutil
 
 from encoder.errors import UserError, did_you_mean, first_line
 from train.common.config import ConfigError, read_yaml
-from train.common.entry import INTERRUPTED, STATUS_FILE
+from train.common.entry import INTERRUPTED, LAUNCHED_BY, STATUS_FILE
 from train.common.processes import cores, cpu_wanted, gpu_at_hand
 
 LAUNCH_FILES = Path(__file__).parents[1] / "launch"
@@ -146,7 +146,9 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="cxr-") as folder:
         status_file = Path(folder) / "status"
         # A file of the user's called train.py, in the current folder, is not what is meant by train.
-        env = {**os.environ, STATUS_FILE: str(status_file), "PYTHONSAFEPATH": "1"}
+        env = {
+            **os.environ, STATUS_FILE: str(status_file), "PYTHONSAFEPATH": "1", LAUNCHED_BY: str(os.getpid()),
+        }  # fmt: skip
         status, interrupted = _wait_for(command, env)
         if status_file.is_file() and status_file.read_text():
             status = int(status_file.read_text())

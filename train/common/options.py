@@ -224,7 +224,8 @@ class Parser(argparse.ArgumentParser):
         return super()._parse_optional(self._as_spelt(arg_string))
 
     def _as_spelt(self, word: str) -> str:
-        """The option that a word means, whichever of - and _ stands between its parts; another word as it is."""
+        """Return the option that a word means, whichever of - and _ stands between its parts; another word as
+        it is."""
         if word.startswith("--") and word not in self._option_string_actions:
             name, equals, value = word.partition("=")
             for other in (name[:2] + name[2:].replace("_", "-"), name[:2] + name[2:].replace("-", "_")):

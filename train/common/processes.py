@@ -188,7 +188,8 @@ def first_alone(work: Callable[[], T], device: torch.device) -> T | None:
 
 
 def _asked_for() -> int:
-    """The number of processes on the command line of the `accelerate launch` that started this one; 1 without."""
+    """Return the number of processes on the command line of the `accelerate launch` that started this one; 1
+    without."""
     if not cpu_wanted() or "MASTER_PORT" not in os.environ:
         return 1
     import psutil

@@ -123,8 +123,8 @@ def film_header(source: Path | Member, limits: Limits | None = None) -> FilmHead
 
 
 def _dataset(file: IO[bytes], limits: Limits) -> Dataset | None:
-    """The header alone; all of the file is taken where it is deflated, lacks the preamble, or has elements that
-    pydicom does not know. Raises anything."""
+    """Return the header alone; all of the file is taken where it is deflated, lacks the preamble, or has
+    elements that pydicom does not know. Raises anything."""
     head = file.read(132)
     if head[128:] == b"DICM":
         # Inflating would take place before a tag is read, whatever size that may come to.

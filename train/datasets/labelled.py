@@ -398,7 +398,7 @@ def _sex(text: str | None) -> str:
 def _study_rows(
     studies: Iterable[Study], root: Path, strict: bool, unsaid: float | None = None
 ) -> Iterator[Row]:
-    """The frontal images of studies."""
+    """Return the frontal images of studies."""
     for study in studies:
         if not study.split or (strict and not study.labels):
             continue

@@ -114,7 +114,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether every number in a JSON value can be written again; 1e999 is read as infinity."""
+    """Tell whether every number in a JSON value can be written again; 1e999 is read as infinity."""
     if isinstance(value, list | dict):
         return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)

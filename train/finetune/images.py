@@ -201,7 +201,7 @@ def _once(
     """
     if not paths:
         raise ConfigError(
-            "no study of split 'train' or 'validate' has both an image and what is to be learnt"
+            "no study of split 'train' or 'validate' has both an image and the section to learn"
         )
     stamps = [
         [str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] if p.is_file() else [str(p)]

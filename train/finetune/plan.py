@@ -149,7 +149,8 @@ def activations(
 
 
 def _in_bf16(llava: nn.Module) -> nn.Module:
-    """A copy: the meta device has no autocast. What autocast keeps in float32 (norms, LoRA) is small."""
+    """Return a copy: the meta device has no autocast. What autocast keeps in float32 (norms, LoRA) is
+    small."""
     return copy.deepcopy(llava).to(torch.bfloat16)
 
 

@@ -43,5 +43,6 @@ def standardised(
 
 
 def _shared(module: nn.Module) -> bool:
-    """Whether this process holds a part of the weights alone: under FSDP2, or ZeRO-3, which leaves them empty."""
+    """Tell whether this process holds a part of the weights alone: under FSDP2, or ZeRO-3, which leaves them
+    empty."""
     return any(isinstance(p, DTensor) or not p.numel() for p in module.parameters())

@@ -273,7 +273,8 @@ def _settle(found: list[Finding]) -> list[Finding]:
 def _progress(
     rng: np.random.Generator, findings: tuple[Finding, ...], prevalence: float
 ) -> tuple[Finding, ...]:
-    """The same patient days or months later: most findings stay, some change, some resolve, some are new."""
+    """Return the same patient days or months later: most findings stay, some change, some resolve, some are
+    new."""
     later: list[Finding] = []
     for f in findings:
         if f.kind in ("fracture", "nodule", "cardiomegaly", "wide_mediastinum", "pleural_thickening"):

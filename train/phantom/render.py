@@ -297,7 +297,8 @@ def _broken(
     f: Finding,
     masks: dict[str, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A bone's two pieces, the outer one shifted across its axis, and the callus at their ends (drawn here)."""
+    """Return a bone's two pieces, the outer one shifted across its axis, and the callus at their ends (drawn
+    here)."""
     rng = np.random.default_rng([f.seed, 5])
     cut = int(rng.integers(13, 22)) + int(np.abs(path[0, 1])) % 3
     along = path[cut + 1] - path[cut - 1]
@@ -314,7 +315,8 @@ def _broken(
 
 
 def _patch(c: Canvas, chest: Chest, f: Finding, side: str, dense: bool) -> tuple[np.ndarray, np.ndarray]:
-    """An airspace patch with a ragged edge, and the air-filled bronchi that show through a dense one."""
+    """Return an airspace patch with a ragged edge, and the air-filled bronchi that show through a dense
+    one."""
     rng = np.random.default_rng([f.seed, 6, side == "left"])
     cx, cy = chest.centre_of(side, f.zone)
     cx, cy = cx + rng.normal(0, 9), cy + rng.normal(0, 9)
@@ -503,8 +505,8 @@ def render_lateral(study: Examination, sex: str, size: int = 512) -> Film:
 
 
 def _behind(c: Canvas, a: Anatomy, depth: float, f: Finding) -> np.ndarray:
-    """A hidden finding on the lateral film: fluid in the posterior angle, a patch over the lower spine, a nodule in the
-    retrosternal space; `depth` is half that of the chest, mm."""
+    """Return a hidden finding on the lateral film: fluid in the posterior angle, a patch over the lower
+    spine, a nodule in the retrosternal space; `depth` is half that of the chest, mm."""
     x, y = c.x, c.y
     rng = np.random.default_rng([f.seed, 13])
     if f.kind == "effusion":

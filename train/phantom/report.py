@@ -98,7 +98,8 @@ def write_report(study: Examination, prior: Examination | None = None, wording: 
 
 
 def _indication(w: Writer, by_kind: dict[str, list[Finding]]) -> str | None:
-    """A hint at best: every complaint also brings patients without the matching finding."""
+    """Return an indication, a hint at best: every complaint also brings patients without the matching
+    finding."""
     if w.chance(0.08):
         return None
     chest = by_kind.keys() & {"consolidation"}

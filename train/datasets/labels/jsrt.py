@@ -89,7 +89,7 @@ def _people(root: Path) -> dict[str, tuple[float | None, str | None]]:
 
 
 def _files(root: Path) -> tuple[dict[str, Path], dict[str, dict[str, Parts]]]:
-    """-> (film -> image, film -> its masks)."""
+    """Return (film -> image, film -> its masks)."""
     images: dict[str, Path] = {}
     masks: dict[str, dict[str, Parts]] = {}
     for path in sorted(root.rglob("*")):

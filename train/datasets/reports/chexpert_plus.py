@@ -92,7 +92,7 @@ def studies(
 
 
 def _studies(table: Path, tree: str, suffix: str, priors: bool) -> tuple[dict[str, Study], dict[str, float]]:
-    """-> (study id -> study, study id -> its place among the patient's)."""
+    """Return (study id -> study, study id -> its place among the patient's)."""
     found: dict[str, Study] = {}
     when: dict[str, float] = {}
     required = (*COLUMNS, "patient_report_date_order") if priors else COLUMNS
@@ -154,7 +154,8 @@ def _view(row: dict[str, str]) -> str:
 
 
 def _tree(root: Path, images: str | None) -> tuple[str, str]:
-    """-> (the folder of train/ and valid/, relative to `root`; what the names of the images in it end in)."""
+    """Return (the folder of train/ and valid/, relative to `root`; what the names of the images in it end
+    in)."""
     if images is not None and not (root / images).is_dir():
         raise StudyError(
             f"{root / images} is not a folder; `images` names the one that holds train/ and valid/"

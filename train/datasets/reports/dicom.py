@@ -267,7 +267,7 @@ def _is_picture(file: File) -> bool:
 
 
 def _has_frontal(study: Study) -> bool:
-    """Whether the image that a prior of it would show is frontal, or may be."""
+    """Tell whether the image that a prior of it would show is frontal, or may be."""
     image = shown_image(study)
     return image is not None and image.view != "lateral"
 

@@ -134,7 +134,7 @@ def _r2gen_study(entry: Any, where: str, split: str, folder: str) -> Study:
 
 
 def _xml_files(root: Path) -> list[Path]:
-    """The reports, by number."""
+    """Return the reports, by number."""
     for folder in XML_FOLDERS:
         if files := [path for path in (root / folder).glob("*.xml") if path.stem.isdigit()]:
             return sorted(files, key=lambda path: int(path.stem))
@@ -241,7 +241,7 @@ def _split(cell: str) -> list[str]:
 
 
 def _projections(root: Path) -> Iterator[tuple[str, str, str]]:
-    """-> study number, file name, view of each image."""
+    """Return study number, file name, view of each image."""
     path = root / PROJECTIONS
     if not path.is_file():
         raise StudyError(

@@ -85,7 +85,7 @@ def studies(
 
 
 def _metadata(path: Path) -> tuple[dict[str, str], dict[str, tuple[float, float]], dict[str, int]]:
-    """-> (image -> view, study -> (date, time) of its first image, study -> year).
+    """Return (image -> view, study -> (date, time) of its first image, study -> year).
 
     Dates are numbers like 21800506, times like 213014.531; the table drops leading zeros of times. A study without
     either is left out: of two studies of a day, it could not be said which is the prior.
@@ -223,7 +223,7 @@ def _sectioned(places: Iterable[Path]) -> dict[str, dict[str, str]] | None:
 
 
 def _reports(place: Path, found: Iterable[Study]) -> Iterator[tuple[Study, str]]:
-    """The reports of those studies that have one at `place`, each read when it is asked for."""
+    """Return the reports of those studies that have one at `place`, each read when it is asked for."""
     archives = [place] if place.suffix == ".zip" else sorted(place.glob("mimic-cxr-reports*.zip"))
     if archives:
         yield from _from_archive(archives[0], found)

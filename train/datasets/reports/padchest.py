@@ -121,7 +121,8 @@ def _age(birth_text: str, date: float | None) -> int | None:
 
 
 def _layout(root: Path, places: dict[str, str]) -> tuple[str, bool]:
-    """-> (folder of the images, relative to `root`; whether they lie in folders named by ImageDir there)."""
+    """Return (folder of the images, relative to `root`; whether they lie in folders named by ImageDir
+    there)."""
     folders = set(places.values()) - {""}
     with os.scandir(root) as entries:
         others = sorted(e.name for e in entries if e.name not in folders and e.is_dir() and e.name[0] != ".")

@@ -132,7 +132,7 @@ def _text(value: Any) -> str | None:
 
 
 def _images(entry: dict[str, Any], prefix: str) -> list[Image]:
-    """The paths are relative to the folder of the metadata, "../deid_png/..."."""
+    """Read the paths, relative to the folder of the metadata, "../deid_png/..."."""
     paths, views = _list(entry["ImagePath"]), _list(entry.get("ImageViewPosition"))
     if len(views) != len(paths):
         views = [None] * len(paths)  # which is whose cannot be said
