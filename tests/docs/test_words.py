@@ -91,6 +91,40 @@ def undocumented(source: str) -> list[str]:
     return [name for name, node in public(ast.parse(source)) if not (ast.get_docstring(node) or "").strip()]
 
 
+# What a docstring begins with that says what something is, not what a function does.
+VERBLESS = frozenset("The A An What Whether Which How Where Whose Who Of Why Those It This Its ->".split())
+
+
+def verbless(source: str) -> list[str]:
+    """Return the public functions and methods of `source` whose docstring does not begin with a verb."""
+    return [
+        name
+        for name, node in public(ast.parse(source))
+        if not isinstance(node, ast.ClassDef) and (ast.get_docstring(node) or "Say").split()[0] in VERBLESS
+    ]
+
+
+def test_docstrings_of_functions_begin_with_a_verb():
+    found = [f"{path.relative_to(ROOT)}: {name}" for path in ROOMS for name in verbless(path.read_text())]
+    assert not found, "\n".join(found)
+
+
+def test_a_docstring_without_a_verb_is_found():
+    planted = """
+class Noun:
+    "A class may be a noun."
+    def name(self):
+        "The name."
+    def said(self):
+        "Return the name."
+def known():
+    "-> (x, y)."
+def _private():
+    "Whether it is."
+"""
+    assert verbless(planted) == ["Noun.name", "known"]
+
+
 def test_every_public_name_has_a_docstring():
     found = [f"{path.relative_to(ROOT)}: {name}" for path in ROOMS for name in undocumented(path.read_text())]
     assert len(ROOMS) > 200
