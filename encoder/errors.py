@@ -31,9 +31,11 @@ class ModelError(UserError, ValueError):
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return the text with every character escaped that does something to a terminal and shows nothing: control
-    characters (C0, DEL, C1), ends of lines and reversals of the writing direction in Unicode, bytes that are no UTF-8.
-    File names may hold any of them. Those in `keep` stay."""
+    """Return the text with every character escaped that does something to a terminal and shows nothing.
+
+    These are control characters (C0, DEL, C1), ends of lines, reversals of the writing direction in Unicode,
+    and bytes that are not UTF-8. File names may hold any of them. Those in `keep` stay.
+    """
     return UNSEEN.sub(
         lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text
     )

@@ -47,9 +47,18 @@ class Tokens(NamedTuple):
 
 
 class Encoder(nn.Module, ABC):
-    """`name` as it was asked for, `sha256` of its weights (of what they were drawn from, if random), `width` C of CLS,
-    `patch_width` of patch tokens, `patch` pixels a side, `grid` patches a side, `depth` blocks, `preprocessing` from
-    grey levels (H, W) to what `forward` takes."""
+    """Encode images with frozen weights; every kind of encoder has this face.
+
+    Attributes:
+        name: as it was asked for.
+        sha256: of its weights; of what they were drawn from, if they are random.
+        width: channels C of CLS.
+        patch_width: channels of a patch token.
+        patch: pixels a side of a patch.
+        grid: patches a side.
+        depth: blocks.
+        preprocessing: turns grey levels (H, W) into what `forward` takes.
+    """
 
     def __init__(
         self, name: str, sha256: str, width: int, patch: int, depth: int, preprocessing: Preprocessing

@@ -119,9 +119,11 @@ class Preprocessing:
         return F.pad(x, (-left, left + self.size - w, -top, top + self.size - h))
 
     def place(self, H: int, W: int) -> tuple[int, int, int, int]:
-        """Return (h, w, top, left) of an image of H x W pixels: it is resized to h x w, and the square's
-        corner lies at row `top` and column `left` of that (negative: outside, in the padding). Sizes are
-        rounded as transformers does."""
+        """Return (h, w, top, left) of an image of H x W pixels.
+
+        The image is resized to h x w. The square's corner lies at row `top` and column `left` of that;
+        negative values lie outside, in the padding. Sizes are rounded as transformers does.
+        """
         S = self.size
         if self.mode == "stretch":
             return S, S, 0, 0

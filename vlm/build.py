@@ -48,15 +48,17 @@ def build(
 ) -> models.FindingsModel:
     """Join encoder and language model (directories or hub ids) by a fresh projector.
 
-    The patch tokens of several `layers` (indices into the tower's hidden states, 0 being the embeddings) are put side
-    by side: early ones still show small things that the last one has absorbed; after the tower's final LayerNorm if
-    `norm`. The projector has `depth` linear layers. `reduction` makes fewer tokens an image: `pixel_shuffle` and `pool`
-    one of `factor` x `factor` patches, `resampler` `factor` x `factor` in all. The language model is kept in `dtype`,
-    tower and projector in fp32. The tokenizer gets the image token if it lacks one. The projector is random until
-    `calibrate` has seen features. What stock Llava can say is a stock Llava, the rest a `cxr_llava` (vlm/llava.py).
+    The patch tokens of several `layers` (indices into the tower's hidden states, 0 being the embeddings) are
+    put side by side. Early layers still show small things that the last one has absorbed. With `norm` they
+    are taken after the tower's final LayerNorm. The projector has `depth` linear layers. `reduction` makes
+    fewer tokens an image: `pixel_shuffle` and `pool` one of `factor` x `factor` patches, `resampler` `factor`
+    x `factor` in all. The language model is kept in `dtype`, tower and projector in fp32. The tokenizer gets
+    the image token if it lacks one. The projector is random until `calibrate` has seen features. If stock
+    Llava can express the model, it is one; else it is a `cxr_llava` (vlm/llava.py).
 
-    Raises ModelError for an encoder of an unknown family, without preprocessing or without those layers, a language
-    model that does not fit Llava or has no end-of-sequence token, and an impossible depth or reduction.
+    Raises ModelError for an encoder of an unknown family, without preprocessing or without those layers, a
+    language model that does not fit Llava or has no end-of-sequence token, and an impossible depth or
+    reduction.
     """
     encoder_dir, llm_dir = resolve(encoder, "encoder"), resolve(llm, "language model")
     implementation = models.attention_name(attention)

@@ -54,11 +54,14 @@ def token_grid(grid: int, reduction: str, factor: int) -> int:
 
 
 class Projector(nn.Module):
-    """Features (B, N, C) -> tokens of the language model (B, M, H): fewer of them, if asked for, then `linear_1`, GELU,
-    `linear_2`, ... Stock Llava's names, so that its files fit.
+    """Map features (B, N, C) to tokens of the language model (B, M, H): fewer of them, if asked for, then the
+    linear layers.
 
-    Both `pixel_shuffle` (r x r neighbours side by side in one token) and `pool` (their mean) repeat the last row and
-    column of a grid that r does not divide: unlike zeros, that commutes with standardising the features.
+    The layers are `linear_1`, GELU, `linear_2`, ...: stock Llava's names, so that its files fit.
+
+    `pixel_shuffle` puts r x r neighbours side by side in one token, `pool` takes their mean. Both repeat the
+    last row and column of a grid that r does not divide. Unlike zeros, that commutes with standardising the
+    features.
     """
 
     def __init__(self, config: CxrLlavaConfig):

@@ -61,11 +61,13 @@ DINOV2 = {
 
 
 def load(folder: Path, *, attention: str = "cxr", dtype: torch.dtype | None = None) -> models.FindingsModel:
-    """Load a directory in MAIRA-2's format: a model in evaluation mode, fp32 unless `dtype` is given. At most
-    one tensor is held beside the model.
+    """Load a directory in MAIRA-2's format: a model in evaluation mode, fp32 unless `dtype` is given.
 
-    Raises ModelError, which names the file and the key or tensor, for a configuration that this model cannot say, a
-    tokenizer that does not belong to it, and tensors that are missing, left over, of another shape, or pickled.
+    At most one tensor is held beside the model.
+
+    Raises ModelError, which names the file and the key or tensor. Reasons are a configuration that this model
+    cannot express, a tokenizer that does not belong to it, and tensors that are missing, left over, of
+    another shape, or pickled.
     """
     dtype = dtype or torch.float32
     where = tensors_in(folder)

@@ -22,8 +22,10 @@ from vlm.prompts import IMAGE_TOKEN
 
 
 def check_tokenizer(folder: Path, tokenizer) -> None:
-    """Raise ModelError for a tokenizer that was read and cannot be used, or puts other tokens around a text than it
-    says: a damaged tokenizer.json may show only when a text goes through it, and then end the process."""
+    """Raise ModelError for a tokenizer that cannot be used, or puts other tokens around a text than it says.
+
+    A damaged tokenizer.json may show only when a text goes through it, and then end the process.
+    """
     file = folder / "tokenizer.json"
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -122,8 +122,11 @@ def shown_images(study: Study, style: PromptStyle | None = None) -> list[Shown]:
 
 def prompt_for(study: Study, style: PromptStyle | None = None, *, image: bool = True) -> str:
     """Return the words before the answer, ending in "Findings:" (or "Impression:", or "ASSISTANT: " of
-    `maira2`), with an image token for each of `shown_images`, or one where the study has none; `image=False`
-    leaves them out (text-only training)."""
+    `maira2`).
+
+    They hold an image token for each of `shown_images`, or one if the study has none; `image=False` leaves
+    them out (text-only training).
+    """
     style = style or PromptStyle()
     shown = shown_images(study, style)
     if style.wording == "maira2":
@@ -210,9 +213,12 @@ def derangement(n: int, seed: int = 0) -> list[int]:
 
 
 def dropped_out(study: Study, style: PromptStyle, probability: float, rng: np.random.Generator) -> Study:
-    """Return the study without some of what may be missing at a user's: each of indication, technique,
-    comparison, view, age, sex, lateral image, prior image and prior findings that the style shows is left out
-    with `probability`. The draws are the same in number whatever a study has."""
+    """Return the study without some of what a user's study may lack.
+
+    Indication, technique, comparison, view, age, sex, lateral image, prior image and prior findings are each
+    left out with `probability`, if the style shows them. The draws are the same in number whatever a study
+    has.
+    """
     lost = dict(
         zip(
             (

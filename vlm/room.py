@@ -63,14 +63,14 @@ def _shortest(model: FindingsModel) -> int:
 def check_memory(
     model: FindingsModel, decoding: Decoding, batch_size: int, studies: int | None = None
 ) -> None:
-    """Raise AskedError where a batch takes more memory than there is; the message says how large a one fits.
+    """Raise AskedError if a batch takes more memory than there is; the message says how large a batch fits.
 
-    Counted is what grows with the batch: keys and values of all layers and positions (2 x layers x key heads x head
-    width x positions numbers a row), the probabilities of the vocabulary in float32, twice, and the images. What the
-    model itself takes is taken already.
+    Three things grow with the batch. The keys and values of all layers and positions take 2 x layers x key
+    heads x head width x positions numbers a row. The probabilities of the vocabulary, in float32, count
+    twice. The images come last. The model itself is in memory already.
 
     Args:
-        studies: how many there are, where that is known: a batch is never larger.
+        studies: how many there are, if that is known: a batch is never larger.
     """
     device = next(model.llava.parameters()).device
     free = free_memory(device)

@@ -90,11 +90,12 @@ def transformers_attention(
     """Serve as transformers' AttentionInterface function: q, k, v are (B, H, N, D), the mask is what
     `padding_mask` made.
 
-    A pack of several sequences in one row (B = 1) is said by `cu_seq_lens_q`, `max_length_q` and the same of k, as
-    transformers' FlashAttentionKwargs have them; give an attention mask of ones with them, or transformers takes the
-    restarting position_ids for a pattern of its own.
+    A pack of several sequences in one row (B = 1) is given by `cu_seq_lens_q`, `max_length_q` and the same of
+    k, as transformers' FlashAttentionKwargs have them. Give an attention mask of ones with them; otherwise
+    transformers takes the restarting position_ids for a pattern of its own.
 
-    Raises ValueError for what the contract cannot say (dropout, soft cap, a sliding window, position bias, 4-D masks).
+    Raises ValueError for what the contract cannot say (dropout, soft cap, a sliding window, position bias,
+    4-D masks).
     """
     pack = _pack(query, attention_mask, kwargs)
     window = kwargs.pop("sliding_window", None)

@@ -46,9 +46,9 @@ def channels(header: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
 def expand(data: bytes, bits: int, entries: int, little: bool = True) -> list[int]:
     """Write out a table that is stored in segments (PS3.3 C.7.9.2).
 
-    A segment is an opcode, a length, and then: of a discrete one, that many entries; of a linear one, the last of that
-    many entries, to which they rise evenly from the entry before; of an indirect one, which repeats that many segments,
-    the byte at which the first of them begins, low half first.
+    A segment is an opcode, a length, and its data. A discrete segment holds that many entries. A linear one
+    holds its last entry, to which the entries rise evenly from the one before. An indirect one repeats that
+    many segments; it holds the byte at which the first of them begins, low half first.
 
     Raises Broken, also for a table of more entries than `entries`: few bytes may unfold to any number.
     """

@@ -82,11 +82,12 @@ def attentive_probe(
 ) -> Judged:
     """Fit attention-pooled logistic heads and return their logits.
 
-    The features of the parts are not vectors but numbers (N, 1): what `tokens` gives the patch tokens (n, P, C) of.
-    Learnt by AdamW on all findings at once; of every finding the learning rate and the epoch with the best `choose`
-    (auprc or auroc) on validation are kept, the last epoch of the middle rate where validation cannot choose.
+    The features of the parts are not vectors but numbers (N, 1): what `tokens` gives the patch tokens (n, P,
+    C) of. AdamW trains on all findings at once. Each finding keeps the learning rate and the epoch with the
+    best `choose` (auprc or auroc) on validation. If validation cannot choose, it keeps the last epoch of the
+    middle rate.
 
-    Deterministic on a CPU with the same number of threads. Raises ValueError where a patient is in two parts, where
+    Deterministic on a CPU with the same number of threads. Raises ValueError if a patient is in two parts, if
     nothing can be learnt, or for another `choose`.
     """
     options = options or AttentiveTraining()

@@ -105,8 +105,11 @@ def _resized(width: int, scale: float) -> list[nn.Module]:
 
 
 class SimplePyramidHead(nn.Module):
-    """Each map through a 1 x 1 and a 3 x 3 convolution, LayerNorm after both, no connections between the maps, as in
-    ViTDet; then their sum at the finest stride, and one convolution to the structures."""
+    """Decode maps without connections between them, as in ViTDet.
+
+    Each map goes through a 1 x 1 and a 3 x 3 convolution, with LayerNorm after both. Their sum at the finest
+    stride goes through one convolution to the structures.
+    """
 
     def __init__(self, width: int, levels: int, structures: int) -> None:
         super().__init__()

@@ -32,12 +32,14 @@ Rows = tuple[np.ndarray, np.ndarray]  # features (N, C), labels (N, L)
 def vectors(
     cls_NC: np.ndarray, mean_NC: np.ndarray | None, which: str, cells_NC: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return one vector for each image, float32: CLS, the mean of the patch tokens, both side by side, or
-    `grid`: CLS beside the means of the patch tokens in each of CELLS x CELLS parts of the image, which say
-    where, as a mean of all does not.
+    """Return one vector for each image, float32.
 
-    Side by side each keeps its length, so that the longest one rules a cosine; heads standardise every feature.
-    Raises ValueError for another word, for means that are not there, or for means of other images.
+    `which` is `cls`, `mean` (of the patch tokens), both side by side, or `grid`. `grid` puts CLS beside the
+    means of the patch tokens in each of CELLS x CELLS parts of the image; they say where something is, which
+    a mean of all does not.
+
+    Side by side each keeps its length, so that the longest one rules a cosine; heads standardise every
+    feature. Raises ValueError for another word, for means that are not there, or for means of other images.
     """
     if which not in WHICH:
         raise ValueError(f"features {which!r} are unknown; there are {', '.join(WHICH)}")
@@ -106,12 +108,13 @@ def fit_heads(
     penalties: Sequence[float] = PENALTIES,
     components: Sequence[int] | None = None,
 ) -> Heads:
-    """Fit a logistic regression for each label on standardised features. The penalty, and with `components`
-    also how many of the principal components of the training images it sees, are those with the best `choose`
-    (auprc or auroc) of this label on `validate`; of equals the strongest penalty.
+    """Fit a logistic regression for each label on standardised features.
 
-    Where validation cannot choose, for want of images of both kinds, the middle one is taken; a label without both
-    kinds in `train` has no head; `chosen` gives the reasons. Raises ValueError for another `choose`.
+    The penalty is the one with the best `choose` (auprc or auroc) of this label on `validate`; of equals, the
+    strongest. With `components` the number of principal components of the training images is chosen likewise.
+
+    If validation lacks images of both kinds and cannot choose, the middle one is taken. A label without both
+    kinds in `train` has no head. `chosen` gives the reasons. Raises ValueError for another `choose`.
     """
     if choose not in CHOICES:
         raise ValueError(f"validation cannot go by {choose!r}; there are {', '.join(CHOICES)}")

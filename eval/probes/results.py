@@ -68,8 +68,11 @@ class FoundScore(Score):
 
 @dataclass(frozen=True)
 class Gap(Score):
-    """`value` of one encoder minus `other` of another with its interval, and p before and after Holm over the
-    findings; NaN where there are too few to test, and no Holm of the mean over findings, which is one test."""
+    """Hold the difference of two encoders: `value` of one minus `other` of another, with its interval.
+
+    `p` and `p_holm` are before and after Holm over the findings; both are NaN if there are too few to test.
+    The mean over findings is one test and has no Holm.
+    """
 
     other: float
     difference: float
@@ -99,12 +102,14 @@ class Gap(Score):
 def measured(
     judged: Judged, metric: str, *, n_boot: int = REPLICATES, seed: int = 0, least: int = LEAST
 ) -> list[FoundScore]:
-    """Measure `metric` (of METRICS) for every answer with its 95 % percentile bootstrap interval over
-    patients, and for auprc and auroc the mean over the findings that at least `least` patients have and as
-    many have not.
+    """Measure `metric` (of METRICS) for every answer, with its 95 % percentile bootstrap interval over
+    patients.
 
-    Of several draws the value is their mean, and `more` has each, and their standard deviation. The interval is of
-    that mean over the patients of the test; it does not hold the spread of the draws.
+    For auprc and auroc the mean over findings comes last. It takes the findings that at least `least`
+    patients have and as many do not.
+
+    Of several draws the value is their mean, and `more` has each, and their standard deviation. The interval
+    is of that mean over the patients of the test; it does not hold the spread of the draws.
     """
     weights_BM = measures.replicate_weights(judged.patients, n_boot, seed)
     found, counted = [], []

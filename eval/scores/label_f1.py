@@ -62,9 +62,9 @@ def micro_f1(counts: np.ndarray) -> np.ndarray:
 def macro_f1(counts: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
     """Return the mean F1 over conditions, (...), from summed counts (..., 3, C).
 
-    Without `among`, all of them: a condition that never occurs counts 0, as scikit-learn has it. With a bool mask
-    `among` (C,), only those, and of those only such as occur in the sums at hand, so that a bootstrap replicate
-    without a single positive of a condition leaves it out instead of scoring it 0. NaN if none is left.
+    Without `among`, all conditions count: one that never occurs counts 0, as in scikit-learn. With a bool
+    mask `among` (C,), only those that also occur in the sums at hand count. So a bootstrap replicate without
+    a positive of a condition leaves it out instead of scoring it 0. NaN if none is left.
     """
     f1 = precision_recall_f1(counts)[2]
     if among is None:

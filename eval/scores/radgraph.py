@@ -61,13 +61,15 @@ class RadGraph:
         device: str | torch.device | None = None,
         cache: str | Path | None = None,
     ) -> RadGraph:
-        """Load the annotator from a folder with `<model>.tar.gz` as published, or with what it contains
-        (`config.json`, `vocabulary/`, `weights.th`), and with a folder of the tokenizer and configuration of
-        its encoder, under the last part of the encoder's name
-        (`BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext`). On a GPU if there is one.
+        """Load the annotator from a folder, on a GPU if there is one.
 
-        `sha256` is that of `weights.th`, in or out of the archive. An archive is unpacked for the time of loading, into
-        a temporary folder. `cache` is a folder for annotations: they contain words of the reports.
+        The folder holds `<model>.tar.gz` as published, or its contents (`config.json`, `vocabulary/`,
+        `weights.th`). It also holds a folder with tokenizer and configuration of the encoder, under the last
+        part of the encoder's name (`BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext`).
+
+        `sha256` is that of `weights.th`, in or out of the archive. An archive is unpacked for the time of
+        loading, into a temporary folder. `cache` is a folder for annotations: they contain words of the
+        reports.
 
         Raises ScoreError, naming the file, if one is missing or is not what it should be.
         """

@@ -39,15 +39,20 @@ class NoSplits(ValueError):
 def image_paths(source: str | Path, split: str | None = None) -> list[Path]:
     """Return the paths of the images in `source`, each once.
 
-    `source` is a folder (every DICOM, PNG and JPEG below it, sorted; hidden files, DICOMDIR and links to folders are
-    skipped; if it holds a `studies.jsonl`, that file is read instead, since masks may lie beside the images), a CSV
-    with a column `file`, `path` or `image` and optionally `split` (an index of `cxr prepare` too; what it found
-    unreadable is left out), or a studies file (JSON Lines; the images of the
-    current studies, not of the priors). Paths inside a file are relative to it. With `split` (train, validate, test)
-    only that part; in a plain folder a split is its sub-folder of that name.
+    `source` is one of three things:
 
-    Raises FileNotFoundError for a missing source, NoSplits for one without splits, another ValueError (such as
-    StudyError) for one that cannot be read or is empty.
+    - a folder: every DICOM, PNG and JPEG below it, sorted. Hidden files, DICOMDIR and links to folders are
+      skipped. If the folder holds a `studies.jsonl`, that file is read instead, since masks may lie beside
+      the images.
+    - a CSV with a column `file`, `path` or `image`, and optionally `split`. An index of `cxr prepare` is one;
+      what it found unreadable is left out.
+    - a studies file (JSON Lines): the images of the current studies, not of the priors.
+
+    Paths inside a file are relative to it. `split` (train, validate, test) keeps only that part; in a plain
+    folder a split is its sub-folder of that name.
+
+    Raises FileNotFoundError for a missing source, NoSplits for one without splits, another ValueError (such
+    as StudyError) for one that cannot be read or is empty.
     """
     source = Path(source)
     wanted = normalise_split(split) if split else None
@@ -168,16 +173,18 @@ def shrink(pixels_HW: np.ndarray, short_side: int, bits: int = 8) -> np.ndarray:
 
 
 class Radiographs:
-    """Map-style dataset (for `torch.utils.data.DataLoader`) of decoded images: item i is a uint8 array (H, W), dark =
-    air, its shorter side at most `short_side`; sizes differ between items.
+    """Serve decoded images as a map-style dataset (for `torch.utils.data.DataLoader`).
 
-    With `cache`, a folder, all images are decoded once, in parallel, into one memory-mapped file in a sub-folder
-    named by the content (paths, sizes, times of change, short_side); an interrupted build resumes, and of several
-    processes one builds while the others wait. Images that cannot be read are left out: `skipped`
-    lists (path, code, message), and so does `unreadable.csv` beside the cached pixels.
+    Item i is a uint8 array (H, W), dark = air, its shorter side at most `short_side`; sizes differ between
+    items.
 
-    Without `cache` every access decodes. An unreadable image is then logged with its code, and the next readable one
-    of the list takes its place, so that one bad file does not end a long training.
+    With `cache`, a folder, all images are decoded once, in parallel, into one memory-mapped file. It lies in
+    a sub-folder named by the content (paths, sizes, times of change, short_side). An interrupted build
+    resumes; of several processes one builds while the others wait. Images that cannot be read are left out:
+    `skipped` lists (path, code, message), and so does `unreadable.csv` beside the cached pixels.
+
+    Without `cache` every access decodes. An unreadable image is then logged with its code, and the next
+    readable one of the list takes its place, so that one bad file does not end a long training.
 
     `paths` are the images that item numbers refer to.
     """

@@ -22,12 +22,14 @@ def spaced(count: int, most: int) -> list[int]:
 
 
 class Examples:
-    """`images` has what is shown of an image, by its path. Studies whose main image it lacks are left out, and of the
-    others the lateral or prior images that it lacks.
+    """Hold the studies of a training as token ids and images.
 
-    An item `epoch * len(examples) + i` is study i as epoch `epoch` sees it: with `dropout`, each part of its context is
-    left out with that probability, and its images may be augmented; both are drawn from (seed, epoch, i) alone, so that
-    a resumed run sees the same.
+    `images` has what is shown of an image, by its path. Studies whose main image it lacks are left out, and
+    of the others the lateral or prior images that it lacks.
+
+    An item `epoch * len(examples) + i` is study i as epoch `epoch` sees it. With `dropout`, each part of its
+    context is left out with that probability, and its images may be augmented. Both are drawn from (seed,
+    epoch, i) alone, so that a resumed run sees the same.
     """
 
     def __init__(

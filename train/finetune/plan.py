@@ -80,9 +80,11 @@ def plan(
     checkpointing: bool,
     nf4: bool = False,
 ) -> Plan:
-    """Plan the training of `llava` on the meta device, as it is trained (frozen parts frozen, features in the
-    place of the tower or not): `batch` studies of `images` images and `text` other tokens, of which `answer`
-    are learned."""
+    """Plan the training of `llava` on the meta device, prepared as it is trained.
+
+    Frozen parts are frozen, and features may stand in for the tower. A step takes `batch` studies of `images`
+    images and `text` other tokens; `answer` of these are learned.
+    """
     table: dict[str, list[int]] = {}
     for name, p in llava.named_parameters():
         part = "lora" if ".lora_" in name else next((t for t in TOWERS if t in name), "lm_head")

@@ -132,9 +132,12 @@ def draw_patient(
     order.
 
     `prevalence` multiplies PREVALENCE, up to COMMON: a reader learns rare findings from fewer such patients.
-    `followups` is the share of patients examined twice, `laterals` that of PA films with a lateral beside them. Each
-    finding of HIDDEN is in a share `hidden` of the patients, and told of in studies with a lateral film, unless there
-    is one of its kind that the frontal film shows; it draws from numbers of its own, so that all else stays the same.
+    `followups` is the share of patients examined twice, `laterals` that of PA films with a lateral beside
+    them.
+
+    A share `hidden` of the patients has each finding of HIDDEN. Studies with a lateral film report it, unless
+    the frontal film shows a finding of the same kind. Hidden findings have random numbers of their own, so
+    that all else stays the same.
     """
     rng = np.random.default_rng([seed, number, 0xC4])
     sex = "F" if rng.random() < 0.48 else "M"

@@ -224,13 +224,14 @@ def tracker(c: PretrainConfig) -> str | None:
 def measurements(
     parts: dict[str, Tensor], targets_BK: Tensor, cls_SC: Tensor, rank: int, world: int
 ) -> dict[str, float]:
-    """Return the losses of this step, and numbers that say whether they still mean something. Collective: every
-    process must call this.
+    """Return the losses of this step, and numbers that say whether they still mean something.
 
-    `teacher_entropy` is near log K where the teacher cannot tell images apart; `usage_entropy` is near 0 where it gives
-    all of them the same target, and `kl_uniform`, log K minus that, near 0 where it uses all prototypes alike.
-    `feature_rank` is the effective rank of the student's CLS features (Garrido et al. 2023, RankMe, arXiv 2210.02885):
-    1 where all are alike, at most the number of global crops or the width.
+    Collective: every process must call this.
+
+    `teacher_entropy` is near log K if the teacher cannot tell images apart. `usage_entropy` is near 0 if it
+    gives all of them the same target. `kl_uniform`, log K minus that, is near 0 if it uses all prototypes
+    alike. `feature_rank` is the effective rank of the student's CLS features (Garrido et al. 2023, RankMe,
+    arXiv 2210.02885): 1 if all are alike, at most the number of global crops or the width.
     """
     line = {name: x.detach() for name, x in parts.items()} | {"teacher_entropy": entropy(targets_BK)}
     line = dict(zip(line, all_reduce(torch.stack(list(line.values()))) / world, strict=True))

@@ -42,11 +42,15 @@ HELD_OUT = 0.05  # of the training patients, to validate where valid.csv is the 
 
 
 def labelled(root: str | Path, frontal_only: bool = True) -> Labelled:
-    """Read CheXpert: 14 labels; -1 is not known, and what is not mentioned counts as absent. valid.csv
-    validates and the test labels are the test; without these, valid.csv (200 patients, read by three readers)
-    is the test, as in much that was published, and a twentieth of the training patients, chosen by a hash,
-    validates. The images are where the tables say; none is looked at but the first few. Raises StudyError
-    where a table, a column or the images are missing."""
+    """Read CheXpert: 14 labels; -1 is not known, and a finding that is not mentioned counts as absent.
+
+    valid.csv validates and the test labels are the test. Without these, valid.csv (200 patients, read by
+    three readers) is the test, as in much that was published. A twentieth of the training patients, chosen by
+    a hash, then validates.
+
+    The images are where the tables say; only the first few are looked for. Raises StudyError if a table, a
+    column or the images are missing.
+    """
     root = Path(root)
     root = next((root / f for f in FOLDERS if (root / f / "train.csv").is_file()), root)
     tables = {"train": root / "train.csv", "valid": root / "valid.csv"}
