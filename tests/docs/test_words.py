@@ -92,7 +92,7 @@ def undocumented(source: str) -> list[str]:
 
 
 # What a docstring begins with that says what something is, not what a function does.
-VERBLESS = frozenset("The A An What Whether Which How Where Whose Who Of Why Those It This Its ->".split())
+VERBLESS = re.compile(r"(The|A|An|What|Whether|Which|How|Where|Whose|Who|Of|Why|Those|It|This|Its)\b|->")
 
 
 def verbless(source: str) -> list[str]:
@@ -100,7 +100,7 @@ def verbless(source: str) -> list[str]:
     return [
         name
         for name, node in public(ast.parse(source))
-        if not isinstance(node, ast.ClassDef) and (ast.get_docstring(node) or "Say").split()[0] in VERBLESS
+        if not isinstance(node, ast.ClassDef) and VERBLESS.match(ast.get_docstring(node) or "")
     ]
 
 
