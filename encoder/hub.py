@@ -7,12 +7,14 @@ from functools import cache
 from pathlib import Path
 
 from encoder.errors import ModelError, did_you_mean
-from encoder.files import sha256_of
+from encoder.files import no_file, sha256_of
 
 # Of the packages around this one the folders alone are known, and nothing is imported.
 SHIPPED = {"mini": Path(__file__).parents[1] / "vlm" / "mini"}
 # Nothing pickled, no code.
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+# Letters of a path, on any system.
+LONGEST_NAME = 4096
 HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
@@ -20,6 +22,8 @@ def plain_files(folder: Path) -> Path:
     """Return the folder of a model. Raises ModelError for an entry that is a pipe, a device or a link to nowhere: it
     would be waited for, or count as not there."""
     for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
         if not entry.exists():
             raise ModelError(f"{entry} is a link to nowhere; restore the file")
         if problem := no_file(entry):

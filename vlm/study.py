@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -148,6 +149,8 @@ def load_studies(path: str | Path) -> list[Study]:
 
     Values that are merely unusual (an unknown view or split, a missing file) are kept; `validate` reports them.
     """
+    if not isinstance(path, str | os.PathLike) or not str(path) or "\0" in str(path):
+        raise StudyError(f"a studies file is given by its path, not by {path!r:.40}")
     path = Path(path)
     studies, number = [], 0
     try:

@@ -192,6 +192,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UsageError: --json with --out, no study in the inputs, or a study id that occurs twice.
     """
+    if args.share is not None and args.out is None:
+        raise UsageError("--share needs --out, where the parts come together")
     if args.json and args.out:
         raise UsageError("--json prints what --out writes; give one of them")
     left_out: list[str] = []
@@ -431,8 +433,11 @@ SCALE = "odds: how many times likelier the words are with this image than with a
 
 
 def in_words(row: Mapping[str, Any]) -> list[str]:
-    """Say the numbers of a sentence as a reader takes them: the probability of its tokens, from 0 to 1 (the geometric
-    mean), and how many times as likely as with a blank image the image made it, exp(image_dependence)."""
+    """Say the numbers of a sentence as a reader takes them.
+
+    The first is the probability of its tokens, from 0 to 1 (the geometric mean). The second says how many
+    times likelier the image made it than a blank image does, exp(image_dependence).
+    """
     said = []
     if (confidence := row.get("confidence")) is not None:
         said.append(f"probability {math.exp(confidence):.2f}")

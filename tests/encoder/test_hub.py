@@ -253,3 +253,22 @@ def test_a_spoilt_encoder_is_told_in_a_line(what, said, tmp_path):
         load_tower(folder, "sdpa")
     assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "ood.safetensors", "tokenizer.json", "anything"])
+def test_a_folder_with_what_is_no_file_is_no_model(tmp_path, name):
+    """A pipe would be waited for, and a link to nowhere count as a file that is not there."""
+    for make in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "nowhere")):
+        folder = tmp_path / f"m{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        (folder / ".hidden").symlink_to("nowhere")
+        assert resolve(folder) == folder
+        make(folder / name)
+        with pytest.raises(ModelError, match=f"{folder / name} is (a link to nowhere|not a regular file)"):
+            resolve(folder)
+
+
+@pytest.mark.parametrize("name", [5, b"mini", ["mini"], None, "x" * 5000, "a\0b"])
+def test_names_that_are_none(name):
+    with pytest.raises(ModelError, match="name"):
+        resolve(name)

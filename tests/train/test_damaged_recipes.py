@@ -218,3 +218,21 @@ def test_numbers_are_read(value, tmp_path):
 def test_the_command_line_has_the_same_ranges(tmp_path):
     with pytest.raises(ConfigError, match="seed must be"):
         finetune.configured(["--studies", "x", "--init", "x", "--out", "x", "--seed", str(2**32)])
+
+
+def test_numbers_in_lists_and_whole_numbers_are_numbers(tmp_path):
+    """YAML's 1e-1 is a text, its 0 an integer; a model's configuration wants a float."""
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("pretrain:\n  layerscale: 1\n  blur_sigma: [1e-1, 2]\n  learning_rate: 1e-3\n")
+    found = pretrain.configured(["--recipe", str(recipe), "--data", "x", "--out", "y"])
+    assert (found.layerscale, list(found.blur_sigma), found.learning_rate) == (1.0, [0.1, 2.0], 0.001)
+    assert all(type(x) is float for x in (found.layerscale, *found.blur_sigma, found.learning_rate))
+
+
+def test_probe_takes_a_recipe_as_its_help_says(tmp_path):
+    from train.probe.config import configured as probe
+
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("probe:\n  bootstrap: 7\n")
+    words = ["--recipe", str(recipe), "--data", "x", "--encoders", "mini", "--out", "y"]
+    assert probe(words).bootstrap == 7

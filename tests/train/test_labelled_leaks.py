@@ -18,6 +18,7 @@ from train.probe.leaks import (  # fmt: skip
     SIDE,
     TOLERANCE,
     LeakError,
+    _entries,
     image_name,
     known_leaks,
     same_pixels,
@@ -204,3 +205,13 @@ def test_the_command(tmp_path, probe, capsys):
     films(tmp_path / "other", 1, seed=1)
     assert main([str(probe), "--pixels", str(tmp_path / "other"), "--workers", "1"]) == 0
     assert main(["rsnaa:/x", "--encoder", "rad-dino"]) == 2 and "vindr-cxr, rsna" in capsys.readouterr().err
+
+
+def test_a_list_that_is_no_text_is_refused_and_acquits_nobody(tmp_path):
+    for number, data in enumerate((b"\x89PNG\r\n\x1a\n\0\0", bytes(range(256)), b"p1.png\n\xff\xfe\n")):
+        file = tmp_path / f"{number}.bin"
+        file.write_bytes(data)
+        with pytest.raises(LeakError, match=f"{file} is not a text"):
+            list(_entries(file))
+    (tmp_path / "names").write_text("p1.png\np\u00e4tient 2\n", encoding="utf-8")
+    assert len(list(_entries(tmp_path / "names"))) == 2

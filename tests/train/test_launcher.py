@@ -9,7 +9,10 @@ import time
 
 import pytest
 
+from tests.forked import context
+from train.common import launcher as launcher_of
 from train.common.checkpoints import CheckpointError, alone
+from train.common.entry import LAUNCHED_BY
 from train.common.launcher import StepFailed, as_words, call, launch, run_steps
 from train.common.processes import gpu_at_hand, settled_precision
 
@@ -109,3 +112,30 @@ def test_a_run_folder_has_one_process_at_a_time(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file"), alone(tmp_path / "file"):
         pass
+
+
+def _waits(other: int) -> None:
+    from encoder.workers import end_with
+
+    end_with(other)
+    time.sleep(60)
+
+
+def test_a_training_ends_with_who_launched_it_also_if_nobody_has_waited_for_that():
+    """accelerate stands between the two, so that the training is not a child of who launched it."""
+    launcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    training = context().Process(target=_waits, args=(launcher.pid,))
+    training.start()
+    time.sleep(0.3)
+    assert training.is_alive()
+    launcher.kill()
+    training.join(20)
+    assert training.exitcode == 1
+    launcher.wait()
+
+
+def test_the_training_is_told_who_launched_it(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(launcher_of, "_wait_for", lambda command, env: seen.update(env) or (0, False))
+    launcher_of.launch("train.pretrain", "--out", "x")
+    assert seen[LAUNCHED_BY] == str(os.getpid())

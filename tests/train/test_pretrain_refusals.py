@@ -28,6 +28,7 @@ from tests.train.pretraining import (
 from train.common.config import ConfigError
 from train.common.processes import first_alone
 from train.pretrain.config import PretrainConfig
+from train.pretrain.session import DivergedError
 
 # A name that no file system takes: the operating system itself refuses it.
 TOO_LONG = "x" * 300
@@ -300,6 +301,15 @@ def test_images_that_vanish_end_the_run_in_one_line(images, refused, tmp_path, m
         out = tmp_path / f"run-{workers}"
         said = refused(options(copies, out, "--dataloader_num_workers", workers))
         assert "can no longer be read" in said and "none of the 10 images can be read" in said
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "weight_decay"])
+def test_an_encoder_that_is_no_numbers_is_not_written(images, tmp_path, field, capsys):
+    """One bad step at the end is too few to stop a run; its weights are bad all the same."""
+    words = (f"--{field}", "1e308", "--max_steps", "1", "--warmup_steps", "0")
+    assert train(images, tmp_path / "run", *words) == DivergedError.exit_status == 1
+    assert "is not finite; nothing was saved. Lower learning_rate" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "encoder").exists() and not list(tmp_path.glob("run/checkpoints/*"))
 
 
 def test_a_diverging_run_says_what_to_try(images, tmp_path, capsys):

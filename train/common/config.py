@@ -202,7 +202,7 @@ def parser_of(
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help=f"Recipe whose section '{section}' gives fields: {f'{known}, or ' if known else ''}the path of a YAML file.",
+        help=f"Recipe whose section '{section}' gives fields: {known and f'{known}, or '}the path of a YAML file.",
     )
     add_options(parser, cls, renamed or {}, old_values or {})
     if also:

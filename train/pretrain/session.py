@@ -11,10 +11,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, fsdp2_prepare_model
 from torch import Tensor, nn
 
+from encoder.errors import UserError
 from encoder.files import replace_folder
 from encoder.selfdistill.teacher import make_teacher
 from encoder.state_dicts import load_strict, save_dinov2
 from encoder.transforms import Preprocessing
+from encoder.weights import first_odd
 from train.common import checkpoints
 from train.common.config import ConfigError
 from train.common.processes import first_alone, settled_precision, use_cores, whole
@@ -75,6 +77,12 @@ def spread(accelerator: Accelerator, student: Distilled, teacher: Distilled, com
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
     fsdp2_prepare_model(accelerator, teacher)
     return fsdp2_prepare_model(accelerator, student)
+
+
+class DivergedError(UserError):
+    """Weights that are NaN or infinite; the checkpoint before stays."""
+
+    exit_status = 1
 
 
 class Session:
@@ -148,7 +156,8 @@ class Session:
         return checkpoints.claim(self.out, {**asdict(self.c), "images": images}, MAY_DIFFER, defaults, NAMES)
 
     def save(self) -> None:
-        """Write a checkpoint, and the encoder as it is now. Raises CheckpointError where the disk refuses."""
+        """Write a checkpoint, and the encoder as it is now. Raises CheckpointError where the disk refuses, and
+        DivergedError for weights that are no numbers any more."""
         # Each process may hold a part of each tensor.
         groups = {
             "student": whole(self.student.state_dict()),
@@ -159,6 +168,13 @@ class Session:
         first_alone(lambda: self._write(groups), self.accelerator.device)
 
     def _write(self, groups: dict[str, dict[str, Tensor]]) -> None:
+        # three bad steps in a row end a run; of one or two at the end, the weights are bad already
+        for name in ("student", "teacher"):
+            if odd := first_odd(groups[name].items()):
+                raise DivergedError(
+                    f"after step {self.step} the {name}'s {odd} is not finite; nothing was saved. Lower learning_rate, "
+                    "or look at the losses in metrics.jsonl for what grew"
+                )
         with checkpoints.writing(self.out):
             temporary = self.out / ".encoder.new"
             shutil.rmtree(temporary, ignore_errors=True)

@@ -58,6 +58,8 @@ NAMES = (
     (re.compile(r"chncxr_\d+_[01]"), ("shenzhen",)),
 )
 DISTINCTIVE, DIGITS = 8, 4  # letters and digits of a name that no two images share by chance
+# Control characters but tabs and line ends, and bytes that are not UTF-8.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0e-\x1f\ud800-\udfff]")
 DATASET_COLUMNS = ("dataset", "dataset_name", "data_set", "source_dataset")
 ALIASES = {
     "mimic": "mimic-cxr", "mimiccxr": "mimic-cxr", "mimiccxrjpg": "mimic-cxr", "nih": "nih", "nihcxr": "nih",
@@ -177,6 +179,9 @@ def _entries(file: Path) -> Iterator[tuple[str, str | None]]:
                     yield from ((cell, dataset) for cell in row if _names_image(cell))
         elif file.is_file() and file.suffix.lower() not in (".jsonl", ".json"):
             text = file.read_text("utf-8-sig", "surrogateescape")
+            # a picture or weights, say, of which no line is a name, and nothing would be found
+            if UNPRINTABLE.search(text):
+                raise LeakError(f"{file} is not a text; give a CSV, a text with a name a line, or a folder")
             yield from ((line.strip(), None) for line in text.splitlines() if line.strip())
         else:
             yield from ((str(path.absolute()), None) for path in image_paths(file))
