@@ -192,7 +192,7 @@ def _read_form(given: Reports, what: str, section: str) -> _Side:
             raise ScoreError(f"{what}: {shown}is not a file; give a file, or a list of texts")
         return path
     if isinstance(given, Prediction | Study):
-        raise ScoreError(f"{what}: one {type(given).__name__} alone; give a list, also of one")
+        raise ScoreError(f"{what}: a single {type(given).__name__}; give a list, even for one")
     if hasattr(given, "read"):
         raise ScoreError(f"{what}: an open file; give its path")
     if isinstance(given, Mapping):

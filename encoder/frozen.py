@@ -4,8 +4,8 @@
     encoder_of("microsoft/rad-dino")            ViTs: a transformers directory, or a hub id
     encoder_of("mini")                          the tower of a findings model, merged; a directory, or a hub id
     encoder_of("dinov2_vitb14.pth")             a file of the DINOv2 repository or of timm
-    encoder_of("random:microsoft/rad-dino@1")   the same architecture with random weights (seed 1): a floor
-    encoder_of("pixels")                        no encoder: grey levels, which probes reduce by PCA: another floor
+    encoder_of("random:microsoft/rad-dino@1")   the same architecture with random weights (seed 1): a baseline
+    encoder_of("pixels")                        no encoder, but grey levels, which probes reduce by PCA: a baseline
 
 Shape letters: B images, P patches (grid x grid, row by row), C channels.
 """
@@ -218,7 +218,7 @@ def _resized(
     if size is None or size == preprocessing.size:
         return preprocessing
     if not kind.startswith("dinov2"):
-        raise ModelError(f"{name}: a {kind} takes images of {preprocessing.size} px alone")
+        raise ModelError(f"{name}: a {kind} takes only images of {preprocessing.size} px")
     if size < patch:
         raise ModelError(f"{name}: images of {size} px are smaller than a patch of {patch} px")
     return replace(preprocessing, size=size)

@@ -159,7 +159,7 @@ def final_norm(tower: nn.Module) -> nn.Module:
             return tower.get_submodule(name)
         except AttributeError:
             continue
-    raise ModelError(f"{type(tower).__name__} has no final LayerNorm that is known: {', '.join(NORMS)}")
+    raise ModelError(f"{type(tower).__name__} has none of the known final LayerNorms: {', '.join(NORMS)}")
 
 
 def hidden_states(

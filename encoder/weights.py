@@ -121,7 +121,7 @@ def _stored(file: Path, name: str, about: Any) -> tuple[Stored, tuple[int, int]]
     if not isinstance(dtype, str) or dtype not in WIDTHS:
         raise ModelError(f"{file}: tensor {shown(name)} is of type {shown(dtype)}, which is unknown")
     if not isinstance(shape, list) or any(whole(0, 2**60)(n) for n in shape):
-        raise ModelError(f"{file}: tensor {shown(name)} has shape {shown(shape)}, which is not one")
+        raise ModelError(f"{file}: tensor {shown(name)} has {shown(shape)} for a shape")
     if not isinstance(place, list) or len(place) != 2 or any(whole(0, 2**62)(n) for n in place):
         raise ModelError(
             f"{file}: tensor {shown(name)} has data_offsets {shown(place)}, not a range of bytes"

@@ -1,4 +1,4 @@
-"""How good is it: texts in, numbers out, every number with its interval, its signature and its floors.
+"""How good is it: texts in, numbers out, every number with its interval, its signature and its baselines.
 
 scores = eval.score("predictions.jsonl", "studies.jsonl", floors="floors/")
 print(scores)                                 # tables

@@ -48,7 +48,7 @@ class Decoding:
                 f"beam search needs 2 beams or more, other decoding 1; not {self.method} with {self.beams}"
             )
         if self.method != "sample" and (self.temperature, self.top_p) != (1.0, 1.0):
-            raise AskedError(f"temperature and top_p are of sampling, not of {self.method} decoding")
+            raise AskedError(f"temperature and top_p apply to sampling, not to {self.method} decoding")
         if not (COLDEST <= self.temperature <= HOTTEST and 0 < self.top_p <= 1):
             raise AskedError(
                 f"temperature must be from {COLDEST:g} to {HOTTEST:g}, top_p above 0 and at most 1, "

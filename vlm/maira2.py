@@ -172,7 +172,7 @@ def _positions(text: dict, path: Path) -> dict:
     asked = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kind = asked.get("rope_type", asked.get("type", "default"))
     if kind not in ("default", "linear"):
-        raise ModelError(f"{path}: rope_scaling of type {kind!r} is not supported: linear is, or none")
+        raise ModelError(f"{path}: rope_scaling of type {kind!r} is not supported; only linear is")
     positions = {"rope_type": kind, "rope_theta": text.get("rope_theta", asked.get("rope_theta", 10000.0))}
     if kind == "linear":
         if not isinstance(asked.get("factor"), int | float) or asked["factor"] < 1:

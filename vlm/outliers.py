@@ -172,7 +172,7 @@ class Outliers:
         config: Any = tower.config
         if self.width != (wanted := (1 + GRID**2) * shape_of(config).width):
             raise ModelError(
-                f"{path} is of features of {self.width} numbers, the model's encoder gives {wanted}; {FIT}"
+                f"{path} was fitted to features of {self.width} numbers, but the model's encoder gives {wanted}; {FIT}"
             )
 
     def check(self, features_NC: Tensor) -> Tensor:

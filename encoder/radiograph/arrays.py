@@ -73,8 +73,8 @@ def check(radiograph: Radiograph) -> None:
     if stored is not None and not np.array_equal(of_levels(stored).pixels, pixels_HW):
         raise InputError(
             "unsupported_array",
-            "its `pixels` are not those of its `stored` levels, by which the model would go: where you change pixels, "
-            "give `stored=None`, or give the pixels alone",
+            "its `pixels` differ from its `stored` levels, which the model would use; if you changed pixels, give "
+            "`stored=None`, or only the pixels",
         )
 
 

@@ -34,7 +34,10 @@ LEAST = 10  # patients with a finding, and without, for it to count in means ove
 
 @dataclass(frozen=True)
 class FoundScore(Score):
-    """A number, beside the same of answers that did not look (`floor`: of AUPRC the prevalence, of AUROC a half)."""
+    """Hold a number and its baseline, `floor`, of answers that did not look.
+
+    That is the prevalence for AUPRC and a half for AUROC.
+    """
 
     patients: int
     positives: int | None  # images with the finding; None if it is not about a finding

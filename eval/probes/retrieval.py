@@ -34,8 +34,9 @@ def retrieval_probe(
     - `shared@k`: the share with a label in common; queries without any label are not counted,
     - `exact@k`: the share with exactly the query's labels.
 
-    Its floor is k images at random, exactly: the share of those that count among all images of other patients. Images
-    equally similar share the remaining places, so that features which tell nothing reach the floor and no more.
+    Its baseline is k images at random, exactly: the share of those that count among all images of other
+    patients. Images equally similar share the remaining places, so that features which tell nothing reach the
+    baseline and no more.
 
     gallery: where to look, by default among the queries. unknown: images with a label that is not known are left out,
     of queries and gallery, or what is not known is taken as absent. Queries with fewer than k images of other

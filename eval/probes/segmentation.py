@@ -1,4 +1,4 @@
-"""A linear head on frozen patch tokens, and the floors it has to beat: what of segmentation needs no encoder at all.
+"""A linear head on frozen patch tokens, and the baselines that it has to beat, which need no encoder at all.
 
 Shape letters: N images, P patches (g x g), M patches of all images, C features, K structures, J candidates, H, W pixels
 of the masks.

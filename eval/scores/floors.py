@@ -89,7 +89,7 @@ def _training_reports(training: Source | None, pairs: Pairs) -> list[tuple[Mappi
     ]
     if not bank:
         raise ScoreError(
-            f"no training study is left: each has no {' or no '.join(pairs.section.fields)}, or is scored itself, or "
-            "is of a scored patient or of another split than train"
+            f"no training study is left: each has no {' or no '.join(pairs.section.fields)}, is scored itself, is "
+            "of a scored patient, or is not of split 'train'"
         )
     return bank

@@ -46,7 +46,7 @@ def checked(
         raise ScoreError(f"weights is the folder of the clinical models' weights, not {_shown(weights)}")
     # a torch.device, which this room does not import for
     if device is not None and not isinstance(device, str) and type(device).__name__ != "device":
-        raise ScoreError(f"device is the name of one, as 'cpu' or 'cuda:1', not {_shown(device)}")
+        raise ScoreError(f"device is a name such as 'cpu' or 'cuda:1', not {_shown(device)}")
     if clinical_models is None:
         clinical_models = "none"
     if clinical_models not in ("auto", "none"):

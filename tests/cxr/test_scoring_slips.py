@@ -26,8 +26,8 @@ score = partial(cxr.score, n_boot=2, clinical_models="none")
         ((None, PREDICTIONS), "references: None; accepted are a list of texts"),
         ((5, PREDICTIONS), "references: int; accepted are"),
         ((REFERENCES, 5), "predictions: int; accepted are"),
-        ((Study("a", findings="Clear."), PREDICTIONS), "references: one Study alone; give a list"),
-        ((REFERENCES, Prediction("a", findings="Clear.")), "predictions: one Prediction alone; give a list"),
+        ((Study("a", findings="Clear."), PREDICTIONS), "references: a single Study; give a list"),
+        ((REFERENCES, Prediction("a", findings="Clear.")), "predictions: a single Prediction; give a list"),
     ],
 )
 def test_what_is_not_a_side_is_told(given, words):
@@ -61,7 +61,7 @@ def test_an_open_file_is_not_a_list_of_its_lines(tmp_path):
         ({"clinical_models": 5}, r"clinical_models are names, of auto, none, .*chexbert.*, not 5"),
         ({"clinical_models": ["chexbert", object()]}, "clinical_models are .*, not object$"),
         ({"weights": 5}, "weights is the folder of the clinical models' weights, not 5"),
-        ({"device": 5}, "device is the name of one, as 'cpu' or 'cuda:1', not 5"),
+        ({"device": 5}, "device is a name such as 'cpu' or 'cuda:1', not 5"),
         ({"reference_labels": 5}, "reference_labels is 5; accepted are 'text' and 'study'"),
         ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
         ({"seed": None}, "seed must be a whole number of at least 0, not None"),

@@ -82,7 +82,7 @@ def test_clip_and_siglip_give_what_they_pool(kind, tmp_path):
     tokens = encoder_of(tmp_path)(PIXELS_B3HW)
     torch.testing.assert_close(tokens.cls_BC, wanted, rtol=1e-4, atol=1e-5)
     assert tokens.patches_BPC.shape == (2, 16, 32)
-    with pytest.raises(ModelError, match="28 px alone"):
+    with pytest.raises(ModelError, match="only images of 28 px"):
         encoder_of(tmp_path, size=56)
 
 

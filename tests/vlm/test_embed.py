@@ -121,4 +121,4 @@ def test_any_encoder(kind, tower_dirs, films, tmp_path, capsys):
         capsys.readouterr()
         more = ["--size", "56", "--out", str(tmp_path / "other")]
         assert main(["embed", str(films), "--model", model, *more]) == 2
-        assert "images of 28 px alone" in capsys.readouterr().err
+        assert "only images of 28 px" in capsys.readouterr().err

@@ -221,5 +221,5 @@ def test_statistics_of_another_width_than_the_encoders_are_refused(findings_mode
     sha256 = findings_model.meta.encoder_sha256
     Outliers.fit(cloud(300), parts=1, encoder_sha256=sha256).save(tmp_path / "m" / OUTLIERS)
     width = 17 * findings_model.config.vision_config.hidden_size
-    with pytest.raises(ModelError, match=f"{OUTLIERS} is of features of 8 numbers, .* gives {width}"):
+    with pytest.raises(ModelError, match=f"{OUTLIERS} was fitted to features of 8 numbers, .* gives {width}"):
         Findings.from_pretrained(tmp_path / "m", warn=False)

@@ -153,7 +153,9 @@ def load(source: str | Path, folder: str | Path | None = None, **options: Any) -
     if several := patients_across_splits(found):
         message = f"{path}: {several} patient(s) have images in several splits"
         if kind not in OFFICIAL:
-            raise ValueError(f"{message}; scores on them would be of what was seen. Correct the splits")
+            raise ValueError(
+                f"{message}; scores on them would be on data seen in training. Correct the splits"
+            )
         log.warning("%s of the data set", message)
     return found
 

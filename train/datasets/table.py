@@ -183,7 +183,7 @@ def _plan(
             near = did_you_mean(column, surveys)
             raise StudyError(f"there is no column {column!r}{near}; there are {', '.join(surveys)}")
     if both := set(drop) & {*columns.values(), *labels}:
-        raise StudyError(f"column {min(both)!r} is asked for and left out; do one of both")
+        raise StudyError(f"column {min(both)!r} is both asked for and left out; choose one")
     plan = _Plan(dict(columns), dropped=list(drop))
     taken = {*columns.values(), *labels, *drop}
     by_name: dict[str, str] = {}
