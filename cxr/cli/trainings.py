@@ -48,7 +48,11 @@ def options(parser: Options) -> None:
 def run(args: argparse.Namespace) -> int:
     """Launch the training; returns its exit status. What went wrong it has told itself."""
     training = TRAININGS[args.command]
-    import_module(training.config).configured(args.rest, options)
+    module = import_module(training.config)
+    config = module.configured(args.rest, options)
+    if args.command == "scaling":
+        # the file is part of the command line: its mistakes, too, are told before anything is launched
+        module.read_study(config.study)
     # a launch file may name other machines
     if args.processes and args.processes > MOST_WORKERS and not args.config_file:
         raise UsageError(f"--processes must be at most {MOST_WORKERS} on this machine, not {args.processes}")

@@ -51,21 +51,12 @@ def run(config: Probe) -> int:
     if left_out:
         missed.append(f"{left_out} images (their patients are also in validate or test)")
         state.print(f"{left_out} images are left out, for their patients are also in validate or test")
-    if config.labels and (missing := sorted(set(config.labels) - set(found.names))):
-        raise ConfigError(f"no label is called {', '.join(missing)}; there are {', '.join(found.names)}")
-    tasks = []
-    for task in dict.fromkeys([*(config.tasks or TASKS), *config.also]):
-        if why := lacking(task, found):
-            if config.tasks:
-                raise ConfigError(f"task {task}: {why}")
-            missed.append(f"{task} ({why})")
-            state.print(f"{task} is left out: {why}", flush=True)
-        else:
-            tasks.append(task)
+    tasks, impossible = tasks_of(config, found)
+    for task, why in impossible.items():
+        missed.append(f"{task} ({why})")
+        state.print(f"{task} is left out: {why}", flush=True)
     for line in notes:
         state.print(line, flush=True)
-    if not tasks:
-        raise ConfigError("there is nothing that could be learnt of these images")
     # all of them before the first is put to work: a name that is wrong is not found out after hours
     encoders = {name: encoder_of(name, config.size or None, config.attention) for name in config.encoders}
     first, less = config.encoders[0], f"{config.encoders[0]} less"
@@ -118,6 +109,25 @@ def write(
         for name, value in (("data", [config.data]), ("encoders", config.encoders), ("out", [config.out]))
     )
     write_page(out / "probe.html", report, pictures, f"cxr probe {' '.join(words)}")
+
+
+def tasks_of(config: Probe, found) -> tuple[list[str], dict[str, str]]:
+    """Return the tasks that are judged, and those of all that the data lacks something for, with what it lacks. Raises
+    ConfigError for labels that the data has not, for a task that was asked for in vain, and where none is left."""
+    if config.labels and (missing := sorted(set(config.labels) - set(found.names))):
+        raise ConfigError(f"no label is called {', '.join(missing)}; there are {', '.join(found.names)}")
+    tasks, impossible = [], {}
+    for task in dict.fromkeys([*(config.tasks or TASKS), *config.also]):
+        if why := lacking(task, found):
+            if config.tasks:
+                raise ConfigError(f"task {task}: {why}")
+            impossible[task] = why
+        else:
+            tasks.append(task)
+    if not tasks:
+        why = "; ".join(f"{task}: {lack}" for task, lack in impossible.items())
+        raise ConfigError(f"there is nothing that could be learnt of these images ({why})")
+    return tasks, impossible
 
 
 def lacking(task: str, found) -> str:

@@ -17,7 +17,8 @@ The study is one YAML file:
       half the resolution: {size: 112}
     probe: {data: labelled.csv, tasks: [classification, segmentation]}   # as of cxr probe
 
-Run the same command to resume: finished encoders and probes are kept, an unfinished one resumes. OUT
+The whole study is checked before anything is trained: each variant's settings, the probe's, and that there are enough
+images. Run the same command to resume: finished encoders and probes are kept, an unfinished one resumes. OUT
 holds points/ (a pre-training each), probes/, scaling.json and scaling.html, in which every point has the interval over
 test patients, and a curve is the mean over seeds.
 """
@@ -26,20 +27,21 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from encoder.files import read_json, write_atomically, write_json
-from train.common.config import Also, ConfigError, read_yaml
-from train.common.options import Parser, note, shown
+from train.common.config import Also, ConfigError
+from train.common.options import Parser
+from train.probe.config import configured as configured_probe
+from train.probe.study import Point, points_of, read_study, words_of_pretraining, words_of_probe
 
-KEYS = {"recipe", "data", "fields", "amounts", "seeds", "variants", "probe"}
+# As of a pre-training and a probe.
+MOST_THREADS = 16384
 METRICS = {
     "classification": "auprc",
     "attentive": "auprc",
@@ -50,35 +52,6 @@ METRICS = {
 }
 
 
-@dataclass
-class Point:
-    """One pre-training of the study."""
-
-    variant: str
-    amount: int
-    seed: int
-    changes: dict[str, Any]  # fields of the pre-training
-    data: list[str]
-
-    @property
-    def name(self) -> str:
-        """Return the name of the point's folder: variant, images and seed, without spaces and strokes."""
-        return f"{self.variant}-{self.amount}-{self.seed}".replace(" ", "_").replace("/", "_")
-
-    def claim(self, out: Path, recipe: str | None) -> None:
-        """Keep what this point is. Raises ConfigError where OUT has it with other settings."""
-
-        file = out / "points" / f"{self.name}.json"
-        about = json.loads(json.dumps({"recipe": recipe, "data": self.data, "changes": self.changes}))
-        if file.is_file() and (before := read_json(file)) != about:
-            raise ConfigError(
-                f"{self.variant}: {file} says that it was made with {before}, and the study now says {about}; give the "
-                f"variant another name, or remove {file}, {file.with_suffix('')} and {out / 'data' / self.name}.csv"
-            )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, about)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `cxr scaling`, alone in its folder. Returns the exit status."""
     args = configured(sys.argv[1:] if argv is None else argv)
@@ -86,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.common.checkpoints import alone
 
     with alone(args.out):
-        return run(study, args.out, args.threads)
+        return run(study, args.out, args.threads, args.study)
 
 
 def configured(argv: Sequence[str], also: Also | None = None) -> argparse.Namespace:
@@ -104,79 +77,23 @@ def configured(argv: Sequence[str], also: Also | None = None) -> argparse.Namesp
     )
     if also:
         also(parser.add_argument_group("the launch"))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 <= args.threads <= MOST_THREADS:
+        parser.error(f"--threads must be from 0 to {MOST_THREADS}, not {args.threads}")
+    return args
 
 
-def read_study(path: Path) -> dict[str, Any]:
-    """Read the file of a scaling study. Raises ConfigError for a file that cannot be read, for missing or
-    unknown keys, and for fields that a pre-training does not have."""
-    from train.pretrain.config import RENAMED, PretrainConfig
-
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist")
-    study = read_yaml(path)
-    if not isinstance(study, dict) or study.keys() - KEYS or {"data", "amounts", "probe"} - study.keys():
-        odd = sorted(map(str, study.keys() - KEYS)) if isinstance(study, dict) else []
-        raise ConfigError(
-            f"{path}: a study has {', '.join(sorted(KEYS))}" + (f", not {', '.join(odd)}" if odd else "")
-        )
-    study = {"recipe": None, "fields": {}, "seeds": [0], "variants": {"all": {}}, **study}
-    _check_kinds(path, study)
-    known = {f.name for f in fields(PretrainConfig)} - {"out"}
-    for name, changes in [("fields", study["fields"]), *study["variants"].items()]:
-        for old in [key for key in changes or {} if key in RENAMED]:
-            note(f"{path.name}: {old} is now {RENAMED[old]}; the old name goes with the next release")
-            changes[RENAMED[old]] = changes.pop(old)
-        if unknown := sorted(set(changes or {}) - known):
-            raise ConfigError(f"{path}: {name}: a pre-training has no {', '.join(unknown)}")
-    if not study["amounts"] or min(study["amounts"]) < 1:
-        raise ConfigError(f"{path}: amounts are numbers of images, at least 1")
-    if "data" not in study["probe"]:
-        raise ConfigError(f"{path}: probe needs data, as cxr probe takes it")
-    return study
-
-
-def _check_kinds(path: Path, study: dict[str, Any]) -> None:
-    """Raise ConfigError for a key whose value is of another kind."""
-    whole = "a list of whole numbers"
-    kinds = {"amounts": whole, "seeds": whole, "fields": "fields", "variants": "names", "probe": "fields"}
-    for key, kind in kinds.items():
-        value = study[key]
-        if kind == whole:
-            fits = isinstance(value, list) and all(type(n) is int for n in value)
-        else:
-            fits = isinstance(value, dict) and all(isinstance(name, str) for name in value)
-        if not fits:
-            raise ConfigError(
-                f"{path}: {key} must be {kind if kind == whole else f'{kind} with values'}, not {shown(value)}"
-            )
-    for name, changes in study["variants"].items():
-        if not (changes is None or isinstance(changes, dict)):
-            raise ConfigError(f"{path}: variant {name} must be fields with values, not {shown(changes)}")
-
-
-def points_of(study: dict[str, Any]) -> list[Point]:
-    """List the points of a study, small amounts first, so that a curve appears early."""
-    made = []
-    for amount in sorted(study["amounts"]):
-        for seed in study["seeds"]:
-            for variant, own in study["variants"].items():
-                changes = {**study["fields"], **(own or {})}
-                data = changes.pop("data", study["data"])
-                made.append(
-                    Point(variant, amount, seed, changes, [data] if isinstance(data, str) else list(data))
-                )
-    return made
-
-
-def run(study: dict[str, Any], out: Path, threads: int) -> int:
-    """Pre-train and probe every point that is not done yet, and rewrite the report after each.
+def run(study: dict[str, Any], out: Path, threads: int, file: Path) -> int:
+    """Pre-train and probe every point that is not done yet, and rewrite the report after each. `file` is what messages
+    call the study.
 
     Returns:
         0, or the status of the step that failed or was stopped; the same call resumes.
 
     Raises:
-        ConfigError: `out` holds another study, or two variants share a folder's name.
+        ConfigError: before anything is written: `out` holds points with other settings, there are too few images for a
+            point, or the probe cannot judge its data.
+        CheckpointError: `out` holds another study.
     """
     from train.common.checkpoints import claim
     from train.common.processes import process_state
@@ -185,17 +102,20 @@ def run(study: dict[str, Any], out: Path, threads: int) -> int:
     from train.probe.run import PATIENCE
 
     state = process_state(PATIENCE)
+    points = points_of(study)
+    try:
+        judged = judged_by(study["probe"])
+        check_images(points, study["recipe"], out, judged)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
     with state.main_process_first():
         claim(out, study, may_differ={"amounts", "seeds", "variants", "probe"})
-    points, judged = points_of(study), judged_by(study["probe"])
-    if len({p.name for p in points}) < len({(p.variant, p.amount, p.seed) for p in points}):
-        raise ConfigError("two variants have the same name but for spaces and strokes")
     for number, point in enumerate(points, 1):
         state.print(
             f"\n[{number}/{len(points)}] {point.variant}: {point.amount} images, seed {point.seed}",
             flush=True,
         )
-        listing, folder = out / "data" / f"{point.name}.csv", out / "points" / point.name
+        listing, folder = listing_of(point, out), out / "points" / point.name
         if state.is_main_process:
             point.claim(out, study["recipe"])
             if not listing.is_file():
@@ -204,21 +124,16 @@ def run(study: dict[str, Any], out: Path, threads: int) -> int:
         # one that was interrupted has an encoder, too
         finished = folder / "finished"
         if not finished.is_file():
-            words = ["--recipe", study["recipe"]] if study["recipe"] else []
-            words += options(
-                {**point.changes, "seed": point.seed, "threads": threads, "data": [str(listing)]}
-            )
-            status = pretrain([*words, "--out", str(folder)])
+            status = pretrain(words_of_pretraining(point, study["recipe"], listing, folder, threads))
             # 130 and 143: stopped
             if status:
                 return status if status >= 128 else 2
             if state.is_main_process:
                 finished.touch()
             state.wait_for_everyone()
-        settings = {"threads": threads, "features_dir": str(out / "features"), **study["probe"]}
-        settings |= {"pretrained_on": [str(listing)]}
-        settings |= {"encoders": [str(folder / "encoder")], "out": str(out / "probes" / point.name)}
-        if status := probe(options(settings)):
+        probed, features = out / "probes" / point.name, out / "features"
+        words = words_of_probe(study["probe"], folder / "encoder", listing, features, probed, threads)
+        if status := probe(words):
             return status
         if state.is_main_process:
             report(points[:number], study, out)
@@ -227,43 +142,75 @@ def run(study: dict[str, Any], out: Path, threads: int) -> int:
     return 0
 
 
-def options(values: dict[str, Any]) -> list[str]:
-    """Turn fields into the words of a command line."""
-    words = []
-    for name, value in values.items():
-        words.append(f"--{name}")
-        words += map(str, value) if isinstance(value, list | tuple) else [str(value)]
-    return words
-
-
 def judged_by(probe: dict[str, Any]) -> set[str]:
     """Return the images that the probe validates or tests on; no pre-training of the study sees them. Raises
-    ConfigError."""
-    from train.datasets.labelled import load
+    ConfigError for data that cannot be read, or that lacks the labels or tasks that the probe asks for."""
+    from train.datasets.labelled import load, without_shared_patients
+    from train.probe.run import tasks_of
 
     try:
         found = load(probe["data"])
     except (OSError, ValueError) as error:
         raise ConfigError(f"probe: data {probe['data']}: {error}") from None
+    nowhere = Path("out")
+    config = configured_probe(words_of_probe(probe, nowhere, nowhere, nowhere, nowhere, 0))
+    try:
+        tasks_of(config, without_shared_patients(found)[0])
+    except ConfigError as error:
+        raise ConfigError(f"probe: {error}") from None
     return {str(p.resolve()) for p, split in zip(found.paths, found.splits, strict=True) if split != "train"}
 
 
-def draw(point: Point, listing: Path, judged: Set[str] = frozenset()) -> None:
-    """Write a CSV of the point's images, drawn from those that the probe does not judge. Raises ConfigError
-    if there are too few."""
+def check_images(points: Sequence[Point], recipe: str | None, out: Path, judged: Set[str]) -> None:
+    """Raise ConfigError for a point that OUT has with other settings, and for one whose images are still to be drawn
+    where there are too few."""
+    there: dict[tuple[str, ...], int] = {}
+    for point in points:
+        point.compare(out, recipe)
+        if listing_of(point, out).is_file():
+            continue
+        sources = (str(point.changes.get("split", "train")), *point.data)
+        if sources not in there:
+            there[sources] = len(images_for(point, judged))
+        enough(point, there[sources])
+
+
+def listing_of(point: Point, out: Path) -> Path:
+    """Return the path of the CSV that lists the point's images."""
+    return out / "data" / f"{point.name}.csv"
+
+
+def images_for(point: Point, judged: Set[str] = frozenset()) -> list[Path]:
+    """Return the images that a point's are drawn from. Raises ConfigError for a source that cannot be read."""
     from train.datasets.folder import NoSplits, image_paths
 
     split, paths = point.changes.get("split", "train"), []
     for source in point.data:
         try:
-            found = image_paths(source, split)
-        except NoSplits:
-            found = image_paths(source)
+            try:
+                found = image_paths(source, split)
+            except NoSplits:
+                found = image_paths(source)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"data {source}: {error}") from None
+            raise ConfigError(f"variant {point.variant}: data {source}: {error}") from None
         paths += [p for p in found if str(p.resolve()) not in judged]
-    if len(paths) < point.amount:
-        raise ConfigError(f"{point.variant}: {point.amount} images are asked for, and there are {len(paths)}")
+    return paths
+
+
+def enough(point: Point, there: int) -> None:
+    """Raise ConfigError where a point asks for more images than there are."""
+    if there < point.amount:
+        raise ConfigError(
+            f"variant {point.variant}: {point.amount} images are asked for, and there are {there} in "
+            f"{', '.join(point.data)} that the probe does not judge"
+        )
+
+
+def draw(point: Point, listing: Path, judged: Set[str] = frozenset()) -> None:
+    """Write a CSV of the point's images, drawn from those that the probe does not judge. Raises ConfigError
+    if there are too few."""
+    paths = images_for(point, judged)
+    enough(point, len(paths))
     order = np.random.default_rng(point.seed).permutation(len(paths))
     listing.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(listing) as part, part.open("w", newline="", encoding="utf-8") as file:
