@@ -13,13 +13,15 @@ from encoder.errors import ModelError, first_line
 
 # Bytes of the largest such file.
 LARGEST = 200_000_000
-# Sizes in a configuration, which are whole numbers above 0, or pairs of them.
+# Sizes in a configuration, which are whole numbers above 0.
 SIZES = (
     "hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "patch_size", "image_size", "num_channels", "max_position_embeddings",
     "embed_dim", "depth", "num_heads", "projector_depth", "projector_n_layers", "grid", "reduction",
     "img_size", "image_seq_length",
 )  # fmt: skip
+# Of which height and width may differ.
+PAIRS = ("patch_size", "image_size", "img_size")
 # Other numbers that a model divides by, or whose power or root it takes.
 ABOVE_ZERO = ("mlp_ratio", "layer_norm_eps", "rms_norm_eps", "rope_theta")
 # Names of functions, of those that transformers knows.
@@ -176,7 +178,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if field not in (*SIZES, *ABOVE_ZERO) or (value is None and field not in COSTLY):
             continue
         good = number(0) if field in ABOVE_ZERO else whole(1)
-        for one in value if isinstance(value, list) else [value]:
+        for one in value if isinstance(value, list) and field in PAIRS else [value]:
             if wanted := good(one):
                 raise ModelError(f"{path}: {where}{field} must be {wanted}, not {shown(value)}")
     for where, part in _parts(row):

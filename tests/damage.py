@@ -304,6 +304,9 @@ CASES: dict[str, Case] = {
         "findings", put(CONFIG, T, "intermediate_size", value=None), (CONFIG, "intermediate_size")
     ),
     "3 heads of 32": Case("findings", put(CONFIG, V, "num_attention_heads", value=3), (CONFIG, "num_attention_heads")),
+    "heads a list": Case(
+        "findings", put(CONFIG, V, "num_attention_heads", value=[2, 2]), (CONFIG, "num_attention_heads")
+    ),
     "patch_size 0": Case("findings", put(CONFIG, V, "patch_size", value=0), (CONFIG, "patch_size")),
     "image_size 10**7": Case("findings", put(CONFIG, V, "image_size", value=10**7), ("image_size|position",)),
     "layer_norm_eps NaN": Case("findings", put(CONFIG, V, "layer_norm_eps", value=math.nan), (CONFIG, "NaN")),
