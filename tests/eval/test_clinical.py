@@ -106,7 +106,7 @@ def test_checkpoints_of_all_ages_load(tmp_path, prefix, position_ids):
         (lambda s: {**s, "surplus": torch.zeros(1)}, "surplus"),
         (lambda s: {**s, "linear_heads.13.weight": torch.zeros(4, 128)}, "linear_heads.13.weight"),
         (lambda s: {k: v for k, v in s.items() if "word_embeddings" not in k}, "word_embeddings"),
-        (lambda s: {k.replace("bert.", "roberta."): v for k, v in s.items()}, "no CheXbert checkpoint"),
+        (lambda s: {k.replace("bert.", "roberta."): v for k, v in s.items()}, "not a CheXbert checkpoint"),
     ],
 )
 def test_another_checkpoint_is_refused(tmp_path, change, message):

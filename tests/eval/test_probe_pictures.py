@@ -37,7 +37,7 @@ def test_colours_are_principal_components_whose_sign_is_fixed():
 def test_few_channels_and_no_images():
     tokens = torch.randn(2, 4, 2)
     assert PatchColours.of(lambda r: tokens[r], [0, 1]).paint(tokens[0]).shape == (2, 2, 3)
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ValueError, match="there are no images"):
         PatchColours.of(lambda r: tokens[r], [])
 
 

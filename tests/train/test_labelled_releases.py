@@ -145,7 +145,7 @@ def test_rsna_without_what_may_be_absent(tmp_path, logged):
     found = load("rsna", tmp_path)
     assert found.names == ["Lung Opacity"] and "patients of 80 of 80 images are not known" in logged.text
     (tmp_path / "pneumonia-challenge-dataset-mappings_2018.json").write_text('[{"img_id": "a"}]')
-    with pytest.raises(StudyError, match="no list of objects with subset_img_id"):
+    with pytest.raises(StudyError, match="not a list of objects with subset_img_id"):
         load("rsna", tmp_path)
 
 

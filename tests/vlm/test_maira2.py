@@ -422,8 +422,8 @@ def test_files_and_index_must_agree(copy):
     for said, message in (
         ({**index["weight_map"], "more.weight": file}, "more.weight"),
         ({k: v for k, v in index["weight_map"].items() if k != name}, name),
-        ({**index["weight_map"], name: "../model.safetensors"}, "no safetensors file beside it"),
-        ({**index["weight_map"], name: "pytorch_model.bin"}, "no safetensors file beside it"),
+        ({**index["weight_map"], name: "../model.safetensors"}, "not a safetensors file beside it"),
+        ({**index["weight_map"], name: "pytorch_model.bin"}, "not a safetensors file beside it"),
         ({**index["weight_map"], name: "model-00003-of-00002.safetensors"}, "does not exist"),
     ):
         (copy / INDEX).write_text(json.dumps({"weight_map": said}))
@@ -487,7 +487,7 @@ def test_quantised_weights_are_refused(held, copy):
         ({"vision_config": {"model_type": "clip_vision_model"}}, "vision_config must be of a dinov2 model"),
         ({"vision_config": {"reshape_hidden_states": True}}, "reshape_hidden_states"),
         ({"vision_config": {"out_features": ["stage9"], "out_indices": None}}, "stage9"),
-        ({"vision_config": {"patch_size": 5}}, "no multiple of patch size 5"),
+        ({"vision_config": {"patch_size": 5}}, "not a multiple of patch size 5"),
         ({"vision_config": None}, "vision_config"),
     ],
 )

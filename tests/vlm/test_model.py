@@ -368,7 +368,7 @@ def test_directories_that_hold_something_else(encoder_dir, llm_dir, tmp_path):
     odd = make_encoder(tmp_path / "odd")
     path = odd / "preprocessor_config.json"
     path.write_text(path.read_text().replace("28", "30"))
-    with pytest.raises(models.ModelError, match="no multiple"):
+    with pytest.raises(models.ModelError, match="not a multiple"):
         build(odd, llm_dir)
 
 
