@@ -103,7 +103,7 @@ def refused(content, trained, tmp_path, capsys):
         ({"variants": {"a": {"steps": 1, "max_steps": 2}}}, "variant a: steps is max_steps, which is given, too"),
         ({"variants": {"a": {"seed": 5}}}, "variant a: seed comes from the study's seeds"),
         ({"fields": {"seed": 5}}, "fields: seed comes from the study's seeds; leave it out here"),
-        ({"fields": {"threads": 1}}, "fields: threads comes from --threads"),
+        ({"fields": {"threads": -1}}, "fields: threads must be at least 0, not -1"),
         ({"fields": {"out": "x"}}, "fields: out comes from --out"),
         ({"fields": {"size": float("nan")}}, "fields: size must be a whole number, not 'nan'"),
         ({"fields": {"max_steps": -1}}, "fields: max_steps must be at least 1, not -1"),
@@ -141,6 +141,7 @@ def test_what_is_right_reaches_the_training(content, trained, tmp_path):
     content["fields"] |= {"layerscale": "1e-3", "init": None, "lr": 1e-4, "koleo_gather": False}
     content["probe"] |= {"tasks": "knn", "workers": 0}
     del content["probe"]["dataloader_num_workers"]
+    content["fields"]["threads"] = 3
     content["variants"] = {"a b/c": None, "-": {"weight_decay": 0}}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -155,7 +156,7 @@ def test_what_is_right_reaches_the_training(content, trained, tmp_path):
         1e-4,
         False,
     )
-    assert (config.seed, config.threads, config.size) == (0, 1, 28)
+    assert (config.seed, config.threads, config.size) == (0, 3, 28)
     assert config.data == [str(tmp_path / "out/data/a_b_c-2-0.csv")] and config.out.endswith(
         "points/a_b_c-2-0"
     )

@@ -73,7 +73,8 @@ def configured(argv: Sequence[str], also: Also | None = None) -> argparse.Namesp
         "--threads",
         type=int,
         default=0,
-        help="Threads of each process on a CPU; 0 (default): all cores, divided among the processes.",
+        help="Threads of each process on a CPU, where the study's fields or probe give none; 0 (default): all cores, "
+        "divided among the processes.",
     )
     if also:
         also(parser.add_argument_group("the launch"))

@@ -17,7 +17,7 @@ from train.common.options import NEGATIVE, Option, note, options_of, shown
 
 KEYS = {"recipe", "data", "fields", "amounts", "seeds", "variants", "probe"}
 # Fields that the study gives itself, and where they come from.
-OF_PRETRAINING = {"seed": "the study's seeds", "threads": "--threads", "out": "--out"}
+OF_PRETRAINING = {"seed": "the study's seeds", "out": "--out"}
 OF_PROBE = {"encoders": "the points", "out": "--out", "pretrained_on": "the images drawn"}
 # Bytes of a variant's name: a file's may have 255, and amount, seed and suffixes of temporary files come on top.
 LONGEST_NAME = 150
@@ -116,8 +116,9 @@ def words_of_pretraining(
     point: Point, recipe: str | None, listing: Path, out: Path, threads: int
 ) -> list[str]:
     """Return the command line of a point's pre-training on the images in `listing`."""
-    fixed = {"seed": point.seed, "threads": threads, "data": [str(listing)], "out": str(out)}
-    return options({**({"recipe": recipe} if recipe else {}), **point.changes, **fixed})
+    fixed = {"seed": point.seed, "data": [str(listing)], "out": str(out)}
+    begun = {"recipe": recipe} if recipe else {}
+    return options({**begun, "threads": threads, **point.changes, **fixed})
 
 
 def words_of_probe(
