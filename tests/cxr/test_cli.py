@@ -442,7 +442,12 @@ def test_the_doctor_says_what_a_model_knows(findings_model, model_dir, capsys):
     known.save(Path(model_dir) / OUTLIERS)
     assert main(["doctor", model_dir]) == 0
     said = capsys.readouterr().out
-    for words in ("120 films of its own domain, 4% with a warning", "4.2 nats", "200 chest films", "research"):
+    for words in (
+        "120 films of its own domain, 4% with a warning",
+        "4.2 nats",
+        "200 chest films",
+        "research",
+    ):
         assert words in said
     assert main(["doctor", "no-such-model"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
