@@ -39,8 +39,8 @@ def training_bank(path: Path, model: str, studies: Sequence[Study]) -> list[Stud
     ]  # fmt: skip
     if not bank:
         raise UsageError(
-            f"{path}: no training study is left: each has no {' or no '.join(fields)}, has no image, is of a study "
-            f"or patient that {' and '.join(fields)} are generated for, or is not of split 'train'"
+            f"{path}: no training study is left: each has no {' or no '.join(fields)}, has no image, is among the "
+            "studies to be described or of one of their patients, or is not of split 'train'"
         )
     return bank
 

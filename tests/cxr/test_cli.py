@@ -279,7 +279,7 @@ def test_the_nearest_floor_is_what_the_model_writes(findings_model, section, tmp
     training = ["--training", str(tmp_path / "data" / "findings_alone.jsonl")]
     capsys.readouterr()
     assert main([*command, "--overwrite", "--floors", str(tmp_path / "other"), *training]) == 2
-    assert "no impression or no image" in capsys.readouterr().err
+    assert "no impression, has no image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
