@@ -159,7 +159,10 @@ class Findings:
             view: of the image: PA, AP, frontal or lateral.
             lateral: a lateral image beside it.
             root: the folder that image paths of studies are relative to.
-            max_new_tokens, decoding, sentences: as in `generate`.
+            batch_size: images that go through the model together.
+            max_new_tokens: the longest answer, in tokens; the model's own length unless given.
+            decoding: how words are chosen, as in `generate`.
+            sentences: what is said of each sentence, as in `generate`.
 
         With a list of images, or a column of their names, what is told beside them (from `indication` to `lateral`) may
         be a list or column, too, with one entry, or None, for each; anything else is told of all. A warning,

@@ -159,7 +159,7 @@ def leaks_options(parser: argparse.ArgumentParser) -> None:
 
 
 def leaks(args: argparse.Namespace) -> int:
-    """Run `cxr leaks`: return 0 if no shared image was found, 1 if one was."""
+    """Run `cxr leaks`: return 0 if no shared image was found, 1 if one was or nothing could be compared."""
     if not (args.lists or args.pixels or args.encoder):
         raise UsageError("nothing to compare with: give --list, --pixels or --encoder")
     if args.out and args.out.exists():
@@ -169,6 +169,7 @@ def leaks(args: argparse.Namespace) -> int:
     from train.datasets.labelled import load
     from train.probe.leaks import (
         TOLERANCE,
+        is_recorded,
         known_leaks,
         shared_by_name,
         shared_by_pixels,
@@ -184,6 +185,8 @@ def leaks(args: argparse.Namespace) -> int:
             shared += shared_by_pixels(found, args.pixels, tolerance, args.workers or os.cpu_count() or 1)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    # a script must not take "not recorded" for "clean"
+    unknown = bool(args.encoder) and not is_recorded(args.encoder) and not (args.lists or args.pixels)
     if args.out:
         write_shared(shared, args.out)
         tell(f"wrote {len(shared)} images to {args.out}")
@@ -193,7 +196,7 @@ def leaks(args: argparse.Namespace) -> int:
             "images": {split: int((found.splits == split).sum()) for split in sorted({*found.splits.tolist()})},
             "shared": [{**asdict(leak), "path": str(leak.path), "row": int(leak.row)} for leak in shared],
         })  # fmt: skip
-        return 1 if shared else 0
+        return 1 if shared or unknown else 0
     if args.encoder:
         echo(known_leaks(args.encoder, found.kind))
     if args.lists or args.pixels:
@@ -202,7 +205,7 @@ def leaks(args: argparse.Namespace) -> int:
         echo(f"  {leak.split}: {leak.path} ({leak.how}: {leak.seen})")
     if args.out is None and len(shared) > 10:
         echo(f"  and {len(shared) - 10} more; --out FILE writes them all")
-    return 1 if shared else 0
+    return 1 if shared or unknown else 0
 
 
 def outliers_options(parser: argparse.ArgumentParser) -> None:

@@ -215,3 +215,12 @@ def test_a_list_that_is_no_text_is_refused_and_acquits_nobody(tmp_path):
             list(_entries(file))
     (tmp_path / "names").write_text("p1.png\np\u00e4tient 2\n", encoding="utf-8")
     assert len(list(_entries(tmp_path / "names"))) == 2
+
+
+def test_an_encoder_of_which_nothing_is_recorded_is_not_acquitted(tmp_path, capsys):
+    (tmp_path / "p1.png").touch()
+    table = tmp_path / "t.csv"
+    table.write_text("image,labels,split\np1.png,Edema,test\n")
+    for encoder, status in (("nobody's", 1), ("rad-dino", 0)):
+        assert cxr(["leaks", str(table), "--encoder", encoder]) == status
+    assert "is not recorded here" in capsys.readouterr().out

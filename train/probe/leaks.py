@@ -90,6 +90,11 @@ class Shared:
     difference: float | None = None
 
 
+def is_recorded(encoder: str) -> bool:
+    """Tell whether SEEN has what an encoder was pre-trained on."""
+    return encoder.lower() in SEEN
+
+
 def known_leaks(encoder: str, kind: str) -> str:
     """Return a sentence to print beside a probe's numbers: what is known of an encoder (a key of SEEN) and a
     data set."""
