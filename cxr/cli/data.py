@@ -14,7 +14,6 @@ from cxr.cli.terminal import (
     NOTHING_DONE,
     Options,
     UsageError,
-    check_regular,
     check_target,
     echo,
     json_option,
@@ -331,7 +330,6 @@ def prepare(args: argparse.Namespace) -> int:
     from train.datasets.index import index as write_index
     from train.datasets.index import index_rows
 
-    check_regular(args.out)
     try:
         excluded = read_names(args.exclude) if args.exclude else set()
         paths = [path for source in args.inputs for path in image_paths(source, args.split)]

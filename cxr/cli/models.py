@@ -11,7 +11,6 @@ from cxr.cli.terminal import (
     BASE,
     DEVICE,
     UsageError,
-    check_regular,
     files_below,
     positive,
     side,
@@ -158,7 +157,6 @@ def convert(args: argparse.Namespace) -> int:
 
     from encoder.convert import FILES, difference, load_backbone, save_backbone
 
-    check_regular(args.out)
     # by its name it is read again
     fits = args.out.suffix not in FILES if args.to == "transformers" else args.out.suffix == ".safetensors"
     if not fits:

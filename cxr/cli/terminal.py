@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from encoder.errors import UserError, printable
+from encoder.files import no_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -170,7 +171,8 @@ def check_target(
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give a file to write")
-    check_regular(path)
+    if problem := no_file(path):
+        raise UsageError(problem)
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UsageError(f"{above} is a file; choose another place for {path.name}")
@@ -190,14 +192,6 @@ def check_target(
         raise UsageError(
             f"{path} exists and does not hold {kind}, so it is not replaced; choose another file"
         )
-
-
-def check_regular(path: Path) -> None:
-    """Raise UsageError for a pipe or a device: what is there is read before it is replaced, and a pipe has no end."""
-    from encoder.files import no_file
-
-    if problem := no_file(path):
-        raise UsageError(problem)
 
 
 def files_below(folder: Path, refused: list[str] | None = None) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from encoder.files import text_lines
 from vlm.study import StudyError
 
 # Characters of a cell: reports are longer than the csv module's own limit.
@@ -89,24 +90,23 @@ def one_line(text: str, column: str) -> str:
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line, parse_constant=lambda _: None)
-                except json.JSONDecodeError as error:
-                    raise StudyError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
-                except ValueError:
-                    raise StudyError(f"{path}, line {number}: a number of thousands of digits") from None
-                if not isinstance(row, dict):
-                    raise StudyError(f"{path}, line {number}: not an object")
-                for column, value in row.items():
-                    if not _is_finite(value):
-                        raise StudyError(
-                            f"{path}, line {number}: column {column!r} holds a number that is too large"
-                        )
-                yield number, row
+        for number, line in enumerate(text_lines(path), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, parse_constant=lambda _: None)
+            except json.JSONDecodeError as error:
+                raise StudyError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+            except ValueError:
+                raise StudyError(f"{path}, line {number}: a number of thousands of digits") from None
+            if not isinstance(row, dict):
+                raise StudyError(f"{path}, line {number}: not an object")
+            for column, value in row.items():
+                if not _is_finite(value):
+                    raise StudyError(
+                        f"{path}, line {number}: column {column!r} holds a number that is too large"
+                    )
+            yield number, row
     except UnicodeDecodeError:
         raise StudyError(f"{path} is not UTF-8 text; save the table as UTF-8") from None
     except RecursionError:

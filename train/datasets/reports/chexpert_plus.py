@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from encoder.files import text_lines
 from encoder.radiograph import parse_age
 from train.datasets.release import as_number, find_table, missing_file, read_table
 from train.datasets.reports.priors import link_priors
@@ -207,13 +208,12 @@ def _add_labels(root: Path, kind: str, found: Iterable[Study]) -> None:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     number = 0
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line, parse_constant=lambda _: None)
-                if not isinstance(row, dict) or "path_to_image" not in row:
-                    raise StudyError(f"{path}, line {number}: not an object with a path_to_image")
-                yield row
+        for number, line in enumerate(text_lines(path), 1):
+            if not line.strip():
+                continue
+            row = json.loads(line, parse_constant=lambda _: None)
+            if not isinstance(row, dict) or "path_to_image" not in row:
+                raise StudyError(f"{path}, line {number}: not an object with a path_to_image")
+            yield row
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StudyError(f"{path}, after line {number}: it cannot be read ({type(error).__name__})") from None
