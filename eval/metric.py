@@ -10,29 +10,18 @@ eval.metric("label-f1/14/micro/neg", column="impression")             # those of
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.scores import clinical, safety
+from eval.scores import clinical
+from eval.scores.families import families, family_of
+from eval.scores.family import Reports
 from eval.scores.inputs import ScoreError, report_text
-from eval.scores.keys import LEXICAL
-from eval.scores.label_f1 import add_label_f1
-from eval.scores.labels import LABELLER, label_matrix
-from eval.scores.lexical import PROFILES, add_lexical, lexical_samples
 from eval.scores.settings import checked, texts
-from eval.scores.sheet import Sheet
-
-NEEDS = {
-    "chexbert-f1": ("chexbert",),
-    "chexbert-vector": ("chexbert",),
-    "bertscore": ("distilroberta-base",),
-    "radcliq": ("chexbert", "radgraph", "distilroberta-base"),
-}  # models; of radgraph-* the second part of the key
-LOWER = ("radcliq", "hallucinated-prior", "side-swap", "empty", "truncated", "repeated-")  # is better
+from eval.scores.sheet import Measure, Sheet
 
 
 class metric:
@@ -59,15 +48,13 @@ class metric:
             raise ScoreError(f"column is the name of the references' column, not {type(column).__name__}")
         settings = checked(weights=weights, device=device)
         self.key, self.column = key, column
-        self._macro = re.fullmatch(r"[\w-]+/(?:14|5)/macro-(\d+)/(?:neg|pos)", key)
-        self.min_support = int(self._macro[1]) if self._macro else 30
         self.__name__ = key  # what trl calls it in its logs
-        name, *rest = key.split("/")
-        self._lexical = rest[0] if rest and rest[0] in PROFILES else None
-        needed = tuple(rest[:1]) if name.startswith("radgraph-") else NEEDS.get(name, ())
-        self._models = clinical.load(needed or "none", settings.weights, settings.device)[0]
-        self._clinical, self._labels = bool(needed), name == "label-f1"
-        self._score(["Clear."], ["Clear."])  # an unknown key is refused now, not in the first batch
+        self.family = family_of(key)
+        needed = self.family.needs(key)
+        self._models = clinical.load(needed, settings.weights, settings.device)[0] if needed else None
+        # An unknown key is refused now, not in the first batch.
+        measure = self._score(["Clear.", "Clear."], ["Clear.", "Clear."])[1]
+        self.better = measure.better
 
     def __repr__(self) -> str:
         return f"metric({self.key!r})"
@@ -76,12 +63,13 @@ class metric:
         """Return the score of every pair, float64 (N,). Raises ScoreError if there are not as many
         predictions as references."""
         sheet, measure = self._score(references, predictions)
-        return np.asarray(measure.of(sheet.stats_NK), np.float64)
+        return np.asarray((measure.each or measure.of)(sheet.stats_NK), np.float64)
 
     def compute(self, *, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         """Return the score of all pairs together, by its key."""
         sheet, measure = self._score(references, predictions)
-        return {self.key: float(measure.of(sheet.stats_NK.sum(axis=0)))}
+        total_K = sheet.stats_NK.sum(axis=0)
+        return {self.key: float(measure.at(total_K)(total_K))}
 
     def __call__(self, prompts: Any = None, completions: Sequence[Any] = (), **columns: Any) -> list[float]:
         """The reward of every completion."""
@@ -89,36 +77,49 @@ class metric:
             raise ScoreError(f"the references belong in a column {self.column!r}, which is missing")
         written = [_last(c) for c in texts("completions", completions)]
         values = self.per_sample(columns[self.column], written)
-        return [float(v) for v in (-values if self.key.startswith(LOWER) else values)]
+        # A score that is not defined of a report neither rewards nor punishes it.
+        return [float(v) for v in np.nan_to_num(-values if self.better == "lower" else values)]
 
-    def _score(self, references: Sequence[str], predictions: Sequence[str]):
-        references, predictions = texts("references", references), texts("predictions", predictions)
-        if len(references) != len(predictions):
-            raise ScoreError(f"{len(references)} references but {len(predictions)} predictions")
-        references, predictions = ([report_text(t)[0] for t in side] for side in (references, predictions))
-        sheet = Sheet(len(references))
-        if self._labels:
-            labels = label_matrix(references), label_matrix(predictions)
-            add_label_f1(sheet, *labels, labeller=LABELLER, reference="text", min_support=self.min_support)
-        elif self._lexical:
-            add_lexical(sheet, lexical_samples(references, predictions, self._lexical))
-        elif self._clinical:
-            read = self._models.read(references), self._models.read(predictions)
-            self._models.add(sheet, *read, None, self.min_support)
-        else:
-            studies: list[Mapping[str, Any]] = [{} for _ in references]
-            safety.add_safety(sheet, references, predictions, studies)
-        if self._labels and self.key not in sheet.measures and self._macro:  # too few positives of everything
-            where = sheet.columns(np.zeros((len(references), 1)))
-            sheet.add(self.key, self.key, lambda sums: sums[..., 0] * np.nan, where)
+    def _score(self, references: Sequence[Any], predictions: Sequence[str]) -> tuple[Sheet, Measure]:
+        several = [_references(given) for given in texts("references", references)]
+        written = [_text("prediction", i, text) for i, text in enumerate(texts("predictions", predictions))]
+        if len(several) != len(written):
+            raise ScoreError(f"{len(several)} references but {len(written)} predictions")
+        reports = Reports(
+            [refs[0] for refs in several], written, [{} for _ in several], key=self.key, models=self._models,
+        )  # fmt: skip
+        if any(len(refs) > 1 for refs in several):
+            reports.take(several)
+        sheet = Sheet(len(reports))
+        for family in families():
+            if family.name in (*self.family.after, self.family.name):
+                family.put(sheet, reports)
         if self.key not in sheet.measures:
-            known = [*sheet.measures, *(f"{name}/{profile}" for name in LEXICAL for profile in PROFILES)]
+            known = [*sheet.measures, *self.family.known]
             near = difflib.get_close_matches(self.key, known, n=1)
             meant = f"; did you mean {near[0]}?" if near else ""
-            raise ScoreError(
-                f"no score {self.key!r}{meant}; of its kind there are {', '.join(sheet.measures)}"
-            )
+            raise ScoreError(f"no score {self.key!r}{meant}; of its kind there are {', '.join(known)}")
         return sheet, sheet.measures[self.key]
+
+
+def _references(given: Any) -> list[str]:
+    """Return the references of one prediction: a text, or a list of them. Raises ScoreError."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        given = [given]
+    if not given:
+        raise ScoreError("a prediction has an empty list of references")
+    return [_text("reference", i, text) for i, text in enumerate(given)]
+
+
+def _text(what: str, number: int, given: Any) -> str:
+    """Return a report as `score` reads it. Raises ScoreError for what is no text; "" stays, as an empty report."""
+    text, wrong = report_text(given)
+    # What a model did not write is an empty report; a reference that is missing is a mistake.
+    if wrong == "no text" or (what == "reference" and wrong == "empty" and given != ""):
+        raise ScoreError(
+            f"{what} {number} is no text but {'missing' if given is None or given != given else type(given).__name__}"
+        )
+    return text
 
 
 def _last(completion: Any) -> str:

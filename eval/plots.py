@@ -10,9 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eval.page.parts import number_of, tooltip
-from eval.scores.keys import short_name
-from eval.scores.result import Scores
-from eval.signature import Score
+from eval.scores.sheet import SheetScore
 
 
 class Row(NamedTuple):
@@ -62,7 +60,7 @@ def _marks(row: Row) -> str:
     return f"{line}<i class='{kind}' style='left:{x:.2f}%'></i>"
 
 
-def bars(key: str, rows: Sequence[tuple[str, str, Mapping[str, Score]]]) -> str:
+def bars(key: str, rows: Sequence[tuple[str, str, Mapping[str, SheetScore]]]) -> str:
     """Draw the first headline score of the predictions above that of every baseline."""
     found = [(name, scores[key]) for name, _, scores in rows if key in scores]
     shown = [
@@ -70,18 +68,13 @@ def bars(key: str, rows: Sequence[tuple[str, str, Mapping[str, Score]]]) -> str:
         for i, (name, s) in enumerate(found)
         if not math.isnan(s.value)
     ]
-    return intervals(shown, short_name(key), "with 95 % intervals") if shown else ""
+    return intervals(shown, found[0][1].title, "with 95 % intervals") if shown else ""
 
 
-def dots(scores: Scores, name: str) -> str:
-    """Draw F1 of every condition, the frequent ones first. `name` is label-f1 or chexbert-f1."""
-    rows = sorted(scores.conditions[name]["neg"], key=lambda row: -row["support"])
-    shown = []
-    for row in rows:
-        s, n = scores.scores[f"{name}/{row['condition']}/neg"], row["support"]
-        value, low, high = (s.value, s.low, s.high) if n else (math.nan,) * 3
-        shown.append(Row(row["condition"], value, low, high, note=f"n = {n}"))
-    return intervals(shown, "F1 by condition", "with 95 % intervals")
+def dots(points: Sequence[tuple[str, SheetScore, str]]) -> str:
+    """Draw points (name, score, note) below one another; a score without a value keeps its row."""
+    rows = [Row(name, s.value, s.low, s.high, note=note) for name, s, note in points]
+    return intervals(rows, "F1 by condition", "with 95 % intervals")
 
 
 LINES = ("var(--main)", "var(--miss)", "var(--ok)", "var(--new)", "var(--quiet)")  # of the page's style

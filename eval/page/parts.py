@@ -54,8 +54,15 @@ def tooltip(short: str, whole: str) -> str:
 
 
 def value_of(s: Score | None) -> str:
-    """Show a score with its interval as HTML; a dash where there is none."""
-    return "–" if s is None else number_of(s.value, s.low, s.high)
+    """Show a score with its interval as HTML, over how many conditions it is a mean, or why it has no interval; a dash
+    where there is no score."""
+    if s is None:
+        return "–"
+    said = number_of(s.value, s.low, s.high)
+    notes = [getattr(s, name, "") for name in ("over", "no_interval")]
+    if not math.isfinite(s.value):
+        return said
+    return said + "".join(f" <span class='quiet'>({escape(note)})</span>" for note in notes if note)
 
 
 def number_of(value: float | None, low: float | None, high: float | None, form: str = ".3f") -> str:
@@ -68,11 +75,6 @@ def number_of(value: float | None, low: float | None, high: float | None, form: 
     if ends == ["–", "–"]:
         return f"{value:{form}}"
     return f"{value:{form}} <span class='quiet'>[{', '.join(ends)}]</span>"
-
-
-def named(name: str, how: str) -> str:
-    """Show a name with what it is below."""
-    return escape(name) + (f"<br><span class='quiet'>{escape(how)}</span>" if how else "")
 
 
 def facts_of(facts: Mapping[str, str], kind: str = "facts") -> str:

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from html import escape
 
-from eval.page.parts import named, number_of, table_of, value_of
+from eval.page.parts import number_of, table_of, value_of
 from eval.page.shell import Section
 from eval.plots import bars, dots
+from eval.scores.families import families
+from eval.scores.family import Grid
 from eval.scores.inputs import POLICIES
-from eval.scores.keys import (
-    AVERAGE_NAMES,
-    LEXICAL,
-    SAFETY,
-    clinical_keys,
-    headline_keys,
-    short_name,
-    subgroup_keys,
-)
 from eval.scores.result import Scores
-from eval.scores.tables import intervals, lexical_profiles, scored, studies
-
-_READERS = {
-    "label-f1": "Labels are read by the rule-based labeller, which is not CheXbert.",
-    "chexbert-f1": "Labels are read by CheXbert.",
-}
+from eval.scores.tables import beside_baselines, by_subgroup, intervals, scored, studies
 
 
 def score_sections(scores: Scores) -> list[Section]:
@@ -31,73 +19,41 @@ def score_sections(scores: Scores) -> list[Section]:
     sections = [Section("scores", "Scores beside baselines", _beside_baselines(scores))]
     if scores.comparison:
         sections.append(Section("comparison", f"Against {scores.comparison.other}", _comparison(scores)))
-    for name in scores.conditions:
-        by_chexbert = name == "chexbert-f1"
-        html = (
-            "<p class='quiet'>F1 with interval, uncertain counted as absent; n is the number of positive references. "
-            f"{_READERS[name]}</p>{dots(scores, name)}{_averages(scores, name)}"
-        )
-        title = f"By condition{', CheXbert' if by_chexbert else ''}"
-        sections.append(Section(f"conditions{'-chexbert' if by_chexbert else ''}", title, html))
-    profiles = lexical_profiles(scores)
-    overlap = [
-        [escape(m.upper()), *(value_of(scores.scores.get(f"{m}/{p}")) for p in profiles)] for m in LEXICAL
-    ]
-    table = table_of(["score", *profiles], overlap, numeric_from=1)
-    sections.append(Section("overlap", "Text overlap by profile", table))
-    shown = [
-        [escape(name), value_of(scores[key]), value_of(scores.scores.get(reference))]
-        for key, (name, reference) in SAFETY.items()
-    ]
-    table = table_of(["what", "predictions", "references"], shown, numeric_from=1)
-    sections.append(Section("safety", "Change, sides, length, repetition", table))
+    grids: dict[str, list[Grid]] = {}
+    for family in families():
+        for grid in family.grids(scores):
+            grids.setdefault(grid.section, []).append(grid)
+    for name, of_section in grids.items():
+        html = "".join(_drawn(grid) for grid in of_section)
+        sections.append(Section(name, of_section[0].title, html))
     if scores.subgroups:
-        keys = subgroup_keys(scores.scores, scores.settings["min_support"])
-        found = [
-            [escape(f"{g.attribute} {g.value}"), str(g.n), *(value_of(g.scores.get(k)) for k in keys)]
-            for g in scores.subgroups
-        ]
-        table = table_of(["group", "studies", *map(short_name, keys)], found, numeric_from=1)
-        sections.append(Section("groups", "By sex, age and view", table))
+        grid = by_subgroup(scores)
+        sections.append(Section(grid.section, grid.title, _drawn(grid)))
     return sections
 
 
+def _drawn(grid: Grid) -> str:
+    """Draw a table, below its points if it has some."""
+    rows = [[escape(cell) if isinstance(cell, str) else value_of(cell) for cell in row] for row in grid.rows]
+    note = f"<p class='quiet'>{escape(grid.note)}</p>" if grid.note else ""
+    points = dots(grid.points) if grid.points else ""
+    return note + points + table_of(grid.head, rows, numeric_from=1)
+
+
 def _beside_baselines(scores: Scores) -> str:
-    least = scores.settings["min_support"]
-    keys, clinical = headline_keys(scores.scores, least), clinical_keys(scores.scores, least)
-    rows = [("predictions", "", scores.scores), *((f.name, f.how, f.scores) for f in scores.floors)]
+    systems = [("predictions", "", scores.scores), *((f.name, f.how, f.scores) for f in scores.floors)]
     patients = f"{scores.patients} patients" if scores.patients != scores.n else "one study a patient"
-    parts = [
+    about = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(how)}</dd></div>" for name, how, _ in systems if how
+    )
+    return (
         f"<p class='quiet'>{studies(scores.n)}, {patients}. Scored: {scored(scores)}. "
         f"{escape(intervals(scores)).capitalize()}. "
-        "A baseline (or floor) is a report that did not look at the image.</p>",
-        bars(keys[0], rows),
-        table_of(
-            ["report", *map(short_name, keys)],
-            [[named(name, how), *(value_of(found.get(k)) for k in keys)] for name, how, found in rows],
-            numeric_from=1,
-        ),
-    ]
-    if clinical:
-        head = ["clinical score", *(name for name, _, _ in rows)]
-        lines = [[escape(short_name(k)), *(value_of(found.get(k)) for _, _, found in rows)] for k in clinical]
-        parts.append(table_of(head, lines, numeric_from=1))
-    return "".join(parts)
-
-
-def _averages(scores: Scores, name: str) -> str:
-    least = scores.settings["min_support"]
-    averages = {**AVERAGE_NAMES, f"macro-{least}": f"macro, n ≥ {least}"}
-    rows = [
-        [
-            escape(shown),
-            *(value_of(scores.scores.get(f"{name}/{n}/{a}/{u}")) for n in (14, 5) for u in ("neg", "pos")),
-        ]
-        for a, shown in averages.items()
-        if f"{name}/14/{a}/neg" in scores.scores
-    ]
-    head = ("14, uncertain absent", "14, uncertain present", "5, uncertain absent", "5, uncertain present")
-    return table_of(["average", *head], rows, numeric_from=1)
+        "A baseline (or floor) is a report that did not look at the image.</p>"
+        + bars(scores.headline_keys()[0], systems)
+        + _drawn(beside_baselines(scores))
+        + (f"<dl class='facts'>{about}</dl>" if about else "")
+    )
 
 
 def _comparison(scores: Scores) -> str:
@@ -108,7 +64,7 @@ def _comparison(scores: Scores) -> str:
         plain = (f"{d.value:.3f}", f"{d.other:.3f}")
         tests = (f"{d.p:.4f}", f"{d.p_holm:.4f}")
         cells = [*plain, number_of(d.difference, d.low, d.high, "+.3f"), *tests]
-        rows.append([escape(short_name(d.name)), *("–" if cell == "nan" else cell for cell in cells)])
+        rows.append([escape(d.title), *("–" if cell == "nan" else cell for cell in cells)])
     head = ["score", "predictions", "other", "difference", "p", "p (Holm)"]
     return (
         f"<p class='quiet'>Paired bootstrap, and {compared.n_permutations} permutations of the two within patients.</p>"

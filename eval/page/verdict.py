@@ -7,18 +7,14 @@ from html import escape
 from typing import Literal
 
 from eval.scores.floors import Floor
-from eval.scores.keys import clinical_keys, headline_keys, short_name
 from eval.scores.result import Scores
-from eval.signature import Score
+from eval.scores.sheet import LEAST_PATIENTS, SheetScore
 
 Outcome = Literal["better", "worse", "open"]
 
-# Fewer patients make a percentile bootstrap too narrow to say anything by.
-LEAST_PATIENTS = 10
 # p after Holm's correction, of differences in pairs.
 ALPHA = 0.05
 
-_LOWER_IS_BETTER = ("radcliq/",)
 _SPOKEN = {"shuffled images": "the model with shuffled images", "blank images": "the model with blank images"}
 
 
@@ -52,7 +48,7 @@ def verdict(scores: Scores) -> list[str]:
 
 
 def outcomes(
-    ours: Mapping[str, Score], theirs: Mapping[str, Score], keys: Sequence[str]
+    ours: Mapping[str, SheetScore], theirs: Mapping[str, SheetScore], keys: Sequence[str]
 ) -> dict[str, Outcome]:
     """Compare the intervals of each score that both have, as key -> outcome; undefined ones are left out."""
     found: dict[str, Outcome] = {}
@@ -61,7 +57,7 @@ def outcomes(
         if a is None or b is None or any(x != x for s in (a, b) for x in (s.value, s.low, s.high)):
             continue
         higher, lower = a.low > b.high, a.high < b.low
-        if key.startswith(_LOWER_IS_BETTER):
+        if a.better == "lower":
             higher, lower = lower, higher
         found[key] = "better" if higher else "worse" if lower else "open"
     return found
@@ -95,7 +91,7 @@ def verdict_html(scores: Scores) -> str:
     """Return the sentences as HTML: the first large, the others and what they count below."""
     first, *others = verdict(scores)
     items = "".join(f"<li>{escape(text)}</li>" for text in others)
-    names = ", ".join(map(short_name, _keys(scores)))
+    names = ", ".join(scores.scores[key].title for key in _keys(scores))
     counted = f"Counted: {names}. Better or worse: the 95 % intervals do not overlap."
     return (
         f"<p class='verdict'>{escape(first)}</p>"
@@ -105,8 +101,7 @@ def verdict_html(scores: Scores) -> str:
 
 
 def _keys(scores: Scores) -> list[str]:
-    least = scores.settings["min_support"]
-    return [*headline_keys(scores.scores, least), *clinical_keys(scores.scores, least)]
+    return [key for key, s in scores.scores.items() if s.headline and s.better != "neither"]
 
 
 def _compared(scores: Scores) -> list[str]:
@@ -115,7 +110,7 @@ def _compared(scores: Scores) -> list[str]:
     found: dict[str, Outcome] = {}
     for d in scores.comparison.differences:
         if d.p_holm == d.p_holm:
-            up = (d.difference > 0) != d.name.startswith(_LOWER_IS_BETTER)
+            up = (d.difference > 0) != (d.better == "lower")
             found[d.name] = "open" if d.p_holm > ALPHA or not d.difference else "better" if up else "worse"
     if not found:
         return []

@@ -82,28 +82,43 @@ class BertScore:
 
         Raises ScoreError for `idf` over fewer than 2 references: all weights would be 0, and with them the score.
         """
-        if idf and len(references) < 2:
+        return self.f1s(references, predictions, (idf,), progress=progress)[0]
+
+    def f1s(
+        self,
+        references: Sequence[str],
+        predictions: Sequence[str],
+        idfs: Sequence[bool],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """Return `f1` with and without weights, in the order of `idfs`, (len(idfs), N); the model reads each text
+        once. Raises ScoreError as `f1` does."""
+        if any(idfs) and len(references) < 2:
             raise ScoreError(
                 f"IDF weights over {len(references)} reference are all zero; score without idf, or more studies"
             )
         ref_ids, hyp_ids = self._ids(references), self._ids(predictions)
-        weight = self._idf(ref_ids) if idf else {}
-        unseen = math.log(len(references) + 1) if idf else 1.0
-        edges = {self.tokenizer.cls_token_id, self.tokenizer.sep_token_id}
-        weights = [
-            [[0.0 if i in edges else weight.get(i, unseen) for i in ids] for ids in side]
-            for side in (ref_ids, hyp_ids)
-        ]
-        f1_N = np.zeros(len(references))
+        weights = [self._weights(ref_ids, hyp_ids, idf) for idf in idfs]
+        f1_KN = np.zeros((len(idfs), len(references)))
         order = sorted(range(len(references)), key=lambda n: -max(len(ref_ids[n]), len(hyp_ids[n])))
         for start in range(0, len(order), PAIRS):
             rows = order[start : start + PAIRS]
             ref, hyp = ([side[n] for n in rows] for side in (ref_ids, hyp_ids))
-            w_ref, w_hyp = ([side[n] for n in rows] for side in weights)
-            f1_N[rows] = self._match(ref, hyp, w_ref, w_hyp)
+            weighed = [[[side[n] for n in rows] for side in sides] for sides in weights]
+            f1_KN[:, rows] = self._match(ref, hyp, weighed)
             if progress:
                 progress(start + len(rows), len(order))
-        return (f1_N - BASELINE) / (1 - BASELINE)
+        return (f1_KN - BASELINE) / (1 - BASELINE)
+
+    def _weights(self, ref_ids, hyp_ids, idf: bool) -> list[list[list[float]]]:
+        weight = self._idf(ref_ids) if idf else {}
+        unseen = math.log(len(ref_ids) + 1) if idf else 1.0
+        edges = {self.tokenizer.cls_token_id, self.tokenizer.sep_token_id}
+        return [
+            [[0.0 if i in edges else weight.get(i, unseen) for i in ids] for ids in side]
+            for side in (ref_ids, hyp_ids)
+        ]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         # the first word is to be the same token as the same word in the middle, which has a space before it
@@ -118,14 +133,18 @@ class BertScore:
         return {token: math.log((len(documents) + 1) / (count + 1)) for token, count in counts.items()}
 
     @torch.no_grad()
-    def _match(self, ref_ids, hyp_ids, ref_weights, hyp_weights) -> np.ndarray:
+    def _match(self, ref_ids, hyp_ids, weights) -> np.ndarray:
+        """Return F1 (K, B) for K pairs of weights of the references and the predictions."""
         (r_BMC, r_BM), (h_BNC, h_BN) = self._embed(ref_ids), self._embed(hyp_ids)
         similar_BNM = (h_BNC @ r_BMC.transpose(1, 2)) * (h_BN[:, :, None] * r_BM[:, None, :])
-        precision = self._mean(similar_BNM.amax(2), hyp_weights)
-        recall = self._mean(similar_BNM.amax(1), ref_weights)
         empty = torch.tensor([len(a) <= 2 or len(b) <= 2 for a, b in zip(ref_ids, hyp_ids, strict=True)])
-        f1 = 2 * precision * recall / (precision + recall)
-        return f1.masked_fill(empty | f1.isnan(), 0.0).numpy()
+        found = []
+        for ref_weights, hyp_weights in weights:
+            precision = self._mean(similar_BNM.amax(2), hyp_weights)
+            recall = self._mean(similar_BNM.amax(1), ref_weights)
+            f1 = 2 * precision * recall / (precision + recall)
+            found.append(f1.masked_fill(empty | f1.isnan(), 0.0).numpy())
+        return np.stack(found)
 
     def _embed(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Return unit vectors (B, N, C) and which are real (B, N)."""

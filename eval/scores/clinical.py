@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.scores import weights
+from eval.scores.family import Family, Grid, Reports
 from eval.scores.inputs import ScoreError
-from eval.scores.label_f1 import add_label_f1
 from eval.scores.radcliq import add_radcliq, bleu_2
 from eval.scores.registry import NotComputed, merged
 from eval.scores.sheet import Sheet
@@ -61,70 +61,150 @@ class Clinical:
             found.radgraph[name] = model(reports, _named(progress, name), keep=keep)
         return found
 
-    def add(
-        self,
-        sheet: Sheet,
-        reference: Readings,
-        predicted: Readings,
-        progress: Progress | None,
-        min_support: int,
-    ) -> None:
-        """Put every score that can be computed on a sheet."""
-        from eval.scores.radgraph import add_radgraph, entity_relation_f1
 
-        features, used = {}, {}
-        if self.chexbert:
-            from eval.scores.chexbert import cosine
+# --- the families -----------------------------------------------------------------------------------------------------
 
-            used["chexbert"] = self.chexbert.sha256[:DIGITS]
-            ckpt = f"sha256:{used['chexbert']}"
-            add_label_f1(
-                sheet,
-                reference.chexbert.labels_N14,
-                predicted.chexbert.labels_N14,
-                name="chexbert-f1",
-                min_support=min_support,
-                ckpt=ckpt,
-            )
-            features["chexbert"] = cosine(reference.chexbert.vectors_NC, predicted.chexbert.vectors_NC)
+
+def _models(reports: Reports) -> tuple[Clinical, Readings, Readings] | None:
+    """Return the models, and what they read in references and predictions; each text is read once."""
+    models = reports.models
+    if models is None:
+        return None
+    if reports.read_references is None:
+        reports.read_references = models.read(reports.references, reports.progress)
+    if reports.read_predictions is None:
+        reports.read_predictions = models.read(reports.predictions, reports.progress)
+    return models, reports.read_references, reports.read_predictions
+
+
+def _add_chexbert(sheet: Sheet, reports: Reports) -> None:
+    from eval.scores.label_f1 import add_label_f1, least_of
+
+    found = _models(reports)
+    if not found or not found[0].chexbert:
+        return
+    from eval.scores.chexbert import cosine
+
+    models, reference, predicted = found
+    ckpt = f"sha256:{models.chexbert.sha256[:DIGITS]}"
+    reports.labels["chexbert-f1"] = (reference.chexbert.labels_N14, predicted.chexbert.labels_N14)
+    add_label_f1(
+        sheet, *reports.labels["chexbert-f1"], name="chexbert-f1", min_support=least_of(reports), ckpt=ckpt
+    )
+    similar = cosine(reference.chexbert.vectors_NC, predicted.chexbert.vectors_NC)
+    reports.features["chexbert-vector"] = similar
+    details = signature("chexbert-vector", sim="cosine", ckpt=ckpt)
+    sheet.add_mean("chexbert-vector", details, similar, title="CheXbert vector")
+
+
+def _chexbert_tables(scores: Any) -> list[Grid]:
+    from eval.scores.label_f1 import label_tables
+
+    vector = scores.scores["chexbert-vector"]
+    more = Grid(
+        "CheXbert vector",
+        ("", "predictions"),
+        [("cosine of the reports' vectors", vector)],
+        "conditions-chexbert",
+    )
+    return [*label_tables(scores, "chexbert-f1"), more]
+
+
+def _add_radgraph(sheet: Sheet, reports: Reports) -> None:
+    found = _models(reports)
+    if not found or not found[0].radgraph:
+        return
+    from eval.scores.radgraph import add_radgraph, entity_relation_f1
+
+    models, reference, predicted = found
+    for name, model in models.radgraph.items():
+        read = reference.radgraph[name], predicted.radgraph[name]
+        add_radgraph(sheet, *read, model=name, sha256=model.sha256)
+        # The original, which RadCliQ was fitted with.
+        if name == "radgraph":
+            values = np.array([entity_relation_f1(r, h) for r, h in zip(*read, strict=True)])
+            reports.features["radgraph"] = values
+            ckpt = f"sha256:{model.sha256[:DIGITS]}"
+            details = signature("radgraph-f1", model=name, level="entity+relation", case="as-is", ckpt=ckpt)
             sheet.add_mean(
-                "chexbert-vector", signature("chexbert-vector", sim="cosine", ckpt=ckpt), features["chexbert"]
+                "radgraph-f1/radgraph/entity-relation", details, values, title="RadGraph F1 in RadCliQ"
             )
-        for name, model in self.radgraph.items():
-            read = reference.radgraph[name], predicted.radgraph[name]
-            add_radgraph(sheet, *read, model=name, sha256=model.sha256)
-            if name == "radgraph":  # the original, which RadCliQ was fitted with
-                used["radgraph"] = model.sha256[:DIGITS]
-                features["radgraph"] = np.array(
-                    [entity_relation_f1(r, h) for r, h in zip(*read, strict=True)]
-                )
-                ckpt = f"sha256:{used['radgraph']}"
-                details = signature(
-                    "radgraph-f1", model=name, level="entity+relation", case="as-is", ckpt=ckpt
-                )
-                sheet.add_mean("radgraph-f1/radgraph/entity-relation", details, features["radgraph"])
-        if self.bertscore:
-            used["bertscore"] = self.bertscore.sha256[:DIGITS]
-            features["bertscore"] = self.bertscore.f1(
-                reference.reports, predicted.reports, progress=_named(progress, "BERTScore")
+
+
+def _radgraph_tables(scores: Any) -> list[Grid]:
+    kinds = ("precision", "recall", "f1")
+    rows = []
+    for key in scores.scores:
+        name, *rest = key.split("/")
+        if name == "radgraph-f1" and len(rest) == 2:
+            rows.append(
+                (" ".join(rest), *(scores.scores.get("/".join([f"radgraph-{k}", *rest])) for k in kinds))
             )
-            details = signature(
-                "bertscore", model="distilroberta-base", layer=5, rescaled="yes", idf="no",
-                ckpt=f"sha256:{used['bertscore']}",
-            )  # fmt: skip
-            sheet.add_mean("bertscore", details, features["bertscore"])
-        if len(features) == 3:
-            features_N4 = np.stack(
-                [
-                    features["radgraph"],
-                    features["bertscore"],
-                    features["chexbert"],
-                    bleu_2(reference.reports, predicted.reports),
-                ],
-                axis=1,
-            )
-            models = "+".join(used[name] for name in ("radgraph", "bertscore", "chexbert"))
-            add_radcliq(sheet, features_N4, models=models, idf=False)
+    return [Grid("RadGraph", ("model and level", *kinds), rows, "radgraph")]
+
+
+def _add_bertscore(sheet: Sheet, reports: Reports) -> None:
+    found = _models(reports)
+    if not found or not found[0].bertscore:
+        return
+    model = found[0].bertscore
+    # Of one reference all weights were 0.
+    idfs = (False, True) if len(reports) > 1 else (False,)
+    values_KN = model.f1s(
+        reports.references, reports.predictions, idfs, progress=_named(reports.progress, "BERTScore")
+    )
+    for idf, values_N in zip(idfs, values_KN, strict=True):
+        reports.features[f"bertscore{'/idf' if idf else ''}"] = values_N
+        details = signature(
+            "bertscore", model="distilroberta-base", layer=5, rescaled="yes", idf="yes" if idf else "no",
+            ckpt=f"sha256:{model.sha256[:DIGITS]}",
+        )  # fmt: skip
+        key, title = ("bertscore/idf", "BERTScore, idf") if idf else ("bertscore", "BERTScore")
+        sheet.add_mean(key, details, values_N, title=title, headline=not idf)
+
+
+def _add_radcliq(sheet: Sheet, reports: Reports) -> None:
+    features = reports.features
+    if reports.models is None or not {"radgraph", "bertscore", "chexbert-vector"} <= features.keys():
+        return
+    loaded = (reports.models.radgraph["radgraph"], reports.models.bertscore, reports.models.chexbert)
+    models = "+".join(model.sha256[:DIGITS] for model in loaded)
+    for idf in (False, True):
+        if (bertscore := features.get(f"bertscore{'/idf' if idf else ''}")) is None:
+            continue
+        features_N4 = np.stack(
+            [
+                features["radgraph"], bertscore, features["chexbert-vector"],
+                bleu_2(reports.references, reports.predictions),
+            ],
+            axis=1,
+        )  # fmt: skip
+        add_radcliq(sheet, features_N4, models=models, idf=idf)
+
+
+def _needed_radgraph(key: str) -> tuple[str, ...]:
+    return tuple(key.split("/")[1:2])
+
+
+_FOR_RADCLIQ = ("chexbert", "radgraph", "distilroberta-base")
+CHEXBERT = Family(
+    "chexbert", "CheXbert", _add_chexbert, ("chexbert-f1", "chexbert-vector"), _chexbert_tables,
+    lambda key: ("chexbert",),
+)  # fmt: skip
+RADGRAPH = Family(
+    "radgraph", "RadGraph", _add_radgraph, ("radgraph-f1", "radgraph-precision", "radgraph-recall"),
+    _radgraph_tables, _needed_radgraph,
+)  # fmt: skip
+BERTSCORE = Family("bertscore", "BERTScore", _add_bertscore, needs=lambda key: ("distilroberta-base",))
+RADCLIQ = Family(
+    "radcliq", "RadCliQ (lower is better)", _add_radcliq, needs=lambda key: _FOR_RADCLIQ,
+    after=("chexbert", "radgraph", "bertscore"),
+)  # fmt: skip
+FAMILIES = (CHEXBERT, RADGRAPH, BERTSCORE, RADCLIQ)
+"""In this order: RadCliQ needs what the others have made."""
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
 
 
 def load(

@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.resampling import holm, paired_bootstrap, paired_permutation
 from eval.scores.inputs import POLICIES
-from eval.scores.sheet import Sheet
+from eval.scores.sheet import Better, Sheet
 from eval.signature import Score, number
 
 PERMUTATIONS = 10_000
@@ -28,11 +28,15 @@ class Difference:
     high: float
     p: float
     p_holm: float
+    title: str = ""
+    better: Better = "higher"
 
     def to_json(self) -> dict[str, Any]:
         """Return the difference as a dict for JSON; NaN becomes None."""
         return {
             "name": self.name,
+            "title": self.title,
+            "better": self.better,
             "value": number(self.value),
             "other": number(self.other),
             "difference": number(self.difference),
@@ -99,7 +103,7 @@ def differences(
     return [
         Difference(
             key, float(values[i]), float(others[i]), float(difference[i]), float(low[i]), float(high[i]),
-            tested.get(key, nan), adjusted.get(key, nan),
+            tested.get(key, nan), adjusted.get(key, nan), measures[i].title, measures[i].better,
         )
         for i, key in enumerate(keys)
     ]  # fmt: skip

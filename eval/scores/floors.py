@@ -11,7 +11,7 @@ from typing import Any
 from eval import baselines
 from eval.scores.inputs import Pairs, ScoreError, Source, align, load, missing, report_text
 from eval.scores.registry import NotComputed
-from eval.signature import Score
+from eval.scores.sheet import SheetScore
 
 Given = str | Path | Mapping[str, Source] | None
 
@@ -22,7 +22,7 @@ class Floor:
 
     name: str
     how: str
-    scores: dict[str, Score]
+    scores: dict[str, SheetScore]
 
 
 def floor_reports(

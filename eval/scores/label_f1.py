@@ -1,23 +1,35 @@
 """Multi-label F1 over the CheXpert conditions: micro, macro, weighted, example-based, both uncertainty policies.
 
 Everything follows from true positives, false positives and false negatives per study and condition, so the
-bootstrap sums counts instead of scoring again. Values equal scikit-learn's with `zero_division=0`. An uncertain
+bootstrap sums counts instead of scoring again. Values equal scikit-learn's; what is not defined is NaN. An uncertain
 label counts as absent (`neg`, as in LLaVA-Rad and MAIRA-2) or as present (`pos`, as in f1chexbert and RadEval), on
 both sides alike; the choice moves published numbers by several points, so both are always computed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from eval.scores.family import Family, Grid, Reports
+from eval.scores.labels import LABELLER, label_matrix
 from eval.scores.phrases import CONDITIONS
-from eval.scores.sheet import Sheet
+from eval.scores.sheet import Of, Sheet, ratio
 from eval.signature import signature
 
 POLICIES = ("neg", "pos")
-AVERAGES = ("micro", "macro", "macro-supported", "weighted", "example")
+AVERAGES = {
+    "micro": "micro",
+    "macro": "macro",
+    "macro-all": "macro, all",
+    "macro-supported": "macro, in references",
+    "weighted": "weighted",
+    "example": "example-based",
+}
 FIVE = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
 """The five conditions of CheXpert's competition, "F1-5"."""
 
@@ -55,29 +67,43 @@ def precision_recall_f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def micro_f1(counts: np.ndarray) -> np.ndarray:
-    """Return F1 over all decisions, (...), from summed counts (..., 3, C)."""
-    return precision_recall_f1(counts.sum(axis=-1, keepdims=True))[2][..., 0]
+    """Return F1 over all decisions, (...), from summed counts (..., 3, C); NaN where neither side has a positive."""
+    tp, fp, fn = np.moveaxis(counts.sum(axis=-1), -1, 0)
+    return ratio(np.stack([2 * tp, 2 * tp + fp + fn], axis=-1))
 
 
 def macro_f1(counts: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
     """Return the mean F1 over conditions, (...), from summed counts (..., 3, C).
 
-    Without `among`, all conditions count: one that never occurs counts 0, as in scikit-learn. With a bool
-    mask `among` (C,), only those that also occur in the sums at hand count. So a bootstrap replicate without
-    a positive of a condition leaves it out instead of scoring it 0. NaN if none is left.
+    A condition counts if it is in the reference or in the prediction: one that is only predicted counts 0, one that
+    neither side has is left out (scikit-learn's `zero_division=nan`). With a bool mask `among` (C,), only those
+    count. NaN if none is left.
     """
+    used = present(counts)
+    if among is not None:
+        used = used & np.asarray(among, dtype=bool)
     f1 = precision_recall_f1(counts)[2]
-    if among is None:
-        return f1.mean(axis=-1)
-    used = np.asarray(among, dtype=bool) & (support(counts) > 0)
     with np.errstate(invalid="ignore"):
         return np.where(used, f1, 0.0).sum(axis=-1) / np.where(used.any(axis=-1), used.sum(axis=-1), np.nan)
 
 
+def macro_f1_all(counts: np.ndarray) -> np.ndarray:
+    """Return the mean F1 over all conditions, (...), from summed counts (..., 3, C); one that neither side has
+    counts 0, as in scikit-learn with `zero_division=0`."""
+    return precision_recall_f1(counts)[2].mean(axis=-1)
+
+
+def macro_f1_reference(counts: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Return the mean F1 over the conditions of a bool mask `among` (C,) that the reference has, (...), from summed
+    counts (..., 3, C). It does not see conditions that only the prediction has. NaN if none is left."""
+    return macro_f1(counts, np.asarray(among, dtype=bool) & (support(counts) > 0))
+
+
 def weighted_f1(counts: np.ndarray) -> np.ndarray:
-    """Return the mean F1 over conditions weighted by support, (...), from summed counts (..., 3, C)."""
+    """Return the mean F1 over conditions weighted by support, (...), from summed counts (..., 3, C); NaN without
+    support."""
     f1, n = precision_recall_f1(counts)[2], support(counts)
-    return _ratio((f1 * n).sum(axis=-1), n.sum(axis=-1))
+    return ratio(np.stack([(f1 * n).sum(axis=-1), n.sum(axis=-1)], axis=-1))
 
 
 def example_f1(counts_N3C: np.ndarray) -> np.ndarray:
@@ -90,6 +116,11 @@ def example_f1(counts_N3C: np.ndarray) -> np.ndarray:
 def support(counts: np.ndarray) -> np.ndarray:
     """Count the positives in the reference, (..., C), from summed counts (..., 3, C)."""
     return counts[..., 0, :] + counts[..., 2, :]
+
+
+def present(counts: np.ndarray) -> np.ndarray:
+    """Tell, from summed counts (..., 3, C), which conditions the reference or the prediction has, (..., C)."""
+    return counts.sum(axis=-2) > 0
 
 
 def columns(conditions: Sequence[str]) -> list[int]:
@@ -116,9 +147,15 @@ def add_label_f1(
     """Put all label F1 of two label matrices (N, 14; 1, 0, -1, NaN) on a sheet.
 
     Keys, for the name `label-f1`: `label-f1/14/macro/neg` (14 or 5 conditions; each of AVERAGES; neg or pos),
-    `label-f1/14/macro-30/neg` for the macro mean over conditions with at least `min_support` positives where there is
-    one, and `label-f1/Edema/neg` for a condition. `labeller` and `ckpt` say who read the labels, `reference` where
-    those of the references come from.
+    `label-f1/14/macro-30/neg` for the macro mean over conditions of which the reference or the prediction has at least
+    `min_support` positives, and `label-f1/Edema/neg` for a condition. `labeller` and `ckpt` say who read the labels,
+    `reference` where those of the references come from.
+
+    | average | conditions that count | signature |
+    |---|---|---|
+    | macro | that the reference or the prediction has | support:either |
+    | macro-all | all; one that neither side has counts 0 | zero:0 |
+    | macro-supported | that the reference has: invented ones go unseen | support:reference |
     """
     for policy in POLICIES:
         counts_N3C = confusion(binarize(reference_N14, policy), binarize(predicted_N14, policy))
@@ -129,7 +166,10 @@ def add_label_f1(
         for i, condition in enumerate(CONDITIONS):
             where = sheet.columns(counts_N3C[:, :, i])
             details = signature(name, labeller=labeller, condition=condition.replace(" ", "-"), **choices)
-            sheet.add(f"{name}/{condition}/{policy}", details, lambda sums: micro_f1(sums[..., None]), where)
+            sheet.add(
+                f"{name}/{condition}/{policy}", details, lambda sums: micro_f1(sums[..., None]), where,
+                title=f"{_reader(name)}{condition} F1", positives=lambda sums: sums[..., 0] + sums[..., 2],
+            )  # fmt: skip
 
 
 def _add_averages(
@@ -143,44 +183,139 @@ def _add_averages(
 ) -> None:
     n, _, c = counts_N3C.shape
     where = sheet.columns(counts_N3C.reshape(n, 3 * c))
-    positives_C = support(counts_N3C.sum(axis=0))
 
-    def details(average: str, **more: object) -> str:
-        return signature(name, labeller=labeller, n=c, avg=average, **more, **choices)
+    def counted(of: Of) -> Of:
+        return lambda sums: of(sums.reshape(*sums.shape[:-1], 3, c))
 
-    def add(average: str, described: str, of) -> None:
+    def add(average: str, of: Of, *, said: str = "", **more: object) -> None:
+        choice = {"support": more.pop("support", None), "min_support": more.pop("min_support", None)}
+        # Only there an undefined F1 counts 0.
+        zero = None if choice["support"] == "either" else choices["zero"]
+        details = signature(
+            name, labeller=labeller, n=c, avg=said or average, **choice, **{**choices, "zero": zero}
+        )
         key = f"{name}/{number}/{average}/{choices['unc']}"
-        sheet.add(key, described, lambda s: of(s.reshape(*s.shape[:-1], 3, c)), where)
+        headline = number == "14" and choices["unc"] == "neg" and average in ("macro", "micro")
+        sheet.add(
+            key, details, counted(of), where, title=f"{_reader(name)}F1-{number} {_average(average)}",
+            headline=headline, whole=c, positives=counted(lambda counts: support(counts).sum(axis=-1)), **more,
+        )  # fmt: skip
 
-    def macro_over(minimum: int):
-        among = positives_C >= minimum
-        return lambda counts: macro_f1(counts, among)
+    add("macro", macro_f1, support="either", over=counted(lambda counts: present(counts).sum(axis=-1)))
+    add("micro", micro_f1)
+    add("macro-all", macro_f1_all, said="macro")
+    supported = counted(lambda counts: (support(counts) > 0).sum(axis=-1))
+    add(
+        "macro-supported", lambda counts: macro_f1_reference(counts, np.ones(c, bool)), said="macro",
+        support="reference", min_support=1, over=supported,
+    )  # fmt: skip
 
-    add("micro", details("micro"), micro_f1)
-    add("macro", details("macro"), macro_f1)
-    add("macro-supported", details("macro", min_support=1), macro_over(1))
-    well_supported = int((positives_C >= min_support).sum())
-    if well_supported:
-        described = details("macro", min_support=min_support, used=well_supported)
-        add(f"macro-{min_support}", described, macro_over(min_support))
-    add("weighted", details("weighted"), weighted_f1)
+    # Which conditions have support is decided on the studies at hand, a subgroup say, and not anew in each replicate.
+    def frequent(counts: np.ndarray) -> np.ndarray:
+        return np.maximum(support(counts), counts[..., 0, :] + counts[..., 1, :]) >= min_support
+
+    add(
+        f"macro-{min_support}", lambda counts: macro_f1(counts, frequent(counts)), said="macro", support="either",
+        min_support=min_support, over=counted(lambda counts: frequent(counts).sum(axis=-1)),
+        chosen=lambda total: counted(partial(macro_f1, among=frequent(total.reshape(3, c)))),
+    )  # fmt: skip
+    add("weighted", weighted_f1)
     key = f"{name}/{number}/example/{choices['unc']}"
-    sheet.add_mean(key, details("example"), example_f1(counts_N3C))
+    details = signature(name, labeller=labeller, n=c, avg="example", **choices)
+    title = f"{_reader(name)}F1-{number} {_average('example')}"
+    sheet.add_mean(key, details, example_f1(counts_N3C), title=title)
+
+
+def _reader(name: str) -> str:
+    return "CheXbert " if name == "chexbert-f1" else ""
+
+
+def _average(average: str) -> str:
+    if average[-1].isdigit():
+        return f"macro, n ≥ {average.rpartition('-')[2]}"
+    return AVERAGES[average]
 
 
 def condition_table(reference_N14: np.ndarray, predicted_N14: np.ndarray, policy: str) -> list[dict]:
-    """Return, per condition, positives in reference and prediction, precision, recall, F1 under one
-    uncertainty policy."""
+    """Return, per condition, positives in reference and prediction, precision, recall and F1 under one uncertainty
+    policy; None where there is nothing to divide by."""
     counts = confusion(binarize(reference_N14, policy), binarize(predicted_N14, policy)).sum(axis=0)
     precision, recall, f1 = precision_recall_f1(counts)
+    tp, fp, fn = counts
     return [
         {
             "condition": condition,
             "support": int(counts[0, i] + counts[2, i]),
             "predicted": int(counts[0, i] + counts[1, i]),
-            "precision": float(precision[i]),
-            "recall": float(recall[i]),
-            "f1": float(f1[i]),
+            "precision": float(precision[i]) if tp[i] + fp[i] else None,
+            "recall": float(recall[i]) if tp[i] + fn[i] else None,
+            "f1": float(f1[i]) if tp[i] + fp[i] + fn[i] else None,
         }
         for i, condition in enumerate(CONDITIONS)
     ]
+
+
+# --- how it is shown --------------------------------------------------------------------------------------------------
+
+READERS = {
+    "label-f1": ("labeller `rules`", "Labels are read by the rule-based labeller, which is not CheXbert."),
+    "chexbert-f1": ("CheXbert", "Labels are read by CheXbert."),
+}
+
+
+def label_tables(scores: Any, name: str) -> list[Grid]:
+    """Return the tables of one labeller's F1: averages, and one row a condition."""
+    reader, said = READERS[name]
+    section = "conditions" if name == "label-f1" else f"conditions-{name.partition('-')[0]}"
+    title = f"By condition{', CheXbert' if name == 'chexbert-f1' else ''}"
+    least = scores.settings["min_support"]
+    averages = []
+    for average in (*AVERAGES, f"macro-{least}"):
+        row = [scores.scores.get(f"{name}/{n}/{average}/{u}") for n in (14, 5) for u in POLICIES]
+        if any(row):
+            averages.append((_average(average), *row))
+    of_conditions = []
+    points = []
+    for row in scores.conditions[name]["neg"]:
+        s = scores.scores[f"{name}/{row['condition']}/neg"]
+        shares = ["-" if row[k] is None else f"{row[k]:.3f}" for k in ("precision", "recall")]
+        of_conditions.append((row["condition"], str(row["support"]), str(row["predicted"]), *shares, s))
+        points.append((row["support"], (row["condition"], s, f"n = {row['support']}")))
+    points.sort(key=lambda point: -point[0])
+    return [
+        Grid(
+            f"{title}, {reader} (uncertain as absent)" if name == "label-f1" else f"{title} (uncertain as absent)",
+            ("condition", "support", "predicted", "precision", "recall", "F1"), of_conditions, section,
+            f"F1 with interval, uncertain counted as absent; n is the number of positive references. {said}",
+            [point for _, point in points],
+        ),
+        Grid(
+            "Label F1, labeller `rules` (not CheXbert)" if name == "label-f1" else "CheXbert F1",
+            ("average", "14, unc. absent", "14, unc. present", "5, unc. absent", "5, unc. present"), averages, section,
+        ),
+    ]  # fmt: skip
+
+
+def _add(sheet: Sheet, reports: Reports) -> None:
+    matrix_N14 = reports.reference_labels_N14
+    if matrix_N14 is None:
+        matrix_N14 = label_matrix(reports.references)
+    reports.labels["label-f1"] = (matrix_N14, label_matrix(reports.predictions))
+    add_label_f1(
+        sheet, *reports.labels["label-f1"], labeller=LABELLER, reference=reports.label_source,
+        min_support=least_of(reports),
+    )  # fmt: skip
+
+
+def least_of(reports: Reports) -> int:
+    """Return the support that a key such as `label-f1/14/macro-50/neg` asks for, else that of the settings."""
+    asked = re.fullmatch(r"[\w-]+/(?:14|5)/macro-(\d+)/(?:neg|pos)", reports.key or "")
+    return int(asked[1]) if asked else reports.min_support
+
+
+FAMILY = Family(
+    "label-f1",
+    "Label F1, labeller `rules` (not CheXbert)",
+    _add,
+    tables=lambda scores: label_tables(scores, "label-f1"),
+)

@@ -24,9 +24,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
+from eval.scores.family import Family, Grid, Reports
 from eval.scores.sheet import Sheet
 from eval.signature import signature, version
 
@@ -129,6 +131,15 @@ def bleu_sacrebleu(stats: np.ndarray) -> np.ndarray:
     precision = np.where(total > 0, precision, 0.0)
     # sacrebleu looks at all orders for "no match at all"; with one missing order nothing above it can match
     return _geometric(precision, match[..., :1] > 0, _brevity(length, ref_length))
+
+
+def sentence_bleu_sacrebleu(stats: np.ndarray) -> np.ndarray:
+    """Return sacrebleu's sentence BLEU with max_ngram_order 1..4, (..., 4): orders longer than the text do not count
+    (`effective_order`)."""
+    bleu = bleu_sacrebleu(stats)
+    total = _columns(stats)[1]
+    longest = np.maximum((total > 0).sum(axis=-1, keepdims=True), 1)
+    return np.take_along_axis(bleu, np.minimum(np.arange(1, ORDERS + 1), longest) - 1, axis=-1)
 
 
 def bleu_nltk(stats: np.ndarray, epsilon: float = 0.0) -> np.ndarray:
@@ -249,9 +260,10 @@ class Profile:
     bleu_details: dict[str, str]
     rouge_details: dict[str, str]
     meteor_details: dict[str, str]
-    prepare: Callable[[np.ndarray], np.ndarray] = lambda stats_NK: (
-        stats_NK
-    )  # per-sample correction of statistics
+    # per-sample correction of statistics
+    prepare: Callable[[np.ndarray], np.ndarray] = lambda stats_NK: stats_NK
+    # BLEU-1..4 of one study, where it is another formula than of a corpus
+    sentence_bleu: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def _rouge_over(tokens: Callable[[str], list[str]], beta: float) -> Callable[[str, str], float]:
@@ -277,6 +289,7 @@ PROFILES: dict[str, Profile] = {
             bleu=bleu_sacrebleu,
             rouge_l=lambda ref, hyp: rouge_scorer().score(ref, hyp)["rougeL"].fmeasure,
             meteor_tokens=plain_tokens,
+            sentence_bleu=sentence_bleu_sacrebleu,
             bleu_details={"tok": "13a", "case": "mixed", "smooth": "exp", "tool": "sacrebleu"},
             rouge_details={"tool": "rouge-score", "stem": "no"},
             meteor_details={"tok": f"plain-{VERSION}"},
@@ -311,24 +324,42 @@ class LexicalSamples:
 
 
 def lexical_samples(
-    references: Sequence[str], hypotheses: Sequence[str], profile: str = "coco", *, with_meteor: bool = True
+    references: Sequence[str | Sequence[str]],
+    hypotheses: Sequence[str],
+    profile: str = "coco",
+    *,
+    with_meteor: bool = True,
 ) -> LexicalSamples:
-    """Score N pairs of texts under a profile. An empty hypothesis scores 0 and counts with its reference's length.
+    """Score N hypotheses under a profile, each against a reference or several. An empty hypothesis scores 0 and counts
+    with its reference's length.
 
-    Raises ValueError for an unknown profile or unequal counts.
+    Of several references BLEU takes the most matches of an n-gram and the closest length, ROUGE-L and METEOR the best
+    score. Raises ValueError for an unknown profile, unequal counts, or a hypothesis without a reference.
     """
     _same_length(references, hypotheses)
     if profile not in PROFILES:
         raise ValueError(f"no lexical profile {profile!r}; there are {', '.join(PROFILES)}")
     p = PROFILES[profile]
-    pairs = list(zip(references, hypotheses, strict=True))
-    stats_NK = bleu_statistics([[p.tokens(r)] for r in references], [p.tokens(h) for h in hypotheses])
-    rouge_l_N = np.array([p.rouge_l(r, h) for r, h in pairs], dtype=np.float64)
+    several = [[r] if isinstance(r, str) else list(r) for r in references]
+    pairs = list(zip(several, hypotheses, strict=True))
+    stats_NK = bleu_statistics(
+        [[p.tokens(r) for r in refs] for refs in several], [p.tokens(h) for h in hypotheses]
+    )
+    rouge_l_N = np.array([max(p.rouge_l(r, h) for r in refs) for refs, h in pairs], dtype=np.float64)
     meteor_N = None
     if with_meteor:
-        words = [(p.meteor_tokens(r), p.meteor_tokens(h)) for r, h in pairs]
-        meteor_N = np.array([meteor(r, h) for r, h in words], dtype=np.float64)
+        words = [([p.meteor_tokens(r) for r in refs], p.meteor_tokens(h)) for refs, h in pairs]
+        meteor_N = np.array([max(meteor(r, h) for r in refs) for refs, h in words], dtype=np.float64)
     return LexicalSamples(p, p.prepare(stats_NK), rouge_l_N, meteor_N)
+
+
+def closest(several: Sequence[Sequence[str]], predictions: Sequence[str]) -> list[str]:
+    """Return, of each study's references, the closest to its prediction by ROUGE-L (coco); the first of equals."""
+    close = PROFILES["coco"].rouge_l
+    return [
+        max(refs, key=lambda ref: close(ref, text)) if len(refs) > 1 else refs[0]
+        for refs, text in zip(several, predictions, strict=True)
+    ]
 
 
 def _same_length(references: Sequence, hypotheses: Sequence) -> None:
@@ -340,19 +371,66 @@ def add_lexical(sheet: Sheet, samples: LexicalSamples) -> None:
     """Put the scores of one profile on a sheet: `bleu-1/coco` .. `bleu-4/coco`, `rouge-l/coco`, `meteor/coco`."""
     p = samples.profile
     where = sheet.columns(samples.bleu_NK)
+
+    def shown(name: str, title: str) -> dict[str, Any]:
+        return {"title": f"{title} {p.name}", "headline": f"{name}/{p.name}" in HEADLINES}
+
     for n in range(1, ORDERS + 1):
-        details = signature(f"bleu-{n}", profile=p.name, **_tool_version(p.bleu_details))
-        sheet.add(f"bleu-{n}/{p.name}", details, lambda sums, n=n: p.bleu(sums)[..., n - 1], where)
+        name = f"bleu-{n}"
+        details = signature(name, profile=p.name, **_tool_version(p.bleu_details))
+        sheet.add(
+            f"{name}/{p.name}", details, lambda sums, n=n: p.bleu(sums)[..., n - 1], where,
+            each=(lambda sums, n=n: p.sentence_bleu(sums)[..., n - 1]) if p.sentence_bleu else None,
+            **shown(name, f"BLEU-{n}"),
+        )  # fmt: skip
     details = signature("rouge-l", profile=p.name, **_tool_version(p.rouge_details))
-    sheet.add_mean(f"rouge-l/{p.name}", details, samples.rouge_l_N)
+    sheet.add_mean(f"rouge-l/{p.name}", details, samples.rouge_l_N, **shown("rouge-l", "ROUGE-L"))
     if samples.meteor_N is not None:
         details = signature(
             "meteor", profile=p.name, **_tool_version({**p.meteor_details, "tool": "nltk"}), wordnet="none"
         )
-        sheet.add_mean(f"meteor/{p.name}", details, samples.meteor_N)
+        sheet.add_mean(f"meteor/{p.name}", details, samples.meteor_N, **shown("meteor", "METEOR"))
 
 
 def _tool_version(details: dict[str, str]) -> dict[str, str]:
     if "tool" not in details:
         return details
     return {**details, "tool": f"{details['tool']}-{version(details['tool'])}"}
+
+
+# --- how it is shown --------------------------------------------------------------------------------------------------
+
+NAMES = ("bleu-1", "bleu-2", "bleu-3", "bleu-4", "rouge-l", "meteor")
+HEADLINES = ("bleu-4/coco", "rouge-l/coco")
+
+
+def _add(sheet: Sheet, reports: Reports) -> None:
+    profiles = list(reports.profiles)
+    if reports.key:
+        profiles = [reports.key.partition("/")[2]]
+    if reports.headline_only:
+        profiles = ["coco"]
+    for name in profiles:
+        if name in PROFILES:
+            with_meteor = not reports.headline_only
+            samples = lexical_samples(
+                reports.several or reports.references, reports.predictions, name, with_meteor=with_meteor
+            )
+            add_lexical(sheet, samples)
+
+
+def profiles_of(scores: Any) -> list[str]:
+    """Return the names of the profiles that BLEU-4 was computed with, in the order of the scores."""
+    return [key.split("/")[1] for key in scores.scores if key.startswith("bleu-4/")]
+
+
+def _tables(scores: Any) -> list[Grid]:
+    profiles = profiles_of(scores)
+    rows = [(name.upper(), *(scores.scores.get(f"{name}/{p}") for p in profiles)) for name in NAMES]
+    return [Grid("Text overlap by profile", ("", *profiles), rows, "overlap")]
+
+
+FAMILY = Family(
+    "lexical", "Text overlap by profile", _add, NAMES, _tables,
+    known=tuple(f"{name}/{profile}" for name in NAMES for profile in PROFILES),
+)  # fmt: skip

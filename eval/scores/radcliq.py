@@ -67,4 +67,8 @@ def add_radcliq(sheet: Sheet, features_N4: np.ndarray, *, models: str, idf: bool
     BERTScore and CheXbert weights, joined by "+"."""
     for version in VERSIONS:
         details = signature(f"radcliq-{version}", lower="better", idf="yes" if idf else "no", ckpt=models)
-        sheet.add_mean(f"radcliq/{version}", details, radcliq(features_N4, version))
+        key = f"radcliq/{version}{'/idf' if idf else ''}"
+        sheet.add_mean(
+            key, details, radcliq(features_N4, version), title=f"RadCliQ {version}{', idf' if idf else ''}",
+            better="lower", headline=not idf,
+        )  # fmt: skip

@@ -368,4 +368,8 @@ def add_radgraph(
                     ckpt=f"sha256:{sha256[:12]}",
                 )  # fmt: skip
                 key = f"{name}/{model}/{level}" + ("/lower" if case == "lower" else "")
-                sheet.add_mean(key, details, scores_N33[:, i, j])
+                short = f"RadGraph{'-XL' if model.endswith('-xl') else ''} {name.partition('-')[2]} {level}"
+                sheet.add_mean(
+                    key, details, scores_N33[:, i, j], title=short.replace(" f1 ", " F1 "),
+                    headline=key == f"radgraph-f1/{model}/partial",
+                )  # fmt: skip

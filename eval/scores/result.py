@@ -13,7 +13,8 @@ from eval.scores.comparison import Comparison
 from eval.scores.floors import Floor
 from eval.scores.inputs import POLICIES
 from eval.scores.registry import NotComputed
-from eval.signature import Score, number
+from eval.scores.sheet import SheetScore
+from eval.signature import number
 
 KIND = "cxr-scores"
 
@@ -26,7 +27,7 @@ class Subgroup:
     value: str
     n: int
     patients: int
-    scores: dict[str, Score]
+    scores: dict[str, SheetScore]
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Scores:
 
     n: int
     patients: int
-    scores: dict[str, Score]
+    scores: dict[str, SheetScore]
     conditions: dict[
         str, dict[str, list[dict]]
     ]  # labeller's score -> uncertainty policy -> one row a condition
@@ -51,7 +52,11 @@ class Scores:
         default_factory=dict, repr=False
     )  # reference and prediction; not saved
 
-    def __getitem__(self, key: str) -> Score:
+    def headline_keys(self) -> list[str]:
+        """Return the keys of the scores that predictions are compared by: the same whatever the data."""
+        return tables.headline_keys(self)
+
+    def __getitem__(self, key: str) -> SheetScore:
         if key not in self.scores:
             raise KeyError(f"no score {key!r}; there are {', '.join(self.scores)}")
         return self.scores[key]

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from eval.scores.family import Family, Grid
 from eval.scores.inputs import report_text
 from eval.scores.labels import LABELLER, label_report, sentences
 from eval.scores.lexical import VERSION, plain_tokens
 from eval.scores.phrases import CONDITIONS
-from eval.scores.sheet import Sheet
+from eval.scores.sheet import Better, Sheet, ratio
 from eval.signature import signature
 
 LEXICON = "safety-1"
@@ -228,40 +229,89 @@ def add_safety(
     pairs = [(read(r), read(p)) for r, p, _ in zip(references, predictions, studies, strict=True)]
     words, tok = LEXICON, f"plain-{VERSION}-words"
 
-    def add(key: str, values: Sequence, among: Sequence | None = None, count: str = "", **choices: object):
+    def add(
+        key: str, values: Sequence, among: Sequence | None = None, count: str = "", better: Better = "neither",
+        **choices: object,
+    ) -> None:  # fmt: skip
         """Sum of values over sum of `among`, without it over the number of reports; the sum of `among` as `count`."""
         over = np.ones(len(pairs)) if among is None else among
         where = sheet.columns(np.array([values, over], dtype=np.float64).T)
-        sheet.add(key, signature(key, **choices), _ratio, where)
+        title = SHOWN[key][0] if key in SHOWN else key
+        more = {"title": title, "better": better}
+        # Of a ratio of words the second column is no count of studies.
+        (sheet.add if key == "words/ratio" else sheet.add_ratio)(
+            key, signature(key, **choices), *((ratio,) if key == "words/ratio" else ()), where, **more
+        )
         if count:
-            sheet.add(count, signature(count, sum="all", **choices), lambda sums: sums[..., 1], where)
+            sheet.add(
+                count,
+                signature(count, sum="all", **choices),
+                lambda sums: sums[..., 1],
+                where,
+                better="neither",
+            )
 
     timed = [bool(ref.temporal or hyp.temporal) for ref, hyp in pairs]
     scores_N3 = np.array([temporal_scores(*pair) for pair in pairs]).reshape(-1, 3)
     choices = {"words": words, "match": "stem-sets", "avg": "report", "one_side": 0, "neither": "left-out"}
     for i, (name, count) in enumerate((("precision", ""), ("recall", ""), ("f1", "temporal-f1/reports"))):
-        add(f"temporal-{name}", scores_N3[:, i], timed, count, **choices)
+        add(f"temporal-{name}", scores_N3[:, i], timed, count, "higher", **choices)
 
     unaided = [not prior_given(study) for study in studies]
     for i, texts, suffix in ((1, predictions, ""), (0, references, "/reference")):
         said = [pair[i] for pair in pairs]
         compares = [bool(r.comparison) and alone for r, alone in zip(said, unaided, strict=True)]
         count = "" if suffix else "hallucinated-prior/reports"
-        add(f"hallucinated-prior{suffix}", compares, unaided, count, words=words, given="prior")
+        lower: Better = "neither" if suffix else "lower"
+        add(f"hallucinated-prior{suffix}", compares, unaided, count, lower, words=words, given="prior")
         add(f"words{suffix or '/generated'}", [r.words for r in said], tok=tok)
-        add(f"truncated{suffix}", [r.truncated for r in said], end="full-stop")
-        add(f"repeated-sentence{suffix}", [r.repeated_sentence for r in said], least_words=2)
-        add(f"repeated-4-grams{suffix}", [r.repeated_4_grams for r in said], tok=tok, avg="report")
+        add(f"truncated{suffix}", [r.truncated for r in said], better=lower, end="full-stop")
+        add(f"repeated-sentence{suffix}", [r.repeated_sentence for r in said], better=lower, least_words=2)
+        add(
+            f"repeated-4-grams{suffix}",
+            [r.repeated_4_grams for r in said],
+            better=lower,
+            tok=tok,
+            avg="report",
+        )
         number = Counter(same := [" ".join(text.lower().split()) for text in texts])
         add(f"unique{suffix}", [1 / number[text] for text in same], case="lower", counted="sheet")
     add("words/ratio", [hyp.words for _, hyp in pairs], [ref.words for ref, _ in pairs], tok=tok)
-    add("empty", [not hyp.words for _, hyp in pairs], tok=tok)
+    add("empty", [not hyp.words for _, hyp in pairs], better="lower", tok=tok)
 
     sides_N2 = np.array([[len(found) for found in swapped_sides(*pair)] for pair in pairs]).reshape(-1, 2)
     choices = {"labeller": LABELLER, "words": words, "unc": "neg", "both_sides": "left-out"}
-    add("side-swap", sides_N2[:, 1], sides_N2[:, 0], "side-swap/conditions", **choices)
+    add("side-swap", sides_N2[:, 1], sides_N2[:, 0], "side-swap/conditions", "lower", **choices)
 
 
-def _ratio(sums: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)
+# --- how it is shown --------------------------------------------------------------------------------------------------
+
+SHOWN = {  # where it says nothing else, a share of reports; and the key of the same for the references
+    "temporal-f1": ("words of change: F1", ""),
+    "hallucinated-prior": ("compares with a prior that was not given", "hallucinated-prior/reference"),
+    "side-swap": ("wrong side, of findings with a side in both", ""),
+    "words/generated": ("words", "words/reference"),
+    "empty": ("empty", ""),
+    "truncated": ("no end of a sentence", "truncated/reference"),
+    "repeated-4-grams": ("repeated 4-grams, share of all", "repeated-4-grams/reference"),
+    "repeated-sentence": ("says a sentence twice", "repeated-sentence/reference"),
+    "unique": ("distinct texts", "unique/reference"),
+}
+
+
+def _tables(scores: Any) -> list[Grid]:
+    rows = [
+        (name, scores.scores.get(key), scores.scores.get(reference))
+        for key, (name, reference) in SHOWN.items()
+    ]
+    return [Grid(TITLE, ("", "predictions", "references"), rows, "safety")]
+
+
+TITLE = "Change, sides, length, repetition"
+FAMILY = Family(
+    "safety", TITLE, lambda sheet, reports: add_safety(sheet, reports.references, reports.predictions, reports.studies),
+    (
+        "temporal-precision", "temporal-recall", "temporal-f1", "hallucinated-prior", "words", "empty", "truncated",
+        "repeated-sentence", "repeated-4-grams", "unique", "side-swap",
+    ), _tables,
+)  # fmt: skip

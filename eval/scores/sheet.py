@@ -8,20 +8,67 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from eval.resampling import bootstrap_sums, patient_sums, percentile_interval
 from eval.signature import Score, signature
 
+Better = Literal["higher", "lower", "neither"]
+"""Which values are better; counts and lengths are neither."""
+Of = Callable[[np.ndarray], np.ndarray]
+"""A function of summed columns (..., K) -> (...)."""
+
 
 @dataclass(frozen=True)
 class Measure:
-    """A score as a function of summed columns (..., K) -> (...)."""
+    """A score as a function of the summed columns of a sheet, and how it is shown.
+
+    `studies` gives how many studies count, `over` of how many things (of `whole`) a mean is taken, `positives` how
+    many references have what is scored; all are functions of sums, too. `each` is the value of a single study, where
+    that is another formula than `of`. `chosen` makes `of` for a group whose total sums are known: which conditions
+    have support is decided on the group, not anew in each replicate.
+    """
 
     key: str
     signature: str
-    of: Callable[[np.ndarray], np.ndarray]
+    of: Of
+    title: str
+    better: Better = "higher"
+    headline: bool = False
+    family: str = ""
+    studies: Of | None = None
+    over: Of | None = None
+    whole: int = 0
+    positives: Of | None = None
+    each: Of | None = None
+    chosen: Callable[[np.ndarray], Of] | None = None
+
+    def at(self, total_K: np.ndarray) -> Of:
+        """Return the function for a group with these total sums."""
+        return self.chosen(total_K) if self.chosen else self.of
+
+
+@dataclass(frozen=True)
+class SheetScore(Score):
+    """A number of a sheet, with its heading, which way is better, and what it stands on.
+
+    `over` says of how many things a mean is taken ("3 of 14"); `no_interval` says why there is none.
+    """
+
+    title: str = ""
+    better: Better = "higher"
+    headline: bool = False
+    family: str = ""
+    over: str = ""
+    no_interval: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the score as a dict for JSON; NaN becomes None, and what says nothing is left out."""
+        more = {"title": self.title, "better": self.better, "headline": self.headline}
+        said = {"over": self.over, "no_interval": self.no_interval}
+        return {**super().to_json(), **more, **{name: text for name, text in said.items() if text}}
 
 
 class Sheet:
@@ -33,6 +80,8 @@ class Sheet:
         self.measures: dict[str, Measure] = {}
         self._blocks: list[np.ndarray] = [np.ones((n, 1))]
         self._width = 1
+        # Of the measures that are being added.
+        self.family = ""
 
     def columns(self, block_NK: np.ndarray) -> slice:
         """Add columns (N, K); returns where they stand."""
@@ -44,18 +93,58 @@ class Sheet:
         self._width += block_NK.shape[1]
         return slice(start, self._width)
 
-    def add(self, key: str, signature: str, of: Callable[[np.ndarray], np.ndarray], where: slice) -> None:
-        """Add a measure of the columns `where`; `of` sees sums (..., K) of those columns alone."""
+    def add(
+        self,
+        key: str,
+        signature: str,
+        of: Of,
+        where: slice,
+        *,
+        title: str = "",
+        better: Better = "higher",
+        headline: bool = False,
+        whole: int = 0,
+        chosen: Callable[[np.ndarray], Of] | None = None,
+        **functions: Of | None,
+    ) -> None:
+        """Add a measure of the columns `where`; all its functions see sums (..., K) of those columns alone.
+
+        `functions` are `studies`, `over`, `positives` and `each` of Measure. Raises ValueError if the key is there.
+        """
         if key in self.measures:
             raise ValueError(f"measure {key!r} is already on the sheet")
-        self.measures[key] = Measure(key, signature + self._choices, lambda sums: of(sums[..., where]))
 
-    def add_mean(self, key: str, signature: str, values_N: np.ndarray) -> None:
-        """Add the mean of a value per study."""
-        where = self.columns(np.asarray(values_N, dtype=np.float64)[:, None])
+        def here(function: Of) -> Of:
+            return lambda sums: function(sums[..., where])
+
         self.measures[key] = Measure(
-            key, signature + self._choices, lambda sums: sums[..., where.start] / sums[..., 0]
+            key,
+            signature + self._choices,
+            here(of),
+            title or key,
+            better,
+            headline,
+            self.family,
+            whole=whole,
+            chosen=(lambda total_K: here(chosen(total_K[where]))) if chosen else None,
+            **{name: here(function) for name, function in functions.items() if function},
         )
+
+    def add_mean(self, key: str, signature: str, values_N: np.ndarray, **shown: Any) -> None:
+        """Add the mean of a value per study; studies whose value is NaN are left out. `shown` is as in `add`."""
+        values_N = np.asarray(values_N, dtype=np.float64)
+        there_N = ~np.isnan(values_N)
+        where = self.columns(np.stack([np.where(there_N, values_N, 0.0), there_N], axis=1))
+        self.add_ratio(key, signature, where, **shown)
+
+    def add_ratio(self, key: str, signature: str, where: slice, **shown: Any) -> None:
+        """Add the ratio of the sums of two columns, where the second counts studies; NaN where it is 0."""
+        self.add(key, signature, ratio, where, **{"studies": lambda sums: sums[..., 1], **shown})
+
+    def drop(self, family: str) -> None:
+        """Remove the measures of a family."""
+        self.measures = {k: m for k, m in self.measures.items() if m.family != family}
+        self.family = ""
 
     @property
     def stats_NK(self) -> np.ndarray:
@@ -69,8 +158,8 @@ class Sheet:
         n_boot: int = 1000,
         seed: int = 0,
         rows_N: np.ndarray | None = None,
-    ) -> dict[str, Score]:
-        """Return every measure with its 95 % percentile bootstrap interval over patients (`groups`).
+    ) -> dict[str, SheetScore]:
+        """Return every measure with its 95 % interval over patients (`groups`).
 
         `rows_N` (bool) are the studies to look at, all without it; there must be one at least.
         """
@@ -80,9 +169,45 @@ class Sheet:
             groups = None if groups is None else [g for g, row in zip(groups, rows_N, strict=True) if row]
         sums_PK = patient_sums(stats_NK, groups)
         total_K, replicates_BK = sums_PK.sum(axis=0), bootstrap_sums(sums_PK, n_boot, seed)
-        scores = {}
-        for key, measure in self.measures.items():
-            low, high = percentile_interval(measure.of(replicates_BK))
-            value = float(measure.of(total_K))
-            scores[key] = Score(key, value, low, high, len(stats_NK), measure.signature)
-        return scores
+        return {
+            key: _scored(measure, sums_PK, total_K, replicates_BK) for key, measure in self.measures.items()
+        }
+
+
+LEAST_PATIENTS = 10
+LEAST_POSITIVES = 5
+"""With fewer there is no interval: none of the methods holds its level."""
+
+
+def _scored(
+    measure: Measure, sums_PK: np.ndarray, total_K: np.ndarray, replicates_BK: np.ndarray
+) -> SheetScore:
+    of = measure.at(total_K)
+    value = float(of(total_K))
+    studies = int(total_K[0]) if measure.studies is None else round(float(measure.studies(total_K)))
+    over = f"{round(float(measure.over(total_K)))} of {measure.whole}" if measure.over else ""
+    low = high = float("nan")
+    why = _too_little(measure, total_K, len(sums_PK)) if value == value and len(replicates_BK) else ""
+    if not why:
+        low, high = percentile_interval(of(replicates_BK))
+    return SheetScore(
+        measure.key, value, low, high, studies, measure.signature, measure.title, measure.better,
+        measure.headline, measure.family, over, why,
+    )  # fmt: skip
+
+
+def _too_little(measure: Measure, total_K: np.ndarray, patients: int) -> str:
+    """Say what there is too little of for an interval."""
+    if patients < LEAST_PATIENTS:
+        return f"{patients} patient{'s' if patients != 1 else ''}"
+    if measure.positives is not None:
+        positives = round(float(measure.positives(total_K)))
+        if positives < LEAST_POSITIVES:
+            return f"{positives} positive{'s' if positives != 1 else ''}"
+    return ""
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """Return the ratio (...) of two summed columns (..., 2); NaN where the second is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)

@@ -12,26 +12,18 @@ import numpy as np
 
 from eval.scores import clinical, safety
 from eval.scores.comparison import Comparison, differences
+from eval.scores.families import sheet_of, unusable
+from eval.scores.family import Reports
 from eval.scores.floors import Floor, Given, floor_reports
 from eval.scores.inputs import Pairs, ScoreError, Source, align, missing, patients, section_named
-from eval.scores.keys import clinical_keys, headline_keys
-from eval.scores.label_f1 import (
-    add_label_f1,
-    binarize,
-    condition_table,
-    confusion,
-    macro_f1,
-    micro_f1,
-    support,
-)
-from eval.scores.labels import LABELLER, label_matrix
-from eval.scores.lexical import PROFILES, add_lexical, lexical_samples
+from eval.scores.label_f1 import binarize, condition_table, confusion, macro_f1_reference, micro_f1
+from eval.scores.labels import label_matrix
+from eval.scores.lexical import PROFILES
 from eval.scores.phrases import CONDITIONS
 from eval.scores.result import Scores, Subgroup
 from eval.scores.settings import checked
-from eval.scores.sheet import Sheet
+from eval.scores.sheet import Sheet, SheetScore
 from eval.scores.subgroups import subgroups
-from eval.signature import Score
 
 
 def score(
@@ -91,20 +83,20 @@ def score(
         models, models.read(pairs.references, progress, keep=True), progress,
     )  # fmt: skip
 
-    sheet, labels = protocol.sheet(pairs.predictions, profiles)
-    found = protocol.scores(sheet)
+    reports = protocol.reports(pairs.predictions, profiles=profiles)
+    sheet, failed = sheet_of(reports, **pairs.section.choices)
     return Scores(
         n=len(pairs),
         patients=len(set(patient_ids)),
-        scores=found,
+        scores=protocol.scores(sheet),
         conditions={
             name: {policy: condition_table(*both, policy) for policy in ("neg", "pos")}
-            for name, both in labels.items()
+            for name, both in reports.labels.items()
         },
-        floors=[Floor(name, how, protocol.headline(reports)) for name, how, reports in ready],
-        not_computed=[*no_floors, *without],
+        floors=[Floor(name, how, protocol.of_floor(texts)) for name, how, texts in ready],
+        not_computed=[*no_floors, *without, *unusable(), *failed],
         problems=pairs.problems,
-        studies=_per_study(pairs, *labels["label-f1"]),
+        studies=_per_study(pairs, *reports.labels["label-f1"]),
         settings={
             "section": pairs.section.name,
             "interval": "95 % percentile bootstrap over patients" if n_boot else "none",
@@ -138,36 +130,22 @@ class _Protocol:
     read: clinical.Readings  # of the references
     progress: clinical.Progress | None
 
-    def sheet(
-        self, reports: list[str], profiles: Sequence[str], *, with_meteor: bool = True
-    ) -> tuple[Sheet, dict[str, tuple[np.ndarray, np.ndarray]]]:
-        """Return the sheet; label matrices (reference, predicted) by the name of the score made of them."""
-        references = self.pairs.references
-        sheet, predicted_N14 = Sheet(len(self.pairs), **self.pairs.section.choices), label_matrix(reports)
-        labels = {"label-f1": (self.reference_N14, predicted_N14)}
-        add_label_f1(
-            sheet, *labels["label-f1"], labeller=LABELLER, reference=self.source, min_support=self.min_support
-        )
-        for name in profiles:
-            add_lexical(sheet, lexical_samples(references, reports, name, with_meteor=with_meteor))
-        read = self.models.read(reports, self.progress)
-        self.models.add(sheet, self.read, read, self.progress, self.min_support)
-        if read.chexbert:
-            labels["chexbert-f1"] = (self.read.chexbert.labels_N14, read.chexbert.labels_N14)
-        safety.add_safety(sheet, references, reports, self.pairs.studies)
-        return sheet, labels
+    def reports(self, texts: list[str], **settings: Any) -> Reports:
+        """Return what families see of one text a study."""
+        return Reports(
+            self.pairs.references, texts, self.pairs.studies, reference_labels_N14=self.reference_N14,
+            label_source=self.source, min_support=self.min_support, models=self.models,
+            read_references=self.read, progress=self.progress, **settings,
+        )  # fmt: skip
 
-    def scores(self, sheet: Sheet, rows_N: np.ndarray | None = None) -> dict[str, Score]:
+    def scores(self, sheet: Sheet, rows_N: np.ndarray | None = None) -> dict[str, SheetScore]:
         return sheet.scores(self.patient_ids, n_boot=self.n_boot, seed=self.seed, rows_N=rows_N)
 
-    def headline(self, reports: list[str]) -> dict[str, Score]:
-        """Return the keys that baselines are compared by."""
-        scores = self.scores(self.sheet(reports, ["coco"], with_meteor=False)[0])
-        kept = [
-            *headline_keys(scores, self.min_support),
-            *clinical_keys(scores, self.min_support),
-        ]
-        return {key: s for key, s in scores.items() if key.startswith("label-f1/14/") or key in kept}
+    def of_floor(self, texts: list[str]) -> dict[str, SheetScore]:
+        """Return the headlines, and all averages of label F1."""
+        sheet, _ = sheet_of(self.reports(texts, headline_only=True), **self.pairs.section.choices)
+        found = self.scores(sheet)
+        return {key: s for key, s in found.items() if s.headline or key.startswith("label-f1/14/")}
 
     def subgroups(self, sheet: Sheet) -> list[Subgroup]:
         found = []
@@ -181,18 +159,11 @@ class _Protocol:
 def _compare(
     protocol: _Protocol, sheet: Sheet, others: Pairs, profiles: Sequence[str], source: Source
 ) -> Comparison:
-    other = protocol.sheet(others.predictions, profiles)[0]
-    found = protocol.scores(other)
-    keys = [
-        *headline_keys(found, protocol.min_support),
-        *clinical_keys(found, protocol.min_support),
-    ]
-    tested = differences(
-        sheet, other, [key for key in keys if key in sheet.measures], protocol.patient_ids,
-        n_boot=protocol.n_boot, seed=protocol.seed,
-    )  # fmt: skip
+    other, _ = sheet_of(protocol.reports(others.predictions, profiles=profiles), **others.section.choices)
+    keys = [key for key, m in sheet.measures.items() if m.headline and key in other.measures]
+    tested = differences(sheet, other, keys, protocol.patient_ids, n_boot=protocol.n_boot, seed=protocol.seed)
     name = Path(source).name if isinstance(source, str | Path) else "the other predictions"
-    return Comparison(name, found, tested, others.problems, protocol.n_boot)
+    return Comparison(name, protocol.scores(other), tested, others.problems, protocol.n_boot)
 
 
 def _reference_labels(pairs: Pairs, reference_labels: str) -> tuple[np.ndarray, str]:
@@ -232,7 +203,7 @@ def _labeller_check(pairs: Pairs) -> dict[str, float]:
         "n": len(truth),
         "unusable": unusable,
         "micro_f1": float(micro_f1(counts)),
-        "macro_f1_supported": float(macro_f1(counts, support(counts) > 0)),
+        "macro_f1_supported": float(macro_f1_reference(counts, np.ones(len(CONDITIONS), bool))),
     }
 
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Protocol
 
+from eval.scores.families import families
+from eval.scores.family import Grid
 from eval.scores.inputs import POLICIES, SECTIONS
-from eval.scores.keys import (
-    AVERAGE_NAMES,
-    LEXICAL,
-    SAFETY,
-    clinical_keys,
-    headline_keys,
-    short_name,
-    subgroup_keys,
-)
+from eval.scores.sheet import LEAST_PATIENTS, SheetScore
 from eval.signature import Score
 
 if TYPE_CHECKING:
@@ -29,7 +24,7 @@ class Tabled(Protocol):
 
     n: int
     patients: int
-    scores: dict[str, Score]
+    scores: dict[str, SheetScore]
     conditions: dict[str, dict[str, list[dict]]]
     floors: list[Any]
     subgroups: list[Any]
@@ -51,10 +46,13 @@ def scored(scores: Tabled) -> str:
 
 
 def with_interval(s: Score | None) -> str:
-    """Format a score as `0.412 [.401 .423]`: a dash without a score, no brackets without an interval."""
+    """Format a score as `0.412 [.401 .423]`: a dash without a score, no brackets without an interval, and in round ones
+    over how many conditions it is a mean, or why it has no interval."""
     if s is None or s.value != s.value:
         return "-"
-    return f"{s.value:.3f}" + brackets(*(re.sub(r"^(-?)0\.", r"\1.", f"{x:.3f}") for x in (s.low, s.high)))
+    said = f"{s.value:.3f}" + brackets(*(re.sub(r"^(-?)0\.", r"\1.", f"{x:.3f}") for x in (s.low, s.high)))
+    notes = [getattr(s, name, "") for name in ("over", "no_interval")]
+    return said + "".join(f" ({note})" for note in notes if note)
 
 
 def brackets(low: str, high: str) -> str:
@@ -70,22 +68,24 @@ def intervals(scores: Tabled) -> str:
     )
 
 
+def headline_keys(scores: Tabled) -> list[str]:
+    """Return the keys of the scores that predictions are compared by: the same whatever the data."""
+    return [key for key, s in scores.scores.items() if s.headline]
+
+
 def headlines(scores: Tabled) -> list[tuple[str, str]]:
     """Return (name, value with its interval) of the headline scores."""
-    keys = _headline_keys(scores)
-    return [(short_name(key), with_interval(scores.scores.get(key))) for key in keys]
+    found = [scores.scores[key] for key in headline_keys(scores)]
+    return [(s.title, with_interval(s)) for s in found]
 
 
 def headline_html(scores: Tabled) -> str:
     """Return the headline scores, beside those of the baselines, as an HTML table."""
-    keys = _headline_keys(scores)
-    systems = [("predictions", scores.scores), *((floor.name, floor.scores) for floor in scores.floors)]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ["", *map(short_name, keys)])
+    grid = beside_baselines(scores)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in grid.head)
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td>"
-        + "".join(f"<td>{with_interval(found.get(key))}</td>" for key in keys)
-        + "</tr>"
-        for name, found in systems
+        "<tr>" + "".join(f"<td>{html.escape(_cell(cell))}</td>" for cell in row) + "</tr>"
+        for row in grid.rows
     )
     return (
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
@@ -94,9 +94,20 @@ def headline_html(scores: Tabled) -> str:
     )
 
 
-def _headline_keys(scores: Tabled) -> list[str]:
-    least = scores.settings["min_support"]
-    return [*headline_keys(scores.scores, least), *clinical_keys(scores.scores, least)]
+def beside_baselines(scores: Tabled) -> Grid:
+    """Return the headline scores, one a row, beside those of every baseline."""
+    systems = [("predictions", scores.scores), *((floor.name, floor.scores) for floor in scores.floors)]
+    rows = []
+    for key in headline_keys(scores):
+        title = scores.scores[key].title
+        lower = " (lower is better)" if scores.scores[key].better == "lower" else ""
+        rows.append((title + lower, *(found.get(key) for _, found in systems)))
+    head = ("", *(name for name, _ in systems))
+    return Grid("Predictions and baselines (uncertain as absent)", head, rows, "scores")
+
+
+def _cell(cell: str | Score | None) -> str:
+    return cell if isinstance(cell, str) else with_interval(cell)
 
 
 def render(scores: Tabled, width: int = 110) -> str:
@@ -110,16 +121,10 @@ def render(scores: Tabled, width: int = 110) -> str:
     if without := scores.settings["without_patient"]:
         console.print(f"{without} of them name no patient: each counts as a patient of its own")
     console.print(f"scored: {scored(scores)}")
-    least = scores.settings["min_support"]
-    tables = [*_floors(scores), _label_f1(scores, "label-f1", "Label F1, labeller `rules` (not CheXbert)")]
-    if "chexbert-f1" in scores.conditions:
-        tables.append(_label_f1(scores, "chexbert-f1", "CheXbert F1"))
-    if any(key.startswith("radgraph-f1/") for key in scores.scores):
-        tables.append(_radgraph(scores))
-    tables += [_lexical(scores), _safety(scores)]
-    tables += [_conditions(scores, name) for name in scores.conditions]
+    grids = [beside_baselines(scores), *(g for family in families() for g in family.grids(scores))]
+    tables = [_of_grid(grid) for grid in grids]
     if scores.subgroups:
-        tables.append(_subgroups(scores))
+        tables.append(_of_grid(by_subgroup(scores)))
     if scores.comparison:
         tables.append(_comparison(scores))
     for table in tables:
@@ -138,10 +143,8 @@ def render(scores: Tabled, width: int = 110) -> str:
         title = f"Odd input of {scores.comparison.other}"
         console.print(_problems(title, scores.comparison.problems))
     console.print("Signatures")
-    overlap = [f"{m}/{p}" for p in lexical_profiles(scores) for m in ("bleu-4", "rouge-l", "meteor")]
-    headline = [*headline_keys(scores.scores, least), *clinical_keys(scores.scores, least)]
-    for key in dict.fromkeys([*headline, *overlap]):
-        if key in scores.scores:
+    for key, s in scores.scores.items():
+        if s.headline or s.family == "lexical":
             console.print(f"  {scores.scores[key].signature}", markup=False, overflow="fold")
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
@@ -170,21 +173,11 @@ def _table(title: str, *columns: str, caption: str | None = None) -> Table:
     return table
 
 
-def _floors(scores: Tabled) -> Iterator[Table]:
-    least = scores.settings["min_support"]
-    keys = headline_keys(scores.scores, least)
-    systems = [("predictions", scores.scores), *((floor.name, floor.scores) for floor in scores.floors)]
-    table = _table("Predictions and baselines (uncertain as absent)", "", *map(short_name, keys))
-    for name, found in systems:
-        table.add_row(name, *(with_interval(found.get(k)) for k in keys))
-    yield table
-    keys = clinical_keys(scores.scores, least)
-    if keys:  # there are more of these than of systems
-        title = "The same, clinical scores (RadCliQ: lower is better)"
-        table = _table(title, "", *(name for name, _ in systems))
-        for key in keys:
-            table.add_row(short_name(key), *(with_interval(found.get(key)) for _, found in systems))
-        yield table
+def _of_grid(grid: Grid) -> Table:
+    table = _table(grid.title, *grid.head)
+    for row in grid.rows:
+        table.add_row(*map(_cell, row))
+    return table
 
 
 def _comparison(scores: Tabled) -> Table:
@@ -197,73 +190,26 @@ def _comparison(scores: Tabled) -> Table:
     for d in compared.differences:
         difference = f"{d.difference:+.3f}{brackets(f'{d.low:+.3f}', f'{d.high:+.3f}')}"
         numbers = (f"{d.value:.3f}", f"{d.other:.3f}", difference, f"{d.p:.4f}", f"{d.p_holm:.4f}")
-        table.add_row(short_name(d.name), *("-" if "nan" in x else x for x in numbers))
+        table.add_row(d.title, *("-" if "nan" in x else x for x in numbers))
     return table
 
 
-def _subgroups(scores: Tabled) -> Table:
-    keys = subgroup_keys(scores.scores, scores.settings["min_support"])
-    table = _table("By sex, age and view", "", "studies", *map(short_name, keys))
+def by_subgroup(scores: Tabled) -> Grid:
+    """Return the headline scores of every subgroup, one a row. Where a group has too few patients for an interval, its
+    name says so."""
+    keys = headline_keys(scores)
+    rows = []
     for group in scores.subgroups:
-        found = (with_interval(group.scores.get(k)) for k in keys)
-        table.add_row(f"{group.attribute} {group.value}", str(group.n), *found)
-    return table
-
-
-def _safety(scores: Tabled) -> Table:
-    table = _table("Change, sides, length, repetition", "", "predictions", "references")
-    for key, (name, reference) in SAFETY.items():
-        table.add_row(name, with_interval(scores[key]), with_interval(scores.scores.get(reference)))
-    return table
-
-
-def _label_f1(scores: Tabled, name: str, title: str) -> Table:
-    table = _table(
-        title, "average", "14, unc. absent", "14, unc. present", "5, unc. absent", "5, unc. present",
-    )  # fmt: skip
-    least = scores.settings["min_support"]
-    for average, shown in {**AVERAGE_NAMES, f"macro-{least}": f"macro, n ≥ {least}"}.items():
-        row = [scores.scores.get(f"{name}/{n}/{average}/{u}") for n in (14, 5) for u in ("neg", "pos")]
-        if any(row):
-            table.add_row(shown, *map(with_interval, row))
-    return table
-
-
-def lexical_profiles(scores: Tabled) -> list[str]:
-    """Return the names of the profiles (see `lexical`) that BLEU-4 was computed with, in the order of the scores."""
-    return [key.split("/")[1] for key in scores.scores if key.startswith("bleu-4/")]
-
-
-def _lexical(scores: Tabled) -> Table:
-    profiles = lexical_profiles(scores)
-    table = _table("Text overlap by profile", "", *profiles)
-    for name in LEXICAL:
-        table.add_row(name.upper(), *(with_interval(scores.scores.get(f"{name}/{p}")) for p in profiles))
-    return table
-
-
-def _radgraph(scores: Tabled) -> Table:
-    kinds = ("precision", "recall", "f1")
-    table = _table("RadGraph", "model", "level", *kinds)
-    for key in scores.scores:
-        name, *rest = key.split("/")
-        if name == "radgraph-f1" and len(rest) == 2:
-            row = (scores.scores.get("/".join([f"radgraph-{kind}", *rest])) for kind in kinds)
-            table.add_row(*rest, *map(with_interval, row))
-    return table
-
-
-def _conditions(scores: Tabled, name: str) -> Table:
-    reader = "CheXbert" if name == "chexbert-f1" else "labeller `rules`"
-    table = _table(
-        f"By condition, {reader} (uncertain as absent)", "condition", "support", "predicted", "precision", "recall",
-        "F1",
-    )  # fmt: skip
-    for row in scores.conditions[name]["neg"]:
-        f1 = with_interval(scores.scores.get(f"{name}/{row['condition']}/neg"))
-        counts = (str(row["support"]), str(row["predicted"]))
-        table.add_row(row["condition"], *counts, f"{row['precision']:.3f}", f"{row['recall']:.3f}", f1)
-    return table
+        name = f"{group.attribute} {group.value}"
+        if group.patients < LEAST_PATIENTS:
+            name += f" (too few patients for intervals: {group.patients})"
+        cells = [group.scores.get(key) for key in keys]
+        few = f"{group.patients} patient"
+        cells = [replace(s, no_interval="") if s and s.no_interval.startswith(few) else s for s in cells]
+        rows.append((name, str(group.n), *cells))
+    return Grid(
+        "By sex, age and view", ("", "studies", *(scores.scores[k].title for k in keys)), rows, "groups"
+    )
 
 
 def _not_computed(scores: Tabled) -> Table:

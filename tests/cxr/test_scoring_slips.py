@@ -94,8 +94,9 @@ def test_eval_score_checks_them_itself(settings):
 
 
 def test_without_resampling_there_are_no_intervals(tmp_path):
-    found = score(REFERENCES, PREDICTIONS, n_boot=0, compare=REFERENCES, floors={"nearest": PREDICTIONS})
-    with_some = score(REFERENCES, PREDICTIONS, n_boot=9, compare=REFERENCES, floors={"nearest": PREDICTIONS})
+    references, predictions = REFERENCES * 4, PREDICTIONS * 4
+    found = score(references, predictions, n_boot=0, compare=references, floors={"nearest": predictions})
+    with_some = score(references, predictions, n_boot=9, compare=references, floors={"nearest": predictions})
     page = write_page(tmp_path / "x.html", title="x", scores=found).read_text()
     for shown in (str(found), repr(found), found._repr_html_(), page):
         assert "nan" not in shown.lower().replace("dominan", "") and "replicates" not in shown

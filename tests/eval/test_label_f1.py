@@ -13,6 +13,8 @@ from eval.scores.label_f1 import (
     confusion,
     example_f1,
     macro_f1,
+    macro_f1_all,
+    macro_f1_reference,
     micro_f1,
     weighted_f1,
 )
@@ -42,17 +44,22 @@ def test_equals_sklearn(seed, policy):
         a: f1_score(y, z, average=a, zero_division=0) for a in ("micro", "macro", "weighted", "samples")
     }
     assert micro_f1(total) == pytest.approx(oracle["micro"], abs=1e-12)
-    assert macro_f1(total) == pytest.approx(oracle["macro"], abs=1e-12)
+    assert macro_f1_all(total) == pytest.approx(oracle["macro"], abs=1e-12)
+    # what neither side has is left out, as in scikit-learn with NaN for what is not defined
+    either = f1_score(y, z, average="macro", zero_division=np.nan)
+    assert macro_f1(total) == pytest.approx(either, abs=1e-12) != pytest.approx(oracle["macro"])
     assert weighted_f1(total) == pytest.approx(oracle["weighted"], abs=1e-12)
     assert example_f1(counts_N3C).mean() == pytest.approx(oracle["samples"], abs=1e-12)
     supported = y.any(axis=0)
     among = f1_score(y[:, supported], z[:, supported], average="macro", zero_division=0)
-    assert macro_f1(total, supported) == pytest.approx(among, abs=1e-12)
+    assert macro_f1_reference(total, supported) == pytest.approx(among, abs=1e-12)
     precision, recall, f1, support = precision_recall_fscore_support(y, z, zero_division=0)
     for i, row in enumerate(condition_table(ref, hyp, policy)):
         assert row["condition"] == CONDITIONS[i] and row["support"] == support[i]
-        got = [row["precision"], row["recall"], row["f1"]]
+        # scikit-learn's zero stands for what is not defined
+        got = [row["precision"] or 0, row["recall"] or 0, row["f1"] or 0]
         assert got == pytest.approx([precision[i], recall[i], f1[i]], abs=1e-12)
+        assert (row["f1"] is None) == (not y[:, i].any() and not z[:, i].any())
 
 
 def test_sheet_holds_every_average_of_both_policies():
@@ -63,10 +70,11 @@ def test_sheet_holds_every_average_of_both_policies():
     for policy in ("neg", "pos"):
         y, z = binarize(ref, policy), binarize(hyp, policy)
         five = columns(FIVE)
-        common = y.sum(axis=0) >= 40
+        common = np.maximum(y.sum(axis=0), z.sum(axis=0)) >= 40
         oracle = {
             "14/micro": f1_score(y, z, average="micro", zero_division=0),
-            "14/macro": f1_score(y, z, average="macro", zero_division=0),
+            "14/macro": f1_score(y, z, average="macro", zero_division=np.nan),
+            "14/macro-all": f1_score(y, z, average="macro", zero_division=0),
             "14/example": f1_score(y, z, average="samples", zero_division=0),
             "5/weighted": f1_score(y[:, five], z[:, five], average="weighted", zero_division=0),
             "14/macro-40": f1_score(y[:, common], z[:, common], average="macro", zero_division=0),
@@ -80,10 +88,13 @@ def test_sheet_holds_every_average_of_both_policies():
         "labeller": "rules-1",
         "n": "14",
         "avg": "macro",
+        "support": "either",
         "unc": "neg",
-        "zero": "0",
         "ref": "text",
     }
+    # the old definition keeps its signature
+    old = parse_signature(scores["label-f1/14/macro-all/neg"].signature)[1]
+    assert old == {"labeller": "rules-1", "n": "14", "avg": "macro", "unc": "neg", "zero": "0", "ref": "text"}
     assert "min-support:40" in scores["label-f1/14/macro-40/pos"].signature
 
 
@@ -96,8 +107,37 @@ def test_uncertainty_policies_differ_as_stated():
 def test_nothing_supported_is_undefined_not_zero():
     none = np.zeros((3, 14))
     total = confusion(none, none).sum(axis=0)
-    assert macro_f1(total) == 0
-    assert np.isnan(macro_f1(total, np.zeros(14, dtype=bool)))
+    assert macro_f1_all(total) == 0 and np.isnan(macro_f1(total)) and np.isnan(micro_f1(total))
+    assert np.isnan(macro_f1(total, np.zeros(14, dtype=bool))) and np.isnan(weighted_f1(total))
+
+
+def test_the_macro_mean_sees_what_was_invented():
+    """Three of four reports gain two findings that no reference has."""
+    ref, hyp = np.zeros((100, 14)), np.zeros((100, 14))
+    ref[:, 13] = hyp[:, 13] = 1
+    perfect = confusion(ref, hyp).sum(axis=0)
+    hyp[:75, [8, 11]] = 1
+    invented = confusion(ref, hyp).sum(axis=0)
+    assert macro_f1(perfect) == 1 and macro_f1(invented) == pytest.approx(1 / 3)
+    # the old ones do not
+    every = np.ones(14, dtype=bool)
+    assert macro_f1_reference(invented, every) == macro_f1_reference(perfect, every) == 1
+    assert macro_f1_all(invented) == macro_f1_all(perfect)
+
+
+def test_support_is_that_of_the_group():
+    """A subgroup's macro over frequent conditions takes those that are frequent in it."""
+    ref = np.zeros((80, 14))
+    ref[:40, 4] = ref[:, 13] = 1
+    hyp = ref.copy()
+    hyp[:20, 4] = 0
+    sheet = Sheet(80)
+    add_label_f1(sheet, ref, hyp, min_support=30)
+    rows_N = np.arange(80) >= 20
+    key = "label-f1/14/macro-30/neg"
+    whole, group = sheet.scores(n_boot=50)[key], sheet.scores(n_boot=50, rows_N=rows_N)[key]
+    assert (whole.over, group.over) == ("2 of 14", "1 of 14")
+    assert whole.value == pytest.approx((2 / 3 + 1) / 2) and group.value == 1
 
 
 @pytest.mark.parametrize("labels", [[[2.0]], [[0.5]], [[np.inf]]])

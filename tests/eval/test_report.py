@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +17,7 @@ from eval.page.verdict import outcomes, sentence, verdict
 from eval.probes.page import short_names
 from eval.report import write_page
 from eval.scores.differences import mark_differences
-from eval.signature import Score
+from eval.scores.sheet import SheetScore
 
 EVIL = "<script>alert('x')</script> & \"quotes\""
 REPORTS = {
@@ -247,7 +248,7 @@ def test_uncertain_findings_are_a_value_of_their_own():
 
 
 def at(value, low, high, name="x"):
-    return Score(name, value, low, high, 50, name)
+    return SheetScore(name, value, low, high, 50, name)
 
 
 def test_outcomes_are_of_intervals_that_do_not_overlap():
@@ -256,13 +257,13 @@ def test_outcomes_are_of_intervals_that_do_not_overlap():
         "a": at(0.5, 0.4, 0.6),
         "b": at(0.1, 0.05, 0.2),
         "c": at(0.3, 0.2, 0.4),
-        "radcliq/v1": at(1, 0.9, 1.1),
+        "radcliq/v1": replace(at(1, 0.9, 1.1), better="lower"),
     }
     theirs = {
         "a": at(0.2, 0.1, 0.3),
         "b": at(0.5, 0.4, 0.6),
         "c": at(0.5, 0.4, 0.6),
-        "radcliq/v1": at(2, 1.8, 2.2),
+        "radcliq/v1": replace(at(2, 1.8, 2.2), better="lower"),
         "d": at(float("nan"), 0, 0),
     }
     found = outcomes({**ours, "d": at(0.5, 0.4, 0.6)}, theirs, [*ours, "d", "absent"])

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import eval as eval_room
 from eval import ScoreError, score
 from eval.scores.inputs import POLICIES
+from eval.scores.labels import LABELLER
 from eval.scores.tables import with_interval
 from eval.signature import Score, parse_signature, signature
 
@@ -54,7 +56,8 @@ def test_perfect_predictions():
     assert scores.n == 6 and scores.patients == 3 and not scores.problems
     for key in (MACRO, MICRO, "bleu-4/plain", "bleu-4/sacrebleu-13a", "rouge-l/coco", "label-f1/Edema/neg"):
         assert scores[key].value == pytest.approx(1), key
-    assert scores["label-f1/14/macro/neg"].value < 1  # conditions that never occur count 0
+    assert scores["label-f1/14/macro-all/neg"].value < 1  # conditions that never occur count 0
+    assert scores["label-f1/14/macro/neg"].value == 1 and scores["label-f1/14/macro/neg"].over == "8 of 14"
     assert scores["bleu-4/coco"].value == pytest.approx(1, abs=1e-6)
     assert all(
         s.low <= s.value + 1e-9 and s.value <= s.high + 1e-9 for s in scores.scores.values() if s.low == s.low
@@ -78,7 +81,8 @@ def test_a_report_that_misses_and_invents():
 def test_both_uncertainty_policies():
     said = {**REPORTS, "c": "Right lower lobe consolidation. No effusion."}
     scores = fast(predictions(said), studies())
-    assert scores["label-f1/Pneumonia/neg"].value == 0  # uncertain in the reference: absent
+    # uncertain in the reference: absent, and so it is on neither side
+    assert np.isnan(scores["label-f1/Pneumonia/neg"].value)
     by = {
         u: next(r for r in scores.conditions["label-f1"][u] if r["condition"] == "Pneumonia")
         for u in ("neg", "pos")
@@ -171,7 +175,7 @@ def test_other_refusals(tmp_path):
         fast(predictions(), studies(labels={"Efusion": 1}), reference_labels="study")
     with pytest.raises(ScoreError, match="no such directory of baselines"):
         fast(predictions(), studies(), floors=tmp_path / "floors")
-    with pytest.raises(KeyError, match=r"no score 'bleu'; there are label-f1/14/micro/neg"):
+    with pytest.raises(KeyError, match=r"no score 'bleu'; there are label-f1/14/macro/neg"):
         fast(predictions(), studies())["bleu"]
 
 
@@ -199,9 +203,10 @@ def test_groups_widen_the_interval():
     many = [(f"{k}{i}", t, said[k]) for i in range(20) for k, t in REPORTS.items()]
     refs = [{"study_id": k, "findings": t} for k, t, _ in many]
     hyps = [{"study_id": k, "findings": t} for k, _, t in many]
+    patient = {k: f"{k[0]}{int(k[1:]) % 2}" for k, _, _ in many}
     alone = score(hyps, refs, n_boot=400)["rouge-l/coco"]
-    grouped = score(hyps, refs, n_boot=400, groups={k: k[0] for k, _, _ in many})["rouge-l/coco"]
-    listed = score(hyps, refs, n_boot=400, groups=[k[0] for k, _, _ in many])["rouge-l/coco"]
+    grouped = score(hyps, refs, n_boot=400, groups=patient)["rouge-l/coco"]
+    listed = score(hyps, refs, n_boot=400, groups=list(patient.values()))["rouge-l/coco"]
     assert alone.value == pytest.approx(grouped.value)
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
     assert (listed.low, listed.high) == (grouped.low, grouped.high)
@@ -330,7 +335,11 @@ def test_json_and_saving(tmp_path):
     written = json.loads(path.read_text())
     assert written["schema"] == 1 and written["n"] == 6 and written["patients"] == 3
     first = written["scores"][0]
-    assert set(first) == {"name", "value", "interval", "n", "signature"} and len(first["interval"]) == 2
+    assert set(first) == {
+        "name", "value", "interval", "n", "signature", "title", "better", "headline", "over", "no_interval",
+    }  # fmt: skip
+    assert (first["title"], first["better"], first["over"]) == ("F1-14 macro", "higher", "8 of 14")
+    assert first["no_interval"] == "3 patients" and first["interval"] == [None, None]
     assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
     assert not any(text in path.read_text() for text in REPORTS.values())  # numbers and ids, no report text
     scores.save(path)  # its own earlier output may be replaced
@@ -351,7 +360,7 @@ def test_every_number_has_a_signature_of_its_own():
     signatures = [s.signature for s in scores.scores.values()]
     assert len(set(signatures)) == len(signatures)
     assert scores["label-f1/14/macro/neg"].signature == (
-        "label-f1|labeller:rules-1|n:14|avg:macro|unc:neg|zero:0|ref:text"
+        f"label-f1|labeller:{LABELLER}|n:14|avg:macro|support:either|unc:neg|ref:text"
     )
     for key in ("meteor/coco", "meteor/plain"):
         assert "wordnet:none" in scores[key].signature and "tool:nltk-" in scores[key].signature
@@ -395,7 +404,6 @@ def test_the_room_needs_no_torch_at_import():
 def test_what_the_readme_says_of_a_score():
     """value, interval, n, signature; and a metric that is printed says which one it is."""
     found = score(predictions(), studies(), n_boot=20)["rouge-l/coco"]
-    assert found.interval == (found.low, found.high) and found.low <= found.value <= found.high
-    assert list(found.interval) == found.to_json()["interval"]
+    assert found.to_json()["interval"] == [None, None] and found.no_interval == "3 patients"
     assert found.n == len(studies()) and found.signature
     assert repr(eval_room.metric("rouge-l/coco")) == "metric('rouge-l/coco')"

@@ -90,7 +90,9 @@ def test_signatures_name_the_weights(scores, folder):
     name, choices = parse_signature(scores["chexbert-f1/14/macro/neg"].signature)
     sha256 = weights.find("chexbert", folder).sha256()
     assert name == "chexbert-f1" and "labeller" not in choices
-    assert choices == {"n": "14", "avg": "macro", "unc": "neg", "zero": "0", "ckpt": f"sha256:{sha256[:12]}"}
+    assert choices == {
+        "n": "14", "avg": "macro", "support": "either", "unc": "neg", "ckpt": f"sha256:{sha256[:12]}",
+    }  # fmt: skip
     xl = parse_signature(scores["radgraph-f1/radgraph-xl/partial"].signature)[1]
     assert xl["ckpt"] == f"sha256:{weights.find('radgraph-xl', folder).sha256()[:12]}"  # of an archive, too
     assert len({s.signature for s in scores.scores.values()}) == len(scores.scores)
@@ -207,7 +209,7 @@ def test_the_headline_is_a_metric(scores):
 def test_metrics_refuse(folder, tmp_path):
     with pytest.raises(
         ScoreError,
-        match=r"no score 'label-f1/14'; did you mean .*; of its kind there are label-f1/14/micro/neg",
+        match=r"no score 'label-f1/14'; did you mean .*; of its kind there are label-f1/14/macro/neg",
     ):
         eval.metric("label-f1/14")
     with pytest.raises(ScoreError, match="no score 'unheard-of'"):

@@ -1,0 +1,131 @@
+"""One list of scores: what a package adds appears everywhere, and what is broken costs itself alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval.scores import families
+from eval.scores.family import Family, Reports
+from eval.scores.sheet import Sheet
+
+ROOT = Path(__file__).parents[2]
+TOY = """
+import numpy as np
+
+from eval.scores.family import Family
+
+
+def marks(reports):
+    return np.array([float(text.count("!")) for text in reports.predictions])
+
+
+FAMILY = Family.of_values("exclamations", "Exclamation marks", marks, better="lower", headline=True, version=1)
+"""
+
+
+def install(folder: Path, name: str, points: str, **files: str) -> dict[str, str]:
+    """Lay a package of one module beside its metadata, as pip does; returns the environment that finds it."""
+    about = folder / f"{name}-1.0.dist-info"
+    about.mkdir(parents=True, exist_ok=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[cxr.metrics]\n{points}\n")
+    for module, text in files.items():
+        (folder / f"{module}.py").write_text(text)
+    return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "CXR_WEIGHTS": str(folder / "none")}
+
+
+def scored(folder: Path, env: dict[str, str]) -> tuple[str, dict, str]:
+    """Score by the command line: what it prints, the JSON, the page."""
+    rows = [("a", "Clear.", "Clear!"), ("b", "Small effusion.", "Effusion!!"), ("c", "Edema.", "Edema.")] * 5
+    for side, place in (("studies", 1), ("predictions", 2)):
+        lines = [json.dumps({"study_id": f"{r[0]}{i}", "findings": r[place]}) for i, r in enumerate(rows)]
+        (folder / f"{side}.jsonl").write_text("\n".join(lines))
+    command = [
+        sys.executable, "-m", "cxr", "score", "predictions.jsonl", "studies.jsonl", "--bootstrap", "20", "--out",
+        "scores.json", "--html", "scores.html", "--compare", "studies.jsonl",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((folder / "scores.json").read_text()), (folder / "scores.html").read_text()
+
+
+def test_a_metric_of_one_file_appears_everywhere(tmp_path):
+    env = install(tmp_path, "toy", 'exclamations = toy:FAMILY\nlost = "toy:ABSENT"', toy=TOY)
+    table, found, page = scored(tmp_path, env)
+    of = {score["name"]: score for score in found["scores"]}
+    assert of["exclamations"]["value"] == pytest.approx(1) and of["exclamations"]["better"] == "lower"
+    assert of["exclamations"]["signature"] == "exclamations|version:1"
+    # in the first table and in its own, beside baselines, and on the page
+    assert table.count("Exclamation marks") >= 3 and "Exclamation marks (lower is better)" in page
+    assert any(s["name"] == "exclamations" for s in found["floors"][0]["scores"])
+    difference = {d["name"]: d for d in found["comparison"]["differences"]}["exclamations"]
+    assert difference["difference"] == pytest.approx(1) and difference["p_holm"] is not None
+    # a broken one is told of, and costs itself alone
+    assert "lost" in {m["name"] for m in found["not_computed"]}
+    program = (
+        "import cxr; m = cxr.metric('exclamations'); "
+        "print(m.per_sample(['a', 'b'], ['x!', 'y']), m(completions=['x!'], findings=['a']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.stdout == "[1. 0.] [-1.0]\n", done.stderr
+
+
+class Point:
+    """An entry point as importlib.metadata gives it."""
+
+    def __init__(self, name, family):
+        self.name, self.value, self.dist, self._family = name, f"package:{name}", None, family
+
+    def load(self):
+        """Give the family, or raise it."""
+        if isinstance(self._family, Exception):
+            raise self._family
+        return self._family
+
+
+@pytest.fixture
+def points(monkeypatch):
+    """Let only these entry points exist."""
+    given = []
+    monkeypatch.setattr(families.metadata, "entry_points", lambda group: given)
+    families._found.cache_clear()
+    yield given
+    families._found.cache_clear()
+
+
+def one(name, values=lambda reports: [1.0] * len(reports)):
+    return Family.of_values(name, name, values)
+
+
+def test_families_of_others_that_cannot_be_used_are_named(points):
+    points += [
+        Point("broken", ImportError("no torch")), Point("number", 5), Point("thief", one("bleu-4")),
+        Point("first", one("twice")), Point("second", one("twice")),
+    ]  # fmt: skip
+    assert families.families()[len(families.OURS) :] == (points[3]._family,)
+    why = {missing.name: missing.reason for missing in families.unusable()}
+    assert "cannot be imported (ImportError: no torch)" in why["broken"]
+    assert "is a int, not" in why["number"] and "those of cxr do" in why["thief"]
+    assert "as those of package:first do" in why["second"]
+
+
+def test_a_family_that_fails_costs_itself_alone(points):
+    def broken(reports: Reports):
+        raise KeyError("study")
+
+    points += [Point("a", one("bad", broken)), Point("b", one("good"))]
+    sheet, failed = families.sheet_of(Reports(["Clear."], ["Clear."], [{}]))
+    assert "good" in sheet.measures and "bad" not in sheet.measures and "rouge-l/coco" not in sheet.measures
+    assert [(m.name, m.reason) for m in failed] == [("bad", "it failed on these reports (KeyError: 'study')")]
+
+
+def test_a_family_makes_its_own_keys_alone():
+    family = Family("mine", "Mine", lambda sheet, reports: sheet.add_mean("yours", "yours", [1.0]))
+    with pytest.raises(ValueError, match="the family 'mine' made the score 'yours'"):
+        family.put(Sheet(1), Reports(["a"], ["b"], [{}]))
