@@ -52,7 +52,11 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     items = getattr(session, "items", None) if not session.config.option.collectonly else None
     if items:
         from tests.forked import PRELOAD, begin_server
+        from train.common import processes
 
+        # Whoever has all cores has one: of tiny sizes, threads that wait for each other take several times the work,
+        # and the other cores have tests of their own.
+        processes.cores = one_core
         if len(items) > MANY:
             # some test will want each: once here is cheaper than here and in the server, and is no garbage either
             for name in PRELOAD:
@@ -61,6 +65,11 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     gc.enable()
     if items:
         begin_server()
+
+
+def one_core() -> int:
+    """Stand in for `train.common.processes.cores`, also in the processes of `tests.forked`."""
+    return 1
 
 
 def pytest_sessionfinish() -> None:

@@ -11,6 +11,7 @@ import importlib
 import multiprocessing
 import multiprocessing.context
 import os
+import runpy
 import select
 import signal
 import socket
@@ -76,6 +77,36 @@ def run_in_processes(
         [(folder / f"{name}-{rank}").read_text() for rank in range(count)] for name in ("stdout", "stderr")
     )
     return Ended([process.exitcode for process in processes], said, complained)
+
+
+class ForkedModule:
+    """In the place of subprocess.Popen: `python -m MODULE WORDS` by a fork of this process, which may have imported what
+    the module wants. One that is started for real, accelerate's launcher, is in tests/cxr/test_names.py."""
+
+    def __init__(self, command: list[str], *, env: dict[str, str], start_new_session: bool) -> None:
+        assert command[:2] == [sys.executable, "-m"] and start_new_session
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid:
+            return
+        status = 1
+        try:
+            os.setsid()
+            os.environ.clear()
+            os.environ.update(env)
+            sys.argv = command[2:]
+            runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+            status = 0
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else stop.code is not None
+        finally:
+            # never back into pytest
+            os._exit(status)
+
+    def wait(self) -> int:
+        """Wait for its end; returns its exit status."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 def context() -> multiprocessing.context.ForkServerContext:

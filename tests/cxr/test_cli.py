@@ -13,8 +13,9 @@ from PIL import Image
 
 from cxr.cli import generate
 from cxr.cli.main import main
-from tests.forked import context
+from tests.forked import ForkedModule, context
 from tests.tiny import make_studies
+from train.common import launcher
 from vlm import adapters
 from vlm import model as models
 from vlm.findings import OUTLIERS
@@ -347,10 +348,11 @@ def test_trainings_get_their_options(monkeypatch, tmp_path):
     ]
 
 
-# accelerate's launcher in a process of its own, and the training in another
+# the training in a process of its own
 @pytest.mark.slow
-def test_a_training_ends_with_its_own_status_and_one_line(tmp_path, capfd):
+def test_a_training_ends_with_its_own_status_and_one_line(tmp_path, capfd, monkeypatch):
     """accelerate ends with 1, whatever its training ended with."""
+    monkeypatch.setattr(launcher, "subprocess", SimpleNamespace(Popen=ForkedModule))
     out = tmp_path / "out"
     out.touch()
     assert main(["probe", "--data", "data.csv", "--encoders", "pixels", "--out", str(out)]) == 2

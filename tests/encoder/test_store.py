@@ -125,14 +125,20 @@ def test_two_runs_on_one_folder_mix_nothing(work, right, readable, films, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("work", "right", "readable"), KINDS)
-def test_killed_at_any_moment_it_loses_nothing_that_it_had_written(work, right, readable, films, tmp_path):
+def test_killed_at_any_moment_it_loses_nothing_that_it_had_written(
+    work, right, readable, films, tmp_path, monkeypatch
+):
     """Nor does it promise what is not there; and nothing that lay there is written again, or left behind."""
+    # as the writers set it, who also write in this process
+    monkeypatch.setattr("encoder.features.MOST", 4)
+    monkeypatch.setattr("train.datasets.index.PER_FLUSH", 4)
     for moment in range(1, 99):
         out = tmp_path / f"out{moment}"
         code = ended(start(work, films[0][:6], out, die_at=moment))
         whole = {f: f.stat().st_mtime_ns for f in out.rglob("*") if f.suffix in (".safetensors", ".tar")}
         rows = right(out)
-        assert ended(start(work, films[0][:6], out)) == 0
+        # in this process, which spares one more
+        work(films[0][:6], out)
         assert right(out) == readable - 4
         kept = {f: f.stat().st_mtime_ns for f in whole}
         # The last shard may have been whole without its lines.

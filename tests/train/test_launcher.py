@@ -6,10 +6,11 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from tests.forked import context
+from tests.forked import ForkedModule, context
 from train.common import launcher as launcher_of
 from train.common.checkpoints import CheckpointError, alone
 from train.common.entry import LAUNCHED_BY
@@ -68,7 +69,7 @@ SLOW_TO_SAVE = """
 import pathlib, signal, sys, time
 out = pathlib.Path(sys.argv[1])
 def stop(*_):
-    time.sleep(2)
+    time.sleep(1)
     (out / "saved").touch()
     sys.exit(130)
 signal.signal(signal.SIGINT, stop)
@@ -77,13 +78,12 @@ time.sleep(60)
 """
 
 
-# accelerate's launcher in a process of its own, and the training in another
-@pytest.mark.slow
 def test_an_interrupt_waits_until_the_training_has_saved(tmp_path, monkeypatch):
     """accelerate itself leaves at a SIGINT at once, and what it launched is left saving alone."""
     (tmp_path / "slow_to_save.py").write_text(SLOW_TO_SAVE)
     # the current folder is not where a launched training looks for modules
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(launcher_of, "subprocess", SimpleNamespace(Popen=ForkedModule))
 
     def interrupt():
         while not (tmp_path / "ready").exists():
