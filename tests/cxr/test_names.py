@@ -18,15 +18,46 @@ for name in COMMANDS:
     with contextlib.suppress(SystemExit):
         main([name, "--help"])
 """
-# Commands, each read from a line, by the `main` of all: as the script `cxr`, which need not be started for each.
+# Commands, each read from a line, by the `main` of all: as the script `cxr`, which need not be started for each. One of
+# --processes is started with the words of this process and more. It shows that it would look for modules where this one
+# does and finds ours; its work is then done by a fork of this one, which has imported torch already.
 MANY_COMMANDS = """
-import sys
+import json, os, subprocess, sys
+path = list(sys.path)
+from types import SimpleNamespace
+from cxr.cli import generate
 from cxr.cli.main import main
 lines = sys.argv[1:]
 if "--share" in lines:
-    # one of --processes, which is started with the words of this process and more
-    at = lines.index("--share")
-    lines = [" ".join([line, *lines[at:]]) for line in lines[:at] if "--processes" in line]
+    import encoder, eval, train, vlm
+    from train.names import ROOMS, refuse_strangers
+    refuse_strangers(*ROOMS)
+    sys.exit(json.dumps(path))
+# `import cxr` has made cxr_llava known to Auto classes that had not been imported
+assert {"torch", "transformers"}.isdisjoint(sys.modules) and "vlm" in sys.modules
+from encoder.startup import begin_program, importing
+begin_program()
+with importing():
+    from transformers import AutoConfig, AutoModelForImageTextToText as Auto
+known = Auto._model_mapping[type(AutoConfig.for_model("cxr_llava"))].__name__
+assert known == "CxrLlavaForConditionalGeneration", known
+
+class OneOfProcesses:
+    def __init__(self, command, env):
+        self.more = command[command.index("--share"):]
+        self.started = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+    def wait(self):
+        said = self.started.communicate()[1]
+        if said.strip() != json.dumps(path):
+            sys.exit(said)
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            os._exit(main([*line.split(), *self.more]))
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+generate.subprocess = SimpleNamespace(Popen=OneOfProcesses)
 for line in lines:
     if status := main(line.split()):
         sys.exit(f"{line}: {status}")
@@ -56,10 +87,12 @@ def assert_nothing_ran(folder):
 
 
 @pytest.mark.skipif(not CXR.exists(), reason="cxr is not installed beside this Python")
-# six processes of their own, which import torch
+# three processes of their own, which import torch
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_commands_work_beside_foreign_files(folder, tmp_path):
+    """In a process that also shows what transformers' Auto classes know after `import cxr`, which imports nothing
+    heavy: to import them in one more would take seconds."""
     phantoms, script = folder / "phantoms", tmp_path / "bin" / "all.py"
     script.parent.mkdir()
     script.write_text(MANY_COMMANDS)
