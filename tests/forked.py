@@ -80,8 +80,8 @@ def run_in_processes(
 
 
 class ForkedModule:
-    """In the place of subprocess.Popen: `python -m MODULE WORDS` by a fork of this process, which may have imported what
-    the module wants. One that is started for real, accelerate's launcher, is in tests/cxr/test_names.py."""
+    """In the place of subprocess.Popen: `python -m MODULE WORDS` by a fork of this process, which may have imported
+    what it wants. accelerate's launcher is started for real in tests/cxr/test_names.py."""
 
     def __init__(self, command: list[str], *, env: dict[str, str], start_new_session: bool) -> None:
         assert command[:2] == [sys.executable, "-m"] and start_new_session
