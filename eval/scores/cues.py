@@ -19,9 +19,15 @@ _MODAL = r"(?:may|might|could|would|can)"
 _CANNOT = r"(?:cannot|can not|can't|could not)"
 _SEEN = (
     r"(?:seen|identified|visuali[sz]ed|present|noted|evident|detected|demonstrated|observed|found|apparent|shown"
-    r"|visible)"
+    r"|visible|confirmed)"
 )
-_REMOVED = r"(?:resolved|cleared|disappeared|removed|withdrawn|extracted|discontinued)"
+_MOVED = r"(?! (?:by|about|approximately|slightly|to|into|\d))"
+_REMOVED = (
+    rf"(?:resolved|cleared|disappeared|removed|withdrawn{_MOVED}|extracted|discontinued|gone|subsided|vanished|abated"
+    r"|drained|resected|evacuated|excised)"
+)
+SIDE = r"(?:left|right)"
+_SIZE = r"(?:tiny|small|trace|minimal|mild|moderate|large|bigger|larger|smaller)"
 
 # --- states of a structure ---------------------------------------------------------------------------------------
 
@@ -64,36 +70,85 @@ _NOT_OF_CHANGE = (
     r"(?!(?: \w+){0,3} (?:changes?|changed|increase|improvement|progression|worsening|decrease)\b)"
 )
 NEGATED_BEFORE = _any(
-    rf"(?:no|without){_NOT_OF_CHANGE}", r"nor", r"neither", r"never", r"negative for", r"rather than", r"instead of",
+    rf"(?:no|without){_NOT_OF_CHANGE}", r"neither", r"never", r"negative for",
+    rf"nor(?: (?:{_IS}|do|does|did|has|have|can)(?: there| it| i| we)?(?: been| an?)?"
+    r"(?: (?:see|identify|find|have))?)?", r"rather than", r"instead of",
+    r"nothing(?! but)", r"no longer (?:an?|any|the)", rf"no longer (?:\w+ly )?{_SEEN} (?:is|are)",
+    r"no longer(?= $)", r"(?:do|does|did) not (?:\w+ly )?(?:show|demonstrate|reveal|have|contain)",
     r"not(?! (?:\w+ly )?(?:exclude|ruled?|changed|increased|decreased|well|clear|resolved|new|only|just"
     r"|be (?:excluded|ruled)))",
     r"(?:free|clear|cleared|clearing|void|devoid) of", r"absence of", r"lack(?:s|ing)?(?: of)?", r"den(?:y|ies)",
     r"(?<!partial )(?<!incomplete )(?<!near )(?<!nearly )resolution of", r"disappearance of",
     r"(?:removal|withdrawal|extraction|explantation) of", r"history of",
-    r"(?<!partially )(?<!nearly )(?:resolved|removed)(?= (?!and\b|or\b|with\b|since\b|in\b|on\b)\w)",
+    r"(?<!partially )(?<!nearly )(?<!largely )(?<!mostly )(?<!almost )(?<!not )(?<!have )(?<!has )"
+    r"(?:resolved|removed|cleared)(?= (?!and\b|or\b|with\b|since\b|in\b|on\b))",
     r"(?<!cannot )(?<!not )exclud(?:e|es|ing)", r"(?<!cannot )(?<!not )rules? out",
 )  # fmt: skip
 NEGATED_AFTER = re.compile(
     _any(
         rf"(?:{_IS}|(?:has|have) been|been)?,? ?(?:not|no longer)(?: \w+ly)? {_SEEN}", rf"{_IS} absent", r"absent",
         rf"(?:has|have|had) (?:\w+ly |since |now |been )*{_REMOVED}", r"none", r"negative", r"removed", r"extracted",
-        rf"{_IS} (?:\w+ly |now )*(?:resolved|removed|excluded|ruled out)", r"resolved",
+        r"removal",
+        rf"{_IS} (?:\w+ly |now |all )*(?:resolved|removed|excluded|ruled out|gone|resected)", r"resolved", r"vanished",
+        rf"(?:can|could) (?:no longer|not now|not) be {_SEEN}",
+        r"(?:has|have|did|does) not (?:recur(?:red)?|returned?)",
+        r"no longer (?:exists?|persists?|there|remains?)", r"(?:regressed|cleared|gone) (?:completely|entirely|fully)",
+        rf"(?:completely|entirely|fully) (?:regressed|{_REMOVED})",
         r"(?:is|are|appears?|remains?) (?:\w+ly )*(?:normal|unremarkable|within (?:normal )?limits)",
         r"(?:interval|complete) resolution", rf"{_IS} previously (?:seen|demonstrated|visuali[sz]ed)",
     ).pattern
     + r"|: ?(?:no|absent|negative|none)\b"
 )  # fmt: skip
-RESOLVED = re.compile(r"resol|clear")
+RESOLVED = re.compile(r"resol|clear|gone|subsid|disappear|vanish|abat|regress|drain")
 ALMOST = _any(
-    r"nearly", r"almost", r"partial(?:ly)?", r"incomplete(?:ly)?", r"largely", r"mostly", r"near", r"not"
+    r"nearly",
+    r"almost",
+    r"partial(?:ly)?",
+    r"incomplete(?:ly)?",
+    r"largely",
+    r"mostly",
+    r"near",
+    r"not",
+    r"essentially",
 )
 """With RESOLVED: "has nearly resolved" still asserts."""
+ALMOST_BEFORE = re.compile(rf"{ALMOST.pattern}(?: \w+ly)? $")
+
+DEVICE_GONE_AFTER = _any(
+    r"pulled(?! back)", r"taken out", r"out(?=[.,;]|$| in the interval| now)", r"d/c",
+    r"(?:not|no longer) in (?:place|situ|position)",
+)  # fmt: skip
+"""What is said of devices alone."""
+OF_DEVICE = re.compile(
+    r"(?:tips?|ends?|courses?|distal (?:part|portion)) of (?:(?:the|this|an?) )?(?:\w+ ){0,4}$"
+)
+PART_OF_DEVICE = _any(
+    r"tips?", r"ends?", r"courses?", r"side[- ]?(?:ports?|holes?)", r"distal (?:part|portion)"
+)
+"""Where a part is not seen, the device is there all the same."""
+
+PURPOSE = _any(
+    r"to (?:suggest|indicate|explain|account for|support|imply|signify|warrant|justify|confirm|diagnose|raise|represent"
+    r"|point to|correspond to|correlate with)",
+    rf"(?:that|which) (?:{_MODAL}|should|will|is|are|suggests?|indicates?|explains?|represents?|raises?)",
+    r"(?:suspicious|suggestive|concerning|worrisome|indicative|typical|characteristic|diagnostic|consistent|compatible)"
+    r" (?:for|of|with)", r"pointing to(?:wards?)?", r"suggesting", r"indicating", r"in keeping with",
+)  # fmt: skip
+"""Between what is denied and what it would be evidence of: "no opacity is seen to suggest pneumonia" denies both."""
+DENIED_EVIDENCE = _any(
+    rf"(?:no|without){_NOT_OF_CHANGE}", r"nothing(?! but)", r"none", r"neither", r"nor", r"never",
+    r"not (?:\w+ly )?(?:an?|any|show|see|demonstrate|reveal|have)", r"absence of", r"lack of", r"free of",
+)  # fmt: skip
+SEEN = re.compile(
+    rf"(?:{_IS}|(?:has|have) been) (?:\w+ly )?(?:{_SEEN}|here|there|available|appreciated)|(?<=there )(?:is|are)"
+)
 
 # --- doubts ------------------------------------------------------------------------------------------------------
 
 DOUBTED_BEFORE_FIRST = _any(
     rf"(?:{_CANNOT}|not|difficult to|hard to|unable to)(?: \w+ly)? (?:exclude|rule out)", r"not (?:\w+ly )?excluded",
     r"(?:no|without) new", r"no evidence to (?:rule out|exclude)",
+    rf"{_MODAL} or {_MODAL} not(?: \w+ly)?(?: be| represent| have)?",
 )  # fmt: skip
 """Doubts that contain a negation; they are tried before the denials."""
 DOUBTED_BEFORE = re.compile(
@@ -105,7 +160,14 @@ DOUBTED_BEFORE = re.compile(
         r"(?:represent|reflect|indicate|include|be|suggest|have|correspond|relate|signify|mean|imply)\w*",
         r"concern(?:ing|ed)? for", r"concern of", r"worrisome for", r"evaluation (?:for|of)", r"suggestion of",
         r"differential(?: diagnos[ei]s)?(?: considerations?)?(?: \w+){0,3} includ(?:es?|ing)", r"consider",
-        r"considerations? (?:include|of|for)", r"favou?r(?:s|ed|ing)?", r"correlat(?:e|ion)(?: clinically)? for",
+        r"considerations? (?:include|of|for)",
+        r"(?<!no )(?<!without )doubt(?:s|ed|ful)?(?: (?:that|whether|if))?(?: there (?:is|are))?",
+        r"(?:un|less )likely(?: to)?(?: represent| be| reflect)?", r"improbabl[ey]", r"conceivabl[ey]",
+        r"(?:more likely|likelier|more probably) than", r"possibilit(?:y|ies)(?: (?:of|for|that))?",
+        r"(?:little|minimal|minor|trace|tiny|small),? if any,?", r"if any", r"if (?:at all )?present",
+        r"(?:whether|(?:unclear|uncertain|unsure|unknown|indeterminate|questionable) if)(?: or not)?"
+        r"(?: (?:there|this|these|it|they|that)(?: (?:is|are))?)?", r"favou?r(?:s|ed|ing)?",
+        r"correlat(?:e|ion)(?: clinically)? for",
     ).pattern
     + r"|\?"
 )  # fmt: skip
@@ -120,7 +182,13 @@ DOUBTED_AFTER = re.compile(
         r"not (?:well|clearly|definitely|fully|adequately) (?:\w+ )?"
         r"(?:seen|visuali[sz]ed|identified|demonstrated|defined)",
         r"not (?:\w+ly )?appreciated", r"(?:difficult|hard) to (?:exclude|assess|evaluate)",
-        rf"{_MODAL} (?:also )?have this appearance", r"should be considered",
+        rf"{_MODAL} (?:also )?have this appearance", r"should be (?:considered|excluded|ruled out)",
+        r"if (?:any|at all|present|real)(?=[,.;)]|$)", r"doubtful", r"conceivable", r"improbable", r"unlikely",
+        r"(?<!of )(?:uncertain|unclear|questionable)(?! (?:significance|etiology|nature|origin|cause))",
+        rf"{_IS} an? (?:remote |distinct |real |less likely )?(?:possibility|consideration)",
+        rf"(?:{_MODAL} be|{_IS}) (?:difficult|hard|impossible) to (?:see|detect|exclude|rule out|appreciate|identify)",
+        rf"{_MODAL}(?: easily)? be (?:missed|overlooked|hidden|masked)", r"less likely",
+        rf"{_CANNOT} be (?:\w+ly )?(?:decided|determined|confirmed|distinguished|differentiated)",
     ).pattern
     + r"|\?"
 )  # fmt: skip
@@ -132,9 +200,11 @@ EITHER_AFTER = re.compile(rf"^ {_NEAR}{{0,2}}{_EITHER} (?!(?:less|more|greater|s
 
 # --- where a scope ends ------------------------------------------------------------------------------------------
 
+_HEDGED = r"(?! (?:(?:un|less |not )?likely|improbable|doubtful))"
 CLAUSE = _any(
-    r"but", r"however", r"although", r"though", r"whereas", r"while", r"yet", r"except(?: for)?", r"aside from",
+    r"but", r"however", rf"(?:al)?though{_HEDGED}", r"whereas", r"while", r"yet", r"except(?: for)?", r"aside from",
     r"apart from", r"other than", r"besides", r"in addition", r"otherwise", r"nevertheless",
+    rf"and(?= (?:{_SIZE}|present|persists|remains) (?:on|at) the {SIDE})",
 )  # fmt: skip
 VERB = _any(
     r"is",
@@ -149,6 +219,9 @@ VERB = _any(
     r"shows?",
     r"demonstrates?",
 )
+IF_ANY = _any(r"if any", r"if at all", r"if present", r"if real")
+STANDS_APART = _any(VERB.pattern, IF_ANY.pattern)
+"""Cues to the right that belong to the mention even after a comma: "tiny effusion, if any"."""
 _STOPS = (
     VERB.pattern, r"there", r"since", r"after", r"following", r"status post", r"s/p", r"compared", r"given", r"because",
     r"which", r"therefore", r"and (?:the|an?|there|no)",
@@ -170,3 +243,31 @@ ASSERTS = _any(
 )  # fmt: skip
 """Words that begin an assertion of their own after a comma or "and", outside a closed "A, B or C" list. "Large" is not
 among them: "no consolidation, large effusion" denies."""
+
+# --- what refers to another clause -----------------------------------------------------------------------------------
+
+_PAST = r"(?:was|were|had|has been|have been|had been)"
+_MAIN = r"(?:is|are|has|have|can|cannot|could)"
+RELATIVE = re.compile(
+    rf",? (?:which|that) {_PAST} [^,;:]{{0,80}}?(?:,|(?= {_MAIN} ))"
+    rf"|, (?:for|in|of|at|on) which [^,;:]{{0,80}},"
+    rf"|, (?:previously |formerly )?(?:present|seen|noted|visible|described|reported|demonstrated|identified|suspected"
+    rf"|questioned)\b[^,;:]{{0,60}},(?= {_MAIN} )"
+)
+"""What was, in a relative clause; the main clause tells what is: "an effusion, which was seen before, is gone"."""
+FORMER = re.compile(r"(?:previously|formerly|once) $")
+PAST = _any(_PAST, r"previous(?:ly)?", r"prior", r"earlier", r"yesterday", r"formerly", r"before")
+PRONOUN = re.compile(
+    r"^ ?(?:it|this|these|they|those|both)(?= (?:is|are|was|were|has|have|can|cannot|no longer)\b)"
+)
+"""At the beginning of a clause without a finding: stands for those of the clause before."""
+_THERE = r"(?:is|are|it is|they are|now|still|present|seen|persists?|remains?)"
+_AMOUNT = rf"(?:{_SIZE}|present|persists?|persistent|remains?|unchanged|stable|seen|(?:in|de)creased)"
+ELLIPSIS = re.compile(
+    r"(?<!no )(?<!view )\bones?(?= (?:is|are|persists?|remains?|on|in|at|projects?|was|measures|has)\b|[.,]?$)"
+    rf"|^ ?(?:(?:there is )?(?:an?|the) )?(?:{_SIZE} )?(?:{_THERE} )*(?:on|at) the {SIDE}"
+    r"(?: (?:base|apex|side))?(?=[.,]?$)"
+    rf"|^ ?(?:on )?(?:the )?{SIDE}(?:[- ]sided?)?(?: one| side)?(?= (?:(?:is|are|has) )?(?:still )?{_AMOUNT}\b"
+    r"(?! (?:clear|normal|free|unremarkable)))"
+)
+"""Another of what the clause before denied: "no effusion on the right; a small one persists on the left"."""

@@ -15,13 +15,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from eval.scores import cues, phrases
+from eval.scores.language import judged
 from eval.scores.phrases import CONDITIONS, OTHER
+from eval.scores.spelling import plain
 
-LABELLER = "rules-1"
+__all__ = [
+    "CONDITIONS",
+    "LABELLER",
+    "NO_FINDING",
+    "SUPPORT_DEVICES",
+    "judged",
+    "label_matrix",
+    "label_report",
+    "sentences",
+]
+
+LABELLER = "rules-2"
 """Name and version in signatures. Raise the number with every change that can change a label."""
 
 NO_FINDING = CONDITIONS[-1]
@@ -43,8 +57,13 @@ _STATE = re.compile(
 _STATE_LABEL = {"normal": 0, "unsettled": -1, "abnormal": 1}
 _ITEM = re.compile(r",| and | & ")
 _WHERE = re.compile(r" (?:in|of|at|on|along|over) ")
-_COPULA = re.compile(r" (?:is|are|was|were|remains?|(?:has|have) been) $")
+_OPINION = r"(?:felt|thought|considered|believed|judged|deemed)"
+_COPULA = re.compile(
+    rf" (?:(?:is|are|was|were|(?:has|have) been)(?: {_OPINION}(?: to be)?)?|remains?|seems?|appears?(?: to be)?)"
+    r"(?: (?:only|just|\w+ly))*,? $"
+)
 _OR = re.compile(r"\bn?or\b")
+_WORD = re.compile(r"[a-z]+")
 
 
 def label_report(text: str) -> dict[str, int]:
@@ -52,13 +71,19 @@ def label_report(text: str) -> dict[str, int]:
     are left out.
 
     No Finding is 1 where no other condition but Support Devices, and no other abnormality such as emphysema, is
-    present or uncertain (the CheXpert labeller's rule); it is never 0. A text without a single letter has no labels.
+    present or uncertain (the CheXpert labeller's rule); it is never 0. A text that is not `judged` has no labels.
     """
-    if not any(c.isalpha() for c in text):
+    if not judged(text):
         return {}
-    labels: dict[str, int] = {}
+    said: list[Said] = []
     for sentence in sentences(text):
-        for condition, label in _label_sentence(sentence):
+        for clause in _label_sentence(sentence):
+            said.append(clause)
+            if clause.refers is not None and len(said) > 1:
+                said[-2:] = _referred(said[-2], clause)
+    labels: dict[str, int] = {}
+    for clause in said:
+        for condition, label in clause.found:
             labels[condition] = _outweigh(labels.get(condition), label)
     finding = any(v != 0 for c, v in labels.items() if c != SUPPORT_DEVICES)
     labels.pop(OTHER, None)
@@ -105,39 +130,108 @@ def _outweigh(old: int | None, new: int) -> int:
     return new if old is None or rank.index(new) > rank.index(old) else old
 
 
+class Said(NamedTuple):
+    """What a clause says."""
+
+    found: tuple[tuple[str, int], ...]  # (condition, label) of each mention
+    last: tuple[tuple[str, int], ...]  # those of the last finding, which a clause that follows may refer to
+    text: str
+    refers: int | None  # without a finding of its own: the label that it gives to the clause before
+
+
 @lru_cache(maxsize=65536)  # reports repeat their sentences
-def _label_sentence(sentence: str) -> tuple[tuple[str, int], ...]:
+def _label_sentence(sentence: str) -> tuple[Said, ...]:
+    sentence = plain(sentence)
     heading = _HEADING.match(sentence)
     if heading and _mentions_anything(heading.group(1)):
         sentence = heading.group(1)  # "Heart and mediastinum: ..." names a topic, it asserts nothing
-    found: list[tuple[str, int]] = []
-    for clause in cues.CLAUSE.split(sentence):
-        found += _label_clause(clause)
-    return tuple(found)
+    if ", " in sentence or " that " in sentence or " which " in sentence:
+        sentence = cues.RELATIVE.sub(lambda told: told[0] if _mentions_anything(told[0]) else "", sentence)
+    return tuple(_label_clause(clause) for clause in cues.CLAUSE.split(sentence))
+
+
+def _referred(before: Said, clause: Said) -> tuple[Said, Said]:
+    """Give the label of a clause that has no finding of its own to the finding it stands for."""
+    if clause.refers == 0:
+        # "There was an effusion. It has resolved." Without the past, "it" may be anything.
+        past = cues.PAST.search(before.text)
+        return (before._replace(found=tuple((c, 0) for c, _ in before.found)) if past else before), clause
+    denied = [c for c, label in before.last if label == 0]
+    found = tuple((c, clause.refers) for c in denied)
+    return before, clause._replace(found=clause.found + found, last=found or before.last)
 
 
 def _mentions_anything(text: str) -> bool:
-    patterns = [*phrases.FINDINGS.values(), *(pattern for _, pattern in phrases.STRUCTURES)]
-    return any(pattern.search(text) for pattern in patterns)
+    findings, structures = _may_mention(text)
+    return any(phrases.FINDINGS[c].search(text) for c in findings) or any(
+        p.search(text) for _, p in structures
+    )
 
 
-def _label_clause(clause: str) -> list[tuple[str, int]]:
-    found: list[tuple[str, int]] = []
-    for condition, pattern in phrases.FINDINGS.items():
+def _may_mention(text: str) -> tuple[list[str], list[tuple[str, re.Pattern[str]]]]:
+    """Return the conditions and the structures whose words `text` has, in the order of the vocabulary."""
+    bits = 0
+    for word in _WORD.findall(text):
+        bits |= _stems_in(word)
+    if not bits:
+        return [], []
+    findings = [c for i, c in enumerate(phrases.FINDINGS) if bits >> i & 1]
+    bits >>= len(phrases.FINDINGS)
+    return findings, [s for i, s in enumerate(phrases.STRUCTURES) if bits >> i & 1]
+
+
+@lru_cache(maxsize=65536)
+def _stems_in(word: str) -> int:
+    """One bit for each condition, then for each structure, that a phrase with `word` in it may mention."""
+    stems = [phrases.STEMS[c] for c in phrases.FINDINGS]
+    stems += [phrases.STRUCTURE_STEMS[structure] for structure, _ in phrases.STRUCTURES]
+    return sum(1 << i for i, some in enumerate(stems) if any(stem in word for stem in some))
+
+
+def _label_clause(clause: str) -> Said:
+    found: list[tuple[int, str, int]] = []  # (where, condition, label)
+    findings, structures = _may_mention(clause)
+    for condition in findings:
+        pattern = phrases.FINDINGS[condition]
+        elsewhere = phrases.ELSEWHERE.get(condition)
         for mention in pattern.finditer(clause):
-            label = _polarity(clause, *mention.span())
+            start, end = mention.span()
+            if elsewhere and _is_elsewhere(clause, start, end, elsewhere):
+                continue
+            label = _polarity(clause, start, end, condition == SUPPORT_DEVICES)
             doubtful = phrases.ALWAYS_UNCERTAIN.get(condition)
             if label == 1 and doubtful and doubtful.search(mention.group()):
                 label = -1
             if condition == "Edema" and label != 0 and phrases.HEART_FAILURE.search(mention.group()):
-                found.append(("Cardiomegaly", -1))
-            found.append((condition, label))
-    for structure, pattern in phrases.STRUCTURES:
+                found.append((start, "Cardiomegaly", -1))
+            found.append((start, condition, label))
+    found += [(m.start(), SUPPORT_DEVICES, 0) for m in phrases.TAKEN_OUT.finditer(clause)]
+    last = max((where for where, condition, _ in found if condition != OTHER), default=-1)
+    antecedent = tuple((c, label) for where, c, label in found if where == last and c != OTHER)
+    refers = None if found else _refers(clause)
+    labels = [(condition, label) for _, condition, label in found]
+    for structure, pattern in structures:
         for mention in pattern.finditer(clause):
             label = _state(clause, *mention.span())
             if label is not None:
-                found += _structure_labels(structure, label)
-    return found
+                labels += _structure_labels(structure, label)
+    return Said(tuple(labels), antecedent, clause, refers)
+
+
+def _is_elsewhere(
+    clause: str, start: int, end: int, elsewhere: tuple[re.Pattern[str], re.Pattern[str]]
+) -> bool:
+    """Tell whether the mention is of another part of the body: "knee effusion"."""
+    before, after = elsewhere
+    return bool(before.search(clause[max(0, start - 40) : start]) or after.match(clause, end))
+
+
+def _refers(clause: str) -> int | None:
+    """Return the label that a clause without a finding gives to the one before, None if it gives none."""
+    if (pronoun := cues.PRONOUN.search(clause)) and _polarity(clause, *pronoun.span()) == 0:
+        return 0
+    another = cues.ELLIPSIS.search(clause)
+    return (_polarity(clause, *another.span()) or None) if another else None
 
 
 def _structure_labels(structure: str, label: int) -> list[tuple[str, int]]:
@@ -152,19 +246,38 @@ def _structure_labels(structure: str, label: int) -> list[tuple[str, int]]:
 # --- negation and uncertainty of one mention --------------------------------------------------------------------------
 
 
-def _polarity(clause: str, start: int, end: int) -> int:
+def _polarity(clause: str, start: int, end: int, device: bool = False) -> int:
     """1, 0 or -1 for the mention clause[start:end], in the CheXpert labeller's order: doubts that contain a negation
     ("cannot exclude"), then negation, then the other doubts."""
     before, after = _around(clause, start, end)
+    if device:
+        part = cues.PART_OF_DEVICE.search(after)
+        after = "" if cues.OF_DEVICE.search(before) else after[: part.start()] if part else after
     if _from_left(cues.DOUBTED_BEFORE_FIRST, before, after):
         return -1
     if _from_left(cues.NEGATED_BEFORE, before, after) or _from_right(cues.NEGATED_AFTER, after):
+        return 0
+    if _no_evidence(before, after):
+        return 0
+    if device and _from_right(cues.DEVICE_GONE_AFTER, after):
         return 0
     if _from_left(cues.DOUBTED_BEFORE, before, after) or _from_right(cues.DOUBTED_AFTER, after):
         return -1
     if cues.EITHER_BEFORE.search(before) or cues.EITHER_AFTER.search(after):
         return -1
     return 1
+
+
+def _no_evidence(before: str, after: str) -> bool:
+    """Is the mention what something denied would be evidence of ("no opacity is seen to suggest pneumonia")?"""
+    for purpose in cues.PURPOSE.finditer(before):
+        if not _open(before[purpose.end() :], after):
+            continue
+        host = before[: purpose.start()]
+        for denial in cues.DENIED_EVIDENCE.finditer(host):
+            if _open(cues.SEEN.sub("", host[denial.end() :]), ""):
+                return True
+    return False
 
 
 def _around(clause: str, start: int, end: int) -> tuple[str, str]:
@@ -199,7 +312,7 @@ def _open(gap: str, after: str) -> bool:
     if len(gap) < begin:
         return True
     items = _ITEM.split(gap[begin:])[1:]
-    return not any(cues.ASSERTS.search(item) for item in items)
+    return not any(cues.ASSERTS.search(item) for item in items if not item.startswith("of "))
 
 
 def _from_right(cue: re.Pattern[str], after: str) -> bool:
@@ -208,12 +321,15 @@ def _from_right(cue: re.Pattern[str], after: str) -> bool:
         gap = _COPULA.sub("", after[: c.start()])
         if cues.STOP_BACKWARD.search(gap):
             return False  # later cues are farther still
-        if cues.RESOLVED.search(c.group()) and cues.ALMOST.search(c.group()):
+        if cues.RESOLVED.search(c.group()) and (
+            cues.ALMOST.search(c.group())
+            or cues.ALMOST_BEFORE.search(after[max(0, c.start() - 40) : c.start()])
+        ):
             continue
         items = _ITEM.split(gap)[1:]
-        if items and not items[-1].strip() and not cues.VERB.match(c.group()):
+        if items and not items[-1].strip() and not cues.STANDS_APART.match(c.group()):
             continue  # "effusion and suspected mass": the cue belongs to what follows
-        if items and (" and " not in gap and " & " not in gap):
+        if items and (" and " not in gap and " & " not in gap) and not cues.IF_ANY.match(c.group()):
             continue  # "cardiomegaly, pneumonia cannot be excluded"
         if not any(cues.ASSERTS.search(_WHERE.split(item)[0]) for item in items):
             return True
@@ -226,7 +342,7 @@ def _from_right(cue: re.Pattern[str], after: str) -> bool:
 def _state(clause: str, start: int, end: int) -> int | None:
     """0 normal, 1 abnormal, -1 borderline or merely unchanged, None if nothing is said of clause[start:end]."""
     before, after = _around(clause, start, end)
-    left = list(_STATE.finditer(before))
+    left = [state for state in _STATE.finditer(before) if not cues.FORMER.search(before, 0, state.start())]
     gap = before[left[-1].end() :] if left else ""
     if left and cues.ATTACHED.fullmatch(gap):
         state, offset = left[-1], start - len(before)

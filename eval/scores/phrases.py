@@ -44,6 +44,7 @@ FINDINGS: dict[str, re.Pattern[str]] = {
     ),
     "Lung Opacity": _words(
         r"opaci(?:ty|ties|fied|fications?)",
+        r"white[- ]?outs?",
         r"(?:reticulo|alveolo|broncho)?infiltrat(?:e|es|ion|ions|ive)",
         r"air[- ]?space (?:diseases?|process(?:es)?|changes?|filling|abnormalit(?:y|ies)|shadowing)",
         r"alveolar (?:diseases?|process(?:es)?)",
@@ -119,7 +120,7 @@ FINDINGS: dict[str, re.Pattern[str]] = {
         r"tubes? and lines?",
         r"(?<!septal )(?<!kerley )(?<!b )(?<!pleural )(?<!fissural )(?<!interstitial )(?<!fold )(?<!lung )lines",
         r"piccs?",
-        r"(?:[a-z]+ )?tubes?",
+        r"(?:(?!eustachian|fallopian|the|a|an|no|or|and)[a-z]+ )?tubes?",
         r"intubated",
         r"(?:micro)?catheters?",
         r"cvc",
@@ -140,6 +141,14 @@ FINDINGS: dict[str, re.Pattern[str]] = {
         r"sternal wires?",
         r"cerclage wires?",
         r"hardware",
+        r"tav[ri]",
+        r"trach(?: tube|ostomy)?(?! (?:is )?(?:mid|dev|shift))",
+        r"(?:loop|event|rhythm) recorders?",
+        r"(?:vp|ventriculo-?peritoneal|ventricular) shunts?",
+        r"(?:dobb?hoff|cordis|swan|sheaths?|introducers?|vad|rvad|bivad|mitraclip|watchman|valves? prosthes[ie]s)",
+        r"(?:hip|shoulder|joint|aortic|mitral|tricuspid|humeral)? ?(?<!breast )prosthes[ie]s",
+        r"(?:spinal|intramedullary|harrington|fixation) rods?",
+        r"leads(?! to)",
         r"arthroplast(?:y|ies)",
         r"(?:orthopa?edic |fixation |surgical |pedicle )?(?:screws?|plates?)(?!-)(?! atelectasis)",
         r"cannulas?",
@@ -206,8 +215,119 @@ FINDINGS: dict[str, re.Pattern[str]] = {
         r"dislocat(?:ed|ion)",
         r"wedging",
         r"(?:vertebral|compression) collapse",
+        r"collapse of (?:the )?(?:[tl]\d+ )?(?:[tl]\d+|vertebra\w*)",
     ),
 }
+
+# A mention of a condition has a word with one of these in it. Words are looked at first, since expressions of many
+# words are slow, and most clauses mention one condition or none. tests/eval/test_labels.py derives them from FINDINGS.
+STEMS: dict[str, tuple[str, ...]] = {
+    "Enlarged Cardiomediastinum": (
+        "mediastinal",
+    ),
+    "Cardiomegaly": (
+        "cardiomegaly", "dilatation", "dilated", "enlargement",
+    ),
+    "Lung Opacity": (
+        "alveolar", "bronchial", "decreased", "densit", "ground", "haz", "infiltrat", "interstitial",
+        "markings", "opaci", "parenchymal", "reticul", "scar", "space", "white",
+    ),
+    "Lung Lesion": (
+        "carcinoma", "lesion", "lump", "mass", "neoplas", "nodular", "nodule", "tumo",
+    ),
+    "Edema": (
+        "chf", "congesti", "decompensation", "defined", "edema", "engorged", "engorgement", "failure",
+        "hypertension", "indistinct", "kerley", "overload", "perihilar", "prominence", "prominent", "septal",
+    ),
+    "Consolidation": (
+        "condensation", "consolidat",
+    ),
+    "Pneumonia": (
+        "infection", "infectious", "pneumonia",
+    ),
+    "Atelectasis": (
+        "atelecta", "collapse",
+    ),
+    "Pneumothorax": (
+        "pneumothora", "ptx",
+    ),
+    "Pleural Effusion": (
+        "effusion", "empyema", "fissure", "pleural", "thora",
+    ),
+    "Pleural Other": (
+        "apical", "fibrothorax", "pleur", "thickening",
+    ),
+    "Fracture": (
+        "fractur",
+    ),
+    "Support Devices": (
+        "apparatus", "arthroplast", "artificial", "balloon", "cannula", "cath", "cerclage", "coil", "cordis",
+        "cvc", "defibrillator", "device", "drain", "ecmo", "electrode", "equipment", "fixation", "hardware",
+        "harrington", "hoff", "iabp", "icd", "impella", "intramedullary", "introducer", "intubated", "leads",
+        "line", "mechanical", "mitraclip", "pace", "pacing", "picc", "pigtail", "plate", "port", "prosthes",
+        "prosthetic", "recorder", "replaced", "screw", "sheath", "shunt", "spinal", "stent", "sternal",
+        "sternotomy", "stimulator", "swan", "tav", "trach", "tube", "vad", "valve", "watchman",
+    ),
+    OTHER: (
+        "adenopathy", "aerat", "aneurysm", "arthr", "aspiration", "asthma", "atheroscler", "bleb", "blunted",
+        "blunting", "bronchi", "bull", "calcifi", "cephali", "collapse", "contusion", "copd", "cuffing",
+        "deformed", "deformit", "degenerat", "deminerali", "disease", "dislocat", "disten", "ectasia",
+        "ectati", "elevat", "ematoma", "emorrhage", "emphysema", "eventration", "expan", "fibro", "foreign",
+        "free", "granuloma", "hernia", "inflat", "kypho", "lesion", "metasta", "obstructive", "osteo",
+        "pneumomediastinum", "pneumoperitoneum", "prominen", "sarcoid", "scoliosis", "scoliotic", "spondylo",
+        "thickening", "tortuo", "tuberculosis", "volume", "wedging",
+    ),
+}  # fmt: skip
+
+# --- look-alikes: the same word of another part of the body, or of a device ------------------------------------------
+
+_ORGAN = (
+    r"(?:liver|hepatic|renal|kidneys?|adrenal|spleen|splenic|pancrea\w+|gallbladder|bladder|thyroid|prostate|ovar\w+"
+    r"|uter\w+|brain|intracranial|parotid|bowel|gastric|stomach|colon(?:ic)?|abdominal|pelvic|breasts?)"
+)
+_JOINT = r"(?:joint|knees?|hips?|shoulders?|elbows?|ankles?|wrists?|glenohumeral|middle ear|ear)"
+_LIMB = (
+    r"(?:legs?|foot|feet|ankles?|arms?|limbs?|extremit(?:y|ies)|skin|face|scrotum|brain|bowel|larynx|soft tissues?"
+    r"|wall)"
+)
+_DEVICE = r"(?:wires?|leads?|catheters?|screws?|rods?|hardware|stents?|tubes?|plates?|pacemaker|electrodes?)"
+_VERTEBRA = r"(?:[ctl]\d+|vertebra\w*|spin\w+|end-?plates?)"
+_HOLLOW = r"(?:stomach|bowel|colon|ivc|svc|gallbladder|bladder|veins?|vena cava|esophagus)"
+_IN = r" (?:in|of|within|involving|on|at) (?:the |her |his |an? )?(?:(?:left|right|lower|upper|known) )*"
+
+
+def _elsewhere(before: str, after: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    return re.compile(rf"(?<!\w)(?:{before}) $"), re.compile(rf"(?:{after})(?!\w)")
+
+
+ELSEWHERE: dict[str, tuple[re.Pattern[str], re.Pattern[str]]] = {
+    "Pleural Effusion": _elsewhere(
+        rf"(?:cardiac|pericardial|{_JOINT})(?: joint)?", rf"{_IN}(?:{_JOINT}|pericardium|pericardial \w+)"
+    ),
+    "Lung Lesion": _elsewhere(rf"{_ORGAN}(?: \w+)?", rf"{_IN}{_ORGAN}"),
+    "Lung Opacity": _elsewhere("skin|cutaneous|surgical skin", rf"{_IN}(?:skin|breast|abdom\w+)"),
+    "Edema": _elsewhere(
+        r"pedal|peripheral|cerebral|dependent|scrotal|laryngeal|facial|periorbital|marrow|lower extremity|limb|leg"
+        r"|ankle|subcutaneous|soft tissue|body wall|chest wall|bowel wall|skin|vasogenic",
+        rf"{_IN}{_LIMB}|{_IN}(?:bowel|chest|soft) (?:wall|tissues?)",
+    ),
+    "Pneumonia": _elsewhere(
+        r"(?:wound|urinary|tract|skin|ear|sinus|line|catheter|device|joint|bladder|abdominal|soft tissue)",
+        rf"{_IN}(?:{_LIMB}|{_JOINT}|wound|urinary|{_ORGAN})",
+    ),
+    "Atelectasis": _elsewhere(
+        rf"{_VERTEBRA}(?: body)?|compression|{_HOLLOW}(?: (?:is|are))?",
+        rf"(?: of)?(?: the)? ?(?:{_VERTEBRA}|{_HOLLOW})",
+    ),
+    "Fracture": _elsewhere(rf"{_DEVICE}(?: is| are)?|stress", rf"(?:{_IN}| )(?:\w+ )?(?:\w+ )?{_DEVICE}"),
+    "Support Devices": _elsewhere(
+        r"paraspinal|paratracheal|paravertebral|junction|skin fold|fracture|growth|eustachian|fallopian|x-ray",
+        "\0",
+    ),
+}
+"""Condition -> what stands right before, or right after, where the word does not mean the condition."""
+TAKEN_OUT = _words(r"(?:self-)?extubat(?:ed|ion)")
+"""Says that a device was removed, and is a mention of it."""
 
 # Words that are always doubtful as evidence of the condition, as the CheXpert labeller has it.
 ALWAYS_UNCERTAIN: dict[str, re.Pattern[str]] = {
@@ -243,3 +363,10 @@ STRUCTURES: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
 )
+STRUCTURE_STEMS: dict[str, tuple[str, ...]] = {
+    "cardiomediastinal": ("mediastin",),
+    "Enlarged Cardiomediastinum": ("mediastin", "paratracheal"),
+    "Cardiomegaly": ("cardi", "heart"),
+    "Pleural Effusion": ("costophrenic", "cp"),
+}
+"""As STEMS."""

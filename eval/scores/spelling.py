@@ -1,0 +1,176 @@
+"""The words of reports as the `rules` labeller reads them: short forms written out, long words spelt right.
+
+An unknown word of six letters or more that is one or two typing errors away from a word of `RIGHT` becomes that word.
+Findings are among them, and so are the words that deny or doubt: a misspelt "without" must not turn "no effusion" into
+an effusion.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+SHORT = {
+    "pna": "pneumonia", "pnas": "pneumonia", "pneum": "pneumonia", "ptx": "pneumothorax", "ptxs": "pneumothoraces",
+    "pntx": "pneumothorax", "pnx": "pneumothorax", "pneumo": "pneumothorax", "hydroptx": "hydropneumothorax",
+    "hptx": "hydropneumothorax", "eff": "effusion", "effs": "effusions", "effus": "effusion",
+    "pleff": "pleural effusion", "pleffs": "pleural effusions", "pl": "pleural", "pleur": "pleural",
+    "opac": "opacity", "opacs": "opacities", "opacif": "opacification", "ggo": "ground glass opacity",
+    "ggos": "ground glass opacities", "infilt": "infiltrate", "infilts": "infiltrates", "infil": "infiltrate",
+    "infils": "infiltrates", "consol": "consolidation", "consols": "consolidations", "atx": "atelectasis",
+    "atel": "atelectasis", "atelect": "atelectasis", "atelec": "atelectasis", "cardiomeg": "cardiomegaly",
+    "hrt": "heart", "mediast": "mediastinum", "cardiomed": "cardiomediastinal", "sil": "silhouette",
+    "silh": "silhouette", "cms": "cardiomediastinal silhouette", "fx": "fracture", "fxs": "fractures",
+    "frx": "fracture", "nod": "nodule", "nods": "nodules", "nl": "normal", "nml": "normal", "unrem": "unremarkable",
+    "clr": "clear", "sz": "size", "enl": "enlarged", "vasc": "vascular", "pulm": "pulmonary",
+    "interst": "interstitial", "dz": "disease", "abnl": "abnormal", "bilat": "bilateral", "bibas": "bibasilar",
+    "retrocard": "retrocardiac", "sm": "small", "mod": "moderate", "lg": "large", "incr": "increased",
+    "decr": "decreased", "mult": "multiple", "unch": "unchanged", "prob": "probable", "poss": "possible",
+    "susp": "suspected", "neg": "negative", "evid": "evidence", "adj": "adjacent", "thickn": "thickening",
+    "ett": "endotracheal tube", "etts": "endotracheal tubes", "ngt": "nasogastric tube",
+    "ngts": "nasogastric tubes", "ogt": "orogastric tube", "dht": "feeding tube", "cvl": "central venous line",
+    "cvls": "central venous lines", "cvcs": "central venous catheters", "tlc": "central venous catheter",
+    "rij": "right jugular line", "lij": "left jugular line", "ppm": "pacemaker",
+}  # fmt: skip
+"""Short forms. What has several meanings stays as it is: PE, CM, CT, RA."""
+
+_SIGNS = (
+    (re.compile(r"(?<!\w)w/ ?o(?!\w)"), "without"), (re.compile(r"(?<!\w)w/(?= ?[a-z])"), "with "),
+    (re.compile(r"(?<!\w)s/p(?!\w)"), "status post"), (re.compile(r"(?<!\w)c/w(?!\w)"), "consistent with"),
+    (re.compile(r"(?<!\w)r/o(?!\w)"), "rule out"), (re.compile(r"(?<!\w)b/l(?!\w)"), "bilateral"),
+    (re.compile(r"(?<!\w)(?:d/c'?e?d|dc'e?d|d/c)(?!\w)"), "removed"), (re.compile(r"  +"), " "),
+)  # fmt: skip
+_WORD = re.compile(r"[a-z]+")
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+RIGHT = _set(
+    """
+    cardiomegaly cardiac cardiomediastinal mediastinal mediastinum silhouette silhouettes enlarged enlargement widened
+    widening opacity opacities opacification opacifications infiltrate infiltrates infiltration interstitial
+    alveolar airspace nodular nodules neoplasm carcinoma vascular congestion engorgement perihilar consolidation
+    consolidations consolidative pneumonia pneumonias bronchopneumonia infection infectious atelectasis atelectatic
+    atelectases collapse collapsed pneumothorax pneumothoraces hydropneumothorax effusion effusions pleural hemothorax
+    empyema thickening scarring plaques fracture fractures fractured
+    catheter catheters endotracheal nasogastric orogastric tracheostomy pacemaker pacemakers defibrillator sternotomy
+    intubated extubated subclavian jugular prosthetic stimulator
+    pericardial subcutaneous emphysema vertebral compression granulomatous granuloma granulomas calcified
+    degenerative hyperinflated hyperinflation scoliosis atherosclerotic
+    without negative absence resolved resolution cleared removed removal withdrawn excluded exclude unremarkable
+    preserved identified visualized visualised demonstrated detected observed apparent evident evidence possible
+    possibly probable probably suspected suspicious questionable questioned borderline unlikely represent represents
+    reflect
+    suggest suggestive indicate concerning worrisome suspicion presumably unchanged previously previous neither nothing
+    appreciated disappeared equivocal indeterminate excluding disappearance likelihood
+    """
+)
+"""Words of seven letters or more that a misspelt word may stand for."""
+
+KNOWN = _set(
+    """
+    absences alveola alveoli alveolus appreciable appreciate appreciates atelectasias atheroma atheromatous
+    atherosclerosis auspicious bordering borderland bronchopneumonic cannulated carcinoid cardia cardiacs
+    chickening clarified cleaned clearer clearing clears cleaved collapses collapsing compassion compressed
+    compressing compressional compressions compressive compressor concealing conceding conceiving conception
+    concerned concerns concertina concession condemning confection conferring confession congestive
+    connection conserving consolation consolations consolidate consolidated consolidating consolidator
+    contention convection convening convention converging conversing converting costovertebral crucified
+    defected defibrillate deflect degenerate degenerates degenerating degeneration dejected demonstrate
+    demonstrates demonstrator detecting detects detested disappear disappearances disappears disinfection
+    effused either emphysematous endorsement enforcement engagement enlarge enlargements enlarger enlarging
+    epicardial evidenced evidences exceeding excludes exploding extravascular extubation fractional
+    fractions fracturing granulomata granulomatosis hemithoraces hemithorax hyperexpanded hyperinflate
+    hypervascular hypoinflated hypoinflation identifier identifiers identifies identify identifying
+    identities inception incubated incubates indeterminant indicated indicates indicating indication
+    indications indicator indicators induction infarction infarctions infected infecting infections infects
+    infiltrated infiltrating infiltrative infiltrator infiltrators inflation inflection inflections
+    infliction infraction injection injections insertion inspection insulated intention intercardiac
+    interlobar interlobular interstitially interstitium intervertebral intimated intravascular intubate
+    intubation invention livelihood livelihoods modular modules negatives neoplasma neovascular nether
+    nodule noninfectious noshing nothings noting observe observer observes opacified opacifier opacify
+    opacifying pacemaking pacification paracardial parahilar parapneumonic paravertebral parenchyma
+    peacemaker peacemakers pericardia pericardiac pericardium pervious plagues plaque plaquelike pleura
+    pleurae plural pneumatocele pneumatoceles pneumatosis pneumoconiosis pneumocystis pneumocyte pneumoniae
+    pneumonic pneumonitis possibles precious preciously preferred presented presenting preserve preserver
+    preservers preserves preserving presume presumed prevertebral prophetic prosthesis prosthetics provable
+    questioner questioning questions reelect reflected reflecting reflects regenerative reinfection
+    reintubated removals remove remover removes removing represented representing reserved resolutions
+    resolve resolves resolving resorption reticulations revolution revolutions revolved scarfing scaring
+    scarred sclerotic scoliotic silhouetted silhouetting simulator simulators sparring starring stimulate
+    stimulated stimulates stimulation subjected suggested suggestible suggesting suggestion suggestively
+    suggests suspended suspending suspicions suspiciously thickened thickenings thickness ticketing
+    tracheotomy unchained uncharted undetected unevident unidentified unlikelihood unobserved vertebra
+    vertebrae vertebrate vindicate visualise visualises visualize visualizes wearisome withdraw withdrawal
+    withdrawals withdrawing withdraws wizened
+    """
+)
+"""Words of English or of medicine that come near RIGHT and mean something else, or another form of it."""
+
+LONGEST = 32  # letters; hostile input is not searched
+
+
+def plain(sentence: str) -> str:
+    """Return a lower-cased sentence with its short forms written out and its long words spelt right."""
+    if "/" in sentence or "dc'" in sentence:
+        for sign, words in _SIGNS:
+            sentence = sign.sub(words, sentence)
+    if all(map(_stands, _WORD.findall(sentence))):
+        return sentence
+    return _WORD.sub(lambda found: _word(found.group()), sentence)
+
+
+@lru_cache(maxsize=65536)
+def _stands(word: str) -> bool:
+    return _word(word) == word
+
+
+@lru_cache(maxsize=65536)
+def _word(word: str) -> str:
+    if word in SHORT:
+        return SHORT[word]
+    if len(word) < 6 or len(word) > LONGEST or word in RIGHT or word in KNOWN:
+        return word
+    return _corrected(word)
+
+
+def _corrected(word: str) -> str:
+    """The word of RIGHT that is nearest, if it is one error away, or two in a long word whose first letter is right."""
+    errors = 2 if len(word) >= 9 else 1
+    # Words one or two errors apart have a common remainder after as many letters are left out of each.
+    near = {right for left in _without(word, errors) for right in _REMAINDERS.get(left, ())}
+    best = min(((_distance(word, right), right) for right in near), default=(3, ""))
+    if best[0] == 1 or (best[0] == 2 == errors and best[1][0] == word[0] and len(best[1]) >= 9):
+        return best[1]
+    return word
+
+
+def _without(word: str, letters: int) -> set[str]:
+    """`word`, and `word` without one letter, or up to two."""
+    found, last = {word}, {word}
+    for _ in range(letters):
+        last = {w[:i] + w[i + 1 :] for w in last for i in range(len(w))}
+        found |= last
+    return found
+
+
+def _distance(a: str, b: str) -> int:
+    """Letters left out, added, changed, or exchanged with their neighbour (optimal string alignment)."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        older, before, row = before, row, [i]
+        for j, y in enumerate(b, 1):
+            cost = min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                cost = min(cost, older[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+_REMAINDERS: dict[str, list[str]] = {}
+for _right in sorted(RIGHT):
+    for _left in _without(_right, 2):
+        _REMAINDERS.setdefault(_left, []).append(_right)
