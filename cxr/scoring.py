@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from eval.scores.clinical import Progress
-from eval.scores.inputs import Record, ScoreError, section_named
+from eval.scores.inputs import section_named
 from eval.scores.lexical import PROFILES
+from eval.scores.readers import Record, ScoreError
 from eval.scores.result import Scores
 from eval.scores.settings import checked
 from eval.scores.suite import score as score_records
@@ -37,6 +38,7 @@ def score(
     n_boot: int = 1000,
     seed: int = 0,
     training: Reports | None = None,
+    values: Reports | None = None,
     reference_labels: str = "text",
     profiles: Sequence[str] = tuple(PROFILES),
     min_support: int = 30,
@@ -60,7 +62,9 @@ def score(
         predictions: the same, of Prediction objects or of what `cxr generate` writes. Left out where a table has both
             sides: columns `reference` and `prediction` (either may be called as the section is).
         section: "findings", "impression", or "both".
-        compare: other predictions for the same references.
+        compare: other predictions for the same references, or {name: predictions} of several.
+        values: what another tool or a person gave each study: a file or a data frame of study_id, name, value, better
+            (higher or lower) and, for baselines and what is compared, system.
 
     The other options are those of `eval.score`. Texts without ids are paired by their order, everything else by
     study_id.
@@ -82,8 +86,9 @@ def score(
             "references": _side(references, "references", section),
             "predictions": _side(predictions, "predictions", section),
         }
-    if compare is not None:
-        sides["compare"] = _side(compare, "predictions", section, "compare")
+    named = _several(compare)
+    for name, given in named.items():
+        sides[name] = _side(given, "predictions", section, name)
     if isinstance(floors, Mapping):
         sides |= {
             f"floor {name}": _side(given, "predictions", section, f"floor {name}")
@@ -106,13 +111,38 @@ def score(
         sources["predictions"],
         sources.get("references"),
         section=section,
-        compare=sources.get("compare"),
+        compare={name.removeprefix("compare "): sources[name] for name in named}
+        if "compare" not in named
+        else sources["compare"],
         floors=given_floors or (None if floors is None else Path(floors)),
         groups=groups,
         training=bank,
+        values=None if values is None else _rows(values),
         progress=progress,
         **settings._asdict(),
     )
+
+
+def _several(compare: Reports | None) -> dict[str, Reports]:
+    """Return what is compared under "compare", or each of several under "compare NAME"."""
+    if compare is None:
+        return {}
+    several = isinstance(compare, Mapping) and not all(
+        isinstance(text, str) or text is None for text in compare.values()
+    )
+    if several:
+        return {f"compare {name}": given for name, given in dict(compare).items()}
+    return {"compare": compare}
+
+
+def _rows(values: Reports) -> Path | list[Record]:
+    """Return a file of values, or its rows. Raises ScoreError."""
+    if isinstance(values, str | os.PathLike):
+        return Path(values)
+    side = _read_form(values, "values", "value")
+    if isinstance(side, _Texts | Path):
+        raise ScoreError("values are a file or a table of study_id, name, value and better, not texts")
+    return side
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ eval.metric("rouge-l/coco").per_sample(references, predictions)
 """
 
 from eval.metric import metric
-from eval.scores.inputs import ScoreError
+from eval.scores.readers import ScoreError
 from eval.scores.result import Scores
 from eval.scores.suite import score
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from eval.scores.inputs import ScoreError
 from eval.scores.lexical import plain_tokens
+from eval.scores.readers import ScoreError
 from eval.scores.registry import NotComputed
 
 Report = TypeVar("Report")  # a text, or whatever stands for one

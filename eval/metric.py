@@ -19,7 +19,9 @@ import numpy as np
 from eval.scores import clinical
 from eval.scores.families import families, family_of
 from eval.scores.family import Reports
-from eval.scores.inputs import ScoreError, report_text
+from eval.scores.inputs import report_text
+from eval.scores.lexical import closest
+from eval.scores.readers import ScoreError
 from eval.scores.settings import checked, texts
 from eval.scores.sheet import Measure, Sheet
 
@@ -86,10 +88,9 @@ class metric:
         if len(several) != len(written):
             raise ScoreError(f"{len(several)} references but {len(written)} predictions")
         reports = Reports(
-            [refs[0] for refs in several], written, [{} for _ in several], key=self.key, models=self._models,
+            closest(several, written), written, [{} for _ in several], key=self.key, models=self._models,
+            several=several if any(len(refs) > 1 for refs in several) else None,
         )  # fmt: skip
-        if any(len(refs) > 1 for refs in several):
-            reports.take(several)
         sheet = Sheet(len(reports))
         for family in families():
             if family.name in (*self.family.after, self.family.name):

@@ -95,5 +95,5 @@ def _worst(
     if not cases:
         return []
     order = "<p class='quiet'>By findings missed, not in the reference, and on the wrong side, then by ROUGE-L.</p>"
-    title = f"The {len(cases)} studies with most errors"
+    title = f"The {len(cases)} studies with most errors" if len(cases) > 1 else "The study with most errors"
     return [Section("studies", title, cases_of(cases, order))]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cxr.cli.terminal import (
     UsageError,
     check_target,
+    count,
     echo,
     json_option,
     print_json,
@@ -74,7 +76,14 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="Baselines that look at nothing or at another film: the folder that cxr generate --floors wrote.",
     )
     add("--training", type=Path, metavar="STUDIES", help="Studies whose nearest report is a baseline, too.")
-    add("--compare", type=Path, metavar="OTHER", help="Other predictions, compared in pairs.")
+    add(
+        "--compare", type=Path, nargs="+", metavar="OTHER", default=[],
+        help="Other predictions, one file or several, each compared in pairs.",
+    )  # fmt: skip
+    add(
+        "--values", type=Path, metavar="FILE",
+        help="Values of other tools or people by study: study_id, name, value, better (higher, lower), system.",
+    )  # fmt: skip
     add(
         "--bootstrap",
         type=replicates,
@@ -88,6 +97,16 @@ def options(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--out", type=Path, metavar="FILE", help="Write the scores as JSON to this file.")
     add("--html", type=Path, metavar="FILE", help="Write a page to this file (it holds reports, and X-rays).")
+    add(
+        "--worst", type=count, metavar="N", default=WORST,
+        help="Studies with most errors that the page shows (default: %(default)s).",
+    )  # fmt: skip
+    add(
+        "--rexrank",
+        type=Path,
+        metavar="FILE",
+        help="Write the row of the ReXrank leaderboard as JSON to this file.",
+    )
     json_option(group, "the scores as one JSON document, as --out writes it,")
 
 
@@ -105,24 +124,33 @@ def run(args: argparse.Namespace) -> int:
     from encoder.progress import Bars
     from eval.page.shell import about
     from eval.report import is_page, write_page
-    from eval.scores.result import is_scores
+    from eval.scores.leaderboard import is_row, row_of
+    from eval.scores.result import is_scores, write_whole
 
     references = references_of(args)
-    reads = [p for p in (args.predictions, args.studies, args.compare, args.training) if p]
+    reads = [p for p in (args.predictions, args.studies, *args.compare, args.training, args.values) if p]
     if args.floors and args.floors.is_dir():
         reads += args.floors.iterdir()
     if args.out:
         check_target(args.out, "scores", is_scores, reads=reads)
     if args.html:
         check_target(args.html, "a page of cxr", is_page, reads=reads)
-    if args.out and args.html and args.out.absolute() == args.html.absolute():
-        raise UsageError(f"{args.out} would be written by --out and by --html; choose two files")
+    if args.rexrank:
+        check_target(args.rexrank, "a row of ReXrank", is_row, reads=reads)
+    targets = {
+        option: path.absolute() for option in ("out", "html", "rexrank") if (path := getattr(args, option))
+    }
+    for option, path in targets.items():
+        for other in targets:
+            if option < other and path == targets[other]:
+                raise UsageError(f"{path} would be written by --{option} and by --{other}; choose two files")
     with Bars(unit="reports") as progress:
         scores = eval.score(
             args.predictions,
             references,
             section=args.section,
-            compare=args.compare,
+            compare=named_files(args.compare),
+            values=args.values,
             floors=args.floors,
             training=args.training,
             reference_labels=args.reference_labels,
@@ -141,21 +169,30 @@ def run(args: argparse.Namespace) -> int:
         _show(scores.table())
     if args.out:
         tell(f"wrote {args.out}")
+    if args.rexrank:
+        write_whole(args.rexrank, json.dumps(row_of(scores), indent=1) + "\n")
+        tell(f"wrote {args.rexrank}")
     if args.html:
         write_page(
             args.html,
             title="Scores",
             scores=scores,
-            worst=WORST,
-            known=shown_of(args, [row["study_id"] for row in scores.worst(WORST)]),
+            worst=args.worst,
+            known=shown_of(args, [row["study_id"] for row in scores.worst(args.worst)]),
             facts=about(
                 model=models_of(args.predictions),
-                files=[path for path in (args.predictions, args.studies, args.floors, args.compare) if path],
+                files=[p for p in (args.predictions, args.studies, args.floors, *args.compare) if p],
                 command=getattr(args, "command_line", ""),
             ),
         )
         tell(f"wrote {args.html}")
     return 0
+
+
+def named_files(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return files by their names, or by their paths where names are equal."""
+    names = [path.name for path in paths]
+    return {str(path) if names.count(path.name) > 1 else path.name: path for path in paths}
 
 
 def references_of(args: argparse.Namespace) -> Any:
@@ -199,7 +236,7 @@ def models_of(predictions: Path) -> str:
 
 
 def _predicted(predictions: Path) -> list[Any]:
-    from eval.scores.inputs import load
+    from eval.scores.readers import load
 
     return load(predictions, "prediction")
 

@@ -98,6 +98,11 @@ def seed(text: str) -> int:
     return _whole(text, 0)
 
 
+def count(text: str) -> int:
+    """Read how many, 0 or more, as an option's type."""
+    return _whole(text, 0)
+
+
 def side(text: str) -> int:
     """Read pixels a side, as an option's type."""
     return _whole(text, 1, LONGEST_SIDE)

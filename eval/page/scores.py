@@ -7,18 +7,20 @@ from html import escape
 from eval.page.parts import number_of, table_of, value_of
 from eval.page.shell import Section
 from eval.plots import bars, dots
+from eval.scores.comparison import Comparison
 from eval.scores.families import families
 from eval.scores.family import Grid
 from eval.scores.inputs import POLICIES
 from eval.scores.result import Scores
-from eval.scores.tables import beside_baselines, by_subgroup, intervals, scored, studies
+from eval.scores.tables import beside_baselines, by_subgroup, intervals, lacking, scored, studies
 
 
 def score_sections(scores: Scores) -> list[Section]:
     """Make the sections of numbers: beside baselines first, then in detail."""
     sections = [Section("scores", "Scores beside baselines", _beside_baselines(scores))]
-    if scores.comparison:
-        sections.append(Section("comparison", f"Against {scores.comparison.other}", _comparison(scores)))
+    for number, compared in enumerate(scores.comparisons):
+        name = f"comparison{f'-{number + 1}' if number else ''}"
+        sections.append(Section(name, f"Against {compared.other}", _comparison(compared)))
     grids: dict[str, list[Grid]] = {}
     for family in families():
         for grid in family.grids(scores):
@@ -50,15 +52,14 @@ def _beside_baselines(scores: Scores) -> str:
         f"<p class='quiet'>{studies(scores.n)}, {patients}. Scored: {scored(scores)}. "
         f"{escape(intervals(scores)).capitalize()}. "
         "A baseline (or floor) is a report that did not look at the image.</p>"
+        + "".join(f"<p>{escape(text)}.</p>" for text in (*scores.said, lacking(scores)) if text)
         + bars(scores.headline_keys()[0], systems)
         + _drawn(beside_baselines(scores))
         + (f"<dl class='facts'>{about}</dl>" if about else "")
     )
 
 
-def _comparison(scores: Scores) -> str:
-    compared = scores.comparison
-    assert compared is not None
+def _comparison(compared: Comparison) -> str:
     rows = []
     for d in compared.differences:
         plain = (f"{d.value:.3f}", f"{d.other:.3f}")
@@ -81,8 +82,8 @@ def small_print(scores: Scores) -> list[Section]:
     if missing:
         sections.append(Section("missing", "Not computed", table_of(["score", "why", "command"], missing)))
     odd = {"Odd input": scores.problems}
-    if scores.comparison:
-        odd[f"Odd input of {scores.comparison.other}"] = scores.comparison.problems
+    for compared in scores.comparisons:
+        odd[f"Odd input of {compared.other}"] = compared.problems
     for number, (title, problems) in enumerate(odd.items(), 1):
         if not problems:
             continue

@@ -105,14 +105,16 @@ def _keys(scores: Scores) -> list[str]:
 
 
 def _compared(scores: Scores) -> list[str]:
-    if not scores.comparison:
-        return []
-    found: dict[str, Outcome] = {}
-    for d in scores.comparison.differences:
-        if d.p_holm == d.p_holm:
-            up = (d.difference > 0) != (d.better == "lower")
-            found[d.name] = "open" if d.p_holm > ALPHA or not d.difference else "better" if up else "worse"
-    if not found:
-        return []
-    text = sentence(found, scores.comparison.other, f"no difference has p ≤ {ALPHA} after Holm")
-    return [f"{text[:-1]} (tested in pairs)."]
+    said = []
+    for compared in scores.comparisons:
+        found: dict[str, Outcome] = {}
+        for d in compared.differences:
+            if d.p_holm == d.p_holm:
+                up = (d.difference > 0) != (d.better == "lower")
+                found[d.name] = (
+                    "open" if d.p_holm > ALPHA or not d.difference else "better" if up else "worse"
+                )
+        if found:
+            text = sentence(found, compared.other, f"no difference has p ≤ {ALPHA} after Holm")
+            said.append(f"{text[:-1]} (tested in pairs).")
+    return said

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.scores.inputs import ScoreError
+from eval.scores.readers import ScoreError
 from eval.scores.weights import file_sha256
 
 FOLDER, LAYER, BASELINE = "distilroberta-base", 5, 0.8473319

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.scores.inputs import ScoreError
 from eval.scores.phrases import CONDITIONS
+from eval.scores.readers import ScoreError
 from eval.scores.weights import file_sha256
 
 CHECKPOINT, TOKENIZER = "chexbert.pth", "bert-base-uncased"

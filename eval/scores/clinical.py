@@ -16,8 +16,9 @@ import numpy as np
 
 from eval.scores import weights
 from eval.scores.family import Family, Grid, Reports
-from eval.scores.inputs import ScoreError
-from eval.scores.radcliq import add_radcliq, bleu_2
+from eval.scores.lexical import bleu_2
+from eval.scores.radcliq import add_radcliq
+from eval.scores.readers import ScoreError
 from eval.scores.registry import NotComputed, merged
 from eval.scores.sheet import Sheet
 from eval.signature import signature

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,10 +89,15 @@ def differences(
     p has the form (c + 1) / (n + 1) and is adjusted by Holm over `keys`.
     """
     measures = [sheet.measures[key] for key in keys]
-    a_NK, b_NK = sheet.stats_NK, other.stats_NK
+    # Each measure's own columns side by side: the sheets may hold other things besides, in other places.
+    a_NK, b_NK = (
+        np.concatenate([s.stats_NK[:, s.measures[key].where] for key in keys], axis=1) for s in (sheet, other)
+    )
+    ends = np.cumsum([m.where.stop - m.where.start for m in measures])
 
     def metric(sums: np.ndarray) -> np.ndarray:
-        return np.stack([measure.of(sums) for measure in measures], axis=-1)
+        parts = np.split(sums, ends[:-1], axis=-1)
+        return np.stack([m.own(part) for m, part in zip(measures, parts, strict=True)], axis=-1)
 
     difference, low, high = paired_bootstrap(metric, a_NK, b_NK, patients, n_boot=n_boot, seed=seed)
     p = paired_permutation(metric, a_NK, b_NK, patients, n_permutations=n_permutations, seed=seed)
@@ -107,3 +112,18 @@ def differences(
         )
         for i, key in enumerate(keys)
     ]  # fmt: skip
+
+
+def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return the comparisons with p adjusted by Holm over all their scores together."""
+    p = {f"{i} {d.name}": d.p for i, found in enumerate(comparisons) for d in found.differences if d.p == d.p}
+    over_all = holm(p)
+    return [
+        replace(
+            found,
+            differences=[
+                replace(d, p_holm=over_all.get(f"{i} {d.name}", float("nan"))) for d in found.differences
+            ],
+        )
+        for i, found in enumerate(comparisons)
+    ]

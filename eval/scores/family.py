@@ -41,6 +41,10 @@ class Reports:
     label_source: str = "text"
     profiles: Sequence[str] = ()
     min_support: int = 30
+    study_ids: Sequence[str] = ()
+    # eval.scores.values.Values, and whose of them these reports are: "" for the predictions
+    values: Any = None
+    system: str = ""
     key: str | None = None
     headline_only: bool = False
     # eval.scores.clinical.Clinical, and its Readings of both sides
@@ -94,6 +98,8 @@ class Family:
     after: tuple[str, ...] = ()
     # Keys to name where one is misspelt and the family makes only what it is asked for.
     known: tuple[str, ...] = ()
+    # Whether it takes all references of a study; else the closest is its reference.
+    several: bool = False
 
     @property
     def first_parts(self) -> tuple[str, ...]:
@@ -104,8 +110,10 @@ class Family:
         """Put its scores on a sheet. Raises ValueError for a key that is not its own."""
         before = set(sheet.measures)
         sheet.family = self.name
+        if reports.several is not None:
+            sheet.more = signature("", refs="all" if self.several else "closest")
         self.add(sheet, reports)
-        sheet.family = ""
+        sheet.family = sheet.more = ""
         for key in sheet.measures.keys() - before:
             if key.partition("/")[0] not in self.first_parts:
                 raise ValueError(

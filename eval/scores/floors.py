@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from eval import baselines
-from eval.scores.inputs import Pairs, ScoreError, Source, align, load, missing, report_text
+from eval.scores.inputs import Pairs, align, report_text
+from eval.scores.readers import ScoreError, Source, load, missing
 from eval.scores.registry import NotComputed
 from eval.scores.sheet import SheetScore
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Record = Mapping[str, Any]
-Source = str | Path | Iterable[Record]
+from eval.scores.readers import Loaded, Record, ScoreError, Source, keys_of, missing, read_side
 
 _BOTH = "--section both scores findings and impression, joined by an empty line"
 POLICIES = {
@@ -28,6 +24,10 @@ POLICIES = {
     "failed prediction": "scored as an empty report",
     "empty prediction": "scored as an empty report",
     "placeholder prediction": "scored as an empty report (the text is a literal None, NaN or null)",
+    "reference with headings": "only its own section counts, without the heading",
+    "prediction with headings": "only its own section counts, without the heading",
+    "reference that is not judged": "left out of label scores: not English, or no chest report",
+    "prediction that is not judged": "no labels: misses everything; not English, or no chest report",
     "prediction that is no text": "scored as an empty report (a list or a number, say)",
     "prediction with findings alone": f"scored as it is ({_BOTH}): it misses what the impression says",
     "prediction with impression alone": f"scored as it is ({_BOTH}): it misses what the findings say",
@@ -35,18 +35,6 @@ POLICIES = {
 """Every kind of problem and what is done about it. An empty report has no words and no labels: it misses everything."""
 
 _PLACEHOLDERS = {"none", "nan", "null", "n/a", "na", "<na>", "undefined"}
-
-
-def missing(value: object) -> bool:
-    """Tell whether a value is missing by the study contract: None, "" or NaN."""
-    return value is None or value == "" or value != value
-
-
-class ScoreError(ValueError):
-    """Input that cannot be scored; the message says what, where and what to do."""
-
-    # encoder.errors.UserError's protocol, by attribute: this room imports no other
-    exit_status = 2
 
 
 @dataclass(frozen=True)
@@ -65,9 +53,28 @@ class Section:
 
     def read(self, record: Record) -> tuple[str, dict[str, str]]:
         """Return the text, and what is wrong with which field (see `report_text`)."""
-        read = {name: report_text(record.get(name)) for name in self.fields}
-        text = "\n\n".join(text for text, _ in read.values() if text)
-        return text, {name: wrong for name, (_, wrong) in read.items() if wrong}
+        texts, wrong = [], {}
+        for name in self.fields:
+            text, why = report_text(self.part(record, name))
+            texts += [text] if text else []
+            if why:
+                wrong[name] = why
+        return "\n\n".join(texts), wrong
+
+    def part(self, record: Record, name: str) -> Any:
+        """Return a field of a record. Of a text with headings ("Findings: ... Impression: ...") that is the part
+        below the field's own; a section that is missing is looked for below its heading in the other."""
+        value = record.get(name)
+        for field_ in dict.fromkeys([name, *self.fields]):
+            parts = headed(record.get(field_))
+            if name in parts and (field_ == name or missing(value)):
+                return parts[name]
+        # "Impression: ..." under findings is no findings
+        return None if headed(value) else value
+
+    def has_headings(self, record: Record) -> bool:
+        """Tell whether a text of the record has headings."""
+        return any(headed(record.get(name)) for name in self.fields)
 
     def lack(self, what: str, wrong: Mapping[str, str]) -> str:
         """Return the kind of POLICIES for a record that lacks the `wrong` fields."""
@@ -88,6 +95,24 @@ SECTIONS = {
 }  # fmt: skip
 
 
+_HEADING = re.compile(r"(?:^|[\s.])(?P<name>findings?|impressions?|conclusions?)\s*:", re.IGNORECASE)
+
+
+def headed(value: object) -> dict[str, str]:
+    """Return the sections of a text that begins with a heading, by name; {} for a text without."""
+    if not isinstance(value, str):
+        return {}
+    marks = list(_HEADING.finditer(value))
+    if not marks or value[: marks[0].start()].strip():
+        return {}
+    ends = [mark.start() + 1 for mark in marks[1:]] + [len(value)]
+    parts: dict[str, str] = {}
+    for mark, end in zip(marks, ends, strict=True):
+        name = "findings" if mark["name"].lower().startswith("finding") else "impression"
+        parts.setdefault(name, value[mark.end() : end].strip())
+    return parts
+
+
 def section_named(name: str) -> Section:
     """Return the section of this name. Raises ScoreError if there is none."""
     if name not in SECTIONS:
@@ -105,6 +130,10 @@ class Pairs:
     studies: list[Record]
     problems: dict[str, list[str]] = field(default_factory=dict)  # kind of POLICIES -> study ids
     section: Section = SECTIONS["findings"]  # which of a record's texts; floors are read alike
+    # All references of each study where some have several; `references` then holds the first.
+    several: list[list[str]] | None = None
+    # Which columns were taken for others.
+    said: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.study_ids)
@@ -112,87 +141,6 @@ class Pairs:
     def note(self, kind: str, study_id: str) -> None:
         """Record that a study has a problem of this kind, a key of POLICIES."""
         self.problems.setdefault(kind, []).append(study_id)
-
-
-def load(source: Source, what: str) -> list[Record]:
-    """Load the records of a JSON Lines file, of a CSV file with a header, or of an iterable of mappings.
-
-    Raises ScoreError if the file is missing, empty or not UTF-8, if a line is not a JSON object, or if a record has
-    no `study_id`; the message names file and line.
-    """
-    if isinstance(source, str | Path):
-        path = Path(source)
-        records = list(_read_table(path, what) if path.suffix.lower() == ".csv" else _read_lines(path, what))
-        where = str(path)
-    else:
-        records = [(f"{what} {i}", r) for i, r in enumerate(source)]
-        where = f"the {what}s"
-    if not records:
-        raise ScoreError(f"{where}: there is not a single {what}")
-    for place, record in records:
-        if not isinstance(record, Mapping):
-            raise ScoreError(f"{place}: a {what} must be a JSON object, found {type(record).__name__}")
-        if missing(record.get("study_id")):
-            raise ScoreError(f"{place}: a {what} needs a 'study_id'; its keys are {_keys(record)}")
-        if not isinstance(record["study_id"], str | int):
-            raise ScoreError(
-                f"{place}: the 'study_id' of a {what} must be a text or a whole number, not "
-                f"{type(record['study_id']).__name__}"
-            )
-    return [record for _, record in records]
-
-
-def _text(path: Path, what: str) -> str:
-    if not path.is_file():
-        raise ScoreError(f"{path}: no such file of {what}s")
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ScoreError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from error
-
-
-def _read_lines(path: Path, what: str) -> Iterable[tuple[str, Any]]:
-    for number, line in enumerate(_text(path, what).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}, line {number}", json.loads(line, parse_constant=lambda _: None)
-        except RecursionError:
-            raise ScoreError(f"{path}, line {number}: nested too deeply") from None
-        except json.JSONDecodeError as error:
-            raise ScoreError(
-                f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})"
-            ) from error
-        except ValueError as error:
-            raise ScoreError(f"{path}, line {number}: not JSON (a number of thousands of digits)") from error
-
-
-def _read_table(path: Path, what: str) -> Iterable[tuple[str, Any]]:
-    """Rows of a CSV file: `study_id`, `findings`, `impression`, whatever else; an empty cell becomes null, `age` a
-    number, `view` the image's."""
-    rows = csv.DictReader(io.StringIO(_text(path, what), newline=""), restkey="", strict=True)
-    try:
-        header = rows.fieldnames or []
-        if "study_id" not in header:
-            raise ScoreError(f"{path}: the first line names no column 'study_id'")
-        if twice := [name for name in header if header.count(name) > 1]:
-            raise ScoreError(f"{path}: there are several columns {twice[0]!r}")
-        for row in rows:
-            if len(row.get("") or ()):
-                raise ScoreError(
-                    f"{path}, line {rows.line_num}: {len(header) + len(row[''])} cells under {len(header)} names; "
-                    'texts with commas must be in quotes: "..."'
-                )
-            record = {key: value or None for key, value in row.items() if key and value is not None}
-            if re.fullmatch(r"\d+(\.\d+)?", (record.get("age") or "").strip()):
-                record["age"] = float(record["age"])
-            if record.get("view"):
-                record["images"] = [{"view": record.pop("view").strip()}]
-            yield f"{path}, line {rows.line_num}", record
-    except csv.Error as error:
-        raise ScoreError(f"{path}, line {rows.line_num}: not CSV ({error})") from error
 
 
 def report_text(value: object) -> tuple[str, str | None]:
@@ -217,18 +165,27 @@ def align(
     """
     pairs = Pairs([], [], [], [], section=section)
     given: dict[str, Record] = {}
-    predicted = load(predictions, "prediction")
+    read = read_side(predictions, "prediction", section.name)
+    predicted = read.records
+    pairs.said = [read.said] if read.said else []
+    _check_side(predicted[0], "predictions", predictions)
     if references is None:
         if len(section.fields) > 1:
             raise ScoreError(
                 f"--section {section.name} needs a second file, whose studies have {' and '.join(section.fields)}; a "
                 "prediction's own 'reference' is one text"
             )
-        references = [{**record, section.name: record.get("reference")} for record in predicted]
+        listed: list[Record] = [{**record, section.name: record.get("reference")} for record in predicted]
         if not any(record.get("reference") for record in predicted):
             raise ScoreError(
                 "there are no references: give a second file, or predictions with a 'reference' each"
             )
+    else:
+        other = read_side(references, "reference", section.name)
+        listed = other.records
+        pairs.said += [other.said] if other.said else []
+        _check_side(listed[0], "references", references)
+        _check_order(read, other)
     _check_section(predicted, section, f"{predictions}: " if isinstance(predictions, str | Path) else "")
     for record in predicted:
         key = str(record["study_id"])
@@ -237,16 +194,23 @@ def align(
         else:
             given[key] = record
     seen: set[str] = set()
-    for study in load(references, "reference"):
+    for study in listed:
         key = str(study["study_id"])
         if key in seen:
             pairs.note("duplicate reference", key)
             continue
         seen.add(key)
-        reference, wrong = section.read(study)
+        several, wrong = _references(section, study)
         if wrong:
             pairs.note(section.lack("reference", wrong), key)
             continue
+        if section.has_headings(study):
+            pairs.note("reference with headings", key)
+        if len(several) > 1 and pairs.several is None:
+            pairs.several = [[text] for text in pairs.references]
+        if pairs.several is not None:
+            pairs.several.append(several)
+        reference = several[0]
         pairs.study_ids.append(key)
         pairs.studies.append(study)
         pairs.references.append(reference)
@@ -265,6 +229,47 @@ def align(
     return pairs
 
 
+def _references(section: Section, study: Record) -> tuple[list[str], dict[str, str]]:
+    """Return all references of a study, and what is wrong if there is none. A list of texts under the section's name,
+    or under `references`, are several; those that say nothing are left out."""
+    value = study.get(section.name, study.get("references"))
+    if not isinstance(value, list | tuple) or len(section.fields) > 1:
+        text, wrong = section.read(study)
+        return [text], wrong
+    read = [section.read({section.name: text}) for text in value]
+    good = [text for text, wrong in read if not wrong]
+    return good, {} if good else (read[0][1] if read else {section.name: "empty"})
+
+
+def _check_side(row: Record, what: str, source: object) -> None:
+    """Refuse a side that is the other one, as far as its first record tells. Raises ScoreError."""
+    where = f"{source}: " if isinstance(source, str | Path) else ""
+    predicted = "model" in row and "decoding" in row
+    if what == "references" and predicted:
+        raise ScoreError(
+            f"{where}these are predictions, where references are meant: the two sides are swapped"
+        )
+    images = row.get("images")
+    films = isinstance(images, list) and any(isinstance(i, Mapping) and "path" in i for i in images)
+    if what == "predictions" and films and not predicted:
+        raise ScoreError(f"{where}these are studies, where predictions are meant: the two sides are swapped")
+
+
+def _check_order(predictions: Loaded, references: Loaded) -> None:
+    """Refuse what can be paired neither by ids nor by order. Raises ScoreError."""
+    if predictions.numbered == references.numbered:
+        counts = len(predictions.records), len(references.records)
+        if predictions.numbered and counts[0] != counts[1]:
+            raise ScoreError(
+                f"{counts[0]} predictions but {counts[1]} references: without ids they are paired by their order"
+            )
+        return
+    without, with_ids = (
+        ("predictions", "references") if predictions.numbered else ("references", "predictions")
+    )
+    raise ScoreError(f"the {without} have no ids, and the {with_ids} have: name a column 'study_id' in both")
+
+
 def _prediction(pairs: Pairs, key: str, record: Record | None) -> str:
     if record is None:
         pairs.note("no prediction", key)
@@ -273,6 +278,8 @@ def _prediction(pairs: Pairs, key: str, record: Record | None) -> str:
         pairs.note("failed prediction", key)
         return ""
     text, wrong = pairs.section.read(record)
+    if pairs.section.has_headings(record):
+        pairs.note("prediction with headings", key)
     if text and wrong:
         pairs.note(pairs.section.lack("prediction", wrong), key)
     elif wrong:
@@ -285,7 +292,9 @@ def _check_section(predicted: Sequence[Record], section: Section, where: str) ->
     """Refuse predictions if none has a field of the section. "" will do: a model that wrote nothing is
     scored."""
     absent = [
-        name for name in section.fields if all(missing(r.get(name)) and r.get(name) != "" for r in predicted)
+        name
+        for name in section.fields
+        if all(missing(section.part(r, name)) and r.get(name) != "" for r in predicted)
     ]
     there = [name for name in SECTIONS["both"].fields if any(report_text(r.get(name))[0] for r in predicted)]
     if there:
@@ -293,15 +302,10 @@ def _check_section(predicted: Sequence[Record], section: Section, where: str) ->
     elif any(r.get("error") or any(name in r for name in section.fields) for r in predicted):
         return  # all of them failed or are empty
     else:
-        hint = f"the first one's keys are {_keys(predicted[0])}"
+        hint = f"the first one's keys are {keys_of(predicted[0])}"
     if absent:
         named = " and no ".join(map(repr, absent))
         raise ScoreError(f"{where}no prediction has {named}, the text to be scored; {hint}")
-
-
-def _keys(record: Record) -> str:
-    """Names of keys for a message; a report that stands where a name should is not shown."""
-    return ", ".join(key if re.fullmatch(r"\w{1,30}", str(key)) else "..." for key in map(str, record))
 
 
 def patients(pairs: Pairs, groups: Mapping[str, Hashable] | Sequence[Hashable] | None) -> list[Hashable]:

@@ -180,6 +180,16 @@ def _geometric(precision: np.ndarray, matched: np.ndarray, brevity: np.ndarray) 
     return np.where(matched, mean * brevity[..., None], 0.0)
 
 
+def bleu_2(references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
+    """Return RadCliQ's sentence BLEU-2, (N,): lower case, full stops apart, split at spaces, smoothed as
+    nltk's method1."""
+    references, predictions = (
+        [text.lower().replace(".", " .").split() for text in texts] for texts in (references, predictions)
+    )
+    stats_NK = nltk_totals(bleu_statistics([[r] for r in references], predictions))
+    return bleu_nltk(stats_NK, epsilon=0.1)[:, 1]
+
+
 # --- ROUGE-L ----------------------------------------------------------------------------------------------------------
 
 
@@ -417,6 +427,17 @@ def _add(sheet: Sheet, reports: Reports) -> None:
                 reports.several or reports.references, reports.predictions, name, with_meteor=with_meteor
             )
             add_lexical(sheet, samples)
+    if reports.key == "bleu-2/rexrank" or not (reports.key or reports.headline_only):
+        _add_rexrank(sheet, reports)
+
+
+def _add_rexrank(sheet: Sheet, reports: Reports) -> None:
+    """Put the leaderboard's BLEU on a sheet, the mean of BLEU-2 of single reports: `bleu-2/rexrank`."""
+    details = signature(
+        "bleu-2", profile="rexrank", tok="spaces", case="lower", smooth="method1", avg="report"
+    )
+    values_N = bleu_2(reports.references, reports.predictions)
+    sheet.add_mean("bleu-2/rexrank", details, values_N, title="BLEU-2 of ReXrank")
 
 
 def profiles_of(scores: Any) -> list[str]:
@@ -426,11 +447,15 @@ def profiles_of(scores: Any) -> list[str]:
 
 def _tables(scores: Any) -> list[Grid]:
     profiles = profiles_of(scores)
-    rows = [(name.upper(), *(scores.scores.get(f"{name}/{p}") for p in profiles)) for name in NAMES]
+    rows: list[tuple[Any, ...]] = [
+        (name.upper(), *(scores.scores.get(f"{name}/{p}") for p in profiles)) for name in NAMES
+    ]
+    if rexrank := scores.scores.get("bleu-2/rexrank"):
+        rows.append((rexrank.title, rexrank, *([None] * (len(profiles) - 1))))
     return [Grid("Text overlap by profile", ("", *profiles), rows, "overlap")]
 
 
 FAMILY = Family(
     "lexical", "Text overlap by profile", _add, NAMES, _tables,
-    known=tuple(f"{name}/{profile}" for name in NAMES for profile in PROFILES),
+    known=(*(f"{name}/{profile}" for name in NAMES for profile in PROFILES), "bleu-2/rexrank"), several=True,
 )  # fmt: skip

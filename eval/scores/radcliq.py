@@ -8,12 +8,10 @@ has no relations, for those then count 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from eval.scores.lexical import bleu_nltk, bleu_statistics, nltk_totals
 from eval.scores.sheet import Sheet
 from eval.signature import signature
 
@@ -50,16 +48,6 @@ def radcliq(features_N4: np.ndarray, version: str) -> np.ndarray:
     mean score."""
     mean, scale, coefficients, intercept = VERSIONS[version]
     return (np.asarray(features_N4, np.float64) - mean) / scale @ np.array(coefficients) + intercept
-
-
-def bleu_2(references: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
-    """Return RadCliQ's sentence BLEU-2, (N,): lower case, full stops apart, split at spaces, smoothed as
-    nltk's method1."""
-    references, predictions = (
-        [text.lower().replace(".", " .").split() for text in texts] for texts in (references, predictions)
-    )
-    stats_NK = nltk_totals(bleu_statistics([[r] for r in references], predictions))
-    return bleu_nltk(stats_NK, epsilon=0.1)[:, 1]
 
 
 def add_radcliq(sheet: Sheet, features_N4: np.ndarray, *, models: str, idf: bool) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.scores.inputs import ScoreError
+from eval.scores.readers import ScoreError
 from eval.scores.sheet import Sheet
 from eval.scores.weights import file_sha256
 from eval.signature import signature, version

@@ -47,7 +47,8 @@ class Scores:
     settings: dict[str, Any]
     labeller_check: dict[str, float] = field(default_factory=dict)
     subgroups: list[Subgroup] = field(default_factory=list)
-    comparison: Comparison | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)  # which columns were taken for others
     texts: dict[str, tuple[str, str]] = field(
         default_factory=dict, repr=False
     )  # reference and prediction; not saved
@@ -88,12 +89,13 @@ class Scores:
                 }
                 for g in self.subgroups
             ],
-            "comparison": self.comparison.to_json() if self.comparison else None,
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
             "not_computed": [m.to_json() for m in self.not_computed],
             "inputs": {
                 kind: {"count": len(ids), "policy": POLICIES[kind], "study_ids": ids}
                 for kind, ids in self.problems.items()
             },
+            "columns": self.said,
             "labeller_check": {k: number(v) for k, v in self.labeller_check.items()},
             "studies": self.studies,
         }  # fmt: skip

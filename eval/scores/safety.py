@@ -216,6 +216,8 @@ def add_safety(
 
     `temporal-precision`, `temporal-recall`, `temporal-f1`: means over the `temporal-f1/reports` with a temporal word on
         either side (BioViL-T's idea, arXiv 2301.04558). Words on one side only score 0; none at all is left out.
+    `temporal-f1/libra`: the same over all reports, where none at all counts 1, as Libra (arXiv 2411.19378) and RadEval
+        have it; with our words.
     `hallucinated-prior`*: share that compares, among the `hallucinated-prior/reports` of studies without a prior.
     `words/generated`, `words/reference`: mean words; `words/ratio`: of their sums.
     `empty`, `truncated`*, `repeated-sentence`*: shares of all reports; `repeated-4-grams`*: mean share of 4-grams.
@@ -257,6 +259,13 @@ def add_safety(
     for i, (name, count) in enumerate((("precision", ""), ("recall", ""), ("f1", "temporal-f1/reports"))):
         add(f"temporal-{name}", scores_N3[:, i], timed, count, "higher", **choices)
 
+    both_empty = [
+        1.0 if not (ref.temporal or hyp.temporal) else f1
+        for (ref, hyp), f1 in zip(pairs, scores_N3[:, 2], strict=True)
+    ]
+    libra = {**choices, "neither": 1}
+    add("temporal-f1/libra", both_empty, None, "", "higher", **libra)
+
     unaided = [not prior_given(study) for study in studies]
     for i, texts, suffix in ((1, predictions, ""), (0, references, "/reference")):
         said = [pair[i] for pair in pairs]
@@ -288,6 +297,7 @@ def add_safety(
 
 SHOWN = {  # where it says nothing else, a share of reports; and the key of the same for the references
     "temporal-f1": ("words of change: F1", ""),
+    "temporal-f1/libra": ("the same, no word of change on either side counts 1", ""),
     "hallucinated-prior": ("compares with a prior that was not given", "hallucinated-prior/reference"),
     "side-swap": ("wrong side, of findings with a side in both", ""),
     "words/generated": ("words", "words/reference"),

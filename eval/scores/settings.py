@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.resampling import MOST_REPLICATES
-from eval.scores.inputs import ScoreError
 from eval.scores.lexical import PROFILES
+from eval.scores.readers import ScoreError
 from eval.scores.weights import MODELS
 
 

@@ -7,7 +7,7 @@ nothing but the sheet. The first column counts studies, so that a mean is a rati
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -44,6 +44,9 @@ class Measure:
     positives: Of | None = None
     each: Of | None = None
     chosen: Callable[[np.ndarray], Of] | None = None
+    # Its own columns, and `of` of them alone.
+    where: slice = field(default_factory=lambda: slice(0))
+    own: Of | None = None
 
     def at(self, total_K: np.ndarray) -> Of:
         """Return the function for a group with these total sums."""
@@ -80,8 +83,8 @@ class Sheet:
         self.measures: dict[str, Measure] = {}
         self._blocks: list[np.ndarray] = [np.ones((n, 1))]
         self._width = 1
-        # Of the measures that are being added.
-        self.family = ""
+        # Of the measures that are being added: their family, and what their signatures say besides.
+        self.family = self.more = ""
 
     def columns(self, block_NK: np.ndarray) -> slice:
         """Add columns (N, K); returns where they stand."""
@@ -119,13 +122,15 @@ class Sheet:
 
         self.measures[key] = Measure(
             key,
-            signature + self._choices,
+            signature + self._choices + self.more,
             here(of),
             title or key,
             better,
             headline,
             self.family,
             whole=whole,
+            where=where,
+            own=of,
             chosen=(lambda total_K: here(chosen(total_K[where]))) if chosen else None,
             **{name: here(function) for name, function in functions.items() if function},
         )
@@ -144,7 +149,7 @@ class Sheet:
     def drop(self, family: str) -> None:
         """Remove the measures of a family."""
         self.measures = {k: m for k, m in self.measures.items() if m.family != family}
-        self.family = ""
+        self.family = self.more = ""
 
     @property
     def stats_NK(self) -> np.ndarray:

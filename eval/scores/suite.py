@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 
 from eval.scores import clinical, safety
-from eval.scores.comparison import Comparison, differences
+from eval.scores.comparison import Comparison, adjusted, differences
 from eval.scores.families import sheet_of, unusable
 from eval.scores.family import Reports
 from eval.scores.floors import Floor, Given, floor_reports
-from eval.scores.inputs import Pairs, ScoreError, Source, align, missing, patients, section_named
+from eval.scores.inputs import Pairs, align, patients, section_named
 from eval.scores.label_f1 import binarize, condition_table, confusion, macro_f1_reference, micro_f1
 from eval.scores.labels import label_matrix
-from eval.scores.lexical import PROFILES
+from eval.scores.lexical import PROFILES, closest
 from eval.scores.phrases import CONDITIONS
+from eval.scores.readers import ScoreError, Source, missing
 from eval.scores.result import Scores, Subgroup
 from eval.scores.settings import checked
 from eval.scores.sheet import Sheet, SheetScore
 from eval.scores.subgroups import subgroups
+from eval.scores.values import Values, read_values
 
 
 def score(
@@ -31,12 +33,13 @@ def score(
     references: Source | None = None,
     *,
     section: str = "findings",
-    compare: Source | None = None,
+    compare: Source | Mapping[str, Source] | None = None,
     floors: Given = None,
     groups: Mapping[str, Hashable] | Sequence[Hashable] | None = None,
     n_boot: int = 1000,
     seed: int = 0,
     training: Source | None = None,
+    values: Source | None = None,
     reference_labels: str = "text",
     profiles: Sequence[str] = tuple(PROFILES),
     min_support: int = 30,
@@ -51,7 +54,8 @@ def score(
         `study_id`. Without references every prediction brings its own, as `reference`.
     section: "findings", "impression", or "both": the two joined by an empty line, where a reference must have both. It
         holds for the floors, the training reports and what is compared, too.
-    compare: other predictions for the same references; differences are tested in pairs.
+    compare: other predictions for the same references, or a mapping from names to several; differences are tested in
+        pairs, and p adjusted over all scores and systems.
     floors: a directory of predictions for shuffled and blank images (`cxr generate --floors DIR`), or a mapping from
         a floor's name to its predictions, for instance nearest neighbours made with `eval.baselines`.
     n_boot: how often patients are resampled for the intervals, 100,000 times at most; with 0 there are no intervals.
@@ -59,6 +63,7 @@ def score(
         references' `patient_id`. Whole patients are resampled.
     training: studies whose reports the constant report is chosen from; without them it comes from the references,
         which makes that floor a little higher than an honest guess, and its name says so.
+    values: what another tool or a person gave each study (`eval.scores.values`): study_id, name, value, better, system.
     reference_labels: "text" reads both sides with the rule-based labeller; "study" takes a study's own `labels` where
         it has them. The signature says which.
     min_support: label F1 is also averaged over the conditions with at least this many positive references.
@@ -76,14 +81,17 @@ def score(
     patient_ids = patients(pairs, groups)
     reference_N14, source = _reference_labels(pairs, reference_labels)
     ready, no_floors = floor_reports(pairs, floors, training)
-    others = align(compare, pairs.studies, pairs.section) if compare is not None else None
+    others = {name: align(other, pairs.studies, pairs.section) for name, other in _systems(compare).items()}
+    given = read_values(values) if values is not None else None
+    if given:
+        given.check_systems([*(name for name, _, _ in ready), *others], list(others))
     models, without = clinical.load(clinical_models, weights, device)
     protocol = _Protocol(
         pairs, reference_N14, source, patient_ids, n_boot, seed, min_support,
-        models, models.read(pairs.references, progress, keep=True), progress,
+        models, models.read(pairs.references, progress, keep=True), progress, given, tuple(profiles),
     )  # fmt: skip
 
-    reports = protocol.reports(pairs.predictions, profiles=profiles)
+    reports = protocol.reports(pairs.predictions)
     sheet, failed = sheet_of(reports, **pairs.section.choices)
     return Scores(
         n=len(pairs),
@@ -93,7 +101,7 @@ def score(
             name: {policy: condition_table(*both, policy) for policy in ("neg", "pos")}
             for name, both in reports.labels.items()
         },
-        floors=[Floor(name, how, protocol.of_floor(texts)) for name, how, texts in ready],
+        floors=[Floor(name, how, protocol.of_floor(name, texts)) for name, how, texts in ready],
         not_computed=[*no_floors, *without, *unusable(), *failed],
         problems=pairs.problems,
         studies=_per_study(pairs, *reports.labels["label-f1"]),
@@ -108,7 +116,8 @@ def score(
         },
         labeller_check=_labeller_check(pairs),
         subgroups=protocol.subgroups(sheet),
-        comparison=_compare(protocol, sheet, others, profiles, compare) if others else None,
+        comparisons=adjusted([_compare(protocol, sheet, other, name) for name, other in others.items()]),
+        said=pairs.said,
         texts={
             key: both for key, *both in zip(pairs.study_ids, pairs.references, pairs.predictions, strict=True)
         },
@@ -129,21 +138,27 @@ class _Protocol:
     models: clinical.Clinical
     read: clinical.Readings  # of the references
     progress: clinical.Progress | None
+    values: Values | None
+    profiles: tuple[str, ...]
 
     def reports(self, texts: list[str], **settings: Any) -> Reports:
         """Return what families see of one text a study."""
+        several = self.pairs.several
+        references = closest(several, texts) if several else self.pairs.references
         return Reports(
-            self.pairs.references, texts, self.pairs.studies, reference_labels_N14=self.reference_N14,
+            references, texts, self.pairs.studies, several, self.reference_N14 if not several else None,
             label_source=self.source, min_support=self.min_support, models=self.models,
-            read_references=self.read, progress=self.progress, **settings,
+            read_references=None if several else self.read, progress=self.progress, values=self.values,
+            study_ids=self.pairs.study_ids, profiles=self.profiles, **settings,
         )  # fmt: skip
 
     def scores(self, sheet: Sheet, rows_N: np.ndarray | None = None) -> dict[str, SheetScore]:
         return sheet.scores(self.patient_ids, n_boot=self.n_boot, seed=self.seed, rows_N=rows_N)
 
-    def of_floor(self, texts: list[str]) -> dict[str, SheetScore]:
+    def of_floor(self, name: str, texts: list[str]) -> dict[str, SheetScore]:
         """Return the headlines, and all averages of label F1."""
-        sheet, _ = sheet_of(self.reports(texts, headline_only=True), **self.pairs.section.choices)
+        reports = self.reports(texts, headline_only=True, system=name)
+        sheet, _ = sheet_of(reports, **self.pairs.section.choices)
         found = self.scores(sheet)
         return {key: s for key, s in found.items() if s.headline or key.startswith("label-f1/14/")}
 
@@ -156,13 +171,19 @@ class _Protocol:
         return found
 
 
-def _compare(
-    protocol: _Protocol, sheet: Sheet, others: Pairs, profiles: Sequence[str], source: Source
-) -> Comparison:
-    other, _ = sheet_of(protocol.reports(others.predictions, profiles=profiles), **others.section.choices)
+def _systems(compare: Source | Mapping[str, Source] | None) -> dict[str, Source]:
+    """Return what is compared by its name."""
+    if compare is None:
+        return {}
+    if isinstance(compare, Mapping):
+        return dict(compare)
+    return {Path(compare).name if isinstance(compare, str | Path) else "the other predictions": compare}
+
+
+def _compare(protocol: _Protocol, sheet: Sheet, others: Pairs, name: str) -> Comparison:
+    other, _ = sheet_of(protocol.reports(others.predictions, system=name), **others.section.choices)
     keys = [key for key, m in sheet.measures.items() if m.headline and key in other.measures]
     tested = differences(sheet, other, keys, protocol.patient_ids, n_boot=protocol.n_boot, seed=protocol.seed)
-    name = Path(source).name if isinstance(source, str | Path) else "the other predictions"
     return Comparison(name, protocol.scores(other), tested, others.problems, protocol.n_boot)
 
 

@@ -28,7 +28,8 @@ class Tabled(Protocol):
     conditions: dict[str, dict[str, list[dict]]]
     floors: list[Any]
     subgroups: list[Any]
-    comparison: Any
+    comparisons: list[Any]
+    said: list[str]
     not_computed: list[Any]
     problems: dict[str, list[str]]
     settings: dict[str, Any]
@@ -43,6 +44,18 @@ def studies(n: int) -> str:
 def scored(scores: Tabled) -> str:
     """Say which text was scored."""
     return SECTIONS[scores.settings["section"]].said
+
+
+NOTHING = ("no prediction", "failed prediction", "empty prediction", "placeholder prediction")
+
+
+def lacking(scores: Tabled) -> str:
+    """Say how many studies got no report, which every score counts as an empty one; "" if all got one."""
+    lacks = {kind: len(scores.problems[kind]) for kind in NOTHING if kind in scores.problems}
+    if not lacks:
+        return ""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in lacks.items())
+    return f"{sum(lacks.values())} of {scores.n} studies got no report, and are scored as empty: {kinds}"
 
 
 def with_interval(s: Score | None) -> str:
@@ -90,7 +103,8 @@ def headline_html(scores: Tabled) -> str:
     return (
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         f"<p>{studies(scores.n)}; scored: {html.escape(scored(scores))}; {html.escape(intervals(scores))}. "
-        "print() shows all scores.</p>"
+        + (f"{html.escape(lacking(scores))}. " if lacking(scores) else "")
+        + "print() shows all scores.</p>"
     )
 
 
@@ -121,12 +135,14 @@ def render(scores: Tabled, width: int = 110) -> str:
     if without := scores.settings["without_patient"]:
         console.print(f"{without} of them name no patient: each counts as a patient of its own")
     console.print(f"scored: {scored(scores)}")
+    for said in (*scores.said, lacking(scores)):
+        if said:
+            console.print(said, markup=False)
     grids = [beside_baselines(scores), *(g for family in families() for g in family.grids(scores))]
     tables = [_of_grid(grid) for grid in grids]
     if scores.subgroups:
         tables.append(_of_grid(by_subgroup(scores)))
-    if scores.comparison:
-        tables.append(_comparison(scores))
+    tables += [_comparison(compared) for compared in scores.comparisons]
     for table in tables:
         console.print(table)
     if scores.labeller_check:
@@ -139,9 +155,9 @@ def render(scores: Tabled, width: int = 110) -> str:
     console.print(_not_computed(scores))
     if scores.problems:
         console.print(_problems("Odd input", scores.problems))
-    if scores.comparison and scores.comparison.problems:
-        title = f"Odd input of {scores.comparison.other}"
-        console.print(_problems(title, scores.comparison.problems))
+    for compared in scores.comparisons:
+        if compared.problems:
+            console.print(_problems(f"Odd input of {compared.other}", compared.problems))
     console.print("Signatures")
     for key, s in scores.scores.items():
         if s.headline or s.family == "lexical":
@@ -180,8 +196,7 @@ def _of_grid(grid: Grid) -> Table:
     return table
 
 
-def _comparison(scores: Tabled) -> Table:
-    compared = scores.comparison
+def _comparison(compared: Any) -> Table:
     shown = "intervals: paired bootstrap; " if compared.n_boot else ""
     table = _table(
         f"Against {compared.other}, in pairs", "", "predictions", "other", "difference", "p", "p (Holm)",

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.scores.inputs import ScoreError
+from eval.scores.readers import ScoreError
 from eval.scores.registry import NotComputed
 
 SCORERS, BERT, ROBERTA = (

@@ -220,10 +220,10 @@ def test_impressions_comparisons_and_floors_take_the_same_forms(expected):
     compared = cxr.score(
         REFERENCES, PREDICTIONS, compare=REFERENCES, floors={"mine": ["Clear."] * 4}, **QUICK
     )
-    differences = {d.name: d.other for d in compared.comparison.differences}
+    differences = {d.name: d.other for d in compared.comparisons[0].differences}
     assert differences["rouge-l/coco"] == 1 and any(f.name == "mine" for f in compared.floors)
     by_id = cxr.score(studies(), predictions(), compare=dict(zip(IDS, REFERENCES, strict=True)), **QUICK)
-    assert {d.name: d.other for d in by_id.comparison.differences}["rouge-l/coco"] == 1
+    assert {d.name: d.other for d in by_id.comparisons[0].differences}["rouge-l/coco"] == 1
     with pytest.raises(ValueError, match="4 references but 2 compare"):
         cxr.score(REFERENCES, PREDICTIONS, compare=["a", "b"], **QUICK)
 

@@ -105,7 +105,7 @@ def test_without_resampling_there_are_no_intervals(tmp_path):
     # the numbers are those that have intervals otherwise
     value = f"{found['rouge-l/coco'].value:.3f}"
     assert value in str(found) and f"{value} [" in str(with_some) and f"{value} [" not in str(found)
-    (own,) = (d for d in found.comparison.differences if d.name == "rouge-l/coco")
+    (own,) = (d for d in found.comparisons[0].differences if d.name == "rouge-l/coco")
     assert f"{own.difference:+.3f}" in str(found)
     assert found.to_json()["scores"][0]["interval"] == [None, None]
 

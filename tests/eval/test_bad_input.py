@@ -41,9 +41,16 @@ TABLE = {  # what the file holds -> exit code, what is said, scored studies
     "a report of 10,000 words": (lines(*said(c="no effusion and " * 3333 + "clear")), 0, ["3 studies"]),
     "not UTF-8": (lines(*said()[:2]) + b'{"study_id": "c", "findings": "caf\xe9"}', 2, ["p.jsonl, line 3: not UTF-8"]),
     "not JSON": (lines(*said()[:1]) + b"{'study_id': 'b'}\n", 2, ["p.jsonl, line 2: not JSON"]),
-    "no id": (lines({"findings": NORMAL}), 2, ["p.jsonl, line 1: a prediction needs a 'study_id'", "findings"]),
+    "no id": (lines({"findings": NORMAL}), 2, ["the predictions have no ids, and the references have"]),
+    "an id is missing": (
+        lines({"findings": NORMAL}, *said()), 2, ["p.jsonl, line 1: a prediction needs a 'study_id'", "findings"]
+    ),
     "another name for the text": (
-        lines({"study_id": "a", "report": NORMAL}), 2, ["no prediction has 'findings'", "study_id, report"]
+        lines({"study_id": "a", "wording": NORMAL}), 2, ["no prediction has 'findings'", "study_id, wording"]
+    ),
+    "two names for the text": (
+        lines({"study_id": "a", "generated": NORMAL, "output": NORMAL}), 2,
+        ["p.jsonl: which column holds the predictions, 'generated' or 'output'?"],
     ),
     "impressions alone": (
         lines(*({"study_id": k, "impression": NORMAL} for k in IDS)), 2,
@@ -113,7 +120,7 @@ def test_a_table_instead_of_lines(tmp_path, capsys):
     }  # fmt: skip
     (tmp_path / "p.csv").write_text("id,findings\na,Clear.\n")
     assert main(["score", str(tmp_path / "p.csv")]) == 2
-    assert "the first line names no column 'study_id'" in capsys.readouterr().err
+    assert "there are no references: give a second file" in capsys.readouterr().err
     (tmp_path / "p.csv").write_text('study_id,findings\na,"Clear.\n')
     assert main(["score", str(tmp_path / "p.csv")]) == 2
     assert "not CSV" in capsys.readouterr().err
@@ -124,7 +131,10 @@ def test_a_table_instead_of_lines(tmp_path, capsys):
     [
         ("study_id,findings\na,Small effusion, large heart.\n", "line 2: 3 cells under 2 names"),
         ("study_id,findings,findings\na,Clear.,\n", "several columns 'findings'"),
-        ("a,Small effusion in a named patient.\n", "names no column 'study_id'"),
+        (
+            "a,Small effusion in a named patient.\n",
+            "the first line names no column that is known: an id (study_id, id",
+        ),
     ],
 )
 def test_tables_that_would_lose_text(tmp_path, capsys, text, message):
@@ -253,7 +263,7 @@ def test_compared_with_others(tmp_path, capsys):
     arguments += ["--compare", str(tmp_path / "o.jsonl"), "--out", str(out), "--html", str(page)]
     assert main(["score", *arguments, "--bootstrap", "20"]) == 0
     assert "Against o.jsonl, in pairs" in capsys.readouterr().out
-    found = json.loads(out.read_text())["comparison"]
+    found = json.loads(out.read_text())["comparisons"][0]
     assert found["other"] == "o.jsonl" and found["inputs"]["empty prediction"]["study_ids"] == ["b"]
     assert all(0 < d["p"] <= d["p_holm"] <= 1 and d["difference"] > 0 for d in found["differences"])
     assert "Against o.jsonl" in page.read_text() and "studies with most errors" in page.read_text()

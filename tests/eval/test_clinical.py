@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
 
-from eval.scores import bertscore, chexbert, radcliq
+from eval.scores import bertscore, chexbert, lexical
 from eval.scores.bertscore import BertScore
 from eval.scores.chexbert import CheXbert
-from eval.scores.inputs import ScoreError
+from eval.scores.readers import ScoreError
 from tests.clinical import write_chexbert, write_distilroberta
 
 REPORTS = [
@@ -234,7 +234,7 @@ def test_bertscore_names_what_is_missing(tmp_path, distilroberta):
 def test_radcliq_bleu_2_is_nltks():
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
-    for value, (reference, prediction) in zip(radcliq.bleu_2(REFERENCES, PREDICTIONS), PAIRS, strict=True):
+    for value, (reference, prediction) in zip(lexical.bleu_2(REFERENCES, PREDICTIONS), PAIRS, strict=True):
         ref, hyp = (text.lower().replace(".", " .").split() for text in (reference, prediction))
         wanted = sentence_bleu([ref], hyp, (0.5, 0.5), SmoothingFunction().method1) if hyp else 0
         assert value == pytest.approx(wanted, abs=1e-12)

@@ -62,7 +62,7 @@ def test_a_metric_of_one_file_appears_everywhere(tmp_path):
     # in the first table and in its own, beside baselines, and on the page
     assert table.count("Exclamation marks") >= 3 and "Exclamation marks (lower is better)" in page
     assert any(s["name"] == "exclamations" for s in found["floors"][0]["scores"])
-    difference = {d["name"]: d for d in found["comparison"]["differences"]}["exclamations"]
+    difference = {d["name"]: d for d in found["comparisons"][0]["differences"]}["exclamations"]
     assert difference["difference"] == pytest.approx(1) and difference["p_holm"] is not None
     # a broken one is told of, and costs itself alone
     assert "lost" in {m["name"] for m in found["not_computed"]}

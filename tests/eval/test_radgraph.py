@@ -20,8 +20,8 @@ import torch
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from eval.scores import radgraph
-from eval.scores.inputs import ScoreError
 from eval.scores.radgraph import LEVELS, RadGraph, add_radgraph, entity_relation_f1, rewards
+from eval.scores.readers import ScoreError
 from eval.scores.sheet import Sheet
 from eval.signature import parse_signature
 from tests.clinical import ENCODER, LABELS, configuration, patch_package, write_archive, write_extracted

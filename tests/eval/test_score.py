@@ -149,7 +149,7 @@ def test_leaving_studies_out_never_pays():
         (b'{"study_id": "a"}\n{"study_id": ', r"p\.jsonl, line 2: not JSON"),
         (b'{"study_id": "a", "findings": "caf\xe9"}\n', r"p\.jsonl, line 1: not UTF-8"),
         (b'["a"]\n', "must be a JSON object, found list"),
-        (b'{"findings": "x"}\n', "needs a 'study_id'"),
+        (b'{"findings": "x"}\n', "the predictions have no ids, and the references have"),
         (b'{"study_id": "zz", "findings": "x"}\n', "the study ids do not meet"),
     ],
 )

@@ -14,7 +14,8 @@ from eval.scores import clinical, weights
 from eval.scores.bertscore import BertScore
 from eval.scores.chexbert import CheXbert, cosine
 from eval.scores.label_f1 import binarize, confusion, micro_f1
-from eval.scores.radcliq import bleu_2, radcliq
+from eval.scores.lexical import bleu_2
+from eval.scores.radcliq import radcliq
 from eval.scores.radgraph import RadGraph, entity_relation_f1, rewards
 from eval.signature import parse_signature
 from tests.clinical import write_archive, write_chexbert, write_distilroberta, write_extracted
@@ -126,7 +127,7 @@ def test_annotations_of_references_alone_are_kept(folder, tmp_path):
 def test_paired_differences_have_them(folder):
     compared = score(
         PREDICTED, STUDIES, compare=PREDICTED, n_boot=20, weights=folder, device="cpu"
-    ).comparison
+    ).comparisons[0]
     names = {d.name for d in compared.differences}
     assert {"chexbert-f1/14/micro/neg", "radgraph-f1/radgraph/partial", "bertscore", "radcliq/v1"} <= names
     assert all(d.difference == 0 and d.p == 1 for d in compared.differences)

@@ -10,7 +10,8 @@ import pytest
 import eval as eval_room
 from cxr.cli.main import main
 from eval.baselines import as_predictions, nearest_by_features
-from eval.scores.inputs import POLICIES, SECTIONS, ScoreError
+from eval.scores.inputs import POLICIES, SECTIONS
+from eval.scores.readers import ScoreError
 from eval.signature import parse_signature
 from tests.eval.test_bad_input import lines
 from vlm import prompts
@@ -100,7 +101,7 @@ def without_signatures(found, kinds=("findings", "impression")):
 
 
 def signatures(found):
-    every = [found["scores"], found["comparison"]["scores"]]
+    every = [found["scores"], found["comparisons"][0]["scores"]]
     every += [group["scores"] for group in [*found["floors"], *found["subgroups"]]]
     return [s["signature"] for scores in every for s in scores]
 
@@ -119,7 +120,7 @@ def test_impressions_score_as_findings_of_the_same_words_do(tmp_path, capsys):
         "constant report (training)", "nearest neighbour (indication)", "nearest neighbour (image)", "shuffled images",
         "blank images",
     }  # fmt: skip
-    assert len(found["subgroups"]) == 2 and found["comparison"]["differences"]
+    assert len(found["subgroups"]) == 2 and found["comparisons"][0]["differences"]
     said, plain = signatures(found), signatures(copied)
     assert said == [f"{s}|section:impression" for s in plain] and len(said) > 400
     assert "scored: impression" in shown and "Scored: impression." in page and "Scored: findings." in other

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from eval.scores import weights
-from eval.scores.inputs import ScoreError
+from eval.scores.readers import ScoreError
 
 
 def write(path, data=b"x"):

@@ -19,7 +19,8 @@ from safetensors.numpy import save as save_tensors
 from encoder.errors import UserError
 from encoder.radiograph import CODES, InputError, read
 from encoder.weights import check_config, read_header
-from eval.scores.inputs import ScoreError, align
+from eval.scores.inputs import align
+from eval.scores.readers import ScoreError
 from tests.encoder.test_grey_levels import (
     FILM,
     JLS_12,

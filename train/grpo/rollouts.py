@@ -20,7 +20,7 @@ from transformers import BatchFeature, LlavaProcessor
 
 import eval
 from encoder.radiograph import InputError, read
-from eval.scores.inputs import ScoreError
+from eval.scores.readers import ScoreError
 from train.common.config import ConfigError
 from vlm.decoding import Decoding, generate_ids
 from vlm.model import FindingsModel

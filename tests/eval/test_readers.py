@@ -1,0 +1,169 @@
+"""Reports in the forms that others write, and mistakes that would score something else."""
+
+import json
+
+import pytest
+
+from eval import ScoreError, metric, score
+from eval.scores.inputs import align, headed
+from eval.scores.readers import read_side
+
+TEXTS = {"a": "The lungs are clear.", "b": "Small left effusion.", "c": "Right rib fracture, old."}
+SAID = {"a": "Clear lungs.", "b": "Left effusion, small.", "c": "Rib fracture."}
+
+
+def aligned(predictions, references=None):
+    found = align(predictions, references)
+    return dict(zip(found.study_ids, zip(found.references, found.predictions, strict=True), strict=True))
+
+
+def pairs(ids=TEXTS):
+    return {str(k): (TEXTS[t], SAID[t]) for k, t in zip(ids, TEXTS, strict=True)}
+
+
+def csv_of(path, head, rows):
+    path.write_text("\n".join([head, *(",".join(f'"{cell}"' for cell in row) for row in rows)]))
+    return path
+
+
+@pytest.mark.parametrize(
+    "head", ["id,generated,ground_truth", "study,prediction,reference", "case_id,model_prediction,gt_report"]
+)
+def test_one_table_of_others(tmp_path, head):
+    file = csv_of(tmp_path / "x.csv", head, [(k, SAID[k], TEXTS[k]) for k in TEXTS])
+    assert aligned(file) == pairs()
+    (said,) = align(file).said
+    assert all(name in said for name in head.split(",") if name != "reference")
+
+
+def test_findings_beside_generated_are_the_reference(tmp_path):
+    """Scored against themselves they would be perfect."""
+    file = csv_of(tmp_path / "x.csv", "id,findings,generated", [(k, TEXTS[k], SAID[k]) for k in TEXTS])
+    assert aligned(file) == pairs()
+
+
+def test_a_pair_of_files_of_cxr_report_metric(tmp_path):
+    sides = [
+        csv_of(tmp_path / f"{i}.csv", "study_id,report", side.items()) for i, side in enumerate((SAID, TEXTS))
+    ]
+    assert aligned(*sides) == pairs()
+
+
+def test_r2gens_pair_of_files_without_a_heading(tmp_path):
+    sides = []
+    for name, side in (("res", SAID), ("gts", TEXTS)):
+        sides.append(tmp_path / f"{name}.csv")
+        sides[-1].write_text("".join(f'"{text}"\n' for text in side.values()))
+    assert aligned(*sides) == pairs("123")
+    assert "paired by order" in " ".join(align(*sides).said)
+    sides[0].write_text('"Clear."\n')
+    with pytest.raises(ScoreError, match="1 predictions but 3 references: without ids"):
+        align(*sides)
+    with pytest.raises(ScoreError, match="the predictions have no ids, and the references have"):
+        align(sides[0], [{"study_id": "a", "findings": "Clear."}])
+
+
+def test_rexranks_object_of_studies(tmp_path):
+    """What `cxr rexrank` writes: the leaderboard's file with a prediction in every study."""
+    studies = {
+        k: {"image_path": ["x.png"], "context": "Age:60.", "report": TEXTS[k], "model_prediction": SAID[k]}
+        for k in TEXTS
+    }
+    file = tmp_path / "out.json"
+    file.write_text(json.dumps(studies))
+    assert aligned(file, file) == pairs()
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps(SAID))
+    assert aligned(texts, [{"study_id": k, "findings": t} for k, t in TEXTS.items()]) == pairs()
+
+
+def test_json_that_is_no_reports(tmp_path):
+    file = tmp_path / "x.json"
+    file.write_text('{"train": [1], "test": []}')
+    with pytest.raises(ScoreError, match="under 'train' is list"):
+        read_side(file, "prediction")
+    file.write_text('{"study_id": "a", "findings": "Clear."}\n{"study_id": "b", "findings": "Clear."}\n')
+    assert [r["study_id"] for r in read_side(file, "prediction").records] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "expected"),
+    [
+        ("Findings: Clear lungs. Impression: Normal.", "findings", "Clear lungs."),
+        ("FINDINGS: Clear lungs.\nIMPRESSION: Normal.", "impression", "Normal."),
+        ("Findings: None. Impression: No acute disease.", "findings", None),
+        ("Findings: None Impression: No acute disease.", "impression", "No acute disease."),
+        ("Impression: Normal.", "findings", None),
+        ("Lungs are clear. Impression of the left hilum: normal.", "findings", "Lungs are clear. Impression of the "
+         "left hilum: normal."),
+    ],
+)  # fmt: skip
+def test_headings_say_which_text_counts(text, section, expected):
+    from eval.scores.inputs import SECTIONS
+
+    read, wrong = SECTIONS[section].read({section: text})
+    assert (read or None) == expected and bool(wrong) == (expected is None)
+
+
+def test_headings_are_counted_and_both_sections_are_found_below_them():
+    text = "Findings: Clear lungs. Impression: Normal."
+    found = score(
+        [{"study_id": "a", "findings": text}], [{"study_id": "a", "findings": "Clear lungs."}],
+        n_boot=0, clinical_models="none",
+    )  # fmt: skip
+    assert found["rouge-l/coco"].value == 1 and found.problems == {"prediction with headings": ["a"]}
+    both = score(
+        [{"study_id": "a", "findings": text}],
+        [{"study_id": "a", "findings": "Clear lungs.", "impression": "Normal."}],
+        section="both", n_boot=0, clinical_models="none",
+    )  # fmt: skip
+    assert both["rouge-l/coco"].value == 1
+    assert (
+        headed("Findings: a. Findings: b.") == {"findings": "a."} and headed(None) == headed("Clear.") == {}
+    )
+
+
+def test_swapped_sides_are_refused():
+    studies = [{"study_id": k, "findings": t, "images": [{"path": "x.dcm"}]} for k, t in TEXTS.items()]
+    predictions = [{"study_id": k, "findings": t, "model": "mini", "decoding": {}} for k, t in SAID.items()]
+    assert aligned(predictions, studies) == pairs()
+    with pytest.raises(
+        ScoreError, match="these are studies, where predictions are meant: the two sides are swapped"
+    ):
+        align(studies, predictions)
+    with pytest.raises(ScoreError, match="these are predictions, where references are meant"):
+        align(predictions, predictions)
+
+
+def test_several_references_a_study():
+    """By hand: overlap takes the best of all, labels the closest."""
+    references = [{"study_id": "a", "findings": ["Small effusion.", "The lungs are clear.", "None"]},
+                  {"study_id": "b", "findings": "Rib fracture."}]  # fmt: skip
+    predictions = [
+        {"study_id": "a", "findings": "The lungs are clear."},
+        {"study_id": "b", "findings": "Fracture."},
+    ]
+    found = score(predictions, references, n_boot=0, clinical_models="none")
+    assert found["label-f1/14/micro/neg"].value == 1
+    alone = metric("rouge-l/coco")
+    expected = [1.0, alone.per_sample(["Rib fracture."], ["Fracture."])[0]]
+    assert found["rouge-l/coco"].value == pytest.approx(sum(expected) / 2)
+    assert (
+        "refs:all" in found["bleu-4/coco"].signature
+        and "refs:closest" in found["label-f1/Edema/neg"].signature
+    )
+    several = [["Small effusion.", "The lungs are clear."], ["Rib fracture."]]
+    assert list(alone.per_sample(several, ["The lungs are clear.", "Fracture."])) == pytest.approx(expected)
+
+
+def test_a_metric_refuses_what_is_no_reference():
+    """A text in the place of a list would be scored letter by letter, and a missing one as an empty report."""
+    found = metric("rouge-l/coco")
+    assert found.compute(predictions=["No effusion"], references=[["No effusion", "Clear"]]) == {
+        "rouge-l/coco": 1.0
+    }
+    for wrong in (None, float("nan"), 5, []):
+        with pytest.raises(ScoreError, match="reference"):
+            found.compute(predictions=["x"], references=[wrong])
+    with pytest.raises(ScoreError, match="one text, where a list of texts is meant"):
+        found.compute(predictions="no effusion", references="no effusion")

@@ -1,0 +1,141 @@
+"""Values of other tools and people beside our scores: intervals by patient, baselines, paired tests, refusals."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cxr.cli.main import main
+from eval import ScoreError, score
+from eval.scores.values import read_values
+
+IDS = [f"s{i}" for i in range(24)]
+TEXTS = ["The lungs are clear.", "Small left effusion.", "Rib fracture."]
+STUDIES = [
+    {"study_id": k, "patient_id": f"p{i // 2}", "sex": "FM"[i % 4 > 1], "findings": TEXTS[i % 3]}
+    for i, k in enumerate(IDS)
+]
+PREDICTIONS = [{"study_id": k, "findings": TEXTS[i % 2]} for i, k in enumerate(IDS)]
+
+
+def rows(name="GREEN", better="higher", system="", shift=0.0, ids=IDS):
+    return [
+        {"study_id": k, "name": name, "value": i / 24 + shift, "better": better, "system": system}
+        for i, k in enumerate(ids)
+    ]
+
+
+def scored(values, **more):
+    return score(PREDICTIONS, STUDIES, values=values, n_boot=200, clinical_models="none", **more)
+
+
+def test_a_column_of_others_is_a_score_like_ours():
+    found = scored([*rows(), *rows("rated errors", "lower", ids=IDS[:12])])
+    green, errors = found["value/GREEN"], found["value/rated errors"]
+    assert green.value == pytest.approx(np.mean(np.arange(24) / 24)) and green.low < green.value < green.high
+    assert (green.n, green.over, green.better) == (24, "", "higher") and green.headline
+    # by patient: pairs of neighbours vary less within than between, so the interval is wider than by study
+    alone = score(
+        PREDICTIONS, [{**s, "patient_id": s["study_id"]} for s in STUDIES], values=rows(), n_boot=200,
+        clinical_models="none",
+    )["value/GREEN"]  # fmt: skip
+    assert green.high - green.low > 1.1 * (alone.high - alone.low)
+    # a study without a value is left out, and the number says so
+    assert (errors.n, errors.over, errors.better) == (12, "12 of 24", "lower")
+    assert "file:sha256:" in errors.signature and "of:rated-errors" in errors.signature
+    assert "GREEN" in str(found) and "rated errors (lower is better)" in str(found)
+    assert {g.value: g.scores["value/GREEN"].n for g in found.subgroups if g.attribute == "sex"} == {
+        "F": 12,
+        "M": 12,
+    }
+
+
+def test_other_systems_have_values_too():
+    values = [*rows(), *rows(system="worse.jsonl", shift=-0.5), *rows(system="shuffled images", shift=-0.9)]
+    shuffled = [{"study_id": k, "findings": "Clear."} for k in IDS]
+    found = scored(
+        values, compare={"worse.jsonl": shuffled, "none.jsonl": PREDICTIONS}, floors={"shuffled": shuffled}
+    )
+    first, second = found.comparisons
+    gap = {d.name: d for d in first.differences}["value/GREEN"]
+    assert gap.difference == pytest.approx(0.5) and gap.p < 0.01 and gap.p_holm >= gap.p
+    assert "value/GREEN" not in {d.name for d in second.differences}
+    (floor,) = (f for f in found.floors if f.name == "shuffled images")
+    assert floor.scores["value/GREEN"].value == pytest.approx(found["value/GREEN"].value - 0.9)
+    # p is adjusted over all scores of both systems: by hand
+    every = sorted(d.p for c in found.comparisons for d in c.differences if d.p == d.p)
+    least = min(d.p_holm for c in found.comparisons for d in c.differences if d.p == d.p)
+    assert least == pytest.approx(min(1.0, every[0] * len(every)))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"value": "high"}, "value 0: a value is a number, not 'high'"),
+        ({"value": float("nan")}, "no 'value'"),
+        ({"value": True}, "a value is a number"),
+        ({"better": "more"}, "better is 'more'; accepted are higher and lower"),
+        ({"better": None}, "no 'better'; columns are study_id, name, value, better, system"),
+        ({"name": "a|b"}, "a name has letters, digits"),
+        ({"study_id": None}, "no 'study_id'"),
+    ],
+)
+def test_what_is_no_value_is_refused(row, message):
+    with pytest.raises(ScoreError, match=message.replace("|", r"\|")):
+        read_values([{"study_id": "a", "name": "GREEN", "value": 1, "better": "higher", **row}])
+
+
+def test_contradictions_are_refused():
+    with pytest.raises(ScoreError, match="study 's0' has a second value of GREEN"):
+        read_values([*rows(), *rows(ids=["s0"])])
+    with pytest.raises(ScoreError, match="GREEN is better when lower here, and higher in an earlier line"):
+        read_values([*rows(), *rows(better="lower", system="x")])
+    with pytest.raises(ScoreError, match="no system is called 'shufled'"):
+        scored([*rows(), *rows(system="shufled")])
+    with pytest.raises(ScoreError, match="'q' has them for other studies"):
+        scored([*rows(), *rows(system="q", ids=IDS[2:])], compare={"q": PREDICTIONS})
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CXR_WEIGHTS", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("p", PREDICTIONS), ("q", PREDICTIONS[::-1]), ("r", STUDIES)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, content)))
+    lines = ["study_id,name,value,better", *(f"{r['study_id']},GREEN,{r['value']},higher" for r in rows())]
+    (tmp_path / "v.csv").write_text("\n".join(lines))
+    command = [
+        "score",
+        "p.jsonl",
+        "r.jsonl",
+        "--compare",
+        "q.jsonl",
+        "p.jsonl",
+        "--values",
+        "v.csv",
+        "--bootstrap",
+        "50",
+    ]
+    more = ["--worst", "1", "--html", "x.html", "--rexrank", "row.json", "--out", "s.json"]
+    assert main([*command, *more]) == 0
+    shown = capsys.readouterr().out
+    assert "Against q.jsonl, in pairs" in shown and "Against p.jsonl, in pairs" in shown and "GREEN" in shown
+    page = (tmp_path / "x.html").read_text()
+    assert "The study with most errors" in page
+    row = json.loads((tmp_path / "row.json").read_text())
+    found = {s["name"]: s["value"] for s in json.loads((tmp_path / "s.json").read_text())["scores"]}
+    assert (
+        row["BLEU"] == found["bleu-2/rexrank"] and row["RadCliQ-v1"] is None and row["1/RadCliQ-v1"] is None
+    )
+    assert row["not_computed"] == ["BertScore", "SembScore", "RadGraph", "RadCliQ-v1"] and row["why"]
+    assert main([*command, *more]) == 0  # its own files are replaced
+    capsys.readouterr()
+    assert main([*command, "--rexrank", "p.jsonl"]) == 2
+    assert main([*command, "--rexrank", "y.json", "--out", "y.json"]) == 2
+    assert "would be written by --" in capsys.readouterr().err
+
+
+def test_missing_predictions_stand_on_top(tmp_path):
+    found = score(PREDICTIONS[:8], STUDIES, n_boot=0, clinical_models="none")
+    top = "\n".join(str(found).splitlines()[:6])
+    assert "16 of 24 studies got no report, and are scored as empty: 16 no prediction" in top
+    assert "16 of 24 studies got no report" in found._repr_html_()
