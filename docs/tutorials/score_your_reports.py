@@ -57,7 +57,7 @@ def main(work: Path, file: Path | None = None) -> None:
         print(f"   {floor.name}: {line}")
 
     print("\n3. Ours minus theirs, on the same studies; p by permutation within patients, adjusted by Holm")
-    for gap in scores.comparison.differences:
+    for gap in scores.comparisons[0].differences:
         interval = f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
         print(f"   {gap.name:40} {interval}   p {gap.p_holm:.4f}")
 
