@@ -156,13 +156,17 @@ def add_label_f1(
     | macro | that the reference or the prediction has | support:either |
     | macro-all | all; one that neither side has counts 0 | zero:0 |
     | macro-supported | that the reference has: invented ones go unseen | support:reference |
+
+    A study whose reference has no label at all (it is not judged: see `eval.scores.labels`) is left out.
     """
+    judged_N = ~np.isnan(reference_N14).all(axis=1)
     for policy in POLICIES:
         counts_N3C = confusion(binarize(reference_N14, policy), binarize(predicted_N14, policy))
+        counts_N3C[~judged_N] = 0
         choices = {"unc": policy, "zero": 0, "ref": reference, "ckpt": ckpt}
         for number, conditions in (("14", CONDITIONS), ("5", FIVE)):
             chosen_N3C = counts_N3C[:, :, columns(conditions)]
-            _add_averages(sheet, chosen_N3C, name, number, labeller, choices, min_support)
+            _add_averages(sheet, chosen_N3C, judged_N, name, number, labeller, choices, min_support)
         for i, condition in enumerate(CONDITIONS):
             where = sheet.columns(counts_N3C[:, :, i])
             details = signature(name, labeller=labeller, condition=condition.replace(" ", "-"), **choices)
@@ -175,6 +179,7 @@ def add_label_f1(
 def _add_averages(
     sheet: Sheet,
     counts_N3C: np.ndarray,
+    judged_N: np.ndarray,
     name: str,
     number: str,
     labeller: str | None,
@@ -223,7 +228,8 @@ def _add_averages(
     key = f"{name}/{number}/example/{choices['unc']}"
     details = signature(name, labeller=labeller, n=c, avg="example", **choices)
     title = f"{_reader(name)}F1-{number} {_average('example')}"
-    sheet.add_mean(key, details, example_f1(counts_N3C), title=title)
+    values_N = np.where(judged_N, example_f1(counts_N3C), np.nan)
+    sheet.add_mean(key, details, values_N, title=title)
 
 
 def _reader(name: str) -> str:

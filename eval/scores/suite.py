@@ -17,7 +17,7 @@ from eval.scores.family import Reports
 from eval.scores.floors import Floor, Given, floor_reports
 from eval.scores.inputs import Pairs, align, patients, section_named
 from eval.scores.label_f1 import binarize, condition_table, confusion, macro_f1_reference, micro_f1
-from eval.scores.labels import label_matrix
+from eval.scores.labels import judged, label_matrix
 from eval.scores.lexical import PROFILES, closest
 from eval.scores.phrases import CONDITIONS
 from eval.scores.readers import ScoreError, Source, missing
@@ -80,6 +80,7 @@ def score(
     pairs = align(predictions, references, section_named(section))
     patient_ids = patients(pairs, groups)
     reference_N14, source = _reference_labels(pairs, reference_labels)
+    _note_unjudged(pairs, reference_N14)
     ready, no_floors = floor_reports(pairs, floors, training)
     others = {name: align(other, pairs.studies, pairs.section) for name, other in _systems(compare).items()}
     given = read_values(values) if values is not None else None
@@ -197,6 +198,16 @@ def _reference_labels(pairs: Pairs, reference_labels: str) -> tuple[np.ndarray, 
         for key, s, has, text in zip(pairs.study_ids, pairs.studies, given, pairs.references, strict=True)
     ]
     return np.stack(rows), "study" if all(given) else "mixed" if any(given) else "text"
+
+
+def _note_unjudged(pairs: Pairs, reference_N14: np.ndarray) -> None:
+    """Record which texts the labeller does not judge: of references those without any label, of predictions those that
+    say something."""
+    for key, labels_14, text in zip(pairs.study_ids, reference_N14, pairs.predictions, strict=True):
+        if np.isnan(labels_14).all():
+            pairs.note("reference that is not judged", key)
+        if text and not judged(text):
+            pairs.note("prediction that is not judged", key)
 
 
 def _study_labels(key: str, study: Mapping[str, Any]) -> np.ndarray:

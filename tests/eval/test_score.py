@@ -392,13 +392,21 @@ def test_numbers_as_shown(numbers, shown):
     assert with_interval(Score("x", *numbers, 5, "x")) == shown
 
 
-def test_the_room_needs_no_torch_at_import():
-    code = "import sys, eval, eval.report, eval.baselines; print(*sorted({'torch', 'transformers', 'sklearn', 'nltk', "
-    code += "'matplotlib', 'rich', 'scipy'} & set(sys.modules)))"
+def test_the_room_needs_no_torch_at_import_nor_to_score_without_models(tmp_path):
+    write(tmp_path / "p.jsonl", [{**p, "reference": NORMAL} for p in predictions()])
+    heavy = "{'torch', 'transformers', 'sklearn', 'nltk', 'matplotlib', 'rich', 'scipy'}"
+    code = f"""
+import sys, eval, eval.report, eval.baselines
+print(*sorted({heavy} & set(sys.modules)))
+from cxr.cli.main import main
+assert main(['score', {str(tmp_path / "p.jsonl")!r}, '--clinical', 'none', '--bootstrap', '9', '--json']) == 0
+print('torch' in sys.modules)
+"""
     root = next(iter(eval_room.__path__)) + "/.."
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == []
+    lines = run.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("", "False")
 
 
 def test_what_the_readme_says_of_a_score():
@@ -407,3 +415,23 @@ def test_what_the_readme_says_of_a_score():
     assert found.to_json()["interval"] == [None, None] and found.no_interval == "3 patients"
     assert found.n == len(studies()) and found.signature
     assert repr(eval_room.metric("rouge-l/coco")) == "metric('rouge-l/coco')"
+
+
+GERMAN = "Kein Pleuraerguss. Herz nicht vergrößert. Verschattung im linken Unterfeld."
+MRI = "MRI of the abdomen. The liver shows no focal lesion. Both kidneys are of normal size."
+
+
+def test_texts_that_are_not_judged_are_counted_and_never_no_finding():
+    """A German or abdominal report is no healthy chest, on either side."""
+    references = [*studies(), {"study_id": "g", "findings": GERMAN}, {"study_id": "m", "findings": MRI}]
+    said = [*predictions(), {"study_id": "g", "findings": NORMAL}, {"study_id": "m", "findings": MRI}]
+    with_them, without = fast(said, references), fast(predictions(), studies())
+    assert with_them.problems["reference that is not judged"] == ["g", "m"]
+    assert with_them.problems["prediction that is not judged"] == ["m"]
+    for key, score_ in without.scores.items():
+        if key.startswith("label-f1/"):
+            assert with_them[key].value == pytest.approx(score_.value, nan_ok=True), key
+    assert with_them["label-f1/14/example/neg"].n == 6
+    # as predictions they miss everything
+    wrong = fast([{"study_id": k, "findings": GERMAN} for k in REPORTS], studies())
+    assert wrong["label-f1/14/micro/neg"].value == 0 and "prediction that is not judged" in str(wrong)
