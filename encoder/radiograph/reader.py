@@ -49,7 +49,7 @@ def read(source: Source, limits: Limits | None = None) -> Radiograph:
     """
     limits, name = limits or Limits(), name_of(source)
     try:
-        with quiet():
+        with quiet(pydicom=False):
             return _read(source, limits)
     except InputError as error:
         raise InputError(error.code, error.message, name) from None
@@ -106,12 +106,14 @@ def _read(source: Any, limits: Limits) -> Radiograph:
         return of_tensor(source, limits)
     # pydicom is imported only where it is needed, because pictures do without it (0.2 s)
     if is_dataset(source):
+        _silence_pydicom()
         from encoder.radiograph.dicom import read_dataset
 
         return read_dataset(source, limits)
     data = _bytes(source, limits)
     if data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff":
         return read_picture(data, limits)
+    _silence_pydicom()
     from encoder.radiograph.dicom import read_dicom
 
     return read_dicom(data, limits)
@@ -166,22 +168,33 @@ _quiet_lock, _quiet_depth, _quiet_undo = threading.Lock(), 0, ExitStack()
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence pydicom's warnings and logs while any thread reads; Pillow's bomb warning becomes an error."""
+def quiet(pydicom: bool = True) -> Iterator[None]:
+    """Silence warnings, and with `pydicom` its logs, while any thread reads; Pillow's bomb warning becomes an error."""
     global _quiet_depth
     with _quiet_lock:
         if _quiet_depth == 0:
-            logger = logging.getLogger("pydicom")
             _quiet_undo.enter_context(warnings.catch_warnings())
-            _quiet_undo.callback(logger.setLevel, logger.level)
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", DecompressionBombWarning)
-            logger.setLevel(logging.CRITICAL + 1)
         _quiet_depth += 1
     try:
+        if pydicom:
+            _silence_pydicom()
         yield
     finally:
         with _quiet_lock:
             _quiet_depth -= 1
             if _quiet_depth == 0:
                 _quiet_undo.close()
+
+
+def _silence_pydicom() -> None:
+    """Silence pydicom's logs until `quiet`, within which this is called, has ended in all threads.
+
+    Pictures do without: at a change of level, logging goes through all loggers there are.
+    """
+    logger = logging.getLogger("pydicom")
+    with _quiet_lock:
+        if logger.level <= logging.CRITICAL:
+            _quiet_undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL + 1)
