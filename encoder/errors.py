@@ -74,6 +74,20 @@ def naming(path: str | Path, temporary: str | Path | None = None) -> Iterator[No
         raise
 
 
+def not_installed(error: BaseException) -> UserError | None:
+    """Return the error of the user's that a missing package is, where only a part of the system was installed; None for
+    any other error, and for a module of our own that is missing."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    package = error.name.partition(".")[0]
+    if package in ("cxr", "encoder", "vlm", "train", "eval"):
+        return None
+    return UserError(
+        f"this needs the package {package}, which is not installed here; `pip install cxr-vlm` brings it (scoring alone "
+        "does without: docs/install.md)"
+    )
+
+
 def said_of(error: Exception) -> str:
     """Return what to tell of an error: of the system's the file and the reason, without its number, and what to do."""
     if not (isinstance(error, OSError) and error.errno and error.strerror):

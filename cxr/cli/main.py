@@ -35,6 +35,7 @@ COMMANDS = {
     "plan": Command("cxr.cli.tools", "plan_options", "plan", "say what a fine-tuning would cost, without its weights"),
     "generate": Command("cxr.cli.generate", "options", "run", "write findings for X-rays, folders or studies"),
     "score": Command("cxr.cli.score", "options", "run", "score predictions, with intervals and baselines"),
+    "agree": Command("cxr.cli.agree", "options", "run", "measure how well metrics agree with radiologists"),
     "rexrank": Command("cxr.cli.rexrank", "options", "run", "write findings in ReXrank's format"),
     "embed": Command("cxr.cli.models", "embed_options", "embed", "compute features of X-rays"),
     "convert": Command("cxr.cli.models", "convert_options", "convert", "convert encoder weights between formats"),
@@ -97,9 +98,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         # What the user can mend says what is wrong and what to do; anything else is a defect.
-        from encoder.errors import of_the_disk, printable, said_of
+        from encoder.errors import not_installed, of_the_disk, printable, said_of
 
-        error = of_the_disk(error) or error
+        error = of_the_disk(error) or not_installed(error) or error
         status = getattr(error, "exit_status", 2 if isinstance(error, OSError) else None)
         if status is None:
             raise

@@ -220,7 +220,7 @@ def shown_of(args: argparse.Namespace, study_ids: Iterable[str]) -> dict[str, di
         try:
             known |= films_of(wanted, args.studies)
         # Scoring is content with less than a studies file has to hold.
-        except ValueError as error:
+        except (ValueError, ModuleNotFoundError) as error:
             tell(f"the page has no X-rays: {error}")
     for row in _predicted(args.predictions):
         if (name := str(row["study_id"])) in known:

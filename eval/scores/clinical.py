@@ -221,7 +221,7 @@ def load(
     if unknown:
         raise ScoreError(f"no clinical model {unknown[0]!r}; there are {', '.join(CHOICES)}")
     clinical, missing = Clinical(), []
-    if which != "none":
+    if which != "none" and device is not None:
         _check_device(device)
     for name in weights.MODELS:
         found = weights.find(name, folder)
@@ -242,9 +242,7 @@ def load(
     return clinical, merged(missing)
 
 
-def _check_device(device: str | None) -> None:
-    if device is None:
-        return
+def _check_device(device: str) -> None:
     import torch
 
     try:
@@ -255,6 +253,15 @@ def _check_device(device: str | None) -> None:
 
 
 def _load(clinical: Clinical, found: weights.FoundWeights, device: str | None) -> None:
+    try:
+        _load_model(clinical, found, device)
+    except ModuleNotFoundError as error:
+        raise ScoreError(
+            f"{found.model.name} needs the package {error.name}; `pip install cxr-vlm` brings it"
+        ) from error
+
+
+def _load_model(clinical: Clinical, found: weights.FoundWeights, device: str | None) -> None:
     name, folder = found.model.name, found.folder
     if name == "chexbert":
         from eval.scores.chexbert import CheXbert
