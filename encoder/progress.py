@@ -77,19 +77,27 @@ class Bars:
         count = self._counts.get(what)
         if count is None or done < count.done:
             count = self._counts[what] = _Count(done, count and count.task)
-        count.done, count.total = done, total
+        # the last item of "at least so many" may be more than was missing
+        count.done, count.total = done, max(done, total)
+        if count.first is None and done > count.begun:
+            count.first = done, count.due.passed
         if self._bars:
             if count.task is None:
                 count.task = self._bars.add_task(what, total=total, completed=done)
-            self._bars.update(count.task, completed=done, total=total)
+            self._bars.update(count.task, completed=done, total=count.total)
         elif count.due():
             self._tell(what, count)
 
     def _tell(self, what: str, count: _Count) -> None:
         count.told = count.done
-        rate = (count.done - count.begun) / max(count.due.passed, 1e-9)
+        # The first items also took what had to be loaded and compiled; the others come at the pace of the rest.
+        done, passed = count.first or (count.begun, 0.0)
+        known = count.done > done
+        if not known:
+            done, passed = count.begun, 0.0
+        rate = (count.done - done) / max(count.due.passed - passed, 1e-9)
         line = f"{what}: {count.done}/{count.total} {self.unit}, {_short(rate)} {self.unit}/s"
-        if rate and count.done < count.total:
+        if known and rate and count.done < count.total:
             line += f", {_short((count.total - count.done) / rate)} s left"
         if self.say:
             self.say(line)
@@ -101,6 +109,8 @@ class _Count:
     def __init__(self, begun: int, task: Any) -> None:
         self.begun = self.done = self.total = begun
         self.due, self.task, self.told = Every(), task, 0
+        # How many were done at the first call after that, and the seconds until then.
+        self.first: tuple[int, float] | None = None
 
 
 def _short(number: float) -> str:

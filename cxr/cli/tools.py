@@ -79,7 +79,8 @@ def phantom(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in asked if getattr(args, name) is not None}
     listing = write_population(args.out, **given)
     tell(f"wrote {listing}")
-    next_command("cxr", "generate", listing, "--limit", 16, "--out", args.out / "predictions.jsonl")
+    few = ["--limit", 16] if args.studies > 16 else []
+    next_command("cxr", "generate", listing, *few, "--out", args.out / "predictions.jsonl")
     return 0
 
 

@@ -62,6 +62,21 @@ def test_what_was_there_before_is_not_this_runs_pace(clock):
     assert said == ["x: 103/104 images, 0.2 images/s, 5 s left", "x: 104/104 images, 0.2 images/s"]
 
 
+def test_the_first_item_may_be_slow_and_does_not_set_the_pace(clock):
+    """A model is loaded and its kernels are compiled for it: 40 s, and then 2 s each."""
+    said = []
+    list(bar(work(clock, [40, 6, 2, 2, 2, 2]), "x", 6, say=said.append, unit="studies"))
+    assert said[0] == "x: 1/6 studies, 0.025 studies/s"
+    assert said[1] == "x: 5/6 studies, 0.33 studies/s, 3 s left"
+
+
+def test_the_total_is_never_passed(clock):
+    """As of phantoms, of which at least so many are drawn: the last patient may have two studies."""
+    said = []
+    list(bar([[1], [2], [3, 4]], "phantoms", 3, size=len, say=said.append, unit="studies"))
+    assert said[-1].startswith("phantoms: 4/4 studies")
+
+
 def test_work_that_fails_does_not_say_that_it_is_done(clock):
     said = []
     with pytest.raises(KeyboardInterrupt):

@@ -38,6 +38,18 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "studies.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_film_is_one_that_the_studies_file_names(tmp_path, workers):
+    """However many processes draw: a second visit of an early patient makes a later patient unnecessary."""
+    write_population(tmp_path, studies=8, seed=1, size=64, workers=workers)
+    rows = lines(tmp_path)
+    named = {image["path"] for row in rows for image in row["images"]}
+    assert len(rows) == 8 and {row["study_id"][-1] for row in rows} == {"0", "1"}
+    assert {f"images/{path.name}" for path in (tmp_path / "images").iterdir()} == named
+    masks = {path for row in rows for path in row["masks"].values()}
+    assert {f"masks/{path.name}" for path in (tmp_path / "masks").iterdir()} == masks
+
+
 def test_a_patient_is_the_same_whenever_drawn():
     a, b = draw_patient(11, 42), draw_patient(11, 42)
     assert a == b

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -149,31 +150,28 @@ def save_dicom(path: Path, film: Film, patient: Patient, study: Examination, vie
 
 
 def generate(out: Path, studies: int, workers: int, **options) -> Iterator[list[dict]]:
-    """Write patients in order until there are `studies`; yields each patient's lines. `options` are
+    """Write the first patients who have at least `studies` together; yields each patient's lines. `options` are
     write_patient's."""
     job = partial(write_patient, out=out, **options)
+    numbers = needed(studies, **{name: options[name] for name in ("seed", "prevalence", *SHARES)})
     if workers <= 1:
-        yield from _until(map(job, range(studies)), studies)
+        yield from map(job, numbers)
         return
     with pool(workers, _one_thread) as processes:
-        # Second studies make the last patients unnecessary: submit in slices so that none is rendered in vain.
-        start, written = 0, 0
-        while written < studies:
-            stop = start + min(256, studies - written)
-            for lines in processes.map(job, range(start, stop), chunksize=4):
-                if written < studies:
-                    written += len(lines)
-                    yield lines
-            start = stop
+        # in slices, for a pool takes all that it is given at once
+        while some := list(islice(numbers, 256)):
+            yield from processes.map(job, some, chunksize=4)
 
 
-def _until(patients: Iterator[list[dict]], studies: int) -> Iterator[list[dict]]:
-    written = 0
-    for lines in patients:
-        yield lines
-        written += len(lines)
-        if written >= studies:
+def needed(studies: int, seed: int, prevalence: float, **shares: float) -> Iterator[int]:
+    """Yield the numbers of the first patients who have at least `studies` studies together. They are drawn and not
+    rendered, so that no film is written that the studies file does not name."""
+    drawn = 0
+    for number in range(studies):
+        if drawn >= studies:
             return
+        yield number
+        drawn += len(draw_patient(seed, number, prevalence, **shares).studies)
 
 
 def _one_thread() -> None:
