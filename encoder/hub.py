@@ -15,6 +15,10 @@ SHIPPED = {"mini": Path(__file__).parents[1] / "vlm" / "mini"}
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 # Letters of a path, on any system.
 LONGEST_NAME = 4096
+# What a training writes first into its folder.
+RECORD = "run.json"
+# Where trainings write in all examples; nobody on the hub is called so.
+RUNS = "runs"
 HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
@@ -43,6 +47,23 @@ def resolve(name: str | Path, what: str = "model", others: str = "") -> Path:
         ModelError: there is none; the message says whether the name is misspelt, the hub cannot be reached, or it
             gives the model only to those who accept its terms.
     """
+    if folder := here(name, what, others):
+        return folder
+    name = str(name)
+    try:
+        return _from_hub(name)
+    # The hub's client lets through whatever its network library raises, and changes that library between versions.
+    except Exception as error:
+        raise ModelError(f"{name} is not a directory here, and {_why(error, name)}") from error
+
+
+def here(name: str | Path, what: str = "model", others: str = "") -> Path | None:
+    """Return the directory of a model that is on this machine, None for one that only the hub can have. The hub is not
+    asked.
+
+    The arguments are those of `resolve`. Raises ModelError for a name that neither a directory nor the hub can have,
+    and for a path where there is nothing: owner/name is one if the folder `owner` is here.
+    """
     if not str(name).strip():
         raise ModelError(f"the name of the {what} is empty")
     if not isinstance(name, str | Path):
@@ -60,16 +81,21 @@ def resolve(name: str | Path, what: str = "model", others: str = "") -> Path:
         return SHIPPED[name]
     if Path(name).is_file():
         raise ModelError(f"{name} is a file, where a directory is expected; give {Path(name).parent}")
-    if not HUB_ID.fullmatch(name):
-        shipped = "".join(f"nor {known!r}, " for known in SHIPPED)
-        raise ModelError(
-            f"no {what} {name!r}: it is neither a directory, {shipped}{others}nor a hub id (owner/name){_near(name)}"
-        )
-    try:
-        return _from_hub(name)
-    # The hub's client lets through whatever its network library raises, and changes that library between versions.
-    except Exception as error:
-        raise ModelError(f"{name} is not a directory here, and {_why(error, name)}") from error
+    nothing = f"{name}: no such {'file or folder' if others else 'folder'}"
+    if HUB_ID.fullmatch(name):
+        owner = name.partition("/")[0]
+        if owner == RUNS:
+            raise ModelError(f"{nothing}{_near(name)}")
+        if Path(owner).is_dir():
+            hub = f"; for a model of that name on the hub, work where there is no folder {owner}"
+            raise ModelError(f"{nothing}{_near(name) or hub}")
+        return None
+    if any(separator in name for separator in "/\\"):
+        raise ModelError(f"{nothing}, and a hub id has the form owner/name{_near(name)}")
+    shipped = "".join(f"nor {known!r}, " for known in SHIPPED)
+    raise ModelError(
+        f"no {what} {name!r}: it is neither a directory, {shipped}{others}nor a hub id (owner/name){_near(name)}"
+    )
 
 
 @cache
@@ -152,7 +178,12 @@ def weights_sha256(folder: str | Path) -> str:
 
 
 def of_a_run(folder: str | Path) -> str:
-    """Say where in the folder of a training its model lies; nothing if it is not such a folder."""
+    """Say where in the folder of a training its model lies, or that it is not finished; nothing if it is not such a
+    folder."""
     parts = ("encoder", "merged", "adapter")
     there = [str(Path(folder) / part) for part in parts if any((Path(folder) / part).glob("*config.json"))]
-    return f"; it is the folder of a training: give {' or '.join(there)}" if there else ""
+    if there:
+        return f"; it is the folder of a training: give {' or '.join(there)}"
+    if (Path(folder) / RECORD).is_file():
+        return "; it is the folder of a training that is not finished: run the same command again to resume"
+    return ""

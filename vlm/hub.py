@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
-from encoder.hub import SHIPPED, resolve
+from pathlib import Path
 
-__all__ = ["MINI", "resolve"]
+from encoder.errors import ModelError
+from encoder.fields import read_object
+from encoder.hub import SHIPPED, here, of_a_run, resolve
+
+__all__ = ["META", "MINI", "check_here", "is_maira2", "resolve", "without_meta"]
 
 MINI = SHIPPED["mini"]
+META = "cxr.json"
+
+
+def check_here(name: str | Path, base: str | Path | None = None) -> None:
+    """Raise ModelError where it is plain, before torch is imported, that `name` is not a findings model: nothing is
+    there, or the folder of something else; so of the `base` of an adapter."""
+    if base is not None:
+        here(base, "base model")
+    if (folder := here(name)) and not (folder / META).is_file() and not is_maira2(folder):
+        raise ModelError(without_meta(folder))
+
+
+def without_meta(folder: Path) -> str:
+    """Say that a folder is not that of a findings model, and where in it there is one."""
+    return f"{folder} has no {META}, so it is not a findings model that cxr wrote{of_a_run(folder)}"
+
+
+def is_maira2(folder: Path) -> bool:
+    """Tell whether config.json says that a directory is in MAIRA-2's format."""
+    path = folder / "config.json"
+    return path.exists() and read_object(path).get("model_type") == "maira2"

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, LlavaProcessor
 
 from encoder.errors import first_line, reading
-from encoder.fields import check_companions, config_is_blamed, read_object
+from encoder.fields import check_companions, config_is_blamed
 from encoder.files import sha256_of
 from encoder.hub import weights_sha256
 from encoder.towers import check_layers, loading, shape_of
@@ -19,8 +19,8 @@ from encoder.transforms import Preprocessing
 from encoder.weights import check_config, check_fit, check_numbers, stored_in
 from vlm.adapters import ADAPTER, CONFIG, check_adapters, check_saved, quiet_peft, read_adapter
 from vlm.errors import AskedError, ModelError, ModelWarning
-from vlm.hub import resolve
-from vlm.model import DTYPES, META, FindingsModel, Meta, attention_name
+from vlm.hub import META, is_maira2, resolve
+from vlm.model import DTYPES, FindingsModel, Meta, attention_name
 from vlm.processor import check_tokenizer, image_processor
 from vlm.prompts import IMAGE_TOKEN
 
@@ -88,12 +88,6 @@ def load_model(
         model.llava.to(device)
     model.llava.train(trainable)
     return model
-
-
-def is_maira2(folder: Path) -> bool:
-    """Tell whether config.json says that a directory is in MAIRA-2's format."""
-    path = folder / "config.json"
-    return path.exists() and read_object(path).get("model_type") == "maira2"
 
 
 def is_findings_model(folder: Path) -> bool:

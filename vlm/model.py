@@ -25,15 +25,14 @@ from transformers import LlavaProcessor
 from encoder.errors import did_you_mean, reading
 from encoder.fields import read_object, text, truth, whole
 from encoder.files import open_to_readers
-from encoder.hub import of_a_run, weights_sha256
+from encoder.hub import weights_sha256
 from encoder.transforms import Preprocessing
 from vlm.adapters import TOWERS
 from vlm.errors import ModelError
-from vlm.hub import resolve
+from vlm.hub import META, resolve, without_meta
 from vlm.parts import Parts, parts
 from vlm.prompts import PromptStyle, chat_template
 
-META = "cxr.json"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # of saved weights; None: as they are
 
@@ -64,10 +63,7 @@ class Meta:
         """Read a model's cxr.json. Raises ModelError if there is none, or one that says something else."""
         path = folder / META
         if not path.is_file():
-            raise ModelError(
-                f"{folder} has no {META}: it is not a findings model that this project's fine-tuning wrote"
-                f"{of_a_run(folder)}"
-            )
+            raise ModelError(without_meta(folder))
         row = read_object(path)
         if row.pop("schema", None) != 1:
             raise ModelError(f"{path}: unknown schema; this version reads schema 1")

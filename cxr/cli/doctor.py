@@ -73,9 +73,11 @@ def facts_of_model(name: str) -> dict[str, Any]:
 
     Raises ModelError if it is not a findings model.
     """
+    from vlm.hub import check_here, resolve
+
+    check_here(name)
     from encoder.transforms import Preprocessing
     from vlm.findings import OUTLIERS
-    from vlm.hub import resolve
     from vlm.model import Meta
     from vlm.outliers import Outliers
 

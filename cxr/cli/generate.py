@@ -32,6 +32,7 @@ from cxr.cli.terminal import (
 )
 from encoder.errors import printable
 from encoder.workers import end_with
+from vlm.hub import check_here
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -196,6 +197,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--share needs --out, where the parts come together")
     if args.json and args.out:
         raise UsageError("--json prints what --out writes; give one of them")
+    check_here(args.model, args.base)
     left_out: list[str] = []
     studies = list(studies_of(args, left_out))
     if not studies and left_out:

@@ -117,6 +117,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `cxr rexrank`."""
+    from vlm.hub import check_here
+
+    check_here(args.model, args.base)
     from vlm.decoding import Decoding
     from vlm.findings import Findings
     from vlm.predictions import check_beside, write_predictions

@@ -243,6 +243,9 @@ def outliers(args: argparse.Namespace) -> int:
     """Run `cxr outliers`: fit what a model takes for an ordinary chest film."""
     if args.out.exists():
         raise UsageError(f"{args.out} exists; remove it first or choose another name")
+    from vlm.hub import check_here
+
+    check_here(args.model)
     from vlm.reference import fit_outliers
     from vlm.study import Study, absolute, load_studies, normalise_split
 

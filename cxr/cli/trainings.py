@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from cxr.cli.terminal import Options, UsageError, positive
+from encoder.hub import here
 from encoder.workers import MOST_WORKERS
 
 
@@ -35,6 +36,10 @@ TRAININGS = {
 }  # fmt: skip
 
 
+# Fields that name a model, and what it is called; one that is not here is told before anything is launched.
+PARTS = {"encoder": "encoder", "llm": "language model", "init": "findings model"}
+
+
 def options(parser: Options) -> None:
     """Add the options of the launch; all others, and --help, are the training's own."""
     parser.add_argument("--processes", type=positive, help="Processes: one a GPU, or shares of the cores.")
@@ -53,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "scaling":
         # the file is part of the command line: its mistakes, too, are told before anything is launched
         module.read_study(config.study)
+    if args.command in ("finetune", "grpo"):
+        for name, what in PARTS.items():
+            if given := getattr(config, name, None):
+                here(given, what)
     # a launch file may name other machines
     if args.processes and args.processes > MOST_WORKERS and not args.config_file:
         raise UsageError(f"--processes must be at most {MOST_WORKERS} on this machine, not {args.processes}")

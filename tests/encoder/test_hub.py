@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, Dinov2Model
 
+from encoder import hub
 from encoder.convert import load_backbone
 from encoder.errors import ModelError
 from encoder.frozen import encoder_of
@@ -40,19 +41,36 @@ def test_directories_and_shipped_models(tmp_path):
     ("name", "said"),
     [
         ("minni", "did you mean mini?"),
-        ("runs/encoderr", "did you mean runs/encoder?"),
-        ("../up", "nor a hub id (owner/name)"),
-        ("a/b/c", "nor a hub id (owner/name)"),
+        ("runs/encoderr", "runs/encoderr: no such folder; did you mean runs/encoder?"),
+        ("../up", "../up: no such folder, and a hub id has the form owner/name"),
+        ("./up", "./up: no such folder"),
+        ("~/up", "~/up: no such folder"),
+        ("/up", "/up: no such folder"),
+        ("a/b/c", "a/b/c: no such folder, and a hub id has the form owner/name"),
+        (
+            "mine/llm",
+            "mine/llm: no such folder; for a model of that name on the hub, work where there is no folder mine",
+        ),
         ("runs/notes.txt", "is a file, where a directory is expected; give runs"),
     ],
 )
 def test_a_misspelt_name_is_told_apart(name, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs/encoder").mkdir(parents=True)
+    Path("mine").mkdir()
+    monkeypatch.setattr(hub, "_from_hub", lambda name: pytest.fail(f"the hub was asked for {name}"))
     Path("runs/notes.txt").touch()
     with pytest.raises(ModelError) as refused:
         resolve(name)
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_trainings_write_is_never_looked_for_on_the_hub(tmp_path, monkeypatch):
+    """Also before there is a folder `runs`: the trainings of all examples write there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_from_hub", lambda name: pytest.fail(f"the hub was asked for {name}"))
+    with pytest.raises(ModelError, match=r"^runs/findings: no such folder$"):
+        resolve("runs/findings")
 
 
 def test_a_shipped_model_that_is_missing(monkeypatch, tmp_path):

@@ -332,9 +332,9 @@ def test_the_encoder_comes_out_as_it_went_in(findings_model, encoder_dir, tmp_pa
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("no/such/dir", "neither a directory"),
+        ("no/such/dir", "no such folder"),
         ("nonsense", "neither a directory"),
-        ("../up", "neither a directory"),
+        ("../up", "no such folder"),
     ],
 )
 def test_a_model_that_is_nowhere(name, says):
