@@ -255,7 +255,7 @@ RELATIVE = re.compile(
     rf"|questioned)\b[^,;:]{{0,60}},(?= {_MAIN} )"
 )
 """What was, in a relative clause; the main clause tells what is: "an effusion, which was seen before, is gone"."""
-FORMER = re.compile(r"(?:previously|formerly|once) $")
+FORMER = re.compile(r"(?:previous(?:ly)?|formerly|once) $")
 PAST = _any(_PAST, r"previous(?:ly)?", r"prior", r"earlier", r"yesterday", r"formerly", r"before")
 PRONOUN = re.compile(
     r"^ ?(?:it|this|these|they|those|both)(?= (?:is|are|was|were|has|have|can|cannot|no longer)\b)"

@@ -6,8 +6,9 @@ scores never carry that name. Known differences from the CheXpert labeller, all 
 instead of a dependency parse; a structure ("heart size") without a stated condition is not a mention; a
 normal cardiomediastinal silhouette also says that the heart is normal; "borderline" is uncertain; a blunted
 costophrenic angle is an uncertain pleural effusion; pleural plaques are Pleural Other, pulmonary fibrosis is
-not; sternotomy wires are Support Devices; old granulomatous infection is not pneumonia; an empty text has no
-labels at all.
+not; sternotomy wires are Support Devices; old granulomatous infection is not pneumonia; findings of other parts of the
+body are not mentions; a removed device is denied, not blank; a text that is not an English report of a chest
+(`judged`) has no labels at all.
 """
 
 from __future__ import annotations
@@ -180,12 +181,28 @@ def _may_mention(text: str) -> tuple[list[str], list[tuple[str, re.Pattern[str]]
     return findings, [s for i, s in enumerate(phrases.STRUCTURES) if bits >> i & 1]
 
 
+def _bits() -> list[tuple[str, int]]:
+    """Return (stem, bits of the conditions and structures that have it)."""
+    bits: dict[str, int] = {}
+    stems = [phrases.STEMS[c] for c in phrases.FINDINGS]
+    stems += [phrases.STRUCTURE_STEMS[structure] for structure, _ in phrases.STRUCTURES]
+    for i, some in enumerate(stems):
+        for stem in some:
+            bits[stem] = bits.get(stem, 0) | 1 << i
+    return list(bits.items())
+
+
+_STEMS = _bits()
+
+
 @lru_cache(maxsize=65536)
 def _stems_in(word: str) -> int:
     """One bit for each condition, then for each structure, that a phrase with `word` in it may mention."""
-    stems = [phrases.STEMS[c] for c in phrases.FINDINGS]
-    stems += [phrases.STRUCTURE_STEMS[structure] for structure, _ in phrases.STRUCTURES]
-    return sum(1 << i for i, some in enumerate(stems) if any(stem in word for stem in some))
+    found = 0
+    for stem, bits in _STEMS:
+        if stem in word:
+            found |= bits
+    return found
 
 
 def _label_clause(clause: str) -> Said:
@@ -193,10 +210,9 @@ def _label_clause(clause: str) -> Said:
     findings, structures = _may_mention(clause)
     for condition in findings:
         pattern = phrases.FINDINGS[condition]
-        elsewhere = phrases.ELSEWHERE.get(condition)
         for mention in pattern.finditer(clause):
             start, end = mention.span()
-            if elsewhere and _is_elsewhere(clause, start, end, elsewhere):
+            if phrases.elsewhere(condition, clause, start, end):
                 continue
             label = _polarity(clause, start, end, condition == SUPPORT_DEVICES)
             doubtful = phrases.ALWAYS_UNCERTAIN.get(condition)
@@ -216,14 +232,6 @@ def _label_clause(clause: str) -> Said:
             if label is not None:
                 labels += _structure_labels(structure, label)
     return Said(tuple(labels), antecedent, clause, refers)
-
-
-def _is_elsewhere(
-    clause: str, start: int, end: int, elsewhere: tuple[re.Pattern[str], re.Pattern[str]]
-) -> bool:
-    """Tell whether the mention is of another part of the body: "knee effusion"."""
-    before, after = elsewhere
-    return bool(before.search(clause[max(0, start - 40) : start]) or after.match(clause, end))
 
 
 def _refers(clause: str) -> int | None:

@@ -140,8 +140,13 @@ def _kinds(word: str) -> int:
 
 
 def _mentions_a_finding(text: str) -> bool:
-    text = plain(text)
-    return any(pattern.search(text) for pattern in phrases.FINDINGS.values())
+    """Tell whether the labeller would find a condition, and not its look-alike elsewhere ("knee effusion")."""
+    text = plain(" ".join(text.split()))
+    return any(
+        not phrases.elsewhere(condition, text, *mention.span())
+        for condition, pattern in phrases.FINDINGS.items()
+        for mention in pattern.finditer(text)
+    )
 
 
 def why_not_judged(text: str) -> Reason | None:
@@ -154,20 +159,24 @@ def why_not_judged(text: str) -> Reason | None:
         letters = sum(map(len, words))
         if 3 * len(_LATIN.findall(text)) < 2 * letters:
             return "another script"
-    kinds = [_kinds(word) for word in words]
-    english, foreign = (sum(1 for k in kinds if k & bit) for bit in (_ENGLISH, _FOREIGN))
-    if foreign > english:
+    kinds = list(map(_kinds, words))
+    english = foreign = union = 0
+    for kind in kinds:
+        union |= kind
+        english += kind & _ENGLISH
+        foreign += kind & _FOREIGN
+    if foreign > _FOREIGN * english:
         return "another language"
-    union = 0
-    for k in kinds:
-        union |= k
     if union & _ELSEWHERE:
         # "abdomen" and "abdominal" are one place
         chest, elsewhere = (
             len({word[:5] for word, k in zip(words, kinds, strict=True) if k & bit})
             for bit in (_CHEST, _ELSEWHERE)
         )
-        if elsewhere > chest + 3 * bool(_PLAINLY.search(text)):
+        # One such word in a report that finds something may be an aside: "Fracture. The liver is normal."
+        if elsewhere > chest + 3 * bool(_PLAINLY.search(text)) and (
+            elsewhere > 1 or not _mentions_a_finding(text)
+        ):
             return "another part of the body"
     if _REFUSAL.search(text) or not (union & (_CHEST | _REPORT) or _mentions_a_finding(text)):
         return "not a report"

@@ -1,4 +1,4 @@
-"""The vocabulary of the `rules` labeller: which words mention a condition. Data only; `labels.py` applies it.
+"""The vocabulary of the `rules` labeller: which words mention a condition. `labels.py` applies it.
 
 Everything matches lower-cased text with single spaces. The coverage follows the published behaviour of the CheXpert
 labeller (Irvin et al. 2019, arXiv 1901.07031); `labels.py` lists where it differs.
@@ -326,6 +326,16 @@ ELSEWHERE: dict[str, tuple[re.Pattern[str], re.Pattern[str]]] = {
     ),
 }
 """Condition -> what stands right before, or right after, where the word does not mean the condition."""
+
+
+def elsewhere(condition: str, text: str, start: int, end: int) -> bool:
+    """Tell whether the mention text[start:end] of `condition` is of another part of the body, or of a device."""
+    if condition not in ELSEWHERE:
+        return False
+    before, after = ELSEWHERE[condition]
+    return bool(before.search(text[max(0, start - 40) : start]) or after.match(text, end))
+
+
 TAKEN_OUT = _words(r"(?:self-)?extubat(?:ed|ion)")
 """Says that a device was removed, and is a mention of it."""
 

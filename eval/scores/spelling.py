@@ -65,6 +65,7 @@ RIGHT = _set(
     reflect
     suggest suggestive indicate concerning worrisome suspicion presumably unchanged previously previous neither nothing
     appreciated disappeared equivocal indeterminate excluding disappearance likelihood
+    visible subsided drained resected confirmed present support explain entirely completely vanished evacuated normally
     """
 )
 """Words of seven letters or more that a misspelt word may stand for."""
@@ -72,39 +73,41 @@ RIGHT = _set(
 KNOWN = _set(
     """
     absences alveola alveoli alveolus appreciable appreciate appreciates atelectasias atheroma atheromatous
-    atherosclerosis auspicious bordering borderland bronchopneumonic cannulated carcinoid cardia cardiacs
-    chickening clarified cleaned clearer clearing clears cleaved collapses collapsing compassion compressed
-    compressing compressional compressions compressive compressor concealing conceding conceiving conception
-    concerned concerns concertina concession condemning confection conferring confession congestive
-    connection conserving consolation consolations consolidate consolidated consolidating consolidator
-    contention convection convening convention converging conversing converting costovertebral crucified
-    defected defibrillate deflect degenerate degenerates degenerating degeneration dejected demonstrate
-    demonstrates demonstrator detecting detects detested disappear disappearances disappears disinfection
-    effused either emphysematous endorsement enforcement engagement enlarge enlargements enlarger enlarging
-    epicardial evidenced evidences exceeding excludes exploding extravascular extubation fractional
-    fractions fracturing granulomata granulomatosis hemithoraces hemithorax hyperexpanded hyperinflate
-    hypervascular hypoinflated hypoinflation identifier identifiers identifies identify identifying
-    identities inception incubated incubates indeterminant indicated indicates indicating indication
-    indications indicator indicators induction infarction infarctions infected infecting infections infects
-    infiltrated infiltrating infiltrative infiltrator infiltrators inflation inflection inflections
-    infliction infraction injection injections insertion inspection insulated intention intercardiac
-    interlobar interlobular interstitially interstitium intervertebral intimated intravascular intubate
-    intubation invention livelihood livelihoods modular modules negatives neoplasma neovascular nether
-    nodule noninfectious noshing nothings noting observe observer observes opacified opacifier opacify
-    opacifying pacemaking pacification paracardial parahilar parapneumonic paravertebral parenchyma
-    peacemaker peacemakers pericardia pericardiac pericardium pervious plagues plaque plaquelike pleura
-    pleurae plural pneumatocele pneumatoceles pneumatosis pneumoconiosis pneumocystis pneumocyte pneumoniae
-    pneumonic pneumonitis possibles precious preciously preferred presented presenting preserve preserver
-    preservers preserves preserving presume presumed prevertebral prophetic prosthesis prosthetics provable
-    questioner questioning questions reelect reflected reflecting reflects regenerative reinfection
-    reintubated removals remove remover removes removing represented representing reserved resolutions
-    resolve resolves resolving resorption reticulations revolution revolutions revolved scarfing scaring
-    scarred sclerotic scoliotic silhouetted silhouetting simulator simulators sparring starring stimulate
-    stimulated stimulates stimulation subjected suggested suggestible suggesting suggestion suggestively
-    suggests suspended suspending suspicions suspiciously thickened thickenings thickness ticketing
-    tracheotomy unchained uncharted undetected unevident unidentified unlikelihood unobserved vertebra
-    vertebrae vertebrate vindicate visualise visualises visualize visualizes wearisome withdraw withdrawal
-    withdrawals withdrawing withdraws wizened
+    atherosclerosis auspicious banished bordering borderland brained bronchopneumonic cannulated carcinoid
+    cardia cardiacs chickening clarified cleaned clearer clearing clears cleaved collapses collapsing
+    compassion completed completes compressed compressing compressional compressions compressive compressor
+    concealing conceding conceiving conception concerned concerns concertina concession condemning confection
+    conferred conferring confession conformed congestive connection conserving consolation consolations
+    consolidate consolidated consolidating consolidator contention convection convening convention converging
+    conversing converting costovertebral crucified defected defibrillate deflect degenerate degenerates
+    degenerating degeneration dejected demonstrate demonstrates demonstrator detecting detects detested
+    disappear disappearances disappears disinfection effused either ejaculated emaciated emphysematous
+    endorsement enforcement engagement enlarge enlargements enlarger enlarging entirety epicardial evacuate
+    evacuates evaluated evaluates evidenced evidences exceeding excludes explains exploding extravascular
+    extubation formally fractional fractions fracturing grained granulomata granulomatosis hemithoraces
+    hemithorax hyperexpanded hyperinflate hypervascular hypoinflated hypoinflation identifier identifiers
+    identifies identify identifying identities inception incubated incubates indeterminant indicated indicates
+    indicating indication indications indicator indicators induction infarction infarctions infected infecting
+    infections infects infiltrated infiltrating infiltrative infiltrator infiltrators inflation inflection
+    inflections infliction infraction injection injections insertion inspection insulated intention
+    intercardiac interlobar interlobular interstitially interstitium intervertebral intimated intravascular
+    intubate intubation invention livelihood livelihoods modular modules negatives neoplasma neovascular
+    nodule noninfectious normalcy observe observer observes opacified opacifier opacify opacifying pacemaking
+    pacification paracardial parahilar parapneumonic paravertebral parenchyma peacemaker peacemakers
+    pericardia pericardiac pericardium pervious plagues plaque plaquelike pleura pleurae plural pneumatocele
+    pneumatoceles pneumatosis pneumoconiosis pneumocystis pneumocyte pneumoniae pneumonic pneumonitis
+    possibles precious preciously preferred presenting presents preserve preserver preservers preserves
+    preserving preset presume presumed prevent prevertebral prophetic prosthesis prosthetics provable
+    questioner questioning questions rained reelect reflected reflecting reflects regenerative reinfection
+    reintubated rejected removals remove remover removes removing represented representing resent resented
+    reserved resolutions resolve resolves resolving resorption respected reticulations revolution revolutions
+    revolved scarfing scaring scarred sclerotic scoliotic silhouetted silhouetting simulator simulators
+    sparring starring stimulate stimulated stimulates stimulation subjected subside subsides suggested
+    suggestible suggesting suggestion suggestively suggests supports suspended suspending suspicions
+    suspiciously thickened thickenings thickness ticketing tracheotomy trained unchained uncharted undetected
+    unevident unidentified unlikelihood unobserved vanishes varnished vertebra vertebrae vertebrate vindicate
+    visibly visualise visualises visualize visualizes wearisome withdraw withdrawal withdrawals withdrawing
+    withdraws wizened
     """
 )
 """Words of English or of medicine that come near RIGHT and mean something else, or another form of it."""
@@ -141,9 +144,10 @@ def _corrected(word: str) -> str:
     errors = 2 if len(word) >= 9 else 1
     # Words one or two errors apart have a common remainder after as many letters are left out of each.
     near = {right for left in _without(word, errors) for right in _REMAINDERS.get(left, ())}
-    best = min(((_distance(word, right), right) for right in near), default=(3, ""))
-    if best[0] == 1 or (best[0] == 2 == errors and best[1][0] == word[0] and len(best[1]) >= 9):
-        return best[1]
+    # Of two that are as near, the longer: "excludd" is "excluded".
+    best = min(((_distance(word, right), -len(right), right) for right in near), default=(3, 0, ""))
+    if best[0] == 1 or (best[0] == 2 == errors and best[2][0] == word[0] and -best[1] >= 9):
+        return best[2]
     return word
 
 

@@ -1,0 +1,260 @@
+"""The rule-based labeller by kind of error, what no error of typing may do, and which texts it does not judge."""
+
+import json
+import random
+import re
+import re._parser
+from pathlib import Path
+
+import pytest
+
+from eval.scores import phrases
+from eval.scores.labels import CONDITIONS, judged, label_matrix, label_report
+from eval.scores.language import why_not_judged
+from eval.scores.spelling import KNOWN, RIGHT, SHORT, plain
+from tests.eval.golden.labeller_sentences import HALVES, read_sentences
+from train.phantom import draw_patient, write_report
+
+SENTENCES = read_sentences()
+TUNING = [s for s in SENTENCES if s.half == "tuning"]
+MISSPELT = "misspellings"
+RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "labeller_sentences.json"
+
+
+# --- sentences by kind ------------------------------------------------------------------------------------------------
+
+
+def test_the_halves_take_turns_and_hold_forty_sentences_a_kind():
+    kinds = {s.kind: [t.half for t in SENTENCES if t.kind == s.kind] for s in SENTENCES}
+    assert len(kinds) == 9
+    for halves in kinds.values():
+        assert len(halves) >= 40
+        assert halves == [HALVES[i % 2] for i in range(len(halves))]
+    assert len({s.text for s in SENTENCES}) == len(SENTENCES)
+    assert all(set(s.labels) | set(s.any) <= set(CONDITIONS) for s in SENTENCES)
+
+
+@pytest.mark.parametrize("sentence", TUNING, ids=lambda s: s.text)
+def test_sentence_of_the_tuning_half(sentence):
+    found = label_report(sentence.text)
+    assert sentence.right(found), found
+
+
+def test_the_held_back_half_by_its_counts_alone():
+    """The failing ones are counted, not named: a rule written for one of them would spoil the measure."""
+    saved = json.loads(RESULT.read_text())["after"]["kinds"]
+    right = stated = 0
+    for kind in dict.fromkeys(s.kind for s in SENTENCES):
+        held = [(s, label_report(s.text)) for s in SENTENCES if s.kind == kind and s.half == "held_back"]
+        assert {
+            "sentences": len(held),
+            "right": sum(s.right(found) for s, found in held),
+            "labels": sum(len(s.labels) for s, _ in held),
+            "labels_right": sum(s.labels_right(found) for s, found in held),
+        } == saved[kind]["held_back"], f"{kind}: run `python benchmarks/labeller.py --sentences --save`"
+        if kind != MISSPELT:
+            right += saved[kind]["held_back"]["labels_right"]
+            stated += saved[kind]["held_back"]["labels"]
+    assert right / stated >= 0.95
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+
+def mistyped(word: str, rng: random.Random) -> str:
+    """One letter left out, added, changed, or exchanged with the next."""
+    i, letter = rng.randrange(len(word) - 1), rng.choice("abcdefghijklmnopqrstuvwxyz")
+    return rng.choice(
+        [
+            word[:i] + word[i + 1 :],
+            word[:i] + letter + word[i:],
+            word[:i] + letter + word[i + 1 :],
+            word[:i] + word[i + 1] + word[i] + word[i + 2 :],
+        ]
+    )
+
+
+DENIALS = [
+    "Without effusion.", "Negative for effusion.", "Absence of effusion.", "Effusion has resolved.",
+    "Cleared effusion.", "Effusion was excluded.", "Neither effusion nor edema.",
+    "Nothing to suggest effusion.", "Effusion has been drained.", "Effusion is not identified.",
+    "Effusion is not visualized.", "Effusion is not demonstrated.", "Heart unremarkable.",
+    "Disappearance of the effusion.", "Interval removal of the PICC.", "Effusion has disappeared.",
+]  # fmt: skip
+
+
+def test_a_misspelling_never_turns_a_negative_into_a_positive():
+    rng, tried = random.Random(7), 0
+    # A second error in a word that has one already is beyond any promise.
+    for sentence in (*DENIALS, *(s.text for s in TUNING if s.kind != MISSPELT)):
+        labels = label_report(sentence)
+        denied = [c for c, label in labels.items() if label == 0]
+        for word in re.finditer(r"[A-Za-z]{7,}", sentence) if denied else ():
+            for _ in range(6):
+                wrong = mistyped(word[0], rng)
+                # Another word, such as "remove" for "removed", is no misspelling.
+                if wrong.lower() in KNOWN:
+                    continue
+                text = sentence[: word.start()] + wrong + sentence[word.end() :]
+                found = label_report(text)
+                tried += 1
+                assert all(found.get(c) != 1 for c in denied), text
+    assert tried > 1000
+
+
+@pytest.mark.parametrize(
+    "normal",
+    [
+        "The trachea is midline.", "Lungs are otherwise clear.", "No free air under the diaphragm.",
+        "The liver is normal.",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_an_unrelated_normal_sentence_never_removes_a_positive(normal, place):
+    for sentence in TUNING:
+        positive = [c for c, v in label_report(sentence.text).items() if v == 1 and c != "No Finding"]
+        text = f"{normal} {sentence.text}" if place == "before" else f"{sentence.text} {normal}"
+        found = label_report(text)
+        assert all(found.get(c) == 1 for c in positive), text
+
+
+def test_case_and_line_breaks_do_not_matter():
+    for sentence in SENTENCES:
+        expected = label_report(sentence.text)
+        assert label_report(sentence.text.upper()) == expected
+        assert label_report(sentence.text.lower()) == expected
+        assert label_report(sentence.text.replace(" ", "\n")) == expected
+        assert label_report(sentence.text.replace(" ", " \r\n ")) == expected
+
+
+def certain(tree, stems: tuple[str, ...], run: str = "") -> bool:
+    """Tell whether every match of a parsed expression has one of `stems` in it; `run` stands right before it."""
+    for op, value in tree:
+        if op is re._parser.LITERAL:
+            run += chr(value)
+            continue
+        if any(stem in run for stem in stems):
+            return True
+        # Branches that begin alike are parsed as their beginning, then the rest of each.
+        if op is re._parser.BRANCH and all(certain(branch, stems, run) for branch in value[1]):
+            return True
+        run = ""
+        if op is re._parser.SUBPATTERN and certain(value[3], stems):
+            return True
+        if op is re._parser.MAX_REPEAT and value[0] > 0 and certain(value[2], stems):
+            return True
+    return any(stem in run for stem in stems)
+
+
+EXPRESSIONS = [(c, p, phrases.STEMS[c]) for c, p in phrases.FINDINGS.items()]
+EXPRESSIONS += [(s, p, phrases.STRUCTURE_STEMS[s]) for s, p in phrases.STRUCTURES]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "stems"), EXPRESSIONS, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_every_mention_has_a_stem(name, pattern, stems):
+    assert all(stem.isalpha() for stem in stems)
+    assert certain(re._parser.parse(pattern.pattern), stems)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("no efusion", "no effusion"), ("wihtout effusion", "without effusion"), ("s/p fx", "status post fracture"),
+        ("no ptx/eff", "no pneumothorax/effusion"), ("ett d/c'd", "endotracheal tube removed"),
+        ("w/o pna", "without pneumonia"), ("infusion, module, confusion, infarction, either, hemithorax",) * 2,
+        ("pe, cm, ra, ct",) * 2,
+    ],
+)  # fmt: skip
+def test_words_are_written_out_and_spelt_right(written, read):
+    assert plain(written) == read
+
+
+def test_lists_of_words_do_not_contradict_each_other():
+    assert not RIGHT & KNOWN
+    assert not SHORT.keys() & (RIGHT | KNOWN)
+    assert all(plain(word) == word for word in RIGHT | KNOWN)
+
+
+@pytest.mark.timeout(20)
+def test_hostile_words_end():
+    for word in (
+        "a" * 1_000_000,
+        "effusio" * 100_000,
+        " ".join(f"effus{i:x}n".translate({48: 103}) for i in range(3000)),
+    ):
+        label_report(word)
+
+
+# --- what is not judged -----------------------------------------------------------------------------------------------
+
+NOT_JUDGED = {
+    "another language": [
+        "No se observa derrame pleural. Corazón de tamaño normal.", "Derrame pleural derecho.", "Sin alteraciones.",
+        "Pas d'épanchement pleural. Silhouette cardiaque normale.", "Cardiomégalie. Épanchement pleural droit.",
+        "Kein Pneumothorax. Herz normal groß.", "Die Lungen sind frei. Kein Infiltrat, kein Erguss.",
+        "Coração de dimensões normais. Pulmões sem consolidações.", "Lorem ipsum dolor sit amet, consectetur.",
+    ],
+    "another script": ["फेफड़े साफ हैं। कोई बहाव नहीं।", "Лёгкие без очаговых изменений.", "肺野清晰，未见积液。"],
+    "another part of the body": [
+        "MRI abdomen: the liver is normal in size. No hepatic lesion. The gallbladder and the kidneys are normal.",
+        "MRI abdomen. Liver, spleen, pancreas and kidneys are normal. The bases of the lungs are clear.",
+        "The brain parenchyma is normal. No intracranial hemorrhage. The ventricles are normal in size.",
+        "There is a tear of the medial meniscus. The ligaments of the knee are intact.",
+    ],
+    "not a report": [
+        "The quick brown fox jumps over the lazy dog.", "hello world", "asdf qwer zxcv",
+        "I'm sorry, but I cannot interpret this chest X-ray.",
+    ],
+    "no words": ["", " \n", "12 34", "?!"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "text"), [(r, t) for r, texts in NOT_JUDGED.items() for t in texts])
+def test_not_judged(reason, text):
+    assert why_not_judged(text) == reason and not judged(text)
+    assert label_report(text) == {}
+    # Not a label, and above all not No Finding.
+    assert all(x != x for x in label_matrix([text])[0])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Normal.", "No change.", "Clear lungs", "Stable.", "Unchanged.", "Negative.", "NAD", "WNL", "AP portable",
+        "ETT, NGT", "PNA", "Bilat effs", "Cardiomegally", "No PTX", "Improved.", "Worse.", "As above.",
+        "No active disease.",
+        "White-out of the left hemithorax", "No free air. Nonobstructive bowel gas pattern. Lungs are clear.",
+        "Nasogastric tube ends in the stomach, in the upper abdomen.", "Small effusion. The abdomen is normal.",
+    ],
+)  # fmt: skip
+def test_short_and_mixed_reports_are_judged(text):
+    assert judged(text)
+
+
+def test_all_reports_at_hand_are_judged(cxr_data):
+    count = 0
+    for folder in ("iu_text", "pairs"):
+        path = cxr_data / folder / "studies.jsonl"
+        if not path.is_file():
+            pytest.skip(f"{path} is not there")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            study = json.loads(line)
+            sections = [study[name] for name in ("findings", "impression") if study.get(name)]
+            for text in {*sections, " ".join(sections)} - {""}:
+                count += 1
+                assert judged(text) or not re.search(r"[A-Za-z]", text), f"{folder}, line {number}"
+    assert count > 8000
+
+
+@pytest.mark.parametrize("wording", ["prose", "telegraphic"])
+def test_reports_of_phantoms_are_judged(wording):
+    for number in range(100):
+        patient = draw_patient(97, number)
+        for study in patient.studies:
+            prior = patient.studies[study.index - 1] if study.index else None
+            assert judged(write_report(study, prior, wording).findings)
