@@ -10,14 +10,22 @@ from tests.tiny import SMALL, calibrated_model, encoder_dir, findings_model, llm
 from vlm.study import Image, Prior, load_studies, save_studies
 
 
+@pytest.fixture(scope="session")
+def features_dir(tmp_path_factory) -> Path:
+    """Features that all fine-tunings share: most read the same films."""
+    return tmp_path_factory.mktemp("features")
+
+
 @pytest.fixture
-def train(encoder_dir, llm_dir, studies_file, tmp_path):  # noqa: F811
+def train(encoder_dir, llm_dir, studies_file, features_dir, tmp_path):  # noqa: F811
     """Run train.finetune with tiny parts; OUT is below tmp_path."""
     from train.finetune.__main__ import main
 
+    shared = [*SMALL, "--features_dir", str(features_dir)]
+
     def run(out: str, *more: str, studies: Path = studies_file, encoder: Path = encoder_dir) -> int:
         parts = [] if "--init" in more else ["--encoder", str(encoder), "--llm", str(llm_dir)]
-        return main(["--studies", str(studies), "--out", str(tmp_path / out), *parts, *SMALL, *more])
+        return main(["--studies", str(studies), "--out", str(tmp_path / out), *parts, *shared, *more])
 
     return run
 

@@ -44,8 +44,9 @@ ONE = ("--max_steps", "1", "--eval_steps", "0")
 def test_it_follows_the_image(train, studies_file, tmp_path):
     from transformers import AutoModelForImageTextToText
 
-    more = ["--max_steps", "150", "--eval_steps", "75", "--eval_studies", "16", "--learning_rate", "1e-2"]
-    assert train("run", "--lora", "false", *more, "--max_new_tokens", "32") == 0
+    more = ["--max_steps", "150", "--eval_steps", "75", "--save_steps", "75", "--eval_studies", "16"]
+    more += ["--learning_rate", "1e-2", "--max_new_tokens", "32"]
+    assert train("run", "--lora", "false", *more) == 0
     findings = Findings.from_pretrained(tmp_path / "run" / "merged", device="cpu")
     studies = [s for s in load_studies(studies_file) if s.split == "validate"]
     right = {

@@ -20,12 +20,15 @@ from vlm.load import load_model
 
 ROOT = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL
+# Steps: a checkpoint after 4, scores after 5, a kill in the last.
+FEW = ["--max_steps", "7"]
 
 
 @pytest.fixture
-def words(encoder_dir, llm_dir, studies_file, tmp_path):
+def words(encoder_dir, llm_dir, studies_file, features_dir, tmp_path):
     """The command line of a tiny fine-tuning into a folder of that name."""
     parts = ["--encoder", str(encoder_dir), "--llm", str(llm_dir), "--studies", str(studies_file)]
+    parts += ["--features_dir", str(features_dir)]
     return lambda out, *more: [*SMALL, *more, *parts, "--out", str(tmp_path / out)]
 
 
@@ -47,7 +50,7 @@ def forked(words, tmp_path):
 def test_a_kill_changes_nothing_and_two_processes_learn_what_one_learns(train, forked, tmp_path, processes):
     """Kill -9 of all processes at step 6, after the checkpoint of step 4: the same losses and the same adapter, bit for
     bit. Two processes and one: equal up to rounding."""
-    more = ["--align_steps", "4"] if processes == 2 else []
+    more = [*FEW, "--align_steps", "4"] if processes == 2 else FEW
     assert train("one", *more) == 0
     if processes == 2:
         assert forked("whole", 2, *more) == [0, 0]
@@ -74,7 +77,7 @@ def same_curve(run: Path, other: Path, rel: float = 1e-4) -> None:
 def test_weights_that_two_processes_share_learn_what_one_learns(train, forked, tmp_path, options):
     """FSDP2: the same curve; what is saved is whole, of LoRA the adapter alone; what one process began the two go on
     with. Nine validation studies: the two do not have as many."""
-    more = (*options, "--eval_studies", "9", "--eval_batch_size", "4", "--merge")
+    more = (*FEW, *options, "--eval_studies", "9", "--eval_batch_size", "4", "--merge")
     assert train("one", *more) == 0
     assert forked("two", 1, *more, change=killed_at(6)) == [KILLED]
     assert forked("two", 2, *more, change=split_finetuning) == [0, 0]

@@ -69,6 +69,8 @@ def test_features_in_every_step_are_those_of_the_disk(train, several_images, tmp
         "true",
         "--features",
         "online",
+        "--features_dir",
+        str(tmp_path / "online" / "features"),
         "--dataloader_num_workers",
         "1",
         "--merge",
@@ -116,20 +118,20 @@ def test_a_trained_encoder(train, encoder_dir, tmp_path):
 @pytest.mark.slow
 def test_the_projector_first(train, tmp_path, monkeypatch, capsys):
     """In the first stage nothing else moves; the second goes on from there; interruptions change nothing."""
-    options = ("--projector_steps", "6", "--projector_batch_size", "16", "--merge")
-    options = (*options, "--max_steps", "6", "--eval_steps", "0")
+    options = ("--projector_steps", "4", "--projector_batch_size", "16", "--merge")
+    options = (*options, "--max_steps", "4", "--eval_steps", "0")
     assert train("whole", *options) == 0
     assert train("without", "--max_steps", "1", "--eval_steps", "0") == 0
     base, plain = (load_file(tmp_path / run / "base" / "model.safetensors") for run in ("whole", "without"))
     moved = {name for name in base if not torch.equal(base[name], plain[name])}
     assert moved and all("multi_modal_projector" in name for name in moved)
     stage, second = metrics(tmp_path / "whole" / "projector"), metrics(tmp_path / "whole")
-    assert [r["step"] for r in stage] == list(range(1, 7))
+    assert [r["step"] for r in stage] == list(range(1, 5))
     assert second[0]["loss"] < metrics(tmp_path / "without")[0]["loss"]
     step = AnswerTrainer.training_step
 
     def interrupted(self, *args, **kwargs):
-        self.interrupts.signal = signal.SIGINT if self.state.global_step == 4 else 0
+        self.interrupts.signal = signal.SIGINT if self.state.global_step == 2 else 0
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(AnswerTrainer, "training_step", interrupted)
@@ -205,7 +207,7 @@ def test_a_value_that_is_not_among_the_choices():
 def test_a_disk_that_is_too_small(train, tmp_path, monkeypatch):
     monkeypatch.setattr("encoder.store.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(ConfigError, match="--features online"):
-        train("run", "--max_steps", "1")
+        train("run", "--max_steps", "1", "--features_dir", str(tmp_path / "features"))
 
 
 def test_a_sliding_window_is_not_packed(encoder_dir, studies_file, tmp_path, llm_dir, capsys):
