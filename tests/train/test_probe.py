@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image as Picture
 
 from encoder.transforms import Preprocessing
+from eval.probes import findings
 from tests.forked import run_in_processes
 from train.common.config import ConfigError
 from train.probe.__main__ import main
@@ -67,7 +69,9 @@ def values(report: dict, task: str, metric: str, what: str = "") -> dict[tuple[s
 
 # three encoders, nine tasks
 @pytest.mark.slow
-def test_encoders_side_by_side(data, encoder_dir, tmp_path, capsys):
+def test_encoders_side_by_side(data, encoder_dir, tmp_path, capsys, monkeypatch):
+    # labels are permuted twenty times otherwise, half of the work
+    monkeypatch.setattr(findings, "permuted", partial(findings.permuted, n=4))
     ours, random = str(encoder_dir), f"random:{encoder_dir}@1"
     command = [
         "--data",
@@ -79,6 +83,8 @@ def test_encoders_side_by_side(data, encoder_dir, tmp_path, capsys):
         "--out",
         str(tmp_path / "out"),
         *SMALL,
+        "--clusters",
+        "4",
     ]
     tasks = ["classification", "attentive", "knn", "few-shot", "permuted", "metadata", "retrieval", "segmentation",
              "unsupervised"]  # fmt: skip
