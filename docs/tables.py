@@ -298,6 +298,29 @@ def labeller() -> str:
     return rows(head, body, made("labeller", "python benchmarks/labeller.py --save"))
 
 
+@table
+def labeller_sentences() -> str:
+    about = result("labeller_sentences")
+    before, after = about["before"]["kinds"], about["after"]["kinds"]
+
+    def share(kinds: dict[str, Any], kind: str) -> str:
+        held = kinds[kind]["held_back"]
+        return percent(held["labels_right"] / held["labels"])
+
+    body = [
+        [kind.replace("_", " "), str(row["held_back"]["sentences"]), share(before, kind), share(after, kind)]
+        for kind, row in after.items()
+    ]
+    style = about["after"]["MIMIC's style, held back"]
+    said = (
+        f"Of the held-back sentences of {' and '.join(style['kinds']).replace('_', ' ')}, a share of "
+        f"{interval(style['sentences wholly right'])} is wholly right (Wilson's 95 % interval). "
+        + made("labeller_sentences", "python benchmarks/labeller.py --sentences --save")
+    )
+    head = ["kind", "held-back sentences", "stated labels right, `rules-1`", "`rules-2`"]
+    return rows(head, body, said)
+
+
 # --- house ------------------------------------------------------------------------------------------------------------
 
 

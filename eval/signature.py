@@ -2,8 +2,8 @@
 
 Two numbers with equal signatures may be compared, two with different ones may not.
 
-    label-f1|labeller:rules-1|n:14|avg:macro|unc:neg|zero:0|ref:text
-    label-f1|labeller:rules-1|n:14|avg:macro|unc:neg|zero:0|ref:text|section:impression
+    label-f1|labeller:rules-2|n:14|avg:macro|unc:neg|zero:0|ref:text
+    label-f1|labeller:rules-2|n:14|avg:macro|unc:neg|zero:0|ref:text|section:impression
 
 One without a section is of findings.
 """

@@ -2,9 +2,9 @@
 
 `labeller_sentences.jsonl` has a line a text: `kind`, `half`, `text`, `labels` and, where one could argue, `reason`.
 All were written for this file before a rule was changed, and lines of a kind take turns: `tuning`, `held_back`. A rule
-may be written for what the tuning half shows; of the other half only the counts are looked at. `labels` follows
-the CheXpert labeller's published conventions: 1 present, 0 denied, -1 uncertain, null must not be mentioned.
-Conditions in `any` are not judged.
+may be written for what the tuning half shows; of the other half only the counts are looked at. But the author of the
+sentences wrote the rules as well, so the held-back half flatters them. `labels` follows the CheXpert labeller's
+published conventions: 1 present, 0 denied, -1 uncertain, null must not be mentioned. Conditions in `any` are free.
 """
 
 from __future__ import annotations
