@@ -134,7 +134,9 @@ def sample(tmp_path_factory):
     films = sorted((drawn / "images").glob("*.dcm"))
     for name in ("chest.dcm", "lateral.dcm"):
         shutil.copy(films[0], folder / name)
-    shutil.copytree(drawn, folder / "films")
+    # as the README and the quick start call what they draw
+    for name in ("films", "xrays"):
+        shutil.copytree(drawn, folder / name)
     shutil.move(drawn / "images", folder / "images")
     shutil.move(drawn / "studies.jsonl", folder / "studies.jsonl")
     given = [json.loads(line) for line in (folder / "studies.jsonl").read_text().splitlines()]

@@ -49,7 +49,7 @@ def test_directories_and_shipped_models(tmp_path):
         ("a/b/c", "a/b/c: no such folder, and a hub id has the form owner/name"),
         (
             "mine/llm",
-            "mine/llm: no such folder; for a model of that name on the hub, work where there is no folder mine",
+            "no such folder; for a model of that name on the hub, work where there is no folder mine",
         ),
         ("runs/notes.txt", "is a file, where a directory is expected; give runs"),
     ],
