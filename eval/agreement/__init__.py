@@ -1,0 +1,1 @@
+"""How well do metrics agree with radiologists? Rated reports in, coefficients with intervals and tests out."""
