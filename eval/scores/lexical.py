@@ -2,7 +2,7 @@
 
 | profile         | tokens                                | BLEU                             | ROUGE-L               |
 |-----------------|---------------------------------------|----------------------------------|-----------------------|
-| `coco`          | PTB-like, lower case, no punctuation  | pycocoevalcap's formula          | beta 1.2, as there    |
+| `coco`          | PTB, lower case, no punctuation       | pycocoevalcap's formula          | beta 1.2, as there    |
 | `sacrebleu-13a` | mteval 13a, case kept                 | sacrebleu's, smoothing exp       | rouge-score, no stems |
 | `plain`         | lower-case words, punctuation marks   | nltk's corpus BLEU, no smoothing | F1 over these tokens  |
 
@@ -13,8 +13,9 @@ value everywhere (the METEOR 1.5 jar of the captioning literature gives about ha
 BLEU is kept as sufficient statistics per sample, columns [matches 1..4, n-grams 1..4, length, reference length], whose
 sums determine the corpus score: the bootstrap weighs and sums them instead of scoring again.
 
-Known differences between `coco` and pycocoevalcap behind its Java tokenizer: abbreviations lose their final period,
-slash-joined words stay whole, and fractions, currency signs and URLs are not treated specially.
+The tokens of `coco` equal those of the Java program behind pycocoevalcap (`eval.scores.ptb`). Two things differ:
+ROUGE-L of two empty texts is 0, not 1, and of several references the best F counts, not the best precision with the
+best recall.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from typing import Any
 
 import numpy as np
 
+from eval.scores import ptb
 from eval.scores.family import Family, Grid, Reports
+from eval.scores.ptb import ptb_tokens, ptb_words
 from eval.scores.sheet import Sheet
 from eval.signature import signature, version
 
@@ -43,30 +46,11 @@ STATISTICS = 2 * ORDERS + 2
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 _PLAIN = re.compile(r"\w+|[^\w\s]")
-_PTB = re.compile(r"\d+(?:[.,:]\d+)*%?|\w+(?:[-/.]\w+)*(?:'\w+)?|[^\w\s]")
-_PTB_CONTRACTION = re.compile(r"^(\w+?)(n't|'(?:s|m|d|ll|re|ve))$")
-_PTB_DROPPED = set("'`.?!,:-;\"()[]{}") | {"--", "..."}
-_PTB_SPLIT = {"cannot": ("can", "not")}
 
 
 def plain_tokens(text: str) -> list[str]:
     """Lower-case words and single punctuation marks."""
     return _PLAIN.findall(text.lower())
-
-
-def ptb_like_tokens(text: str) -> list[str]:
-    """Lower-case Penn-Treebank-like words with punctuation dropped, as the captioning metrics use them."""
-    tokens: list[str] = []
-    for word in _PTB.findall(text.lower()):
-        if word in _PTB_DROPPED:
-            continue
-        if word.endswith("%") and len(word) > 1:
-            tokens += [word[:-1], "%"]
-        elif contraction := _PTB_CONTRACTION.match(word):
-            tokens += contraction.groups()
-        else:
-            tokens += _PTB_SPLIT.get(word, (word,))
-    return tokens
 
 
 @cache
@@ -285,13 +269,13 @@ PROFILES: dict[str, Profile] = {
     for p in (
         Profile(
             name="coco",
-            tokens=ptb_like_tokens,
+            tokens=ptb_words,
             bleu=bleu_coco,
-            rouge_l=_rouge_over(ptb_like_tokens, 1.2),
-            meteor_tokens=ptb_like_tokens,
-            bleu_details={"tok": f"ptb-like-{VERSION}", "case": "lower", "smooth": "none"},
-            rouge_details={"tok": f"ptb-like-{VERSION}", "beta": "1.2"},
-            meteor_details={"tok": f"ptb-like-{VERSION}"},
+            rouge_l=_rouge_over(ptb_tokens, 1.2),
+            meteor_tokens=ptb_words,
+            bleu_details={"tok": f"ptb-{ptb.VERSION}", "case": "lower", "smooth": "none"},
+            rouge_details={"tok": f"ptb-{ptb.VERSION}", "beta": "1.2"},
+            meteor_details={"tok": f"ptb-{ptb.VERSION}"},
         ),
         Profile(
             name="sacrebleu-13a",

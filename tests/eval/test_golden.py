@@ -84,7 +84,7 @@ def check_lexical_table(case, tol):
     coco = {
         "pycocoevalcap_raw_whitespace": str.split,
         "pycocoevalcap_lower_whitespace": lower(str.split),
-        "pycocoevalcap_PTB": lexical.ptb_like_tokens,
+        "pycocoevalcap_PTB": lexical.ptb_words,
     }
     for name, tokens in coco.items():
         stats, expected = statistics(refs, hyps, tokens), data["bleu"][name]
@@ -95,11 +95,11 @@ def check_lexical_table(case, tol):
         assert list(lexical.bleu_coco(stats)[:, 1]) == pytest.approx(expected["sentence_bleu2"], abs=tol), (
             name
         )
-    for name, tokens in (("raw", str.split), ("PTB", lexical.ptb_like_tokens)):
+    for name, tokens in (("raw", str.split), ("PTB", lexical.ptb_words)):
         values = [lexical.rouge_l_tokens(tokens(r), tokens(h), 1.2) for r, h in zip(refs, hyps, strict=True)]
         assert values == pytest.approx(data["rouge"][f"pycocoevalcap_rougeL_beta1.2_{name}"], abs=tol), name
-    assert [" ".join(lexical.ptb_like_tokens(t)) for t in refs] == data["ptb_refs"]
-    assert [" ".join(lexical.ptb_like_tokens(t)) for t in hyps] == data["ptb_hyps"]
+    assert [" ".join(lexical.ptb_words(t)) for t in refs] == data["ptb_refs"]
+    assert [" ".join(lexical.ptb_words(t)) for t in hyps] == data["ptb_hyps"]
 
 
 def check_label_f1(case, tol):

@@ -18,7 +18,7 @@ from eval.scores.lexical import (
     mteval_13a_tokens,
     nltk_totals,
     plain_tokens,
-    ptb_like_tokens,
+    ptb_words,
     rouge_l_tokens,
 )
 
@@ -128,8 +128,22 @@ def test_a_report_of_ten_thousand_words():
 
 def test_tokens():
     assert plain_tokens("Left-sided 4.5 cm!") == ["left", "-", "sided", "4", ".", "5", "cm", "!"]
-    expected = ["left-sided", "4.5", "cm", "do", "n't", "can", "not", "50", "%", "patient", "'s"]
-    assert ptb_like_tokens("Left-sided, 4.5 cm; don't cannot 50% (patient's).") == expected
+    expected = [
+        "left-sided",
+        "4.5",
+        "cm",
+        "do",
+        "n't",
+        "can",
+        "not",
+        "50",
+        "%",
+        "-lrb-",
+        "patient",
+        "'s",
+        "-rrb-",
+    ]
+    assert ptb_words("Left-sided, 4.5 cm; don't cannot 50% (patient's).") == expected
     assert mteval_13a_tokens("No effusion.") == ["No", "effusion", "."]
 
 
