@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from vlm.decoding import Decoding
     from vlm.prediction import Prediction
     from vlm.study import Study
+
+
+# What the name of a predictions file may end in.
+JSON_LINES = (".jsonl", ".ndjson", "")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -271,6 +276,11 @@ def _begin(args: argparse.Namespace, written: list[Path], studies: list[Study], 
 
     for path in sorted(written):
         check(path)
+    if args.out and args.out.suffix.lower() not in JSON_LINES:
+        raise UsageError(
+            f"--out {args.out}: what is written is JSON Lines; give a name that says so, such as "
+            f"{args.out.with_suffix('.jsonl')}"
+        )
     for path in sorted(written):
         held.enter_context(sole_writer(path))
         # The run that held it until now may have finished it.
@@ -332,6 +342,8 @@ def _generate(
         errors.print(f"[dim]{escape(printable(f'{model.model.meta.name}: {model.notice}'))}[/dim]")
     share = None if alone else Share(*args.share)
     refused = 0
+    # of the studies' own images
+    counted = Counted()
     for images, path in targets.items():
         if images == "nearest" and path:
             if not alone:
@@ -348,6 +360,7 @@ def _generate(
                 count = 0
                 for prediction in model.generate(studies, **settings):
                     count += prediction.error is not None
+                    counted.add({"error": prediction.error, "warnings": prediction.warnings})
                     if args.json:
                         print_json(prediction.to_json(), indent=None)
                     else:
@@ -361,10 +374,42 @@ def _generate(
             tell(f"wrote {path}")
         if images == "own":
             refused = count
-    if refused and alone:
-        where = "" if args.out is None else f", see the errors in {args.out}"
-        tell(f"{refused} of {len(studies)} studies were refused{where}")
+            if path and alone:
+                for row in rows_of(path):
+                    counted.add(row)
+    if not alone:
+        return refused
+    if counted.warned and args.out:
+        tell(f"warned: {in_order(counted.warned)}; see `warnings` in {args.out}")
+    if refused:
+        where = "" if args.out is None else f"; see `error` in {args.out}"
+        tell(f"{refused} of {len(studies)} studies were refused: {in_order(counted.refused)}{where}")
     return refused
+
+
+class Counted:
+    """How many studies were refused, and how many warned of, by code."""
+
+    def __init__(self) -> None:
+        self.refused: Counter[str] = Counter()
+        self.warned: Counter[str] = Counter()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a prediction. A code that its warnings have twice, as for two of its films, counts once."""
+        if row.get("error"):
+            self.refused[row["error"]["code"]] += 1
+        self.warned.update({warning["code"] for warning in row.get("warnings") or ()})
+
+
+def in_order(count: Counter[str]) -> str:
+    """Return "6 lateral, 2 truncated": the most frequent first, of equally frequent ones by name."""
+    return ", ".join(f"{n} {code}" for code, n in sorted(count.items(), key=lambda item: (-item[1], item[0])))
+
+
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a predictions file that this command has written."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
 
 
 def _say_next(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cxr.cli import generate
+from cxr.cli.generate import Counted, in_order
 from cxr.cli.main import main
 from tests.forked import ForkedModule, context
 from tests.tiny import make_studies
@@ -55,7 +56,38 @@ def test_one_bad_file_does_not_stop_the_rest(model_dir, films, tmp_path, capsys)
     assert set(found) == {"a.png", "b.png", "deeper/c.png", "broken.dcm"}
     assert found["broken.dcm"]["error"]["code"] == "not_an_image" and "findings" not in found["broken.dcm"]
     assert all("findings" in row for name, row in found.items() if name != "broken.dcm")
-    assert "1 of 4 studies were refused" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert (
+        f"warned: 3 cut_off; see `warnings` in {out}\n1 of 4 studies were refused: 1 not_an_image; see" in err
+    )
+    lines = [row | {"warnings": [{"code": code, "message": ""} for code in codes]} for row, codes in
+             zip(rows(out), (["lateral", "lateral"], ["turned", "lateral"], [], ["cut_off"]), strict=True)]  # fmt: skip
+    counted = Counted()
+    for row in lines:
+        counted.add(row)
+    assert in_order(counted.warned) == "2 lateral, 1 cut_off, 1 turned"
+
+
+def test_with_a_file_the_warnings_are_counted_by_code(model_dir, films, tmp_path, capsys):
+    out = tmp_path / "predictions.jsonl"
+    command = [
+        "generate",
+        str(films / "a.png"),
+        str(films / "b.png"),
+        "--model",
+        model_dir,
+        "--max-new-tokens",
+        "1",
+    ]
+    assert main([*command, "--out", str(out)]) == 0
+    codes = [{warning["code"] for warning in row["warnings"]} for row in rows(out)]
+    assert all("cut_off" in code for code in codes)
+    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("warned: "))
+    assert "2 cut_off" in said and said.endswith(f"; see `warnings` in {out}")
+    # on the screen each stands beside its study
+    assert main(command) == 0
+    err = capsys.readouterr().err
+    assert "warned: " not in err and err.count("warning (cut_off)") == 2
 
 
 def test_to_the_screen(model_dir, films, capsys):
@@ -293,6 +325,7 @@ def test_the_nearest_floor_is_what_the_model_writes(findings_model, section, tmp
         (["studies", "check", "nowhere.jsonl"], "nowhere.jsonl"),
         (["studies", "check", "{films}"], "{films}"),
         (["generate", "{films}/a.png", "--out", "{films}"], "is a folder"),
+        (["generate", "{films}/a.png", "--out", "findings.csv"], "JSON Lines; give a name that says so"),
         (["generate", "{films}/a.png", "--device", "nonsense"], "nonsense"),
         (["generate", "{films}/a.png", "--device", "cuda:77"], "cuda:77"),
     ],

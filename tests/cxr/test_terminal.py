@@ -76,7 +76,7 @@ WRITING = {
     "export model exported": (0, "cxr generate FILMS --model exported"),
     "phantom phantoms --studies 2 --size 64 --workers 1": (
         0,
-        "cxr generate phantoms/studies.jsonl --limit 16 --out phantoms/predictions.jsonl",
+        "cxr generate phantoms/studies.jsonl --out phantoms/predictions.jsonl",
     ),
     "studies make table table.csv --out made/studies.jsonl": (0, "cxr studies check made/studies.jsonl"),
     "studies make dicom films --out listed.jsonl": (3, "cxr studies check listed.jsonl"),
