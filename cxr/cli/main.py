@@ -93,9 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         no_more_readers()
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\n{chosen.prog}: stopped", file=sys.stderr)
-        return 130
+        return getattr(stop, "exit_status", 130)
     except Exception as error:
         # What the user can mend says what is wrong and what to do; anything else is a defect.
         from encoder.errors import not_installed, of_the_disk, printable, said_of

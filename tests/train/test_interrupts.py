@@ -48,4 +48,5 @@ def test_all_processes_hear_of_a_signal_to_one(others):
     interrupts = Interrupts()
     interrupts.signal = others[0]
     assert interrupts.asked(accelerator) == max(others)
+    assert interrupts.exit_status == {15: 143, 2: 130, 0: 130}[max(others)]
     assert interrupts.asked(SimpleNamespace(num_processes=1)) == others[0]

@@ -13,7 +13,7 @@ import pytest
 from tests.forked import ForkedModule, context
 from train.common import launcher as launcher_of
 from train.common.checkpoints import CheckpointError, alone
-from train.common.entry import LAUNCHED_BY
+from train.common.entry import LAUNCHED_BY, Stopped
 from train.common.launcher import StepFailed, as_words, call, launch, run_steps
 from train.common.processes import gpu_at_hand, settled_precision
 
@@ -61,6 +61,7 @@ def test_failures_and_interrupts_become_exit_statuses(capsys):
     assert "score x.jsonl ended with status 2" in capsys.readouterr().err
     assert run_steps(lambda: call(lambda words: 130), "remove it") == 130
     assert "stopped; remove it" in capsys.readouterr().err
+    assert run_steps(lambda: call(lambda words: 143)) == 143
     with pytest.raises(StepFailed):
         call(lambda words: 1)
 
@@ -73,12 +74,14 @@ def stop(*_):
     (out / "saved").touch()
     sys.exit(130)
 signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
 (out / "ready").touch()
 time.sleep(60)
 """
 
 
-def test_an_interrupt_waits_until_the_training_has_saved(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_waits_until_the_training_has_saved(tmp_path, monkeypatch, number, status):
     """accelerate itself leaves at a SIGINT at once, and what it launched is left saving alone."""
     (tmp_path / "slow_to_save.py").write_text(SLOW_TO_SAVE)
     # the current folder is not where a launched training looks for modules
@@ -88,12 +91,13 @@ def test_an_interrupt_waits_until_the_training_has_saved(tmp_path, monkeypatch):
     def interrupt():
         while not (tmp_path / "ready").exists():
             time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     before = signal.getsignal(signal.SIGINT)
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped) as stopped:
         launch("slow_to_save", str(tmp_path))
+    assert stopped.value.exit_status == status
     assert (tmp_path / "saved").exists() and signal.getsignal(signal.SIGINT) is before
 
 
@@ -136,6 +140,6 @@ def test_a_training_ends_with_who_launched_it_also_if_nobody_has_waited_for_that
 
 def test_the_training_is_told_who_launched_it(monkeypatch):
     seen = {}
-    monkeypatch.setattr(launcher_of, "_wait_for", lambda command, env: seen.update(env) or (0, False))
+    monkeypatch.setattr(launcher_of, "_wait_for", lambda command, env: seen.update(env) or (0, 0))
     launcher_of.launch("train.pretrain", "--out", "x")
     assert seen[LAUNCHED_BY] == str(os.getpid())

@@ -97,7 +97,7 @@ def test_an_interrupt_saves_and_the_same_command_goes_on(images, whole, tmp_path
     stopped = len(curve(tmp_path / "run"))
     assert stopped in (3, 4)  # at the end of the step, or of the next where the signal came late
     assert train(images, tmp_path / "run") == 0
-    assert f"resuming after step {stopped}" in capsys.readouterr().out
+    assert f"resuming at step {stopped}" in capsys.readouterr().out
     assert curve(tmp_path / "run") == curve(whole) and same(weights(tmp_path / "run"), weights(whole))
 
 

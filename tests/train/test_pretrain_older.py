@@ -39,7 +39,7 @@ def test_a_run_of_0_1_resumes_with_the_same_losses(images, whole, tmp_path, caps
     capsys.readouterr()
     # Its precision is taken from the record, by its old name and word.
     assert train(images, run, *more, "--precision", "auto") == 0
-    assert "resuming after step 3 of 6" in capsys.readouterr().out
+    assert "resuming at step 3 of 6" in capsys.readouterr().out
     assert curve(run) == curve(reference) and same(weights(run), weights(reference))
 
 

@@ -73,7 +73,7 @@ def test_two_processes_learn_what_one_learns(images, twenty, one, tmp_path, monk
     out = tmp_path / "two"
     assert "on 2 x cpu" in forked(tmp_path, images, out, *twenty, "--stop_at", "4")
     said = forked(tmp_path, images, out, *twenty, "--stop_at", "19")
-    assert "on 2 x cpu" in said and said.count("resuming after step 4") == 1
+    assert "on 2 x cpu" in said and said.count("resuming at step 4") == 1
     assert train(images, out, *twenty) == 0
     check_against(one, out)
 

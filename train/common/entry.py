@@ -18,7 +18,8 @@ from train.common.processes import all_processes, is_main
 
 # What a disk says: full, over quota, a file too large, read-only, closed, broken.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-INTERRUPTED = 130  # exit status of what was stopped by SIGINT or SIGTERM and can be resumed
+# Exit statuses of what was stopped by SIGINT or SIGTERM and can be resumed.
+INTERRUPTED, TERMINATED = 130, 143
 # Where a launcher wants to read the exit status: accelerate ends with 1, whatever its training ended with.
 STATUS_FILE = "CXR_STATUS_FILE"
 # The process of `cxr` that launched this one, through accelerate; whatever ends it ends the training.
@@ -30,6 +31,19 @@ _stdout: list[TextIO] = []
 def results() -> TextIO:
     """Return the stream for what the user asked for; a training that is run as a program prints its log on stderr."""
     return _stdout[-1] if _stdout else sys.stdout
+
+
+class Stopped(KeyboardInterrupt):
+    """A stop by SIGINT or SIGTERM, as `exit_status` says."""
+
+    def __init__(self, exit_status: int = INTERRUPTED) -> None:
+        super().__init__()
+        self.exit_status = exit_status
+
+
+def status_of_stop(stop: KeyboardInterrupt) -> int:
+    """Return the exit status of a command that was stopped."""
+    return stop.exit_status if isinstance(stop, Stopped) else INTERRUPTED
 
 
 @contextmanager
@@ -95,14 +109,15 @@ def _run(main: Callable[[list[str]], int], name: str, words: list[str]) -> int:
         return error.exit_status
     except SystemExit as stop:  # a mistake on the command line, which the parser has told
         return stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:  # a second Ctrl-C, or one before the first step
+    # a second Ctrl-C, or one before the first step
+    except KeyboardInterrupt as stop:
         if is_main():
             print(
                 f"{name}: stopped; run the same command to resume from what was saved",
                 file=sys.stderr,
                 flush=True,
             )
-        return INTERRUPTED
+        return status_of_stop(stop)
     except Exception as error:
         disk = of_the_disk(error) or error
         if not (isinstance(disk, OSError) and disk.errno in DISK):

@@ -23,12 +23,15 @@ class Interrupts:
                     save()
                     break
 
-    `signal` is the number of the first signal this process got, 0 before. `say` is called once, at that signal, with a
-    line for the screen. The handlers of before are back when the block ends.
+    `signal` is the number of the first signal this process got, 0 before. `exit_status` is that of a run which ends for
+    one. `say` is called once, at the first signal, with a line for the screen. The handlers of before are back when the
+    block ends.
     """
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self.signal = 0
+        # Of any process.
+        self._heard = 0
         self._say = say
         self._before: dict[int, signal.Handlers | Callable | int | None] = {}
 
@@ -59,7 +62,13 @@ class Interrupts:
         import torch
 
         mine = torch.tensor([self.signal], device=accelerator.device)
-        return int(accelerator.gather(mine).max())
+        self._heard = int(accelerator.gather(mine).max())
+        return self._heard
+
+    @property
+    def exit_status(self) -> int:
+        """Return the exit status of a run that was stopped: 130 by SIGINT, 143 by SIGTERM, whichever process got it."""
+        return 128 + (self.signal or self._heard or signal.SIGINT)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:

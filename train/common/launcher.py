@@ -17,7 +17,7 @@ import psutil
 
 from encoder.errors import UserError, did_you_mean, first_line
 from train.common.config import ConfigError, read_yaml
-from train.common.entry import INTERRUPTED, LAUNCHED_BY, STATUS_FILE
+from train.common.entry import INTERRUPTED, LAUNCHED_BY, STATUS_FILE, TERMINATED, Stopped, status_of_stop
 from train.common.processes import cores, cpu_wanted, gpu_at_hand
 
 LAUNCH_FILES = Path(__file__).parents[1] / "launch"
@@ -47,11 +47,11 @@ def as_words(options: dict) -> list[str]:
 
 def call(main: Callable[[list[str]], int | None], *arguments, **options) -> None:
     """Run the `main` of a command in this process; `batch_size=8` becomes `--batch-size 8`. Raises StepFailed or
-    KeyboardInterrupt."""
+    Stopped."""
     words = [*map(str, arguments), *as_words({k.replace("_", "-"): v for k, v in options.items()})]
     status = main(words)
-    if status == INTERRUPTED:
-        raise KeyboardInterrupt
+    if status in (INTERRUPTED, TERMINATED):
+        raise Stopped(status)
     if status:
         raise StepFailed(f"{main.__module__} {shlex.join(words)} ended with status {status}")
 
@@ -63,9 +63,9 @@ def run_steps(work: Callable[[], None], again: str = "run the same command to re
     except StepFailed as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"stopped; {again}", file=sys.stderr)
-        return INTERRUPTED
+        return status_of_stop(stop)
     return 0
 
 
@@ -137,8 +137,8 @@ def launch(
 ) -> None:
     """Run a training module to its end, its output on the screen; `words` and `options` are its command line.
 
-    Raises StepFailed with the training's own exit status, or KeyboardInterrupt after the training has saved what it
-    needs to be resumed.
+    Raises StepFailed with the training's own exit status, or Stopped, a KeyboardInterrupt, after the training has saved
+    what it needs to be resumed.
     """
     words = (*words, *as_words(options))
     command = accelerate_command(module, *words, processes=processes, config_file=config_file)
@@ -149,25 +149,25 @@ def launch(
         env = {
             **os.environ, STATUS_FILE: str(status_file), "PYTHONSAFEPATH": "1", LAUNCHED_BY: str(os.getpid()),
         }  # fmt: skip
-        status, interrupted = _wait_for(command, env)
+        status, stopped_by = _wait_for(command, env)
         if status_file.is_file() and status_file.read_text():
             status = int(status_file.read_text())
-    if interrupted:
-        raise KeyboardInterrupt
+    if stopped_by:
+        raise Stopped(INTERRUPTED if stopped_by == signal.SIGINT else TERMINATED)
     if status:
         raise StepFailed(f"{module} ended with status {status}, as it says above", status)
 
 
-def _wait_for(command: list[str], env: dict[str, str]) -> tuple[int, bool]:
-    """Run a command to its end. -> (its exit status, whether it was interrupted)."""
+def _wait_for(command: list[str], env: dict[str, str]) -> tuple[int, int]:
+    """Run a command to its end. -> (its exit status, the first signal that was to stop it, 0 if none)."""
     # accelerate leaves at a signal while what it launched still saves. So it hears of none (a session of its own),
     # and what it launched is told from here; a second Ctrl-C ends that at once.
     process = subprocess.Popen(command, start_new_session=True, env=env)
-    interrupted = False
+    stopped_by = 0
 
     def tell(number, frame):
-        nonlocal interrupted
-        interrupted = True
+        nonlocal stopped_by
+        stopped_by = stopped_by or number
         with suppress(psutil.NoSuchProcess):
             launcher = psutil.Process(process.pid)
             for child in launcher.children(recursive=True) or [launcher]:
@@ -176,7 +176,7 @@ def _wait_for(command: list[str], env: dict[str, str]) -> tuple[int, bool]:
 
     before = {number: signal.signal(number, tell) for number in STOPPING}
     try:
-        return process.wait(), interrupted
+        return process.wait(), stopped_by
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -73,12 +73,15 @@ class ExactResume(_Base):
         self.accelerator.wait_for_everyone()
         # Killed before the model was written: Trainer would do one step more.
         if checkpoint and step >= self.args.max_steps:
+            self.say(f"all {step} steps are done ({checkpoint})")
             load_trained(self.model, checkpoint / WEIGHTS)
             self.state.global_step = step
             return True
         # DeepSpeed takes the weights as they are before it splits them.
         if checkpoint and self.is_deepspeed_enabled:
             load_trained(self.model, checkpoint / WEIGHTS)
+        if checkpoint:
+            self.say(f"resuming {stage}at step {step} of {self.args.max_steps} ({checkpoint})")
         with self.interrupts:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.state.global_step >= self.state.max_steps:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from encoder.files import write_atomically
+from encoder.progress import bar
 from eval.scores.labels import NO_FINDING, label_report, sentences
 from train.common.processes import say_at_once, use_cores
 from train.common.schedules import warmup_cosine
@@ -120,7 +121,7 @@ def align(
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.02)
     say(f"alignment: {steps} steps of {batch} studies, {len(names)} targets")
     order, losses, started = [], [], time.perf_counter()
-    for step in range(steps):
+    for step in bar(range(steps), "alignment", unit="steps"):
         if len(order) < batch:
             order = torch.randperm(len(reports), generator=generator).tolist()
         rows, order = order[:batch], order[batch:]

@@ -29,7 +29,7 @@ from encoder.files import write_atomically
 from train.common import deepspeed
 from train.common.batches import collate
 from train.common.config import ConfigError
-from train.common.entry import INTERRUPTED, next_is_to_judge
+from train.common.entry import next_is_to_judge
 from train.common.resume import load_trained
 from train.common.runs import asked_for, begin, check_batch, last_checkpoint, merged, start, weights_are_split
 from train.common.studies import studies_of
@@ -78,8 +78,8 @@ def run(config: Finetune) -> int:
         projectors.calibrate(model.llava, sample_BNC, config.projector_gain)
     if config.align_steps and not config.init:
         align_projector(model, data, statistics, config, state)
-    if config.projector_steps and not first_stage(model, statistics, data, config, state):
-        return INTERRUPTED
+    if config.projector_steps and (stopped := first_stage(model, statistics, data, config, state)):
+        return stopped
     base = remembered(model, config, state)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def run(config: Finetune) -> int:
             print_plan(model.llava, tower, data["train"], config)
         trainer = trainer_of(model, data, config, begun.out, state)
         if not trainer.run(begun.checkpoint):
-            return INTERRUPTED
+            return trainer.interrupts.exit_status
         weights = trainer.best_weights()
         if state.is_main_process and not trainer.split:
             load_trained(model.llava, weights)
@@ -168,12 +168,12 @@ def first_stage(
     data: dict[str, Examples],
     config: Finetune,
     state: PartialState,
-) -> bool:
+) -> int:
     """Run LLaVA's first stage: the projector alone learns through the frozen language model. Its checkpoints
     and outcome lie in OUT/projector.
 
     Returns:
-        False if it was stopped.
+        0, or the exit status if it was stopped.
     """
     projector, out = model.parts.projector, Path(config.out) / "projector"
     file = out / "projector.safetensors"
@@ -190,19 +190,20 @@ def first_stage(
             projector.requires_grad_(True)
             trainer = trainer_of(model, data, stage, out, state)
             finished = trainer.run(last_checkpoint(out), "in the first stage, ")
+            stopped = 0 if finished else trainer.interrupts.exit_status
             # DistributedDataParallel has put its hooks on the projector, and itself around the forward pass.
             trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
             del trainer
             gc.collect()
             model.llava.cpu()
-        if not finished:
-            return False
+        if stopped:
+            return stopped
         if state.is_main_process:
             with write_atomically(file) as part:
                 save_file(projector.state_dict(), part)
         state.wait_for_everyone()
     projector.load_state_dict(load_file(file))
-    return True
+    return 0
 
 
 def remembered(model: FindingsModel, config: Finetune, state: PartialState) -> Path:

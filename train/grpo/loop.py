@@ -26,7 +26,7 @@ from accelerate.utils import gather_object
 from huggingface_hub import constants
 
 from train.common.config import ConfigError
-from train.common.entry import INTERRUPTED, next_is_to_judge
+from train.common.entry import next_is_to_judge
 from train.common.runs import begin, merged, start
 from train.common.studies import SPLITS, split_of, studies_of, with_answer
 from train.grpo.config import MAY_DIFFER, RENAMED, Grpo
@@ -91,7 +91,7 @@ def run(config: Grpo, functions: Sequence[Callable] = ()) -> int:
             flush=True,
         )
     if not trainer.run(begun.checkpoint):
-        return INTERRUPTED
+        return trainer.interrupts.exit_status
 
     # ------------------------------------------------------------------------------------------------------------------
     # Write the adapter, and the merged model.

@@ -11,7 +11,6 @@ Shape letters: B images, G global and L local crops an image, S crops, M masked 
 
 from __future__ import annotations
 
-import signal
 from contextlib import nullcontext
 
 import torch
@@ -116,7 +115,7 @@ def run(c: PretrainConfig) -> int:
                 session.save()
             if stop:
                 say(f"stopped after step {done} of {c.max_steps}, saved in {c.out}; the same command resumes")
-                return 128 + (interrupts.signal or signal.SIGINT)
+                return interrupts.exit_status
 
     if session.step == c.max_steps:
         say(f"done: {session.step} steps; the encoder is in {session.encoder}")

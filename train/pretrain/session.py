@@ -147,7 +147,7 @@ class Session:
         load_strict(self.teacher, tensors["teacher"])
         self.targets.load_state_dict(tensors["targets"])
         self.step = state["step"]
-        self.accelerator.print(f"resuming after step {self.step} of {self.c.max_steps} ({last})")
+        self.accelerator.print(f"resuming at step {self.step} of {self.c.max_steps} ({last})")
         return tensors["optimizer"]
 
     def _claim(self, images: str) -> bool:

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from encoder.files import open_to_readers
 from train.common.batches import collate
 from train.common.config import ConfigError
-from train.common.entry import INTERRUPTED, next_command
+from train.common.entry import next_command
 from train.common.runs import begin, check_batch, start
 from train.common.studies import SPLITS, split_of, studies_of, with_answer
 from train.common.trainer import AnswerTrainer, arguments
@@ -70,7 +70,7 @@ def run(config: LanguageModel) -> int:
     )
     trainer = trainer_of(model, data, config, begun.out, state)
     if not trainer.run(begun.checkpoint):
-        return INTERRUPTED
+        return trainer.interrupts.exit_status
 
     # ------------------------------------------------------------------------------------------------------------------
     # Write the model beside its tokenizer.
