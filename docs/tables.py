@@ -363,3 +363,87 @@ def help_seconds() -> str:
         body,
         made("help", "python benchmarks/help.py --save"),
     )
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+COVERAGE = "python benchmarks/coverage.py --save"
+
+
+def _coverages(found: Iterable[dict[str, Any]], method: str) -> str:
+    """Lowest and highest coverage of some cells, in per cent, and how often the method gives an interval at all."""
+    cells = [cell["methods"][method] for cell in found if method in cell["methods"]]
+    given = [cell["given"] for cell in cells]
+    held = [100 * cell["coverage"] for cell in cells if cell["given"] and cell["sets"] >= 20]
+    if not held:
+        return "too few" if any(given) else "none"
+    low, high = round(min(held)), round(max(held))
+    share = f" ({100 * sum(given) / len(given):.0f} % of sets)" if sum(given) < 0.99 * len(given) else ""
+    return (f"{low}" if low == high else f"{low} to {high}") + share
+
+
+def _named(row: str) -> str:
+    return re.sub("^(micro|macro)", r"\1 F1", row).replace(">=", "≥")
+
+
+@table
+def coverage() -> str:
+    about = result("coverage")
+    systems = [about["alone"][name] for name in ("middling", "weak", "strong")]
+    studies = list(systems[0])
+    shown = (
+        "micro", "macro, all", "macro, n >= 5", "macro, n >= 30", "F1 of a condition, 5 or more positives",
+        "F1 of a condition, 2 to 4 positives", "F1 of a condition, 0 or 1 positives",
+        "F1 of a condition, prevalence 0.02", "sensitivity, 5 or more positives", "score like ROUGE-L",
+        "rate of 0.05", "rate of 0.3",
+    )  # fmt: skip
+    body = []
+    for row in shown:
+        cells = []
+        for n in studies:
+            found = [system[n][row] for system in systems if row in system[n]]
+            both = (_coverages(found, "percentile"), _coverages(found, "chosen"))
+            cells.append(f"{both[0]}; **{both[1]}**" if found else "")
+        body.append([_named(row), *cells])
+    said = f"Lowest and highest of three systems, {about['sets']} sets each. {made('coverage', COVERAGE)}"
+    return rows(["coverage in %: before; **now**", *(f"{int(n):,} studies" for n in studies)], body, said)
+
+
+@table
+def coverage_methods() -> str:
+    about = result("coverage")
+    systems = [about["alone"][name]["100"] for name in ("middling", "weak", "strong")]
+    shown = ("micro", "macro, n >= 5", "F1 of a condition, 5 or more positives", "rate of 0.05")
+    names = dict.fromkeys(name for row in shown for name in systems[0][row]["methods"] if name != "chosen")
+    body = []
+    for name in names:
+        cells = []
+        for row in shown:
+            found = [system[row] for system in systems if name in system[row]["methods"]]
+            widths = [cell["methods"][name]["width"] for cell in found]
+            width = f", {sum(widths) / len(widths):.2f}" if found else ""
+            cells.append(f"{_coverages(found, name)}{width}" if found else "")
+        body.append([name, *cells])
+    said = f"Coverage in %, and mean width, in sets of 100 studies. {made('coverage', COVERAGE)}"
+    return rows(["method", *map(_named, shown)], body, said)
+
+
+@table
+def coverage_paired() -> str:
+    about = result("coverage")
+    alike, trading = about["paired"]["alike"], about["paired"]["trading"]
+    body = []
+    for row in dict.fromkeys(row for found in alike.values() for row in found):
+        cells = []
+        for n in alike:
+            found = [pair[n][row] for pair in (alike, trading) if row in pair[n]]
+            levels = [100 * cell["level"] for cell in found if "level" in cell]
+            if not found or not levels or found[0]["methods"]["chosen"].get("sets", 0) < 50:
+                cells.append("")
+                continue
+            level = " and ".join(f"{level:.1f}" for level in levels)
+            cells.append(f"{level}; {_coverages(found, 'percentile')}; **{_coverages(found, 'chosen')}**")
+        body.append([_named(row), *cells])
+    head = ["level in %; coverage before; **now**", *(f"{int(n):,} studies" for n in alike)]
+    said = f"Level of the permutation test at .05. {made('coverage', COVERAGE)}"
+    return rows(head, body, said)
