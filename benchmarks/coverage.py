@@ -1,7 +1,7 @@
 """Claim: the 95 % intervals of `eval.intervals` hold the true value 93 to 98 % of the time from 100 studies on. That
 goes for micro F1, for macro F1 over conditions with 5 positives and more, and for single conditions with 5 and more.
-Where they do not hold, none is given. The paired permutation test errs 4 to 6 % of the time at .05, or less for rare
-conditions.
+Where they do not hold, none is given. The paired permutation test at .05 errs no more often than that, beyond chance,
+and less often for rare conditions.
 
     python benchmarks/coverage.py [--sets 300] [--save]
 
