@@ -75,9 +75,11 @@ def read_films(task: Task, model: FindingsModel, root: Path, images: Images, lim
     """Read the images shown, and say in the prediction which they were.
 
     One that cannot be used is left out of the prompt; the main one is replaced by another of the study that is not
-    lateral, and is an error if there is none.
+    lateral, which the warning names, and is an error if there is none.
     """
     style, study, films = model.meta.prompt, task.study, {}
+    # Warnings of main images that gave way: the study may be called by one of them.
+    replaced: list[dict[str, str]] = []
     while bad := [shown for shown in shown_images(study, style) if shown.image.path not in films]:
         for role, image in bad:
             film = film_of(image, model.preprocessing, root, limits, task.keep_film and role == "Frontal")
@@ -92,6 +94,8 @@ def read_films(task: Task, model: FindingsModel, root: Path, images: Images, lim
                 return
             else:
                 task.warn(film.code, f"the {role.lower()} image was left out: {film.message}")
+                if role == "Frontal":
+                    replaced.append(task.prediction.warnings[-1])
                 prior = study.prior
                 study = replace(
                     study,
@@ -108,6 +112,9 @@ def read_films(task: Task, model: FindingsModel, root: Path, images: Images, lim
     if not shown:
         task.prediction.error = {"code": "no_images", "message": f"{study.study_id}: the study has no image"}
         return
+    if instead := next((image.path for role, image in seen if role == "Frontal"), None):
+        for warning in replaced:
+            warning["message"] += f". Shown in its place: {instead}"
     if images == "blank":
         shown = [blank_film(model.preprocessing)] * len(shown)
     else:

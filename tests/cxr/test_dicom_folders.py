@@ -354,6 +354,12 @@ def test_an_unreadable_main_image_gives_way_to_another_of_the_study(model_dir, t
     one, two = rows(out).values()
     assert seen(one) == [("Frontal", "2")] and any(w["code"] == "truncated" for w in one["warnings"])
     assert two["error"]["code"] == "truncated" and two["images"] == []
+    # The study is called by the film that gave way, so the warning says whose findings these are.
+    assert list(rows(out)) == ["1", "3"]
+    (said,) = (w["message"] for w in one["warnings"] if w["code"] == "truncated")
+    assert said.startswith("the frontal image was left out: ") and said.endswith(
+        f". Shown in its place: {tmp_path / 'films' / '2'}"
+    )
 
 
 def test_only_what_is_no_film(model_dir, tmp_path, capsys):
