@@ -197,15 +197,16 @@ class Outliers:
     def message(self, distance: float) -> str:
         """Say of an image that it is unlike what the model knows, and what to do."""
         return (
-            f"the image is unlike the radiographs the model knows ({distance:.1f} times the usual distance); check "
-            "that it is a frontal chest X-ray, upright and not inverted, and do not rely on the findings"
+            f"the image is unlike the radiographs the model knows ({_times(distance)} times the distance up to which a "
+            "film is ordinary); check that it is a frontal chest X-ray, upright and not inverted, and do not rely on "
+            "the findings"
         )
 
     def abstains(self, distance: float) -> str:
         """Say why nothing is written about an image."""
         return (
-            f"nothing was written: the image is unlike any frontal chest X-ray ({distance:.1f} times the usual "
-            "distance); give an upright, frontal chest film, or insist (--insist)"
+            f"nothing was written: the image is unlike any frontal chest X-ray ({_times(distance)} times the "
+            "distance up to which a film is ordinary); give an upright, frontal chest film, or insist (--insist)"
         )
 
     def save(self, path: str | Path) -> None:
@@ -283,6 +284,11 @@ class Outliers:
             words,
             alarms,
         )
+
+
+def _times(distance: float) -> str:
+    """Return a distance above 1 with digits enough to tell it from 1."""
+    return f"{distance:.1f}" if distance >= 1.05 else f"{math.ceil(100 * distance) / 100:.2f}"
 
 
 def order_of_appearance(names: Sequence[str] | Sequence[int]) -> Tensor:

@@ -369,6 +369,17 @@ def test_only_what_is_no_film(model_dir, tmp_path, capsys):
     assert "1 file that is not a chest X-ray is left out: 1 SR" in said and "no study found" in said
 
 
+def test_what_is_left_out_has_one_name_however_it_is_told(tmp_path, capsys):
+    """Of an MR, by its modality and by its SOP class alone."""
+    mr, enhanced = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1"
+    film(tmp_path / "films/a", ONE, Modality="MR", SOPClassUID=mr)
+    film(tmp_path / "films/b", TWO, Modality="", SOPClassUID=mr)
+    film(tmp_path / "films/c", THREE, Modality="OT", SOPClassUID=enhanced)
+    film(tmp_path / "films/d", FOUR, False, Modality="", SOPClassUID=SR)
+    assert group(tmp_path / "films") == []
+    assert capsys.readouterr().err == "4 files that are not chest X-rays are left out: 3 MR, 1 SR\n"
+
+
 # Archives
 
 

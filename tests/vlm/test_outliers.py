@@ -15,6 +15,14 @@ def cloud(n: int, seed: int = 0) -> torch.Tensor:
     return x * torch.tensor([5.0, 4, 3, 2, 1, 1, 0.5, 0.5]) + 7
 
 
+def test_a_distance_that_is_hardly_too_large_does_not_read_as_the_usual_one():
+    known = Outliers([], 0, "")
+    said = {far: known.message(far) for far in (1.0001, 1.034, 1.06, 3.26)}
+    for far, times in {1.0001: "1.01", 1.034: "1.04", 1.06: "1.1", 3.26: "3.3"}.items():
+        assert f"({times} times the distance up to which a film is ordinary)" in said[far]
+    assert "1.01 times" in known.abstains(1.0001)
+
+
 def test_with_every_direction_kept_it_is_mahalanobis_distance():
     """The limit is that of every image, by the three quarters it is not among."""
     x_NC, new = cloud(400).double().numpy(), cloud(20, 1)

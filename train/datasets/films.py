@@ -36,6 +36,15 @@ REASONS = ("ReasonForTheRequestedProcedure", "ReasonForStudy")
 # Of a header, one or two to an element. Where there are more, `parse` decides whether it is one.
 PIECES = 3000
 RAW_CLASS = "1.2.840.10008.5.1.4.1.1.1.1.1"  # Digital X-Ray Image Storage - For Processing
+# What the names of SOP classes call what `Modality` has a code for.
+KINDS = {
+    kind: re.compile(words)
+    for kind, words in {
+        "SR": r"\bSR\b", "PR": "Presentation State", "KO": "Key Object", "CT": r"\bCT\b", "MR": r"\bMR\b",
+        "US": r"Ultrasound|\bUS\b", "MG": "Mammography|Breast", "NM": "Nuclear Medicine",
+        "PT": r"Positron|\bPET\b", "XA": r"Angiographic|\bXA\b", "RF": "Radiofluoroscopic",
+    }.items()
+}  # fmt: skip
 # What anonymisation writes instead of every patient's ID.
 NO_PATIENT = re.compile(
     r"[0x*?_.\- ]*|anon(ym(ous|i[sz]ed)?)?|de-?identified|unknown|none|null|n/?a|nan|removed|patient ?id",
@@ -98,7 +107,10 @@ class FilmHeader:
             self.sop_class
         )
         if other_class and self.modality not in RADIOGRAPHS:
-            return UID(self.sop_class).name.removesuffix(" Storage")
+            name = UID(self.sop_class).name
+            return next(
+                (kind for kind, words in KINDS.items() if words.search(name)), name.removesuffix(" Storage")
+            )
         # Only another part by name: a code that is not known here may mean the chest in any language.
         told = self.words if self.body_part.upper() in NO_PART else self.body_part
         other = OTHER_PART.search(told)
