@@ -137,9 +137,7 @@ def sheet_of(references: Sequence[str], predictions: Sequence[str], studies: Seq
     return sheet
 
 
-def compare(
-    studies: Sequence[Mapping], predictions: Mapping[str, Sequence[Mapping]], n_boot: int = 1000
-) -> list[dict]:
+def compare(studies: Sequence[Mapping], predictions: Mapping[str, Sequence[Mapping]]) -> list[dict]:
     """A row for each claim, from studies and the predictions of every model of MODELS: the score with and without,
     their difference with its 95 % interval, both systems on the same drawn patients, and whether the claim holds: the
     interval lies on its side of 0. Predictions under "<model>/exchanged", for the studies of `exchanged`, add what
@@ -149,7 +147,7 @@ def compare(
         both = [align(predictions[n], about) for n in (name, other)]
         sheets = [sheet_of(pairs.references, pairs.predictions, pairs.studies) for pairs in both]
         people = patients(both[0], None)
-        (found,) = differences(*sheets, [claim.key], people, n_boot=n_boot, n_permutations=1000)
+        (found,) = differences(*sheets, [claim.key], people, n_permutations=1000)
         return found, len(set(people)), sheets[0].measures[claim.key].signature
 
     rows = []

@@ -35,7 +35,7 @@ def score(
     compare: Reports | None = None,
     floors: str | os.PathLike[str] | Mapping[str, Reports] | None = None,
     groups: Mapping[str, Hashable] | Sequence[Hashable] | None = None,
-    n_boot: int = 1000,
+    intervals: bool = True,
     seed: int = 0,
     training: Reports | None = None,
     values: Reports | None = None,
@@ -75,7 +75,7 @@ def score(
     """
     section_named(section)
     settings = checked(
-        n_boot=n_boot, seed=seed, min_support=min_support, reference_labels=reference_labels, profiles=profiles,
+        intervals=intervals, seed=seed, min_support=min_support, reference_labels=reference_labels, profiles=profiles,
         clinical_models=clinical_models, weights=weights, device=device,
     )  # fmt: skip
     groups = _groups(groups)

@@ -22,7 +22,7 @@ from encoder.errors import ModelError, reading
 from encoder.fields import check_companions, config_is_blamed, read_config
 from encoder.hub import of_a_run
 from encoder.transforms import Preprocessing
-from encoder.weights import check_config, check_fit, check_numbers, stored_in
+from encoder.weights import check_config, check_fit, check_numbers, quiet_loading, stored_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -116,17 +116,10 @@ def load_tower(
 
 @contextmanager
 def loading(folder: Path, what: str) -> Iterator[None]:
-    """Silence the tables of missing and unused weights that transformers prints while it loads; the caller
-    reports them in a line. Raises ModelError for a damaged file."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with reading(folder, what):
-            yield
-    finally:
-        logging.set_verbosity(level)
+    """Silence what transformers prints while it loads; the caller reports missing and unused weights in a line. Raises
+    ModelError for a damaged file."""
+    with quiet_loading(), reading(folder, what):
+        yield
 
 
 def tower_config(folder: Path) -> tuple[PreTrainedConfig, bool]:

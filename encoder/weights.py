@@ -196,7 +196,7 @@ def check_fit(
     """
     import torch
 
-    with _no_bar(), config_is_blamed(folder):
+    with quiet_loading(), config_is_blamed(folder):
         cls = cls._model_mapping[type(config)] if hasattr(cls, "_model_mapping") else cls
         shapes = tuple((name, tensor.shape) for name, tensor in stored.items())
         asked = (cls, config.to_json_string(use_diff=False), shapes, part, repr(sorted(options.items())))
@@ -236,8 +236,9 @@ def _more(names: list[Any]) -> str:
 
 
 @contextmanager
-def _no_bar() -> Iterator[None]:
-    """While transformers is asked about weights that it does not load."""
+def quiet_loading() -> Iterator[None]:
+    """Silence the bars and the tables of missing and unused weights that transformers prints while it loads, or while
+    it is asked about weights that it does not load."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cxr.cli.terminal import (
     UsageError,
@@ -15,12 +15,15 @@ from cxr.cli.terminal import (
     count,
     echo,
     json_option,
+    positive,
     print_json,
-    replicates,
     seed,
     tell,
 )
 from encoder.errors import printable
+
+if TYPE_CHECKING:
+    from eval.judges.panel import Panel
 
 # studies on the page
 WORST = 20
@@ -59,6 +62,10 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="Labels of references: text labels them as predictions are, study takes those of the studies file.",
     )
     add(
+        "--profiles", nargs="+", metavar="NAME", default=None,
+        help="Overlap scores by these profiles: coco, sacrebleu-13a, plain (by default all three), r2gen-iu, r2gen-mimic.",
+    )  # fmt: skip
+    add(
         "--clinical",
         default="auto",
         metavar="MODELS",
@@ -66,6 +73,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     add("--weights", type=Path, metavar="DIR", help="Folder of their weights (default: see cxr weights).")
     add("--device", help="Device of clinical models (default: a GPU if there is one).")
+
+    judges_options(parser)
 
     group = parser.add_argument_group("what it is compared with")
     add = group.add_argument
@@ -84,14 +93,8 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--values", type=Path, metavar="FILE",
         help="Values of other tools or people by study: study_id, name, value, better (higher, lower), system.",
     )  # fmt: skip
-    add(
-        "--bootstrap",
-        type=replicates,
-        metavar="N",
-        default=1000,
-        help="Replicates for intervals, drawn by patient.",
-    )
-    add("--seed", type=seed, metavar="N", default=0, help="Seed of the replicates.")
+    add("--no-intervals", action="store_true", help="Leave 95 %% intervals out.")
+    add("--seed", type=seed, metavar="N", default=0, help="Seed of the permutations of --compare.")
 
     group = parser.add_argument_group("what is written")
     add = group.add_argument
@@ -108,6 +111,37 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="Write the row of the ReXrank leaderboard as JSON to this file.",
     )
     json_option(group, "the scores as one JSON document, as --out writes it,")
+
+
+def judges_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `eval.judges` to `parser`."""
+    add = parser.add_argument_group("metrics of others (docs/guides/judges.md)").add_argument
+    add(
+        "--judges", nargs="+", metavar="JUDGE", default=[],
+        help="radfact, crimson (they ask a language model), ratescore, green, cxrfescore, srrbert (local weights).",
+    )  # fmt: skip
+    add(
+        "--server", metavar="URL",
+        help="OpenAI-compatible server on this machine, such as http://127.0.0.1:8000/v1; CXR_JUDGE_KEY is its key.",
+    )  # fmt: skip
+    add(
+        "--judge-model",
+        metavar="NAME",
+        help="Language model, by its name on the server (default: its only one).",
+    )
+    add(
+        "--judge-baselines",
+        action="store_true",
+        help="Judge the baselines, too: each costs as much as predictions.",
+    )
+    add(
+        "--judge-timeout", type=positive, metavar="SECONDS", default=300,
+        help="How long to wait for an answer (default: %(default)s).",
+    )  # fmt: skip
+    add(
+        "--judge-parallel", type=positive, metavar="N", default=4,
+        help="Studies that are judged at a time (default: %(default)s).",
+    )  # fmt: skip
 
 
 def weights_options(parser: argparse.ArgumentParser) -> None:
@@ -151,14 +185,16 @@ def run(args: argparse.Namespace) -> int:
             section=args.section,
             compare=named_files(args.compare),
             values=args.values,
+            **({"profiles": args.profiles} if args.profiles else {}),
             floors=args.floors,
             training=args.training,
             reference_labels=args.reference_labels,
-            n_boot=args.bootstrap,
+            intervals=not args.no_intervals,
             seed=args.seed,
             clinical_models=args.clinical if args.clinical in ("auto", "none") else args.clinical.split(","),
             weights=args.weights,
             device=args.device,
+            judges=judges_of(args),
             progress=progress,
         )
     if args.out:  # first of all: whatever a terminal makes of the table, the numbers are safe
@@ -187,6 +223,26 @@ def run(args: argparse.Namespace) -> int:
         )
         tell(f"wrote {args.html}")
     return 0
+
+
+def judges_of(args: argparse.Namespace) -> Panel | None:
+    """Return the judges that were asked for. Raises UsageError, and ScoreError for what `eval.judges.panel` refuses."""
+    if not args.judges:
+        if args.server or args.judge_model or args.judge_baselines:
+            raise UsageError("--server and --judge-... are for judges; name them by --judges")
+        return None
+    from eval.judges import panel
+
+    return panel(
+        args.judges,
+        server=args.server,
+        model=args.judge_model,
+        weights=args.weights,
+        device=args.device,
+        baselines=args.judge_baselines,
+        timeout=args.judge_timeout,
+        parallel=args.judge_parallel,
+    )
 
 
 def named_files(paths: Sequence[Path]) -> dict[str, Path]:

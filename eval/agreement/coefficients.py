@@ -17,6 +17,9 @@ import numpy as np
 
 _CHUNK = 512
 
+LEAST_STUDIES = 10
+"""With fewer there are no intervals and no tests: replicates of so few do not hold their level."""
+
 
 class Coefficients:
     """Tau-b and rho of metrics with one rating, of all reports and in bootstrap replicates over studies.

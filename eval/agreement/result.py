@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from eval.agreement.coefficients import Coefficients
+from eval.agreement.coefficients import LEAST_STUDIES, Coefficients
 from eval.agreement.metrics import Metric
 from eval.agreement.ratings import Rated, Rating
 from eval.resampling import holm, percentile_interval
 from eval.scores.readers import ScoreError
 from eval.scores.registry import NotComputed
 from eval.scores.result import write_whole
-from eval.scores.sheet import LEAST_PATIENTS
 from eval.signature import number
 
 KIND = "cxr-agreement"
@@ -255,7 +254,7 @@ def _from_best(a: Agreed, pair: Pair | None, sign: int) -> Agreed:
 
 def _interval(values: np.ndarray, studies: int) -> tuple[float, float]:
     """Return the interval of a coefficient or a difference (1 + n_boot,), the first of which is its value."""
-    if studies < LEAST_PATIENTS or values[0] != values[0]:
+    if studies < LEAST_STUDIES or values[0] != values[0]:
         return float("nan"), float("nan")
     low, high = percentile_interval(values[1:])
     return float(low), float(high)
@@ -264,7 +263,7 @@ def _interval(values: np.ndarray, studies: int) -> tuple[float, float]:
 def _p(difference: np.ndarray, studies: int) -> float:
     """Return the two-sided p of a difference (1 + n_boot,) by the standard deviation of its replicates."""
     replicates = difference[1:][~np.isnan(difference[1:])]
-    if studies < LEAST_PATIENTS or len(replicates) < 2 or difference[0] != difference[0]:
+    if studies < LEAST_STUDIES or len(replicates) < 2 or difference[0] != difference[0]:
         return float("nan")
     deviation = float(replicates.std(ddof=1))
     if deviation < 1e-12:

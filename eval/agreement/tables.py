@@ -6,7 +6,7 @@ import re
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from eval.scores.sheet import LEAST_PATIENTS
+from eval.agreement.coefficients import LEAST_STUDIES
 from eval.scores.tables import brackets
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def _table(found: Agreement, of: OfRating) -> Table:
     said = [f"{c.mark} {c.text}" for c in found.rated.cautions]
     if of.best:
         said.append(f"difference: tau-b less that of {of.best}; p: adjusted by Holm for all pairs of metrics")
-    if of.studies < LEAST_PATIENTS:
-        said.append(f"no intervals and no tests: {of.studies} studies, at least {LEAST_PATIENTS} are needed")
+    if of.studies < LEAST_STUDIES:
+        said.append(f"no intervals and no tests: {of.studies} studies, at least {LEAST_STUDIES} are needed")
     if any(a.tau != a.tau for a in of.metrics):
         said.append("-: not defined, as the metric or the rating is the same for all reports")
     way = "fewer is better" if of.rating.better == "lower" else "more is better"

@@ -68,8 +68,8 @@ def _comparison(compared: Comparison) -> str:
         rows.append([escape(d.title), *("–" if cell == "nan" else cell for cell in cells)])
     head = ["score", "predictions", "other", "difference", "p", "p (Holm)"]
     return (
-        f"<p class='quiet'>Paired bootstrap, and {compared.n_permutations} permutations of the two within patients.</p>"
-        + table_of(head, rows, numeric_from=1)
+        f"<p class='quiet'>Differences in pairs, with their intervals; p from {compared.n_permutations} permutations "
+        "of the two within patients.</p>" + table_of(head, rows, numeric_from=1)
     )
 
 

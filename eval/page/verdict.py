@@ -8,12 +8,15 @@ from typing import Literal
 
 from eval.scores.floors import Floor
 from eval.scores.result import Scores
-from eval.scores.sheet import LEAST_PATIENTS, SheetScore
+from eval.scores.sheet import SheetScore
 
 Outcome = Literal["better", "worse", "open"]
 
 # p after Holm's correction, of differences in pairs.
 ALPHA = 0.05
+
+# With fewer, intervals are so wide that hardly anything can be told.
+LEAST_PATIENTS = 10
 
 _SPOKEN = {"shuffled images": "the model with shuffled images", "blank images": "the model with blank images"}
 

@@ -6,7 +6,6 @@ Each model reads a report once, whatever it is compared with. Without a model it
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from eval.scores import weights
 from eval.scores.family import Family, Grid, Reports
 from eval.scores.lexical import bleu_2
+from eval.scores.private import kept
 from eval.scores.radcliq import add_radcliq
 from eval.scores.readers import ScoreError
 from eval.scores.registry import NotComputed, merged
@@ -95,7 +95,7 @@ def _add_chexbert(sheet: Sheet, reports: Reports) -> None:
     similar = cosine(reference.chexbert.vectors_NC, predicted.chexbert.vectors_NC)
     reports.features["chexbert-vector"] = similar
     details = signature("chexbert-vector", sim="cosine", ckpt=ckpt)
-    sheet.add_mean("chexbert-vector", details, similar, title="CheXbert vector")
+    sheet.add_mean("chexbert-vector", details, similar, title="CheXbert vector", kind="number")
 
 
 def _chexbert_tables(scores: Any) -> list[Grid]:
@@ -161,7 +161,7 @@ def _add_bertscore(sheet: Sheet, reports: Reports) -> None:
             ckpt=f"sha256:{model.sha256[:DIGITS]}",
         )  # fmt: skip
         key, title = ("bertscore/idf", "BERTScore, idf") if idf else ("bertscore", "BERTScore")
-        sheet.add_mean(key, details, values_N, title=title, headline=not idf)
+        sheet.add_mean(key, details, values_N, title=title, headline=not idf, kind="number")
 
 
 def _add_radcliq(sheet: Sheet, reports: Reports) -> None:
@@ -280,7 +280,7 @@ def _load_model(clinical: Clinical, found: weights.FoundWeights, device: str | N
 def annotations() -> Path:
     """Return where RadGraph's annotations of references are kept. They hold words of the reports, so only
     their user can read them."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxr" / "annotations"
+    return kept("annotations")
 
 
 def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:

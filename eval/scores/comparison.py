@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.resampling import holm, paired_bootstrap, paired_permutation
+from eval.intervals import paired_interval
+from eval.resampling import holm, paired_permutation
 from eval.scores.inputs import POLICIES
 from eval.scores.sheet import Better, Sheet
 from eval.signature import Score, number
@@ -54,14 +55,12 @@ class Comparison:
     scores: dict[str, Score]  # of the other predictions
     differences: list[Difference]
     problems: dict[str, list[str]]  # of the other predictions
-    n_boot: int
     n_permutations: int = PERMUTATIONS
 
     def to_json(self) -> dict[str, Any]:
         """Return settings, differences, scores and problems of the inputs as a dict for JSON."""
         return {
             "other": self.other,
-            "n_boot": self.n_boot,
             "n_permutations": self.n_permutations,
             "p_adjusted": "Holm",
             "differences": [d.to_json() for d in self.differences],
@@ -79,7 +78,6 @@ def differences(
     keys: Sequence[str],
     patients: Sequence[Hashable],
     *,
-    n_boot: int = 1000,
     seed: int = 0,
     n_permutations: int = PERMUTATIONS,
 ) -> list[Difference]:
@@ -99,7 +97,7 @@ def differences(
         parts = np.split(sums, ends[:-1], axis=-1)
         return np.stack([m.own(part) for m, part in zip(measures, parts, strict=True)], axis=-1)
 
-    difference, low, high = paired_bootstrap(metric, a_NK, b_NK, patients, n_boot=n_boot, seed=seed)
+    difference, low, high = paired_interval(metric, a_NK, b_NK, patients)
     p = paired_permutation(metric, a_NK, b_NK, patients, n_permutations=n_permutations, seed=seed)
     tested = {key: float(x) for key, x in zip(keys, p, strict=True) if x == x}
     adjusted = holm(tested)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 from importlib import metadata
 
-from eval.scores import clinical, label_f1, lexical, safety, values
+from eval.judges.listing import FAMILIES as JUDGES
+from eval.scores import clinical, label_f1, lexical, r2gen, safety, values
 from eval.scores.family import Family, Reports
 from eval.scores.readers import ScoreError
 from eval.scores.registry import NotComputed
@@ -13,7 +14,15 @@ from eval.scores.sheet import Sheet
 
 GROUP = "cxr.metrics"
 """Entry points of this group name a Family: `exclamations = "my_package.marks:FAMILY"`."""
-OURS = (label_f1.FAMILY, *clinical.FAMILIES, lexical.FAMILY, values.FAMILY, safety.FAMILY)
+OURS = (
+    label_f1.FAMILY,
+    *clinical.FAMILIES,
+    lexical.FAMILY,
+    r2gen.FAMILY,
+    values.FAMILY,
+    *JUDGES,
+    safety.FAMILY,
+)
 
 
 def families() -> tuple[Family, ...]:

@@ -45,6 +45,8 @@ class Reports:
     # eval.scores.values.Values, and whose of them these reports are: "" for the predictions
     values: Any = None
     system: str = ""
+    # eval.judges.panel.Panel
+    judges: Any = None
     key: str | None = None
     headline_only: bool = False
     # eval.scores.clinical.Clinical, and its Readings of both sides

@@ -31,6 +31,7 @@ POLICIES = {
     "prediction that is no text": "scored as an empty report (a list or a number, say)",
     "prediction with findings alone": f"scored as it is ({_BOTH}): it misses what the impression says",
     "prediction with impression alone": f"scored as it is ({_BOTH}): it misses what the findings say",
+    "study without a judge's answer": "left out of that judge's scores",
 }
 """Every kind of problem and what is done about it. An empty report has no words and no labels: it misses everything."""
 

@@ -118,6 +118,11 @@ def support(counts: np.ndarray) -> np.ndarray:
     return counts[..., 0, :] + counts[..., 2, :]
 
 
+def most(counts: np.ndarray) -> np.ndarray:
+    """Count the positives of the side that has more, (..., C), from summed counts (..., 3, C)."""
+    return np.maximum(support(counts), counts[..., 0, :] + counts[..., 1, :])
+
+
 def present(counts: np.ndarray) -> np.ndarray:
     """Tell, from summed counts (..., 3, C), which conditions the reference or the prediction has, (..., C)."""
     return counts.sum(axis=-2) > 0
@@ -172,7 +177,8 @@ def add_label_f1(
             details = signature(name, labeller=labeller, condition=condition.replace(" ", "-"), **choices)
             sheet.add(
                 f"{name}/{condition}/{policy}", details, lambda sums: micro_f1(sums[..., None]), where,
-                title=f"{_reader(name)}{condition} F1", positives=lambda sums: sums[..., 0] + sums[..., 2],
+                title=f"{_reader(name)}{condition} F1", kind="f1", units=lambda sums: sums.sum(axis=-1),
+                positives=lambda sums: sums[..., 0] + sums[..., 2],
             )  # fmt: skip
 
 
@@ -192,6 +198,12 @@ def _add_averages(
     def counted(of: Of) -> Of:
         return lambda sums: of(sums.reshape(*sums.shape[:-1], 3, c))
 
+    every = counted(lambda counts: support(counts).sum(axis=-1))
+
+    def of_each(used: Of) -> Of:
+        """Positives of each condition in a mean, of the side that has more; NaN for one that is not in it."""
+        return counted(lambda counts: np.where(used(counts), most(counts), np.nan))
+
     def add(average: str, of: Of, *, said: str = "", **more: object) -> None:
         choice = {"support": more.pop("support", None), "min_support": more.pop("min_support", None)}
         # Only there an undefined F1 counts 0.
@@ -203,25 +215,29 @@ def _add_averages(
         headline = number == "14" and choices["unc"] == "neg" and average in ("macro", "micro")
         sheet.add(
             key, details, counted(of), where, title=f"{_reader(name)}F1-{number} {_average(average)}",
-            headline=headline, whole=c, positives=counted(lambda counts: support(counts).sum(axis=-1)), **more,
+            headline=headline, whole=c, **{"positives": every, **more},
         )  # fmt: skip
 
-    add("macro", macro_f1, support="either", over=counted(lambda counts: present(counts).sum(axis=-1)))
+    add(
+        "macro", macro_f1, support="either", over=counted(lambda counts: present(counts).sum(axis=-1)),
+        positives=of_each(present),
+    )  # fmt: skip
     add("micro", micro_f1)
-    add("macro-all", macro_f1_all, said="macro")
+    add("macro-all", macro_f1_all, said="macro", positives=of_each(present))
     supported = counted(lambda counts: (support(counts) > 0).sum(axis=-1))
     add(
         "macro-supported", lambda counts: macro_f1_reference(counts, np.ones(c, bool)), said="macro",
-        support="reference", min_support=1, over=supported,
+        support="reference", min_support=1, over=supported, positives=of_each(lambda counts: support(counts) > 0),
     )  # fmt: skip
 
     # Which conditions have support is decided on the studies at hand, a subgroup say, and not anew in each replicate.
     def frequent(counts: np.ndarray) -> np.ndarray:
-        return np.maximum(support(counts), counts[..., 0, :] + counts[..., 1, :]) >= min_support
+        return most(counts) >= min_support
 
     add(
         f"macro-{min_support}", lambda counts: macro_f1(counts, frequent(counts)), said="macro", support="either",
         min_support=min_support, over=counted(lambda counts: frequent(counts).sum(axis=-1)),
+        positives=of_each(frequent),
         chosen=lambda total: counted(partial(macro_f1, among=frequent(total.reshape(3, c)))),
     )  # fmt: skip
     add("weighted", weighted_f1)

@@ -257,6 +257,11 @@ def _add(sheet: Sheet, reports: Reports) -> None:
         add_r2gen(sheet, r2gen_samples(reports.several or reports.references, reports.predictions, cleaning))
 
 
+def not_computed(profiles: Sequence[str]) -> list[NotComputed]:
+    """Return what R2Gen reports and this does not, where one of its profiles is asked for."""
+    return [METEOR] if set(profiles) & set(PROFILES) else []
+
+
 FAMILY = Family(
     "r2gen", "R2Gen's profile", _add,
     known=tuple(f"r2gen/{cleaning}/{name}" for cleaning in get_args(Cleaning) for name in NAMES),

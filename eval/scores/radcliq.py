@@ -58,5 +58,5 @@ def add_radcliq(sheet: Sheet, features_N4: np.ndarray, *, models: str, idf: bool
         key = f"radcliq/{version}{'/idf' if idf else ''}"
         sheet.add_mean(
             key, details, radcliq(features_N4, version), title=f"RadCliQ {version}{', idf' if idf else ''}",
-            better="lower", headline=not idf,
+            better="lower", headline=not idf, kind="number",
         )  # fmt: skip

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
 import tarfile
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.scores.private import store
 from eval.scores.readers import ScoreError
 from eval.scores.sheet import Sheet
 from eval.scores.weights import file_sha256
@@ -136,7 +136,7 @@ class RadGraph:
             entities = self._read(text)
             if keep:
                 try:
-                    _store(path, entities)
+                    store(path, entities)
                 except OSError as error:
                     warnings.warn(f"{self._cache}: annotations are not kept ({error})", stacklevel=3)
         return entities
@@ -276,21 +276,6 @@ def _stored(path: Path) -> Entities | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return entities if sound else None
-
-
-def _store(path: Path, entities: Entities) -> None:
-    """Whole or not at all, and for the user's eyes alone."""
-    for folder in (path.parent.parent, path.parent):
-        if not folder.is_dir():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")  # 0600
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump(entities, file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 # ----------------------------------------------------------------------------------------------------------- the scores

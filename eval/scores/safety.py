@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.intervals import Kind
 from eval.scores.family import Family, Grid
 from eval.scores.inputs import report_text
 from eval.scores.labels import LABELLER, label_report, sentences
@@ -233,13 +234,13 @@ def add_safety(
 
     def add(
         key: str, values: Sequence, among: Sequence | None = None, count: str = "", better: Better = "neither",
-        **choices: object,
+        kind: Kind = "share", **choices: object,
     ) -> None:  # fmt: skip
         """Sum of values over sum of `among`, without it over the number of reports; the sum of `among` as `count`."""
         over = np.ones(len(pairs)) if among is None else among
         where = sheet.columns(np.array([values, over], dtype=np.float64).T)
         title = SHOWN[key][0] if key in SHOWN else key
-        more = {"title": title, "better": better}
+        more = {"title": title, "better": better, "kind": kind}
         # Of a ratio of words the second column is no count of studies.
         (sheet.add if key == "words/ratio" else sheet.add_ratio)(
             key, signature(key, **choices), *((ratio,) if key == "words/ratio" else ()), where, **more
@@ -251,13 +252,14 @@ def add_safety(
                 lambda sums: sums[..., 1],
                 where,
                 better="neither",
+                kind="count",
             )
 
     timed = [bool(ref.temporal or hyp.temporal) for ref, hyp in pairs]
     scores_N3 = np.array([temporal_scores(*pair) for pair in pairs]).reshape(-1, 3)
     choices = {"words": words, "match": "stem-sets", "avg": "report", "one_side": 0, "neither": "left-out"}
     for i, (name, count) in enumerate((("precision", ""), ("recall", ""), ("f1", "temporal-f1/reports"))):
-        add(f"temporal-{name}", scores_N3[:, i], timed, count, "higher", **choices)
+        add(f"temporal-{name}", scores_N3[:, i], timed, count, "higher", "fraction", **choices)
 
     both_empty = [
         1.0 if not (ref.temporal or hyp.temporal) else f1
@@ -273,7 +275,7 @@ def add_safety(
         count = "" if suffix else "hallucinated-prior/reports"
         lower: Better = "neither" if suffix else "lower"
         add(f"hallucinated-prior{suffix}", compares, unaided, count, lower, words=words, given="prior")
-        add(f"words{suffix or '/generated'}", [r.words for r in said], tok=tok)
+        add(f"words{suffix or '/generated'}", [r.words for r in said], kind="number", tok=tok)
         add(f"truncated{suffix}", [r.truncated for r in said], better=lower, end="full-stop")
         add(f"repeated-sentence{suffix}", [r.repeated_sentence for r in said], better=lower, least_words=2)
         add(
@@ -285,7 +287,13 @@ def add_safety(
         )
         number = Counter(same := [" ".join(text.lower().split()) for text in texts])
         add(f"unique{suffix}", [1 / number[text] for text in same], case="lower", counted="sheet")
-    add("words/ratio", [hyp.words for _, hyp in pairs], [ref.words for ref, _ in pairs], tok=tok)
+    add(
+        "words/ratio",
+        [hyp.words for _, hyp in pairs],
+        [ref.words for ref, _ in pairs],
+        kind="number",
+        tok=tok,
+    )
     add("empty", [not hyp.words for _, hyp in pairs], better="lower", tok=tok)
 
     sides_N2 = np.array([[len(found) for found in swapped_sides(*pair)] for pair in pairs]).reshape(-1, 2)

@@ -9,8 +9,10 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.resampling import MOST_REPLICATES
+import numpy as np
+
 from eval.scores.lexical import PROFILES
+from eval.scores.r2gen import PROFILES as R2GEN
 from eval.scores.readers import ScoreError
 from eval.scores.weights import MODELS
 
@@ -18,7 +20,7 @@ from eval.scores.weights import MODELS
 class Settings(NamedTuple):
     """The settings of `score` that are numbers and names; `score` explains them."""
 
-    n_boot: int
+    intervals: bool
     seed: int
     min_support: int
     reference_labels: str
@@ -30,7 +32,7 @@ class Settings(NamedTuple):
 
 def checked(
     *,
-    n_boot: Any = 1000,
+    intervals: Any = True,
     seed: Any = 0,
     min_support: Any = 30,
     reference_labels: Any = "text",
@@ -42,6 +44,8 @@ def checked(
     """Return the settings in one form. Raises ScoreError for one that cannot be."""
     if reference_labels not in ("text", "study"):
         raise ScoreError(f"reference_labels is {_shown(reference_labels)}; accepted are 'text' and 'study'")
+    if not isinstance(intervals, bool | np.bool_):
+        raise ScoreError(f"intervals is True or False, not {_shown(intervals)}")
     if weights is not None and not isinstance(weights, str | os.PathLike):
         raise ScoreError(f"weights is the folder of the clinical models' weights, not {_shown(weights)}")
     # a torch.device, which this room does not import for
@@ -54,11 +58,11 @@ def checked(
             "clinical_models", clinical_models, "clinical model", MODELS, ("auto", "none")
         )
     return Settings(
-        whole("n_boot", n_boot, 0, MOST_REPLICATES),
+        bool(intervals),
         whole("seed", seed, 0),
         whole("min_support", min_support, 0),
         reference_labels,
-        names("profiles", profiles, "lexical profile", PROFILES),
+        names("profiles", profiles, "lexical profile", (*PROFILES, *R2GEN)),
         clinical_models,
         Path(weights) if isinstance(weights, os.PathLike) else weights,
         None if device is None else str(device),

@@ -1,7 +1,7 @@
 """A sheet of sufficient statistics: rows are studies, columns are what the scores need to know of them.
 
-Every score adds its columns and a function of their *sums*; intervals, subgroups and paired tests then need
-nothing but the sheet. The first column counts studies, so that a mean is a ratio of sums as well.
+Every score adds its columns and a function of their *sums*; intervals (`eval.intervals`), subgroups and paired tests
+then need nothing but the sheet. The first column counts studies, so that a mean is a ratio of sums as well.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eval.resampling import bootstrap_sums, patient_sums, percentile_interval
+from eval.intervals import Jackknife, Kind
+from eval.resampling import patient_sums
 from eval.signature import Score, signature
 
 Better = Literal["higher", "lower", "neither"]
@@ -25,10 +26,11 @@ Of = Callable[[np.ndarray], np.ndarray]
 class Measure:
     """A score as a function of the summed columns of a sheet, and how it is shown.
 
-    `studies` gives how many studies count, `over` of how many things (of `whole`) a mean is taken, `positives` how
-    many references have what is scored; all are functions of sums, too. `each` is the value of a single study, where
-    that is another formula than `of`. `chosen` makes `of` for a group whose total sums are known: which conditions
-    have support is decided on the group, not anew in each replicate.
+    `kind` says how its interval is made (a count has none), and `units` gives the units of a share (`eval.intervals`).
+    `studies` gives how many studies count, `over` of how many things (of `whole`) a mean is taken, `positives` how many
+    positives it stands on, or each of its conditions (..., C); all are functions of sums, too. `each` is the value of a
+    single study, where that is another formula than `of`. `chosen` makes `of` for a group whose total sums are known:
+    which conditions have support is decided on the group, not anew in each replicate.
     """
 
     key: str
@@ -38,6 +40,8 @@ class Measure:
     better: Better = "higher"
     headline: bool = False
     family: str = ""
+    kind: Kind | Literal["count"] = "fraction"
+    units: Of | None = None
     studies: Of | None = None
     over: Of | None = None
     whole: int = 0
@@ -106,13 +110,15 @@ class Sheet:
         title: str = "",
         better: Better = "higher",
         headline: bool = False,
+        kind: Kind | Literal["count"] = "fraction",
         whole: int = 0,
         chosen: Callable[[np.ndarray], Of] | None = None,
         **functions: Of | None,
     ) -> None:
         """Add a measure of the columns `where`; all its functions see sums (..., K) of those columns alone.
 
-        `functions` are `studies`, `over`, `positives` and `each` of Measure. Raises ValueError if the key is there.
+        `functions` are `units`, `studies`, `over`, `positives` and `each` of Measure. Raises ValueError if the key is
+        there.
         """
         if key in self.measures:
             raise ValueError(f"measure {key!r} is already on the sheet")
@@ -128,6 +134,7 @@ class Sheet:
             better,
             headline,
             self.family,
+            kind,
             whole=whole,
             where=where,
             own=of,
@@ -136,15 +143,22 @@ class Sheet:
         )
 
     def add_mean(self, key: str, signature: str, values_N: np.ndarray, **shown: Any) -> None:
-        """Add the mean of a value per study; studies whose value is NaN are left out. `shown` is as in `add`."""
+        """Add the mean of a value per study; studies whose value is NaN are left out. `shown` is as in `add`.
+
+        Values in [0, 1] make a fraction, others a number, unless `kind` says otherwise.
+        """
         values_N = np.asarray(values_N, dtype=np.float64)
         there_N = ~np.isnan(values_N)
+        known_N = values_N[there_N]
+        if len(known_N) and (known_N.min() < 0 or known_N.max() > 1):
+            shown = {"kind": "number", **shown}
         where = self.columns(np.stack([np.where(there_N, values_N, 0.0), there_N], axis=1))
         self.add_ratio(key, signature, where, **shown)
 
     def add_ratio(self, key: str, signature: str, where: slice, **shown: Any) -> None:
         """Add the ratio of the sums of two columns, where the second counts studies; NaN where it is 0."""
-        self.add(key, signature, ratio, where, **{"studies": lambda sums: sums[..., 1], **shown})
+        counted = {"studies": lambda sums: sums[..., 1], "units": lambda sums: sums[..., 1]}
+        self.add(key, signature, ratio, where, **{**counted, **shown})
 
     def drop(self, family: str) -> None:
         """Remove the measures of a family."""
@@ -160,11 +174,10 @@ class Sheet:
         self,
         groups: Sequence[Hashable] | None = None,
         *,
-        n_boot: int = 1000,
-        seed: int = 0,
+        intervals: bool = True,
         rows_N: np.ndarray | None = None,
     ) -> dict[str, SheetScore]:
-        """Return every measure with its 95 % interval over patients (`groups`).
+        """Return every measure with its 95 % interval over patients (`groups`), or without any.
 
         `rows_N` (bool) are the studies to look at, all without it; there must be one at least.
         """
@@ -173,43 +186,26 @@ class Sheet:
             stats_NK = stats_NK[rows_N]
             groups = None if groups is None else [g for g, row in zip(groups, rows_N, strict=True) if row]
         sums_PK = patient_sums(stats_NK, groups)
-        total_K, replicates_BK = sums_PK.sum(axis=0), bootstrap_sums(sums_PK, n_boot, seed)
-        return {
-            key: _scored(measure, sums_PK, total_K, replicates_BK) for key, measure in self.measures.items()
-        }
+        # The first column counts studies.
+        jackknife = Jackknife(sums_PK, sums_PK[:, 0])
+        return {key: _scored(measure, jackknife, intervals) for key, measure in self.measures.items()}
 
 
-LEAST_PATIENTS = 10
-LEAST_POSITIVES = 5
-"""With fewer there is no interval: none of the methods holds its level."""
-
-
-def _scored(
-    measure: Measure, sums_PK: np.ndarray, total_K: np.ndarray, replicates_BK: np.ndarray
-) -> SheetScore:
+def _scored(measure: Measure, jackknife: Jackknife, with_interval: bool) -> SheetScore:
+    total_K = jackknife.total_K
     of = measure.at(total_K)
     value = float(of(total_K))
     studies = int(total_K[0]) if measure.studies is None else round(float(measure.studies(total_K)))
     over = f"{round(float(measure.over(total_K)))} of {measure.whole}" if measure.over else ""
-    low = high = float("nan")
-    why = _too_little(measure, total_K, len(sums_PK)) if value == value and len(replicates_BK) else ""
-    if not why:
-        low, high = percentile_interval(of(replicates_BK))
+    low, high, why = float("nan"), float("nan"), ""
+    if with_interval and value == value and measure.kind != "count":
+        positives = None if measure.positives is None else measure.positives(total_K)
+        kind = measure.kind if 0 <= value <= 1 else "number"
+        low, high, why = jackknife.interval(of, kind, units=measure.units, positives=positives)
     return SheetScore(
         measure.key, value, low, high, studies, measure.signature, measure.title, measure.better,
         measure.headline, measure.family, over, why,
     )  # fmt: skip
-
-
-def _too_little(measure: Measure, total_K: np.ndarray, patients: int) -> str:
-    """Say what there is too little of for an interval."""
-    if patients < LEAST_PATIENTS:
-        return f"{patients} patient{'s' if patients != 1 else ''}"
-    if measure.positives is not None:
-        positives = round(float(measure.positives(total_K)))
-        if positives < LEAST_POSITIVES:
-            return f"{positives} positive{'s' if positives != 1 else ''}"
-    return ""
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.scores import clinical, safety
+from eval.intervals import too_few_patients
+from eval.judges.panel import Panel
+from eval.scores import clinical, r2gen, safety
 from eval.scores.comparison import Comparison, adjusted, differences
 from eval.scores.families import sheet_of, unusable
 from eval.scores.family import Reports
@@ -36,7 +38,7 @@ def score(
     compare: Source | Mapping[str, Source] | None = None,
     floors: Given = None,
     groups: Mapping[str, Hashable] | Sequence[Hashable] | None = None,
-    n_boot: int = 1000,
+    intervals: bool = True,
     seed: int = 0,
     training: Source | None = None,
     values: Source | None = None,
@@ -46,6 +48,7 @@ def score(
     clinical_models: str | Sequence[str] = "auto",
     weights: str | Path | None = None,
     device: str | None = None,
+    judges: Panel | None = None,
     progress: clinical.Progress | None = None,
 ) -> Scores:
     """Score predictions against references.
@@ -58,9 +61,11 @@ def score(
         pairs, and p adjusted over all scores and systems.
     floors: a directory of predictions for shuffled and blank images (`cxr generate --floors DIR`), or a mapping from
         a floor's name to its predictions, for instance nearest neighbours made with `eval.baselines`.
-    n_boot: how often patients are resampled for the intervals, 100,000 times at most; with 0 there are no intervals.
+    profiles: of overlap scores: coco, sacrebleu-13a, plain; r2gen-iu and r2gen-mimic add those of R2Gen's line of work.
+    intervals: whether numbers have 95 % intervals over patients (`eval.intervals`).
+    seed: of the permutations of `compare`.
     groups: the patient of every study (mapping by study id, or one entry for each scored study); by default the
-        references' `patient_id`. Whole patients are resampled.
+        references' `patient_id`. Patients, not studies, are the unit of intervals.
     training: studies whose reports the constant report is chosen from; without them it comes from the references,
         which makes that floor a little higher than an honest guess, and its name says so.
     values: what another tool or a person gave each study (`eval.scores.values`): study_id, name, value, better, system.
@@ -69,16 +74,21 @@ def score(
     min_support: label F1 is also averaged over the conditions with at least this many positive references.
     clinical_models: "auto" (those whose weights are there), "none", or names of `eval.scores.weights.MODELS`;
         `weights` is the folder to look in, `device` where they run.
+    judges: metrics of others that ask a language model or have weights of their own (`eval.judges.panel`).
     progress: called with (what, done, of how many) while models read.
 
     Raises ScoreError for input that cannot be scored.
     """
-    n_boot, seed, min_support, reference_labels, profiles, clinical_models, weights, device = checked(
-        n_boot=n_boot, seed=seed, min_support=min_support, reference_labels=reference_labels, profiles=profiles,
+    intervals, seed, min_support, reference_labels, profiles, clinical_models, weights, device = checked(
+        intervals=intervals, seed=seed, min_support=min_support, reference_labels=reference_labels, profiles=profiles,
         clinical_models=clinical_models, weights=weights, device=device,
     )  # fmt: skip
     pairs = align(predictions, references, section_named(section))
     patient_ids = patients(pairs, groups)
+    # Said once, and not beside every number.
+    few = too_few_patients(len(set(patient_ids)))
+    made = f"none: {few}" if few else "95 %, patients left out one by one"
+    intervals = intervals and not few
     reference_N14, source = _reference_labels(pairs, reference_labels)
     _note_unjudged(pairs, reference_N14)
     ready, no_floors = floor_reports(pairs, floors, training)
@@ -88,11 +98,13 @@ def score(
         given.check_systems([*(name for name, _, _ in ready), *others], list(others))
     models, without = clinical.load(clinical_models, weights, device)
     protocol = _Protocol(
-        pairs, reference_N14, source, patient_ids, n_boot, seed, min_support,
-        models, models.read(pairs.references, progress, keep=True), progress, given, tuple(profiles),
+        pairs, reference_N14, source, patient_ids, intervals, seed, min_support,
+        models, models.read(pairs.references, progress, keep=True), progress, given, tuple(profiles), judges,
     )  # fmt: skip
 
     reports = protocol.reports(pairs.predictions)
+    if judges:
+        _judge(protocol, reports, others, ready)
     sheet, failed = sheet_of(reports, **pairs.section.choices)
     return Scores(
         n=len(pairs),
@@ -103,13 +115,19 @@ def score(
             for name, both in reports.labels.items()
         },
         floors=[Floor(name, how, protocol.of_floor(name, texts)) for name, how, texts in ready],
-        not_computed=[*no_floors, *without, *unusable(), *failed],
+        not_computed=[
+            *no_floors,
+            *without,
+            *(judges.not_computed if judges else ()),
+            *r2gen.not_computed(profiles),
+            *unusable(),
+            *failed,
+        ],  # fmt: skip
         problems=pairs.problems,
         studies=_per_study(pairs, *reports.labels["label-f1"]),
         settings={
             "section": pairs.section.name,
-            "interval": "95 % percentile bootstrap over patients" if n_boot else "none",
-            "n_boot": n_boot,
+            "interval": made if intervals or few else "none",
             "seed": seed,
             "reference_labels": source,
             "min_support": min_support,
@@ -133,7 +151,7 @@ class _Protocol:
     reference_N14: np.ndarray
     source: str
     patient_ids: list[Hashable]
-    n_boot: int
+    intervals: bool
     seed: int
     min_support: int
     models: clinical.Clinical
@@ -141,6 +159,7 @@ class _Protocol:
     progress: clinical.Progress | None
     values: Values | None
     profiles: tuple[str, ...]
+    judges: Panel | None = None
 
     def reports(self, texts: list[str], **settings: Any) -> Reports:
         """Return what families see of one text a study."""
@@ -150,11 +169,11 @@ class _Protocol:
             references, texts, self.pairs.studies, several, self.reference_N14 if not several else None,
             label_source=self.source, min_support=self.min_support, models=self.models,
             read_references=None if several else self.read, progress=self.progress, values=self.values,
-            study_ids=self.pairs.study_ids, profiles=self.profiles, **settings,
+            study_ids=self.pairs.study_ids, profiles=self.profiles, judges=self.judges, **settings,
         )  # fmt: skip
 
     def scores(self, sheet: Sheet, rows_N: np.ndarray | None = None) -> dict[str, SheetScore]:
-        return sheet.scores(self.patient_ids, n_boot=self.n_boot, seed=self.seed, rows_N=rows_N)
+        return sheet.scores(self.patient_ids, intervals=self.intervals, rows_N=rows_N)
 
     def of_floor(self, name: str, texts: list[str]) -> dict[str, SheetScore]:
         """Return the headlines, and all averages of label F1."""
@@ -184,8 +203,25 @@ def _systems(compare: Source | Mapping[str, Source] | None) -> dict[str, Source]
 def _compare(protocol: _Protocol, sheet: Sheet, others: Pairs, name: str) -> Comparison:
     other, _ = sheet_of(protocol.reports(others.predictions, system=name), **others.section.choices)
     keys = [key for key, m in sheet.measures.items() if m.headline and key in other.measures]
-    tested = differences(sheet, other, keys, protocol.patient_ids, n_boot=protocol.n_boot, seed=protocol.seed)
-    return Comparison(name, protocol.scores(other), tested, others.problems, protocol.n_boot)
+    tested = differences(sheet, other, keys, protocol.patient_ids, seed=protocol.seed)
+    return Comparison(name, protocol.scores(other), tested, others.problems)
+
+
+def _judge(
+    protocol: _Protocol,
+    reports: Reports,
+    others: Mapping[str, Pairs],
+    ready: list[tuple[str, str, list[str]]],
+) -> None:
+    """Let the judges read all systems before any is scored: what one is not judged on is left out of all."""
+    judges, pairs = protocol.judges, protocol.pairs
+    systems = {name: protocol.reports(other.predictions, system=name) for name, other in others.items()}
+    baselines = {name: protocol.reports(texts, system=name) for name, _, texts in ready}
+    judges.judge({"": reports, **systems}, baselines, protocol.progress)
+    for missed_N in judges.unjudged().values():
+        for key, missed in zip(pairs.study_ids, missed_N, strict=True):
+            if missed and key not in pairs.problems.get("study without a judge's answer", ()):
+                pairs.note("study without a judge's answer", key)
 
 
 def _reference_labels(pairs: Pairs, reference_labels: str) -> tuple[np.ndarray, str]:

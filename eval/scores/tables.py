@@ -9,10 +9,11 @@ from dataclasses import replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Protocol
 
+from eval.intervals import too_few_patients
 from eval.scores.families import families
 from eval.scores.family import Grid
 from eval.scores.inputs import POLICIES, SECTIONS
-from eval.scores.sheet import LEAST_PATIENTS, SheetScore
+from eval.scores.sheet import SheetScore
 from eval.signature import Score
 
 if TYPE_CHECKING:
@@ -75,10 +76,8 @@ def brackets(low: str, high: str) -> str:
 
 def intervals(scores: Tabled) -> str:
     """Say what the brackets behind a number are."""
-    replicates = scores.settings["n_boot"]
-    return (
-        f"brackets: {scores.settings['interval']}, {replicates} replicates" if replicates else "no intervals"
-    )
+    made = scores.settings["interval"]
+    return f"no intervals{made.removeprefix('none')}" if made.startswith("none") else f"brackets: {made}"
 
 
 def headline_keys(scores: Tabled) -> list[str]:
@@ -197,10 +196,9 @@ def _of_grid(grid: Grid) -> Table:
 
 
 def _comparison(compared: Any) -> Table:
-    shown = "intervals: paired bootstrap; " if compared.n_boot else ""
     table = _table(
         f"Against {compared.other}, in pairs", "", "predictions", "other", "difference", "p", "p (Holm)",
-        caption=f"{shown}p: {compared.n_permutations} permutations, by patient",
+        caption=f"intervals: patients left out one by one; p: {compared.n_permutations} permutations, by patient",
     )  # fmt: skip
     for d in compared.differences:
         difference = f"{d.difference:+.3f}{brackets(f'{d.low:+.3f}', f'{d.high:+.3f}')}"
@@ -216,11 +214,11 @@ def by_subgroup(scores: Tabled) -> Grid:
     rows = []
     for group in scores.subgroups:
         name = f"{group.attribute} {group.value}"
-        if group.patients < LEAST_PATIENTS:
-            name += f" (too few patients for intervals: {group.patients})"
+        few = too_few_patients(group.patients)
+        if few:
+            name += f" ({few}: no intervals)"
         cells = [group.scores.get(key) for key in keys]
-        few = f"{group.patients} patient"
-        cells = [replace(s, no_interval="") if s and s.no_interval.startswith(few) else s for s in cells]
+        cells = [replace(s, no_interval="") if s and few and s.no_interval == few else s for s in cells]
         rows.append((name, str(group.n), *cells))
     return Grid(
         "By sex, age and view", ("", "studies", *(scores.scores[k].title for k in keys)), rows, "groups"

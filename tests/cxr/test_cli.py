@@ -227,7 +227,7 @@ def test_splits_go_by_all_their_names_and_lines_end_at_line_feeds(model_dir, tmp
     command = ["generate", str(studies), "--model", model_dir, "--split", "dev", "--max-new-tokens", "2"]
     assert main([*command, "--out", str(out)]) == 0
     scores = tmp_path / "scores.json"
-    command = ["score", str(out), str(studies), "--split", "validation", "--bootstrap", "10"]
+    command = ["score", str(out), str(studies), "--split", "validation"]
     assert main([*command, "--out", str(scores)]) == 0
     assert json.loads(scores.read_text())["n"] == 2
 
@@ -246,8 +246,6 @@ def test_studies_to_scores(model_dir, tmp_path, capsys):
         "validate",
         "--floors",
         str(floors),
-        "--bootstrap",
-        "20",
     ]
     assert (
         main([*command, "--out", str(tmp_path / "scores.json"), "--html", str(tmp_path / "page.html")]) == 0
@@ -269,7 +267,7 @@ def test_the_nearest_training_xray_is_a_floor(model_dir, tmp_path, capsys):
     found = rows(floors / "nearest.jsonl")
     assert [row["study_id"] for row in found] == [row["study_id"] for row in rows(tmp_path / "p.jsonl")]
     assert [row["findings"] for row in found] == [known[f"s{i}"].findings for i in range(4)]
-    scored = ["score", str(tmp_path / "p.jsonl"), str(studies), "--split", "validate", "--bootstrap", "5"]
+    scored = ["score", str(tmp_path / "p.jsonl"), str(studies), "--split", "validate"]
     assert main([*scored, "--floors", str(floors), "--out", str(tmp_path / "s.json")]) == 0
     assert "nearest neighbour (image)" in [
         f["name"] for f in json.loads((tmp_path / "s.json").read_text())["floors"]
@@ -300,7 +298,7 @@ def test_the_nearest_floor_is_what_the_model_writes(findings_model, section, tmp
     assert [row["impression"] for row in found] == ["Impression 1.", "Impression 2.", "Impression 3."]
     wanted = [studies[i].findings if section == "both" else None for i in (1, 2, 3)]
     assert [row.get("findings") for row in found] == wanted
-    scored = ["score", str(tmp_path / "p.jsonl"), str(file), "--split", "validate", "--bootstrap", "5"]
+    scored = ["score", str(tmp_path / "p.jsonl"), str(file), "--split", "validate"]
     scored += ["--floors", str(floors), "--section", section, "--out", str(tmp_path / "s.json")]
     assert main(scored) == 0
     written = {f["name"]: f["how"] for f in json.loads((tmp_path / "s.json").read_text())["floors"]}
@@ -392,7 +390,7 @@ def test_a_training_ends_with_its_own_status_and_one_line(tmp_path, capfd, monke
     said, told = capfd.readouterr()
     *log, last = told.splitlines()
     assert last == f"train.probe: {out} is a file; choose another --out" and not said
-    assert log == ["", f"$ accelerate launch -m train.probe --data data.csv --encoders pixels --out {out}"]
+    assert log == ["", f"runs: accelerate launch -m train.probe --data data.csv --encoders pixels --out {out}"]
 
 
 def test_studies_check(tmp_path, capsys):

@@ -105,7 +105,7 @@ def test_commands_work_beside_foreign_files(folder, tmp_path):
         "embed phantoms/images --out features",
         "prepare phantoms/images --out archive --short-side 32 --workers 2",
         "generate phantoms/studies.jsonl --out p.jsonl --max-new-tokens 4 --processes 2",
-        "score p.jsonl phantoms/studies.jsonl --bootstrap 10 --clinical none",
+        "score p.jsonl phantoms/studies.jsonl --clinical none",
     )
     for command in (
         (sys.executable, script, *several),

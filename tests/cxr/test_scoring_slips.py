@@ -17,7 +17,7 @@ from vlm.study import Study
 
 REFERENCES = ["The lungs are clear.", "Large effusion on the left.", "Cardiomegaly."]
 PREDICTIONS = ["Lungs clear.", "Small effusion.", "Normal heart."]
-score = partial(cxr.score, n_boot=2, clinical_models="none")
+score = partial(cxr.score, clinical_models="none")
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,8 @@ def test_an_open_file_is_not_a_list_of_its_lines(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"n_boot": -1}, "n_boot must be a whole number of at least 0 and at most 100000, not -1"),
-        ({"n_boot": 1.5}, "n_boot must be a whole number of at least 0 and at most 100000, not 1.5"),
+        ({"intervals": 100}, "intervals is True or False, not 100"),
         # of which each is a matrix product: hours without a word
-        ({"n_boot": 10**9}, "n_boot must be a whole number of at least 0 and at most 100000, not 1000000000"),
-        ({"n_boot": True}, "n_boot must be"),
         ({"seed": 2**70}, "seed must be a whole number of at least 0, not 1180591620717411303424"),
         ({"profiles": 5}, r"profiles are names, of coco, .*, not 5"),
         ({"profiles": "zz"}, "no lexical profile 'zz'; there are coco, "),
@@ -85,7 +82,7 @@ def test_a_setting_that_cannot_be_is_told_before_anything_is_scored(settings, wo
 
 
 @pytest.mark.parametrize(
-    "settings", [{"n_boot": 10**9}, {"profiles": 5}, {"clinical_models": 5}, {"weights": 5}]
+    "settings", [{"intervals": "no"}, {"profiles": 5}, {"clinical_models": 5}, {"weights": 5}]
 )
 def test_eval_score_checks_them_itself(settings):
     sides = [[{"study_id": "a", "findings": text}] for text in ("Clear.", "Edema.")]
@@ -95,8 +92,10 @@ def test_eval_score_checks_them_itself(settings):
 
 def test_without_resampling_there_are_no_intervals(tmp_path):
     references, predictions = REFERENCES * 4, PREDICTIONS * 4
-    found = score(references, predictions, n_boot=0, compare=references, floors={"nearest": predictions})
-    with_some = score(references, predictions, n_boot=9, compare=references, floors={"nearest": predictions})
+    found = score(
+        references, predictions, intervals=False, compare=references, floors={"nearest": predictions}
+    )
+    with_some = score(references, predictions, compare=references, floors={"nearest": predictions})
     page = write_page(tmp_path / "x.html", title="x", scores=found).read_text()
     for shown in (str(found), repr(found), found._repr_html_(), page):
         assert "nan" not in shown.lower().replace("dominan", "") and "replicates" not in shown

@@ -185,7 +185,7 @@ def test_json_of_generate_is_what_out_writes(place, capsys):
 @pytest.mark.parametrize(
     ("words", "status", "keys"),
     [
-        ("score made.jsonl data/studies.jsonl --clinical none --bootstrap 5", 0, {"schema", "scores", "floors"}),
+        ("score made.jsonl data/studies.jsonl --clinical none", 0, {"schema", "scores", "floors"}),
         ("weights --folder none", 0, {"folder", "models"}),
         ("doctor", None, {"packages", "weights", "transfer_syntaxes", "needed", "optional"}),
         ("doctor model", 0, {"name", "notice", "pixels", "ordinary_films"}),

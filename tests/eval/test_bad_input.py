@@ -87,7 +87,7 @@ def test_bad_input(kind, tmp_path, capsys):
     (tmp_path / "r.jsonl").write_bytes(lines(*REFERENCES))
     earlier = '{"kind": "cxr-scores", "schema": 1}'
     (tmp_path / "scores.json").write_text(earlier)
-    arguments = ["score", str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), "--bootstrap", "20"]
+    arguments = ["score", str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl")]
     assert (
         main([*arguments, "--out", str(tmp_path / "scores.json"), "--html", str(tmp_path / "page.html")])
         == code
@@ -108,9 +108,7 @@ def test_a_table_instead_of_lines(tmp_path, capsys):
     header = "study_id,findings,reference,age,sex,view\n"
     text = header + 'a,"Clear, no effusion.",Clear.,70,F,PA\nb,Effusion.,Clear.,20,M,AP\n'
     (tmp_path / "p.csv").write_text(text, encoding="utf-8-sig")
-    assert (
-        main(["score", str(tmp_path / "p.csv"), "--bootstrap", "20", "--out", str(tmp_path / "s.json")]) == 0
-    )
+    assert main(["score", str(tmp_path / "p.csv"), "--out", str(tmp_path / "s.json")]) == 0
     scores = json.loads((tmp_path / "s.json").read_text())
     assert scores["n"] == 2
     groups = {(g["attribute"], g["value"]): g["n"] for g in scores["subgroups"]}
@@ -173,7 +171,7 @@ def test_odd_studies_still_get_a_page(tmp_path, capsys):
     (tmp_path / "theirs[bold].jsonl").write_bytes(lines(*said()[:1]))
     arguments = [str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), "--floors", str(tmp_path / "floors")]
     arguments += ["--compare", str(tmp_path / "theirs[bold].jsonl"), "--html", str(tmp_path / "page.html")]
-    assert main(["score", *arguments, "--bootstrap", "20"]) == 0
+    assert main(["score", *arguments]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "retrieval[k=5]" in shown and "Against theirs[bold].jsonl" in shown
     assert "Odd input of theirs[bold].jsonl" in shown and "b, c" in shown  # what the other lacks is said
@@ -185,7 +183,7 @@ def wrong_section(tmp_path, capsys, section, predictions, *more):
     (tmp_path / "p.jsonl").write_bytes(lines(*predictions))
     (tmp_path / "r.jsonl").write_bytes(lines(*({**r, "impression": NORMAL} for r in REFERENCES)))
     arguments = [str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), "--section", section, *more]
-    assert main(["score", *arguments, "--bootstrap", "20"]) == 2
+    assert main(["score", *arguments]) == 2
     return capsys.readouterr().err
 
 
@@ -228,14 +226,14 @@ def test_both_need_studies_of_their_own(tmp_path, capsys):
     )
     assert main(["score", str(tmp_path / "p.jsonl"), "--section", "both"]) == 2
     assert "--section both needs a second file" in capsys.readouterr().err
-    assert main(["score", str(tmp_path / "p.jsonl"), "--section", "impression", "--bootstrap", "20"]) == 0
+    assert main(["score", str(tmp_path / "p.jsonl"), "--section", "impression"]) == 0
 
 
 def test_tables_of_impressions(tmp_path, capsys):
     """An empty cell is no text: a column without one is no section."""
     (tmp_path / "r.csv").write_text("study_id,findings,impression\na,Effusion.,Clear.\nb,,Edema.\n")
     (tmp_path / "p.csv").write_text("study_id,findings,impression\na,,Clear.\nb,,Edema.\n")
-    files = [str(tmp_path / "p.csv"), str(tmp_path / "r.csv"), "--bootstrap", "20"]
+    files = [str(tmp_path / "p.csv"), str(tmp_path / "r.csv")]
     assert main(["score", *files]) == 2
     assert "p.csv: no prediction has 'findings'" in capsys.readouterr().err
     assert main(["score", *files, "--section", "impression", "--out", str(tmp_path / "s.json")]) == 0
@@ -248,7 +246,7 @@ def test_without_references(tmp_path, capsys):
     assert main(["score", str(tmp_path / "p.jsonl")]) == 2
     assert "there are no references" in capsys.readouterr().err
     (tmp_path / "p.jsonl").write_bytes(lines(*({**r, "reference": NORMAL} for r in said())))
-    assert main(["score", str(tmp_path / "p.jsonl"), "--bootstrap", "20"]) == 0
+    assert main(["score", str(tmp_path / "p.jsonl")]) == 0
     assert "3 studies" in capsys.readouterr().out
     assert main(["score", str(tmp_path / "p.jsonl"), "--split", "test"]) == 2
     assert "give one" in capsys.readouterr().err
@@ -261,7 +259,7 @@ def test_compared_with_others(tmp_path, capsys):
     arguments = [str(tmp_path / name) for name in ("p.jsonl", "r.jsonl")]
     out, page = tmp_path / "s.json", tmp_path / "page.html"
     arguments += ["--compare", str(tmp_path / "o.jsonl"), "--out", str(out), "--html", str(page)]
-    assert main(["score", *arguments, "--bootstrap", "20"]) == 0
+    assert main(["score", *arguments]) == 0
     assert "Against o.jsonl, in pairs" in capsys.readouterr().out
     found = json.loads(out.read_text())["comparisons"][0]
     assert found["other"] == "o.jsonl" and found["inputs"]["empty prediction"]["study_ids"] == ["b"]
@@ -276,8 +274,6 @@ def test_clinical_models_by_name(tmp_path, capsys):
         "score",
         str(tmp_path / "p.jsonl"),
         str(tmp_path / "r.jsonl"),
-        "--bootstrap",
-        "20",
         "--clinical",
     ]
     assert main([*arguments, "chexbert"]) == 2

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from eval.resampling import holm, paired_bootstrap, paired_permutation
+from eval.intervals import paired_interval
+from eval.resampling import holm, paired_permutation
 from eval.scores.comparison import differences
 from eval.scores.sheet import Sheet
 from eval.scores.subgroups import subgroups
@@ -27,7 +28,6 @@ def test_all_at_once_is_each_alone():
         sheet_of(b),
         ["mean", "square", "undefined"],
         patients,
-        n_boot=200,
         seed=3,
         n_permutations=500,
     )
@@ -35,7 +35,7 @@ def test_all_at_once_is_each_alone():
     for d, (x, y) in zip(found, ((a, b), (a**2, b**2)), strict=False):
         stats = [np.stack([np.ones(60), v], 1) for v in (x, y)]
         metric = lambda s: s[..., 1] / s[..., 0]  # noqa: E731
-        wanted = paired_bootstrap(metric, *stats, patients, n_boot=200, seed=3)
+        wanted = paired_interval(metric, *stats, patients)
         assert (d.difference, d.low, d.high) == pytest.approx(wanted, abs=1e-12)
         p_values[d.name] = paired_permutation(metric, *stats, patients, n_permutations=500, seed=3)
         assert d.p == pytest.approx(p_values[d.name])
@@ -49,9 +49,7 @@ def test_all_at_once_is_each_alone():
 
 def test_a_system_against_itself():
     a = np.random.default_rng(1).normal(size=40)
-    for d in differences(
-        sheet_of(a), sheet_of(a), ["mean", "square"], range(40), n_boot=50, n_permutations=50
-    ):
+    for d in differences(sheet_of(a), sheet_of(a), ["mean", "square"], range(40), n_permutations=50):
         assert (d.difference, d.low, d.high, d.p, d.p_holm) == (0, 0, 0, 1, 1)
 
 

@@ -45,7 +45,7 @@ def scored(folder: Path, env: dict[str, str]) -> tuple[str, dict, str]:
         lines = [json.dumps({"study_id": f"{r[0]}{i}", "findings": r[place]}) for i, r in enumerate(rows)]
         (folder / f"{side}.jsonl").write_text("\n".join(lines))
     command = [
-        sys.executable, "-m", "cxr", "score", "predictions.jsonl", "studies.jsonl", "--bootstrap", "20", "--out",
+        sys.executable, "-m", "cxr", "score", "predictions.jsonl", "studies.jsonl", "--out",
         "scores.json", "--html", "scores.html", "--compare", "studies.jsonl",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)

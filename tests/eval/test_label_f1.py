@@ -66,7 +66,7 @@ def test_sheet_holds_every_average_of_both_policies():
     ref, hyp = random_labels(np.random.default_rng(7), n=200)
     sheet = Sheet(200)
     add_label_f1(sheet, ref, hyp, labeller="rules-1", reference="text", min_support=40)
-    scores = sheet.scores(n_boot=10)
+    scores = sheet.scores()
     for policy in ("neg", "pos"):
         y, z = binarize(ref, policy), binarize(hyp, policy)
         five = columns(FIVE)
@@ -135,7 +135,7 @@ def test_support_is_that_of_the_group():
     add_label_f1(sheet, ref, hyp, min_support=30)
     rows_N = np.arange(80) >= 20
     key = "label-f1/14/macro-30/neg"
-    whole, group = sheet.scores(n_boot=50)[key], sheet.scores(n_boot=50, rows_N=rows_N)[key]
+    whole, group = sheet.scores()[key], sheet.scores(rows_N=rows_N)[key]
     assert (whole.over, group.over) == ("2 of 14", "1 of 14")
     assert whole.value == pytest.approx((2 / 3 + 1) / 2) and group.value == 1
 

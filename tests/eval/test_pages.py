@@ -64,7 +64,7 @@ def pages(tmp_path_factory):
     found = {name: folder / f"{name}.html" for name in PAGES}
     from cxr.cli.main import main
 
-    command = ["score", str(predictions), str(studies), "--bootstrap", "20", "--clinical", "none"]
+    command = ["score", str(predictions), str(studies), "--clinical", "none"]
     assert main([*command, "--floors", str(folder / "floors"), "--html", str(found["baselines"])]) == 0
     assert main([*command, "--html", str(found["alone"])]) == 0
     demo_page(found["demo"], studies, predictions)
@@ -125,7 +125,7 @@ def demo_page(page: Path, studies: Path, predictions: Path) -> None:
         "Pre-training on images alone": [(i, 5 / (i + 1)) for i in range(60)],
         "Fine-tuning": [(0, 1), (5, 0.5)],
     }
-    scores = score(predictions, studies, n_boot=20, clinical_models="none")
+    scores = score(predictions, studies, clinical_models="none")
     write(page, scores, curves, references, rows, studies, f"cxr demo --out {page.parent}")
 
 

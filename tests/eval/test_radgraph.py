@@ -458,7 +458,7 @@ def test_the_sheet():
     hyps[3] = {}
     sheet = Sheet(9)
     add_radgraph(sheet, refs, hyps, model="radgraph-xl", sha256="0123456789abcdef")
-    scores = sheet.scores(n_boot=20)
+    scores = sheet.scores()
     assert set(scores) == {
         f"radgraph-{kind}/radgraph-xl/{level}" for kind in ("precision", "recall", "f1") for level in LEVELS
     } | {f"radgraph-f1/radgraph-xl/{level}/lower" for level in LEVELS}

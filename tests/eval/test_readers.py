@@ -109,13 +109,13 @@ def test_headings_are_counted_and_both_sections_are_found_below_them():
     text = "Findings: Clear lungs. Impression: Normal."
     found = score(
         [{"study_id": "a", "findings": text}], [{"study_id": "a", "findings": "Clear lungs."}],
-        n_boot=0, clinical_models="none",
+        intervals=False, clinical_models="none",
     )  # fmt: skip
     assert found["rouge-l/coco"].value == 1 and found.problems == {"prediction with headings": ["a"]}
     both = score(
         [{"study_id": "a", "findings": text}],
         [{"study_id": "a", "findings": "Clear lungs.", "impression": "Normal."}],
-        section="both", n_boot=0, clinical_models="none",
+        section="both", intervals=False, clinical_models="none",
     )  # fmt: skip
     assert both["rouge-l/coco"].value == 1
     assert (
@@ -143,7 +143,7 @@ def test_several_references_a_study():
         {"study_id": "a", "findings": "The lungs are clear."},
         {"study_id": "b", "findings": "Fracture."},
     ]
-    found = score(predictions, references, n_boot=0, clinical_models="none")
+    found = score(predictions, references, intervals=False, clinical_models="none")
     assert found["label-f1/14/micro/neg"].value == 1
     alone = metric("rouge-l/coco")
     expected = [1.0, alone.per_sample(["Rib fracture."], ["Fracture."])[0]]

@@ -72,7 +72,7 @@ def scores():
     hyps = [{"study_id": k, "findings": REPORTS["s2"]} for k in REPORTS] + [
         {"study_id": EVIL + "2", "findings": "x"}
     ]
-    return score(hyps, refs, n_boot=20)
+    return score(hyps, refs)
 
 
 def test_full_page(tmp_path, scores):
@@ -296,15 +296,15 @@ def many(text_of, n=12):
 def test_the_verdict_is_honest():
     right, refs = many(lambda text: text)
     wrong, _ = many(lambda text: "Right pneumothorax.")
-    good, bad = score(right, refs, n_boot=50), score(wrong, refs, n_boot=50, compare=right)
+    good, bad = score(right, refs), score(wrong, refs, compare=right)
     assert verdict(good)[0].startswith("Better than one report for all on ")
     assert "Whether the images were used is not known" in verdict(good)[1]
     assert not verdict(bad)[0].startswith("Better")
     assert verdict(bad)[-1].startswith("Worse than the other predictions on ")
     assert verdict(bad)[-1].endswith("(tested in pairs).")
-    looked = score(right, refs, n_boot=50, floors={"shuffled": wrong})
+    looked = score(right, refs, floors={"shuffled": wrong})
     assert "Better than the model with shuffled images on " in verdict(looked)[1]
-    few = score(right[:3], refs[:3], n_boot=50)
+    few = score(right[:3], refs[:3])
     assert verdict(few)[0] == "Too few patients for a verdict: 3 patients, and at least 10 are needed."
     good.floors.clear()
     assert verdict(good)[0] == "No verdict: no baseline was scored beside these predictions."

@@ -334,15 +334,16 @@ def test_the_sheet_equals_a_count_report_by_report(seed):
     assert [f["empty"] for f in flags[-3:]] == [False, True, True]
 
 
-def test_bootstrap_of_the_sheet():
+def test_intervals_of_the_sheet():
     references, predictions = random_reports(4), random_reports(5)
     sheet = Sheet(60)
     add_safety(sheet, references, predictions, [{}] * 60)
-    scores = sheet.scores([i // 2 for i in range(60)], n_boot=200)
+    scores = sheet.scores([i // 2 for i in range(60)])
     for key, s in scores.items():
-        assert s.low <= s.value <= s.high or math.isclose(s.low, s.high), key
+        counted = key.endswith(("/reports", "/conditions"))
+        assert counted or s.low <= s.value <= s.high or s.no_interval or math.isnan(s.value), key
     assert scores["temporal-f1"].low < scores["temporal-f1"].high
-    few = sheet.scores(n_boot=50, rows_N=np.arange(60) < 3)
+    few = sheet.scores(rows_N=np.arange(60) < 3)
     assert few["words/generated"].n == 3
 
 

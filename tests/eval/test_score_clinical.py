@@ -61,7 +61,7 @@ def own_cache(monkeypatch, tmp_path):
 def scores(folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return score(PREDICTED, STUDIES, n_boot=20, weights=folder, device="cpu")
+        return score(PREDICTED, STUDIES, weights=folder, device="cpu")
 
 
 def test_every_score_is_that_of_its_model(scores, folder):
@@ -119,15 +119,13 @@ def test_floors_tables_and_page_have_them(scores, tmp_path):
 
 
 def test_annotations_of_references_alone_are_kept(folder, tmp_path):
-    score(PREDICTED, STUDIES, n_boot=2, weights=folder, device="cpu")
+    score(PREDICTED, STUDIES, weights=folder, device="cpu")
     kept = list((tmp_path / "cache" / "cxr" / "annotations").rglob("*.json"))
     assert len(kept) == 2 * len(REFERENCES)
 
 
 def test_paired_differences_have_them(folder):
-    compared = score(
-        PREDICTED, STUDIES, compare=PREDICTED, n_boot=20, weights=folder, device="cpu"
-    ).comparisons[0]
+    compared = score(PREDICTED, STUDIES, compare=PREDICTED, weights=folder, device="cpu").comparisons[0]
     names = {d.name for d in compared.differences}
     assert {"chexbert-f1/14/micro/neg", "radgraph-f1/radgraph/partial", "bertscore", "radcliq/v1"} <= names
     assert all(d.difference == 0 and d.p == 1 for d in compared.differences)
@@ -136,7 +134,7 @@ def test_paired_differences_have_them(folder):
 def test_progress_is_told(folder):
     told = {}
     score(
-        PREDICTED, STUDIES, n_boot=5, weights=folder, device="cpu",
+        PREDICTED, STUDIES, weights=folder, device="cpu",
         progress=lambda what, done, of: told.setdefault(what, []).append((done, of)),
     )  # fmt: skip
     assert set(told) == {"CheXbert", "radgraph", "radgraph-xl", "BERTScore"}
@@ -150,12 +148,12 @@ def test_one_model_that_cannot_be_read_does_not_stop_the_others(folder, tmp_path
     broken.mkdir()
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
         (broken / file).write_text("{")
-    scores = score(PREDICTED, STUDIES, n_boot=5, weights=tmp_path, device="cpu")
+    scores = score(PREDICTED, STUDIES, weights=tmp_path, device="cpu")
     missing = {m.name: m for m in scores.not_computed}
     assert "chexbert-vector" in scores.scores and "radcliq/v1" not in scores.scores
     assert str(broken) in missing["BERTScore"].reason and "RadCliQ v0, v1" in missing
     with pytest.raises(ScoreError, match="distilroberta"):
-        score(PREDICTED, STUDIES, n_boot=5, weights=tmp_path, clinical_models=["distilroberta-base"])
+        score(PREDICTED, STUDIES, weights=tmp_path, clinical_models=["distilroberta-base"])
     with pytest.raises(ScoreError, match="no clinical model"):
         clinical.load("gpt")
 
@@ -164,7 +162,7 @@ def test_the_command(folder, tmp_path, capsys, monkeypatch):
     for name, rows in (("p", PREDICTED), ("r", STUDIES)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setenv("CXR_WEIGHTS", str(folder))
-    arguments = [str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), "--bootstrap", "20", "--device", "cpu"]
+    arguments = [str(tmp_path / "p.jsonl"), str(tmp_path / "r.jsonl"), "--device", "cpu"]
     assert main(["score", *arguments]) == 0
     out, err = capsys.readouterr()
     assert "RadCliQ v1" in out and not any(text in err for text in REFERENCES)

@@ -61,7 +61,7 @@ def score(folder, section, **files):
         (folder / f"{name.replace('__', '/')}.jsonl").write_bytes(lines(*records))
     command = ["score", str(folder / "said.jsonl"), str(folder / "studies.jsonl"), "--split", "test"]
     command += ["--compare", str(folder / "others.jsonl"), "--floors", str(folder / "floors")]
-    command += ["--training", str(folder / "training.jsonl"), "--bootstrap", "20"]
+    command += ["--training", str(folder / "training.jsonl")]
     command += ["--out", str(folder / "s.json"), "--html", str(folder / "page.html")]
     assert main([*command, "--section", section] if section else command) == 0
     return json.loads((folder / "s.json").read_text()), (folder / "page.html").read_text()
@@ -151,9 +151,7 @@ def test_both_are_joined_by_an_empty_line(tmp_path, capsys):
 def test_no_sentence_runs_over_the_join():
     """Joined by a space or a line break this would be a denied pneumonia; and no heading is a free match."""
     texts = {"findings": "No focal opacity", "impression": "Pneumonia"}
-    scores = eval_room.score(
-        [{"study_id": "a", **texts}], [{"study_id": "a", **texts}], section="both", n_boot=5
-    )
+    scores = eval_room.score([{"study_id": "a", **texts}], [{"study_id": "a", **texts}], section="both")
     assert scores["label-f1/Pneumonia/neg"].value == 1
     assert list(scores.texts["a"]) == ["No focal opacity\n\nPneumonia"] * 2
     assert scores["words/generated"].value == 4
@@ -170,7 +168,7 @@ def test_what_both_lack_is_counted_by_kind():
         {"study_id": "e", "findings": "", "impression": " "},
         {"study_id": "f", "error": {"code": "truncated", "message": "cut off"}},
     ]
-    scores = eval_room.score(hyps, refs, section="both", n_boot=5, floors={"blank": hyps})
+    scores = eval_room.score(hyps, refs, section="both", floors={"blank": hyps})
     assert scores.n == 7
     assert scores.problems == {
         "prediction with impression alone": ["b"],
@@ -191,7 +189,7 @@ def test_a_section_nobody_wrote_is_scored_where_others_were_written():
     """A model of both that never came to its impression: a miss of each, in predictions and in floors."""
     refs = [study(k, findings=FINDINGS[k], impression=IMPRESSIONS[k]) for k in NAMES]
     cut_off = [{"study_id": k, "findings": FINDINGS[k], "impression": ""} for k in NAMES]
-    scores = eval_room.score(cut_off, refs, section="impression", floors={"blank": cut_off}, n_boot=5)
+    scores = eval_room.score(cut_off, refs, section="impression", floors={"blank": cut_off})
     assert scores.problems == {"empty prediction": NAMES} and scores["label-f1/14/micro/neg"].value == 0
     assert "4 of 4 empty or missing" in next(f.how for f in scores.floors if f.name == "blank images")
 
@@ -211,7 +209,7 @@ def test_floors_and_rewards_of_impressions_in_python():
         NAMES, nearest_by_features([[1.0, 0.0]] * 4, [[1.0, 0.1]], ["Edema."]), "impression"
     )
     said = as_predictions(NAMES, list(IMPRESSIONS.values()), "impression")
-    scores = eval_room.score(said, refs, section="impression", floors={"nearest": given}, n_boot=5)
+    scores = eval_room.score(said, refs, section="impression", floors={"nearest": given})
     floor = next(f for f in scores.floors if f.name == "nearest neighbour (image)")
     assert scores["label-f1/14/micro/neg"].value == 1 > floor.scores["label-f1/14/micro/neg"].value > 0
     reward = eval_room.metric("rouge-l/coco", column="impression")

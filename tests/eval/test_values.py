@@ -26,7 +26,7 @@ def rows(name="GREEN", better="higher", system="", shift=0.0, ids=IDS):
 
 
 def scored(values, **more):
-    return score(PREDICTIONS, STUDIES, values=values, n_boot=200, clinical_models="none", **more)
+    return score(PREDICTIONS, STUDIES, values=values, clinical_models="none", **more)
 
 
 def test_a_column_of_others_is_a_score_like_ours():
@@ -36,7 +36,7 @@ def test_a_column_of_others_is_a_score_like_ours():
     assert (green.n, green.over, green.better) == (24, "", "higher") and green.headline
     # by patient: pairs of neighbours vary less within than between, so the interval is wider than by study
     alone = score(
-        PREDICTIONS, [{**s, "patient_id": s["study_id"]} for s in STUDIES], values=rows(), n_boot=200,
+        PREDICTIONS, [{**s, "patient_id": s["study_id"]} for s in STUDIES], values=rows(),
         clinical_models="none",
     )["value/GREEN"]  # fmt: skip
     assert green.high - green.low > 1.1 * (alone.high - alone.low)
@@ -112,8 +112,6 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         "p.jsonl",
         "--values",
         "v.csv",
-        "--bootstrap",
-        "50",
     ]
     more = ["--worst", "1", "--html", "x.html", "--rexrank", "row.json", "--out", "s.json"]
     assert main([*command, *more]) == 0
@@ -135,7 +133,15 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 
 def test_missing_predictions_stand_on_top(tmp_path):
-    found = score(PREDICTIONS[:8], STUDIES, n_boot=0, clinical_models="none")
+    found = score(PREDICTIONS[:8], STUDIES, intervals=False, clinical_models="none")
     top = "\n".join(str(found).splitlines()[:6])
     assert "16 of 24 studies got no report, and are scored as empty: 16 no prediction" in top
     assert "16 of 24 studies got no report" in found._repr_html_()
+
+
+def test_r2gens_profile_is_there_when_asked_for():
+    found = score(PREDICTIONS, STUDIES, profiles=["coco", "r2gen-mimic"], clinical_models="none")
+    assert {"r2gen/mimic/cider", "r2gen/mimic/rouge-2", "bleu-4/coco"} <= found.scores.keys()
+    assert "rouge-l/plain" not in found.scores and "METEOR 1.5" in {m.name for m in found.not_computed}
+    assert "R2Gen's profile" in str(found)
+    assert "METEOR 1.5" not in {m.name for m in score(PREDICTIONS, STUDIES, clinical_models="none").not_computed}

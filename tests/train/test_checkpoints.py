@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from train.common import checkpoints
-from train.common.checkpoints import CheckpointError
+from train.common.checkpoints import CheckpointError, claim
 
 
 def save(run, step, keep_last=2, value=0.0):
@@ -84,6 +84,26 @@ def test_a_run_of_another_config_is_refused_with_the_fields(tmp_path):
         checkpoints.claim(tmp_path / "a", {**config, "lr": 0.2}, may_differ=("log_every",))
     with pytest.raises(CheckpointError, match="new"):
         checkpoints.claim(tmp_path / "a", {**config, "new": 1})
+
+
+def test_digests_are_told_by_their_first_digits(tmp_path):
+    """64 of them twice tell a reader nothing that eight do not."""
+    ours, theirs = "ab" * 32, "cd" * 32
+    known = {"sha256 of studies": [ours], "sha256 of encoder": ours, "images": ours, "seed": 0}
+    claim(tmp_path / "run", known)
+    for key, said in {
+        "sha256 of studies": "another studies file (sha256 of studies: abababab there, cdcdcdcd now)",
+        "sha256 of encoder": "another encoder (sha256 of encoder: abababab there, cdcdcdcd now)",
+        "images": "other images (images: abababab there, cdcdcdcd now)",
+    }.items():
+        changed = [theirs] if isinstance(known[key], list) else theirs
+        with pytest.raises(CheckpointError) as refused:
+            claim(tmp_path / "run", known | {key: changed})
+        assert said in str(refused.value) and ours not in str(refused.value)
+    with pytest.raises(
+        CheckpointError, match=r"run of another config \(sha256 of encoder: abababab there, None now\)"
+    ):
+        claim(tmp_path / "run", known | {"sha256 of encoder": None})
 
 
 def test_a_new_option_at_its_default_is_no_other_config(tmp_path):

@@ -342,6 +342,16 @@ def test_a_model_that_is_nowhere(name, says):
         resolve(name)
 
 
+def test_loading_shows_no_bars_and_leaves_those_of_others(findings_model, tmp_path, capfd):
+    from transformers.utils import logging
+
+    models.save(findings_model, tmp_path / "m")
+    assert logging.is_progress_bar_enabled()
+    capfd.readouterr()
+    load_model(tmp_path / "m")
+    assert capfd.readouterr() == ("", "") and logging.is_progress_bar_enabled()
+
+
 def test_a_gated_model_says_where_its_terms_are(monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError

@@ -173,9 +173,7 @@ def claim(
             key for key in {**before, **config} if key not in free and before.get(key) != config.get(key)
         ]
         if different:
-            changes = ", ".join(
-                f"{key}: {before.get(key)!r} there, {config.get(key)!r} now" for key in different
-            )
+            changes = ", ".join(_change(key, before.get(key), config.get(key)) for key in different)
             raise CheckpointError(
                 f"{run} holds a run of another config ({changes}); choose another --out, or resume with the old values"
             )
@@ -186,6 +184,23 @@ def claim(
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / RUN, config)
     return False
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    """Say what a field was and is; of digests only the first digits, and what they are of."""
+    digests = re.compile(r"[0-9a-f]{64}")
+
+    def short(value: Any) -> str:
+        several = value if isinstance(value, list) else [value]
+        if several and all(isinstance(one, str) and digests.fullmatch(one) for one in several):
+            return " ".join(one[:8] for one in several)
+        return repr(value)
+
+    said = f"{key}: {short(before)} there, {short(now)} now"
+    if short(before) == repr(before) or short(now) == repr(now):
+        return said
+    of = key.removeprefix("sha256 of ")
+    return f"{'other' if of == 'images' else 'another'} {'studies file' if of == 'studies' else of} ({said})"
 
 
 def recorded(run: Path, names: Names = TODAY) -> dict[str, Any] | None:

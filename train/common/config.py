@@ -244,6 +244,9 @@ def load_config(
     arguments = parser.parse_args(argv)
     found = {f.name: getattr(arguments, f.name) for f in fields(cls)}  # type: ignore[arg-type]
     config = cls(**found)
+    if recipe:
+        # beside the fields: it is no part of the run
+        vars(config)["recipe_given"] = recipe
     if problems := check_fields(config) or out_of_range(config):
         raise ConfigError("; ".join(problems))
     for value in found.values():
@@ -252,6 +255,12 @@ def load_config(
             if isinstance(entry, str):
                 check_input(entry)
     return config
+
+
+def recipe_for(config: Any, section: str) -> list[str]:
+    """Return `--recipe NAME` for the training that comes after one of this config, if its recipe has that section."""
+    recipe = vars(config).get("recipe_given")
+    return ["--recipe", recipe] if recipe and _has(recipe_path(recipe), section) else []
 
 
 def _values(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from encoder.errors import UserError, of_the_disk, printable, said_of
 from encoder.startup import begin_program
@@ -64,6 +64,16 @@ def next_command(*words: Any, where: str = "") -> None:
     """
     command = shlex.join(printable(str(word)) for word in words)
     print(f"next: {command}{f'  ({where})' if where else ''}", file=sys.stderr, flush=True)
+
+
+def made_beside(out: Path, what: Literal["encoder", "llm"]) -> Path | None:
+    """Return the newest model of a kind that a training wrote into a folder beside `out`, if there is one."""
+    if what == "encoder":
+        found = [path.parent for path in out.parent.glob("*/encoder/config.json")]
+    else:
+        found = [path.parent for path in out.parent.glob("*/tokenizer.json") if (path.parent / "run.json").is_file()]
+        found = [folder for folder in found if (folder / "model.safetensors").is_file()]
+    return max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)
 
 
 def next_is_to_judge(model: Path, studies: str, split: str | None) -> None:

@@ -142,7 +142,7 @@ def launch(
     """
     words = (*words, *as_words(options))
     command = accelerate_command(module, *words, processes=processes, config_file=config_file)
-    print(f"\n$ accelerate launch -m {module} {shlex.join(words)}", file=sys.stderr, flush=True)
+    print(f"\nruns: accelerate launch -m {module} {shlex.join(words)}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="cxr-") as folder:
         status_file = Path(folder) / "status"
         # A file of the user's called train.py, in the current folder, is not what is meant by train.

@@ -65,6 +65,7 @@ def run(config: Finetune) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # Put the model together, and read the studies with what is shown of their images: features, on disk, or films.
     studies = studies_of(config.studies, state)
+    state.print(f"loading {config.init or f'{config.encoder} and {config.llm}'} for {len(studies)} studies")
     model = parts_of(config, state)
     data = load_data(model, studies, config, state)
     begun.claim()

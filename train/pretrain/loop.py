@@ -12,12 +12,14 @@ Shape letters: B images, G global and L local crops an image, S crops, M masked 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from encoder.selfdistill.teacher import update_teacher
-from train.common.entry import next_command
+from train.common.config import recipe_for
+from train.common.entry import made_beside, next_command
 from train.common.interrupts import Interrupts
 from train.common.processes import split_again, whole
 from train.common.schedules import cosine, linear
@@ -120,13 +122,30 @@ def run(c: PretrainConfig) -> int:
     if session.step == c.max_steps:
         say(f"done: {session.step} steps; the encoder is in {session.encoder}")
         if accelerator.is_main_process:
-            studies = next((path for path in c.data if path.endswith(".jsonl")), "STUDIES")
-            meant = "; STUDIES: a studies file with reports" if studies == "STUDIES" else ""
-            next_command(
-                "cxr", "finetune", "--encoder", session.encoder, "--llm", "LLM", "--studies", studies,
-                "--out", f"{session.out}_findings",
-                where=f"LLM: what cxr language-model wrote, or a hub id{meant}",
-            )  # fmt: skip
+            say_next(c, session)
     else:
         say(f"stopped at step {session.step} as --stop_at asks; the encoder so far is in {session.encoder}")
     return 0
+
+
+def say_next(c: PretrainConfig, session: Session) -> None:
+    """Say what is next: a fine-tuning on this encoder, or the language model that its recipe trains before."""
+    # phantoms and data sets that were made by `cxr studies` have their studies file beside the images
+    beside = [str(file) for path in c.data if (file := Path(path).parent / "studies.jsonl").is_file()]
+    studies = next((path for path in c.data if path.endswith(".jsonl")), beside[0] if beside else "STUDIES")
+    meant = {"STUDIES": "a studies file with reports"} if studies == "STUDIES" else {}
+    llm = made_beside(session.out, "llm")
+    recipe = recipe_for(c, "language_model")
+    if recipe and not llm:
+        next_command(
+            "cxr", "language-model", *recipe, "--studies", studies, "--out", session.out.with_name("llm"),
+            where="; ".join(f"{word}: {what}" for word, what in meant.items()),
+        )  # fmt: skip
+        return
+    if not llm:
+        meant = {"LLM": "what cxr language-model wrote, or a hub id"} | meant
+    next_command(
+        "cxr", "finetune", *recipe_for(c, "finetune"), "--encoder", session.encoder, "--llm", llm or "LLM",
+        "--studies", studies, "--out", f"{session.out}_findings",
+        where="; ".join(f"{word}: {what}" for word, what in meant.items()),
+    )  # fmt: skip
