@@ -119,7 +119,7 @@ def test_a_finished_run_is_left_as_it_is(images, whole, capsys):
     assert train(images, whole) == 0
     said, told = capsys.readouterr()
     assert "done: 6 steps" in said
-    words = f"--encoder {whole / 'encoder'} --llm LLM --studies STUDIES --out {whole}_findings"
+    words = f"--encoder {whole / 'encoder'} --llm LLM --studies STUDIES --out {whole.parent / 'findings'}"
     assert f"next: cxr finetune {words}" in told
     assert same(before, weights(whole))
 

@@ -71,9 +71,19 @@ def made_beside(out: Path, what: Literal["encoder", "llm"]) -> Path | None:
     if what == "encoder":
         found = [path.parent for path in out.parent.glob("*/encoder/config.json")]
     else:
-        found = [path.parent for path in out.parent.glob("*/tokenizer.json") if (path.parent / "run.json").is_file()]
+        found = [
+            path.parent
+            for path in out.parent.glob("*/tokenizer.json")
+            if (path.parent / "run.json").is_file()
+        ]
         found = [folder for folder in found if (folder / "model.safetensors").is_file()]
     return max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)
+
+
+def free_beside(out: Path, name: str) -> Path:
+    """Return a folder beside `out` that is not there yet: one of this name, if it is free."""
+    found = out.with_name(name)
+    return out.with_name(f"{out.name}_{name}") if found.exists() else found
 
 
 def next_is_to_judge(model: Path, studies: str, split: str | None) -> None:

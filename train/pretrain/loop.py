@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from encoder.selfdistill.teacher import update_teacher
 from train.common.config import recipe_for
-from train.common.entry import made_beside, next_command
+from train.common.entry import free_beside, made_beside, next_command
 from train.common.interrupts import Interrupts
 from train.common.processes import split_again, whole
 from train.common.schedules import cosine, linear
@@ -138,7 +138,7 @@ def say_next(c: PretrainConfig, session: Session) -> None:
     recipe = recipe_for(c, "language_model")
     if recipe and not llm:
         next_command(
-            "cxr", "language-model", *recipe, "--studies", studies, "--out", session.out.with_name("llm"),
+            "cxr", "language-model", *recipe, "--studies", studies, "--out", free_beside(session.out, "llm"),
             where="; ".join(f"{word}: {what}" for word, what in meant.items()),
         )  # fmt: skip
         return
@@ -146,6 +146,6 @@ def say_next(c: PretrainConfig, session: Session) -> None:
         meant = {"LLM": "what cxr language-model wrote, or a hub id"} | meant
     next_command(
         "cxr", "finetune", *recipe_for(c, "finetune"), "--encoder", session.encoder, "--llm", llm or "LLM",
-        "--studies", studies, "--out", f"{session.out}_findings",
+        "--studies", studies, "--out", free_beside(session.out, "findings"),
         where="; ".join(f"{word}: {what}" for word, what in meant.items()),
     )  # fmt: skip

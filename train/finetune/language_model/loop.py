@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from encoder.files import open_to_readers
 from train.common.batches import collate
 from train.common.config import ConfigError, recipe_for
-from train.common.entry import made_beside, next_command
+from train.common.entry import free_beside, made_beside, next_command
 from train.common.runs import begin, check_batch, start
 from train.common.studies import SPLITS, split_of, studies_of, with_answer
 from train.common.trainer import AnswerTrainer, arguments
@@ -80,7 +80,7 @@ def run(config: LanguageModel) -> int:
         encoder = made_beside(begun.out, "encoder")
         next_command(
             "cxr", "finetune", *recipe_for(config, "finetune"), "--encoder", encoder or "mini", "--llm", begun.out,
-            "--studies", *config.studies, "--out", f"{begun.out}_findings",
+            "--studies", *config.studies, "--out", free_beside(begun.out, "findings"),
             where="" if encoder else "or another --encoder: what cxr pretrain wrote, or a hub id",
         )  # fmt: skip
     return 0
