@@ -44,7 +44,7 @@ def main(work: Path, file: Path | None = None) -> None:
 
     # A baseline of your own, beside the built-in one: the same report for every film.
     blind = {"always normal": dict.fromkeys(ids, "The lungs are clear. The heart is normal in size.")}
-    scores = cxr.score(references, ours, compare=theirs, floors=blind, clinical_models="none", n_boot=500)
+    scores = cxr.score(references, ours, compare=theirs, floors=blind, clinical_models="none")
 
     print("1. Values, with 95 % intervals over patients")
     for key in KEYS:
