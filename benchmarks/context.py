@@ -87,7 +87,7 @@ CLAIMS = (
     Claim("prior", "hallucinated-prior", "compares with no prior", "without prior", rises=False),
     Claim("prior_image", "temporal-f1", "words of change: F1", "with prior"),
     Claim("prior_image", "hallucinated-prior", "compares with no prior", "without prior", rises=False),
-    Claim("lateral", "hidden-f1", "F1 of what it alone shows", "with lateral"),
+    Claim("lateral", "hidden-f1", "F1 of findings that only the lateral film shows", "with lateral"),
 )
 GIVEN = {"indication": "indication", "prior": "prior's findings", "prior_image": "prior's image",
          "lateral": "lateral image"}  # fmt: skip

@@ -31,6 +31,7 @@ OTHERS = {
     "tensorboard",
     "ls",
     "docker",
+    "grep",
     "hf",
 }
 BASH = [block for page in PAGES for block in blocks(page, "bash")]
@@ -216,3 +217,10 @@ def test_tables_and_reference_are_what_the_code_and_the_numbers_say():
 def test_every_command_has_a_page():
     text = (ROOT / "docs" / "reference" / "commands.md").read_text()
     assert all(f"\n## cxr {name}\n" in text for name in COMMANDS)
+
+
+def test_the_releases_of_pytorch_on_the_page_are_those_that_the_tests_ran_on():
+    """`pip install torch==A torchvision==B` for the CPU build conflicts with the constraints if these differ."""
+    pinned = set(re.findall(r"^torch(?:vision)?==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    (line,) = re.findall(r"^pip install torch==.*$", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
+    assert pinned and pinned <= set(line.split())
