@@ -21,7 +21,8 @@ def make(module: ModuleType, places: dict[str, Path], device: str) -> Run:
     """Return what runs the package."""
     # It would run the code that files of the model name.
     no_code(places[MODEL.name])
-    scorer = module.GREEN(str(places[MODEL.name]), cpu=not device.startswith("cuda"))
+    # On one GPU: on several it starts processes of its own, which are not kept from the network.
+    scorer = module.GREEN(str(places[MODEL.name]), cpu=not device.startswith("cuda"), num_gpus=1)
 
     def run(references: list[str], predictions: list[str], tell: Tell) -> list[float | None]:
         done = 0

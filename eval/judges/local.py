@@ -84,7 +84,8 @@ def judge_of(name: str, title: str, package: Package, **choices: str) -> Judge:
         except Missing:
             raise
         except ModuleNotFoundError as error:
-            raise Missing(f"needs the package {error.name}", f"pip install {error.name}") from None
+            lack = (error.name or package.distribution).partition(".")[0]
+            raise Missing(f"needs the package {lack}", f"pip install {lack}") from None
         # A package of others may break in any way; nothing has seen a report yet.
         except Exception as error:
             raise Missing(
@@ -180,10 +181,17 @@ def sha256(folder: Path) -> str:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Keep the Hugging Face libraries offline, and what a package prints to itself."""
+    """Keep Hugging Face libraries and NLTK from the network, and what a package prints to itself."""
+    import nltk
+
     constants = importlib.import_module("huggingface_hub.constants")
     before = {name: os.environ.get(name) for name in OFFLINE}
-    with replaced(constants, "HF_HUB_OFFLINE", True), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        replaced(constants, "HF_HUB_OFFLINE", True),
+        # radeval calls it whenever it is imported
+        replaced(nltk, "download", lambda *names, **choices: False),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         os.environ.update(dict.fromkeys(OFFLINE, "1"))
         try:
             yield

@@ -62,10 +62,8 @@ class GREEN:
         for _ in refs:
             on_sample_done()
         # as the package does: an answer that it cannot read counts 0
-        answers = [
-            "[Clinically Significant Errors]: x\n\n[Matched Findings]: y" if "Mass" not in h else "I cannot"
-            for h in hyps
-        ]
+        sound = "[Clinically Significant Errors]: x\n\n[Matched Findings]: y"
+        answers = [sound if "Mass" not in h else "I cannot" for h in hyps]
         values = [equal(r, h) for r, h in zip(refs, hyps, strict=True)]
         return 0.0, 0.0, values, {"green_analysis": answers}
 
@@ -201,16 +199,20 @@ def test_values_come_from_the_package(packages, weights, capsys, name, value, ov
 
 
 def test_libraries_are_offline_while_a_package_runs(packages, weights, monkeypatch):
+    import nltk
     from huggingface_hub import constants
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     seen = []
-    monkeypatch.setattr(
-        SRRBert,
-        "evaluate",
-        lambda *a, **k: seen.append((os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE)) or 1 / 0,
-    )
+
+    def evaluate(self, refs, hyps):
+        nltk.download("punkt")
+        seen.append((os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(SRRBert, "evaluate", evaluate)
+    monkeypatch.setattr(nltk, "download", lambda name: pytest.fail("it was downloaded"))
     found = scored(weights, "srrbert")
     assert seen == [("1", True)] and (os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE) == ("0", False)
     (lack,) = [m for m in found.not_computed if m.name == "SRR-BERT F1"]
@@ -224,10 +226,8 @@ def test_without_its_package(weights, monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = scored(weights, name)
     assert name not in found.scores
-    assert any(
-        m.reason.startswith("needs the package") and m.command.startswith("pip install")
-        for m in found.not_computed
-    )
+    lacks = [m for m in found.not_computed if m.reason.startswith("needs the package")]
+    assert lacks and all(m.command.startswith("pip install") for m in lacks)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
