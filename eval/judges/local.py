@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -181,11 +182,12 @@ def sha256(folder: Path) -> str:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Keep Hugging Face libraries and NLTK from the network, and what a package prints to itself."""
+    """Keep Hugging Face libraries and NLTK from the network, and what a package prints and logs to itself."""
     import nltk
 
     constants = importlib.import_module("huggingface_hub.constants")
     before = {name: os.environ.get(name) for name in OFFLINE}
+    level = logging.root.manager.disable
     with (
         replaced(constants, "HF_HUB_OFFLINE", True),
         # radeval calls it whenever it is imported
@@ -193,9 +195,11 @@ def alone() -> Iterator[None]:
         contextlib.redirect_stdout(io.StringIO()),
     ):
         os.environ.update(dict.fromkeys(OFFLINE, "1"))
+        logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
+            logging.disable(level)
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)

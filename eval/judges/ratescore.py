@@ -6,6 +6,7 @@ sentence has no value: of several reports at once it would then pair the wrong o
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,9 @@ NER, EMBEDDING = Folder("Angelakeke/RaTE-NER-Deberta"), Folder("FremyCompany/Bio
 
 def make(module: ModuleType, places: dict[str, Path], device: str) -> Run:
     """Return what runs the package."""
+    # Its splitter of sentences logs each of them, by a library that writes to stderr unless told otherwise.
+    if "loguru" in sys.modules:
+        sys.modules["loguru"].logger.disable("PyRuSH")
     scorer = module.RaTEScore(
         bert_model=str(places[NER.name]),
         eval_model=str(places[EMBEDDING.name]),

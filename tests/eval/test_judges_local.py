@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import logging
 import os
 import sys
 import types
@@ -49,6 +50,7 @@ class RaTEScore:
 
     def compute_score(self, candidate_list, reference_list):
         # as the package does: a side without a sentence has no entry, and the rest is paired with others
+        logging.getLogger("RuSH").error(reference_list)
         both = zip([c for c in candidate_list if c], [r for r in reference_list if r], strict=False)
         return [equal(r, c) for c, r in both]
 
@@ -276,6 +278,15 @@ def test_the_message_of_a_package_shows_no_report(packages, weights, monkeypatch
 
     monkeypatch.setattr(SRRBert, "evaluate", fail)
     assert SECRET not in str(scored(weights, "srrbert"))
+
+
+def test_the_splitter_of_sentences_logs_none(packages, weights, monkeypatch):
+    silenced = []
+    library = types.SimpleNamespace(logger=types.SimpleNamespace(disable=silenced.append))
+    monkeypatch.setitem(sys.modules, "loguru", library)
+    before = logging.root.manager.disable
+    scored(weights, "ratescore")
+    assert silenced == ["PyRuSH"] and logging.root.manager.disable == before
 
 
 def test_ckpt_tells_weights_apart(packages, weights):
