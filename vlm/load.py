@@ -19,7 +19,7 @@ from encoder.transforms import Preprocessing
 from encoder.weights import check_config, check_fit, check_numbers, stored_in
 from vlm.adapters import ADAPTER, CONFIG, check_adapters, check_saved, quiet_peft, read_adapter
 from vlm.errors import AskedError, ModelError, ModelWarning
-from vlm.hub import META, is_maira2, resolve
+from vlm.hub import ADAPTER_CONFIG, META, is_maira2, no_adapter, resolve
 from vlm.model import DTYPES, FindingsModel, Meta, attention_name
 from vlm.processor import check_tokenizer, image_processor
 from vlm.prompts import IMAGE_TOKEN
@@ -77,9 +77,9 @@ def load_model(
     or left over, or if the directory holds no findings model.
     """
     folder = resolve(name)
-    adapter = (folder / "adapter_config.json").is_file()
+    adapter = (folder / ADAPTER_CONFIG).is_file()
     if base is not None and not adapter:
-        raise ModelError(f"{name} is not an adapter: it has no base, so leave {base} out")
+        raise ModelError(no_adapter(name, base))
     if adapter:
         model = _load_adapter(folder, Meta.load(folder), base, attention, dtype, trainable)
     else:

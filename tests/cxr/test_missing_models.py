@@ -45,7 +45,7 @@ def test_every_command_says_it_before_it_imports_torch_or_asks_the_hub(folder):
     cases = {
         "runs/findings: no such folder": [
             ["generate", "film.png", "--model", "runs/findings"],
-            ["generate", "film.png", "--base", "runs/findings"],
+            ["generate", "film.png", "--model", "runs/done/adapter", "--base", "runs/findings"],
             ["rexrank", "in.json", "out.json", ".", "--model", "runs/findings"],
             ["outliers", "runs/findings", "film.png", "--out", "x.safetensors"],
             ["doctor", "runs/findings"],
