@@ -346,7 +346,8 @@ def test_loading_shows_no_bars_and_leaves_those_of_others(findings_model, tmp_pa
     from transformers.utils import logging
 
     models.save(findings_model, tmp_path / "m")
-    assert logging.is_progress_bar_enabled()
+    # A command that ran in this process may have turned them off.
+    logging.enable_progress_bar()
     capfd.readouterr()
     load_model(tmp_path / "m")
     assert capfd.readouterr() == ("", "") and logging.is_progress_bar_enabled()
