@@ -376,8 +376,11 @@ def test_what_is_left_out_has_one_name_however_it_is_told(tmp_path, capsys):
     film(tmp_path / "films/b", TWO, Modality="", SOPClassUID=mr)
     film(tmp_path / "films/c", THREE, Modality="OT", SOPClassUID=enhanced)
     film(tmp_path / "films/d", FOUR, False, Modality="", SOPClassUID=SR)
+    film(tmp_path / "films/e", FOUR, False, Modality="", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.1")
     assert group(tmp_path / "films") == []
-    assert capsys.readouterr().err == "4 files that are not chest X-rays are left out: 3 MR, 1 SR\n"
+    assert (
+        capsys.readouterr().err == "5 files that are not chest X-rays are left out: 3 MR, 1 RTIMAGE, 1 SR\n"
+    )
 
 
 # Archives

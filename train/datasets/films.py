@@ -43,6 +43,8 @@ KINDS = {
         "SR": r"\bSR\b", "PR": "Presentation State", "KO": "Key Object", "CT": r"\bCT\b", "MR": r"\bMR\b",
         "US": r"Ultrasound|\bUS\b", "MG": "Mammography|Breast", "NM": "Nuclear Medicine",
         "PT": r"Positron|\bPET\b", "XA": r"Angiographic|\bXA\b", "RF": "Radiofluoroscopic",
+        "SEG": "^Segmentation", "RTIMAGE": "^RT Image", "RTDOSE": "^RT Dose", "RTPLAN": "^RT Plan",
+        "RTSTRUCT": "^RT Structure Set",
     }.items()
 }  # fmt: skip
 # What anonymisation writes instead of every patient's ID.
