@@ -75,8 +75,8 @@ def write_distilroberta(folder, texts: Iterable[str]):
     return folder
 
 
-def configuration(encoder: str) -> dict:
-    bert = {"model_name": encoder, "max_length": 32}
+def configuration(encoder: str, longest: int = 32) -> dict:
+    bert = {"model_name": encoder, "max_length": longest}
     return {
         "dataset_reader": {
             "type": "dygie",
@@ -115,7 +115,7 @@ def patch_package(patch):
     patch.setattr(PreTrainedTokenizerBase, "build_inputs_with_special_tokens", special, raising=False)
 
 
-def random_weights(folder, model):
+def random_weights(folder, model, longest=32):
     """The state of a model of the package, with numbers (and seeds) by which some spans, not all, are entities."""
     from radgraph.allennlp.data import Vocabulary
     from radgraph.allennlp.modules import text_field_embedders, token_embedders
@@ -124,7 +124,7 @@ def random_weights(folder, model):
     config = configuration(str(folder / ENCODER.split("/")[-1]))["model"]
     bert = config.pop("embedder")["token_embedders"]["bert"]
     torch.manual_seed({"radgraph": 5, "radgraph-xl": 4}[model])
-    embedder = token_embedders.PretrainedTransformerMismatchedEmbedder(bert["model_name"], max_length=32)
+    embedder = token_embedders.PretrainedTransformerMismatchedEmbedder(bert["model_name"], max_length=longest)
     for name in ("type", "initializer", "module_initializer"):
         del config[name]
     network = DyGIE(
@@ -142,26 +142,33 @@ def random_weights(folder, model):
     return state
 
 
-def write_extracted(folder, model):
-    """config.json, vocabulary/, weights.th and the folder of the encoder: the published files at a ten-thousandth."""
+def write_extracted(folder, model, words=WORDS, longest=32, **bert):
+    """config.json, vocabulary/, weights.th and the folder of the encoder: the published files at a ten-thousandth, or
+    with an encoder of another vocabulary and size."""
     encoder = folder / ENCODER.split("/")[-1]
     (folder / "vocabulary").mkdir(parents=True)
     encoder.mkdir()
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     (encoder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     BertTokenizer.from_pretrained(encoder).save_pretrained(encoder)
+    size = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        **bert,
+    }
     BertConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=40, initializer_range=0.3,
+        vocab_size=len(vocabulary), max_position_embeddings=longest + 8, initializer_range=0.3, **size
     ).save_pretrained(encoder)  # fmt: skip
     entities, relations = LABELS[model]
     (folder / "vocabulary" / f"{model}__ner_labels.txt").write_text("\n".join(["", *entities]) + "\n")
     (folder / "vocabulary" / f"{model}__relation_labels.txt").write_text("\n".join(relations) + "\n")
     (folder / "vocabulary" / "non_padded_namespaces.txt").write_text("*tags\n*labels\n")
-    (folder / "config.json").write_text(json.dumps(configuration(ENCODER)))
+    (folder / "config.json").write_text(json.dumps(configuration(ENCODER, longest)))
     with pytest.MonkeyPatch.context() as patch:
         patch_package(patch)
-        torch.save(random_weights(folder, model), folder / "weights.th")
+        torch.save(random_weights(folder, model, longest), folder / "weights.th")
     return folder
 
 

@@ -37,6 +37,11 @@ LEVELS = ("simple", "partial", "complete")  # `partial` is what papers call RG_E
 CASES = ("released", "lower")
 CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocabulary", "weights.th"
 ADVICE = "; see: cxr weights"
+TOGETHER = {"cuda": 16, "cpu": 1}
+"""Reports in a forward pass, at most. On a CPU a pass of several takes as long as several passes
+(`benchmarks/radgraph_passes.py`), and its sums may round otherwise."""
+LONGEST = 512
+"""Word pieces of a pass, where the configuration says nothing."""
 FIELDS = {"tokens": str, "label": str, "start_ix": int, "end_ix": int, "relations": list}
 
 Entities = Mapping[str, Mapping[str, Any]]
@@ -50,6 +55,7 @@ class RadGraph:
     def __init__(self, package_model, *, model: str, sha256: str, key: str, cache: str | Path | None) -> None:
         """`key` names everything that annotations depend on besides the text; the cache is kept by it."""
         self._model, self.model, self.sha256 = package_model, model, sha256
+        self.together = TOGETHER.get(package_model.device.type, 1)
         self._cache = None if cache is None else Path(cache) / f"{model}-{key[:16]}"
 
     @classmethod
@@ -113,47 +119,99 @@ class RadGraph:
     ) -> list[Entities]:
         """Entities of N reports. Each text is read once, however often it occurs, and not at all if the cache has it;
         `keep` says whether what is read goes there. Texts without words have no entities. `progress(read, of)` is
-        called after each text.
+        called after each forward pass.
 
-        Reports are read one by one: in a common forward pass the package finds relations that are not there (of a pair
-        it masks the padding of the second entity only), padding changes the last digits of scores, and on a CPU nothing
-        is saved.
+        On a GPU, reports of equally many words and word pieces share a forward pass, in which nothing is padded. With
+        padding the package finds relations that are not there: of a pair it masks the padding of the second entity only.
         """
         texts = sorted({text for text in reports if text.strip()}, key=lambda t: (len(t), t), reverse=True)
         found: dict[str, Entities] = {}
-        for done, text in enumerate(texts, 1):
-            found[text] = self._annotations(text, keep)
+        left = []
+        for text in texts:
+            stored = None if self._cache is None else _stored(self._file(text))
+            if stored is None:
+                left.append(text)
+            else:
+                found[text] = stored
+        for together in self._alike(left):
+            for text, entities in zip(together, self._read(together), strict=True):
+                found[text] = entities
+                if keep and self._cache is not None:
+                    try:
+                        store(self._file(text), entities)
+                    except OSError as error:
+                        warnings.warn(f"{self._cache}: annotations are not kept ({error})", stacklevel=3)
             if progress:
-                progress(done, len(texts))
+                progress(len(found), len(texts))
+        if progress and not left and texts:
+            progress(len(texts), len(texts))
         return [found.get(text, {}) for text in reports]
 
-    def _annotations(self, text: str, keep: bool) -> Entities:
-        if self._cache is None:
-            return self._read(text)
-        path = self._cache / f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.json"
-        entities = _stored(path)
-        if entities is None:
-            entities = self._read(text)
-            if keep:
-                try:
-                    store(path, entities)
-                except OSError as error:
-                    warnings.warn(f"{self._cache}: annotations are not kept ({error})", stacklevel=3)
-        return entities
+    def _file(self, text: str) -> Path:
+        return self._cache / f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.json"
 
-    @torch.no_grad()
-    def _read(self, text: str) -> Entities:
+    def _alike(self, texts: Sequence[str]) -> list[list[str]]:
+        """Put texts together whose forward passes have one shape, at most `together` of them; those that are alone come
+        in their order."""
+        groups: dict[tuple[int, int] | str, list[str]] = {}
+        for text in texts:
+            shape = self._shape(text) if self.together > 1 else None
+            groups.setdefault(shape or text, []).append(text)
+        return [
+            group[start : start + self.together]
+            for group in groups.values()
+            for start in range(0, len(group), self.together)
+        ]
+
+    def _shape(self, text: str) -> tuple[int, int] | None:
+        """Return how many words and word pieces a text has; None for one that is read alone, since it is longer than a
+        pass of the encoder, or has fewer than two words."""
+        words = self._words(text)
+        indexer = self._model.reader._token_indexers["bert"]
+        pieces = len(indexer._allennlp_tokenizer.intra_word_tokenize(words)[0]) if len(words) > 1 else 0
+        longest = indexer._matched_indexer._max_length or LONGEST
+        return (len(words), pieces) if 0 < pieces <= longest else None
+
+    def _words(self, text: str) -> list[str]:
         from radgraph.utils import preprocess_reports
 
-        if not preprocess_reports([text], self.model)[0]["sentences"][0]:
-            return {}  # nothing is left of it, which the package cannot read
+        return preprocess_reports([text], self.model)[0]["sentences"][0]
+
+    @torch.no_grad()
+    def _read(self, texts: Sequence[str]) -> list[Entities]:
+        """Entities of texts of one shape, read as the sentences of one document."""
+        from radgraph import radgraph as package
+
+        sentences = [self._words(text) for text in texts]
+        # Nothing is left of it, which the package cannot read.
+        if not sentences[0]:
+            return [{} for _ in texts]
+        document = {"doc_key": "0", "sentences": sentences, "dataset": self.model}
         # It warns that a report of one token may break it, which is not so, and its DataLoader draws a random number.
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            found = self._model([text])
-        if "0" not in found:
-            raise ScoreError(f"radgraph failed on a report of {len(text)} characters")
-        return found["0"]["entities"]
+            data = package.AllennlpDataset([self._model.reader.text_to_instance(document)])
+            data.index_with(self._model.model.vocab)
+            (batch,) = package.PyTorchDataLoader(batch_size=1, dataset=data)
+            out = self._model.model(**package.batch_to_device(batch, self._model.device))
+            read = self._model.model.make_output_human_readable(out).to_json()
+        found = []
+        begin = 0
+        for i, words in enumerate(sentences):
+            alone = {
+                "doc_key": "0",
+                "sentences": [words],
+                "predicted_ner": [[[x[0] - begin, x[1] - begin, *x[2:]] for x in read["predicted_ner"][i]]],
+                "predicted_relations": [
+                    [[*(k - begin for k in x[:4]), *x[4:]] for x in read["predicted_relations"][i]]
+                ],
+            }
+            made = package.postprocess_reports([alone])
+            if "0" not in made:
+                raise ScoreError(f"radgraph failed on a report of {len(texts[i])} characters")
+            found.append(made["0"]["entities"])
+            begin += len(words)
+        return found
 
 
 def _source(folder: Path, model: str, unpacked: Path) -> tuple[Path, Path]:

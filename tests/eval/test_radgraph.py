@@ -68,7 +68,7 @@ def cached(folders, tmp_path):
 
 def count_reads(model, monkeypatch):
     read, real = [], model._read
-    monkeypatch.setattr(model, "_read", lambda text: read.append(text) or real(text))
+    monkeypatch.setattr(model, "_read", lambda texts: read.extend(texts) or real(texts))
     return read
 
 
@@ -327,7 +327,7 @@ def test_the_cache_saves_reading(cached, folders, tmp_path, monkeypatch):
     assert cached(REPORTS) == first
     assert len(read) == 5
     again = RadGraph.load(folders["radgraph", "archive"], device="cpu", cache=tmp_path / "a" / "cache")
-    monkeypatch.setattr(again, "_read", lambda text: pytest.fail("was read again"))
+    monkeypatch.setattr(again, "_read", lambda texts: pytest.fail("was read again"))
     assert again(REPORTS) == first
 
 
@@ -475,3 +475,26 @@ def test_the_sheet():
          "package": radgraph.version("radgraph"), "ckpt": "sha256:0123456789ab"},
     )  # fmt: skip
     assert len({score.signature for score in scores.values()}) == len(scores)
+
+
+SHORT = ["No pleural effusion .", "The heart is enlarged", "Left basal opacity increased", "a b 1 2"]
+LONGER = ["No left pleural effusion , clear .", "The right lungs are mildly increased .", "a b 1 2 a b ."]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_reports_of_one_shape_are_read_together_and_alike(folders, monkeypatch, model):
+    """In one pass, and with the very answers of one at a time."""
+    ours = RadGraph.load(folders[model, "extracted"], model=model, device="cpu")
+    texts = [*SHORT, *LONGER, *(f"{a} {b}" for a in SHORT for b in LONGER)]
+    # on a CPU nothing is saved, so that each is alone
+    assert ours.together == 1 and ours._alike(texts) == [[text] for text in texts]
+    alone = [ours([text])[0] for text in texts]
+    ours.together = 16
+    passes, real = [], ours._read
+    monkeypatch.setattr(ours, "_read", lambda group: passes.append(len(group)) or real(group))
+    assert ours(texts) == alone and sum(passes) == len(set(texts))
+    assert max(passes) > 2 and len(passes) < len(texts) / 2
+    assert len({json.dumps(entities, sort_keys=True) for entities in alone}) > len(texts) / 2
+    assert any(e["relations"] for report in alone for e in report.values())
+    ours.together, passes[:] = 2, []
+    assert ours(texts) == alone and max(passes) == 2
