@@ -1,13 +1,13 @@
-"""Does RadGraph take less time if reports of one shape share a forward pass, and are its answers those of one at a time?
+"""Does RadGraph take less time if reports of one shape share a forward pass? Are its answers those of one at a time?
 
 On a CPU it does not, so that there each report is read alone; on a GPU they share passes, which is not measured yet.
 Answers differ only where two labels are as good as equal and sums round otherwise; in float64 none does.
 
     CXR_DATA=FOLDER python benchmarks/radgraph_passes.py [--reports 300] [--save]
 
-The reports are findings of Open-i (CXR_DATA/iu_text), each text once. The weights are random, in files of the published
-form, with the encoder of BERT-base's depth, a third of its width, and a vocabulary learned from the reports: what a pass
-costs does not depend on the numbers. Processor time on one core; on a GPU fewer passes save more.
+The reports are findings of Open-i (CXR_DATA/iu_text), each text once. The weights are random, in files of the
+published form, with the encoder of BERT-base's depth, a third of its width, and a vocabulary learned from the reports:
+what a pass costs does not depend on the numbers. Processor time on one core; on a GPU fewer passes save more.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from eval.scores.clinical import Progress
 from eval.scores.inputs import section_named
@@ -131,7 +131,8 @@ def _several(compare: Reports | None) -> dict[str, Reports]:
         isinstance(text, str) or text is None for text in compare.values()
     )
     if several:
-        return {f"compare {name}": given for name, given in dict(compare).items()}
+        found: Mapping[str, Any] = cast(Mapping[str, Any], compare)
+        return {f"compare {name}": given for name, given in found.items()}
     return {"compare": compare}
 
 

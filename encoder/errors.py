@@ -83,8 +83,8 @@ def not_installed(error: BaseException) -> UserError | None:
     if package in ("cxr", "encoder", "vlm", "train", "eval"):
         return None
     return UserError(
-        f"this needs the package {package}, which is not installed here; `pip install cxr-vlm` brings it (scoring alone "
-        "does without: docs/install.md)"
+        f"this needs the package {package}, which is not installed here; `pip install cxr-vlm` brings it (scoring "
+        "alone does without: docs/install.md)"
     )
 
 

@@ -63,7 +63,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--profiles", nargs="+", metavar="NAME", default=None,
-        help="Overlap scores by these profiles: coco, sacrebleu-13a, plain (by default all three), r2gen-iu, r2gen-mimic.",
+        help="Overlap scores by these profiles: coco, sacrebleu-13a, plain (all by default), r2gen-iu, r2gen-mimic.",
     )  # fmt: skip
     add(
         "--clinical",
@@ -118,7 +118,7 @@ def judges_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("metrics of others (docs/guides/judges.md)").add_argument
     add(
         "--judges", nargs="+", metavar="JUDGE", default=[],
-        help="radfact, crimson (they ask a language model), ratescore, green, cxrfescore, srrbert (local weights).",
+        help="Judges: radfact, crimson (they ask a language model), ratescore, green, cxrfescore, srrbert (local weights).",
     )  # fmt: skip
     add(
         "--server", metavar="URL",

@@ -115,8 +115,7 @@ def values_of(path: Path, rated: Rated) -> tuple[list[Metric], list[str]]:
     notes = [f"{path.name}: {len(unknown)} ids are not of a rated report"] if unknown else []
     found = values.of_system("", rated.ids)
     signed = {
-        name: signature("value", of=name.replace(" ", "-"), file=f"sha256:{values.digest}")
-        for name in found
+        name: signature("value", of=name.replace(" ", "-"), file=f"sha256:{values.digest}") for name in found
     }
     # As in the scores: no name of theirs is one of ours.
     metrics = [

@@ -62,7 +62,7 @@ SPLIT_EXAMPLES = (
     ),
 )
 _REPORT = ["small left pleural effusion", "the heart is mildly enlarged", "no pneumothorax"]
-ENTAIL_EXAMPLES = (
+ENTAIL_EXAMPLES: tuple[tuple[list[str], str, list[str], bool], ...] = (
     (_REPORT, "there is fluid in the left pleural space", ["small left pleural effusion"], True),
     (_REPORT, "large left pleural effusion", [], False),
     (_REPORT, "cardiomegaly", ["the heart is mildly enlarged"], True),
@@ -173,7 +173,9 @@ def _add(sheet: Sheet, reports: Reports) -> None:
     columns = [np.where(there_N2, values_N2, 0.0)[:, 0], there_N2[:, 0]]
     columns += [np.where(there_N2, values_N2, 0.0)[:, 1], there_N2[:, 1], judged_N]
     where = sheet.columns(np.stack(columns, axis=1))
-    lack = {"whole": len(judged_N), "over": lambda sums: sums[..., 4]} if not judged_N.all() else {}
+    lack: dict[str, Any] = (
+        {"whole": len(judged_N), "over": lambda sums: sums[..., 4]} if not judged_N.all() else {}
+    )
     sheet.add(
         "radfact/f1", signature("radfact-f1", **found.choices), _f1, where, title="RadFact F1", headline=True,
         studies=lambda sums: sums[..., 4], **lack,

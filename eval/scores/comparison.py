@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +52,7 @@ class Comparison:
     """Hold what `score(..., compare=OTHER)` found."""
 
     other: str  # what it was compared with
-    scores: dict[str, Score]  # of the other predictions
+    scores: Mapping[str, Score]  # of the other predictions
     differences: list[Difference]
     problems: dict[str, list[str]]  # of the other predictions
     n_permutations: int = PERMUTATIONS
@@ -91,11 +91,12 @@ def differences(
     a_NK, b_NK = (
         np.concatenate([s.stats_NK[:, s.measures[key].where] for key in keys], axis=1) for s in (sheet, other)
     )
+    own = [m.own or m.of for m in measures]
     ends = np.cumsum([m.where.stop - m.where.start for m in measures])
 
     def metric(sums: np.ndarray) -> np.ndarray:
         parts = np.split(sums, ends[:-1], axis=-1)
-        return np.stack([m.own(part) for m, part in zip(measures, parts, strict=True)], axis=-1)
+        return np.stack([of(part) for of, part in zip(own, parts, strict=True)], axis=-1)
 
     difference, low, high = paired_interval(metric, a_NK, b_NK, patients)
     p = paired_permutation(metric, a_NK, b_NK, patients, n_permutations=n_permutations, seed=seed)

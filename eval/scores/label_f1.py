@@ -204,7 +204,7 @@ def _add_averages(
         """Positives of each condition in a mean, of the side that has more; NaN for one that is not in it."""
         return counted(lambda counts: np.where(used(counts), most(counts), np.nan))
 
-    def add(average: str, of: Of, *, said: str = "", **more: object) -> None:
+    def add(average: str, of: Of, *, said: str = "", **more: Any) -> None:
         choice = {"support": more.pop("support", None), "min_support": more.pop("min_support", None)}
         # Only there an undefined F1 counts 0.
         zero = None if choice["support"] == "either" else choices["zero"]

@@ -158,7 +158,7 @@ def _referred(before: Said, clause: Said) -> tuple[Said, Said]:
         past = cues.PAST.search(before.text)
         return (before._replace(found=tuple((c, 0) for c, _ in before.found)) if past else before), clause
     denied = [c for c, label in before.last if label == 0]
-    found = tuple((c, clause.refers) for c in denied)
+    found = () if clause.refers is None else tuple((c, clause.refers) for c in denied)
     return before, clause._replace(found=clause.found + found, last=found or before.last)
 
 
@@ -228,9 +228,9 @@ def _label_clause(clause: str) -> Said:
     labels = [(condition, label) for _, condition, label in found]
     for structure, pattern in structures:
         for mention in pattern.finditer(clause):
-            label = _state(clause, *mention.span())
-            if label is not None:
-                labels += _structure_labels(structure, label)
+            state = _state(clause, *mention.span())
+            if state is not None:
+                labels += _structure_labels(structure, state)
     return Said(tuple(labels), antecedent, clause, refers)
 
 

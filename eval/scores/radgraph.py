@@ -122,7 +122,7 @@ class RadGraph:
         called after each forward pass.
 
         On a GPU, reports of equally many words and word pieces share a forward pass, in which nothing is padded. With
-        padding the package finds relations that are not there: of a pair it masks the padding of the second entity only.
+        padding the package finds relations that are not there: of a pair it masks the second entity's padding only.
         """
         texts = sorted({text for text in reports if text.strip()}, key=lambda t: (len(t), t), reverse=True)
         found: dict[str, Entities] = {}
@@ -148,6 +148,7 @@ class RadGraph:
         return [found.get(text, {}) for text in reports]
 
     def _file(self, text: str) -> Path:
+        assert self._cache is not None
         return self._cache / f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.json"
 
     def _alike(self, texts: Sequence[str]) -> list[list[str]]:

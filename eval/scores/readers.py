@@ -138,7 +138,7 @@ def _named(placed: Sequence[tuple[str, Record]], where: str, what: str, section:
             f"{where}: no column holds an id ({', '.join(IDS[:3])}, ...) or the {what}s ({section}, "
             f"{', '.join(own[:3])}, ...); there are {shown}"
         )
-    records = []
+    records: list[Record] = []
     for number, (_, record) in enumerate(placed, 1):
         changed = {name: record.get(old) for name, old in renamed.items()}
         records.append({**record, **changed, **({"study_id": str(number)} if numbered else {})})

@@ -233,18 +233,20 @@ def add_safety(
     words, tok = LEXICON, f"plain-{VERSION}-words"
 
     def add(
-        key: str, values: Sequence, among: Sequence | None = None, count: str = "", better: Better = "neither",
-        kind: Kind = "share", **choices: object,
+        key: str, values: Sequence | np.ndarray, among: Sequence | np.ndarray | None = None, count: str = "",
+        better: Better = "neither",
+        kind: Kind = "share", **choices: Any,
     ) -> None:  # fmt: skip
         """Sum of values over sum of `among`, without it over the number of reports; the sum of `among` as `count`."""
         over = np.ones(len(pairs)) if among is None else among
         where = sheet.columns(np.array([values, over], dtype=np.float64).T)
         title = SHOWN[key][0] if key in SHOWN else key
-        more = {"title": title, "better": better, "kind": kind}
+        more: dict[str, Any] = {"title": title, "better": better, "kind": kind}
         # Of a ratio of words the second column is no count of studies.
-        (sheet.add if key == "words/ratio" else sheet.add_ratio)(
-            key, signature(key, **choices), *((ratio,) if key == "words/ratio" else ()), where, **more
-        )
+        if key == "words/ratio":
+            sheet.add(key, signature(key, **choices), ratio, where, **more)
+        else:
+            sheet.add_ratio(key, signature(key, **choices), where, **more)
         if count:
             sheet.add(
                 count,
@@ -257,7 +259,13 @@ def add_safety(
 
     timed = [bool(ref.temporal or hyp.temporal) for ref, hyp in pairs]
     scores_N3 = np.array([temporal_scores(*pair) for pair in pairs]).reshape(-1, 3)
-    choices = {"words": words, "match": "stem-sets", "avg": "report", "one_side": 0, "neither": "left-out"}
+    choices: dict[str, Any] = {
+        "words": words,
+        "match": "stem-sets",
+        "avg": "report",
+        "one_side": 0,
+        "neither": "left-out",
+    }
     for i, (name, count) in enumerate((("precision", ""), ("recall", ""), ("f1", "temporal-f1/reports"))):
         add(f"temporal-{name}", scores_N3[:, i], timed, count, "higher", "fraction", **choices)
 

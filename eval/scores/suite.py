@@ -122,7 +122,7 @@ def score(
             *r2gen.not_computed(profiles),
             *unusable(),
             *failed,
-        ],  # fmt: skip
+        ],
         problems=pairs.problems,
         studies=_per_study(pairs, *reports.labels["label-f1"]),
         settings={
@@ -215,6 +215,7 @@ def _judge(
 ) -> None:
     """Let the judges read all systems before any is scored: what one is not judged on is left out of all."""
     judges, pairs = protocol.judges, protocol.pairs
+    assert judges is not None
     systems = {name: protocol.reports(other.predictions, system=name) for name, other in others.items()}
     baselines = {name: protocol.reports(texts, system=name) for name, _, texts in ready}
     judges.judge({"": reports, **systems}, baselines, protocol.progress)

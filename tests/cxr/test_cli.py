@@ -390,7 +390,10 @@ def test_a_training_ends_with_its_own_status_and_one_line(tmp_path, capfd, monke
     said, told = capfd.readouterr()
     *log, last = told.splitlines()
     assert last == f"train.probe: {out} is a file; choose another --out" and not said
-    assert log == ["", f"runs: accelerate launch -m train.probe --data data.csv --encoders pixels --out {out}"]
+    assert log == [
+        "",
+        f"runs: accelerate launch -m train.probe --data data.csv --encoders pixels --out {out}",
+    ]
 
 
 def test_studies_check(tmp_path, capsys):

@@ -19,7 +19,9 @@ from eval.scores.label_f1 import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
-CASES = [case for path in sorted(GOLDEN.glob("*.json")) for case in json.loads(path.read_text()).get("cases", ())]
+CASES = [
+    case for path in sorted(GOLDEN.glob("*.json")) for case in json.loads(path.read_text()).get("cases", ())
+]
 
 
 def statistics(references, hypotheses, tokens=str.split):

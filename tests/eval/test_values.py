@@ -144,4 +144,6 @@ def test_r2gens_profile_is_there_when_asked_for():
     assert {"r2gen/mimic/cider", "r2gen/mimic/rouge-2", "bleu-4/coco"} <= found.scores.keys()
     assert "rouge-l/plain" not in found.scores and "METEOR 1.5" in {m.name for m in found.not_computed}
     assert "R2Gen's profile" in str(found)
-    assert "METEOR 1.5" not in {m.name for m in score(PREDICTIONS, STUDIES, clinical_models="none").not_computed}
+    assert "METEOR 1.5" not in {
+        m.name for m in score(PREDICTIONS, STUDIES, clinical_models="none").not_computed
+    }
