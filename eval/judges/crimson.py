@@ -152,4 +152,5 @@ def _prompt(made: type[Any], context: Mapping[str, str], guidelines: bool) -> li
 
 
 JUDGE = Judge("crimson", "CRIMSON", _open, asks=True)
-FAMILY = family_of(JUDGE)
+# above -1 and at most 1
+FAMILY = family_of(JUDGE, kind="number")

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -180,19 +180,21 @@ def verdicts_of(reports: Reports, judge: str) -> Verdicts | None:
     return found
 
 
-def add_mean(sheet: Sheet, key: str, values_N: np.ndarray, found: Verdicts, **shown: object) -> None:
+def add_mean(sheet: Sheet, key: str, values_N: np.ndarray, found: Verdicts, **shown: Any) -> None:
     """Put the mean of a judge's values (N,) on a sheet, with how many studies have one where some have none."""
     lack = np.isnan(values_N).any()
-    over = {"whole": len(values_N), "over": lambda sums: sums[..., 1]} if lack else {}
+    over: dict[str, Any] = {"whole": len(values_N), "over": lambda sums: sums[..., 1]} if lack else {}
     sheet.add_mean(key, signature(key.replace("/", "-"), **found.choices), values_N, **over, **shown)
 
 
-def family_of(judge: Judge) -> Family:
-    """Return the family of a judge that says one number a study, the higher the better."""
+def family_of(judge: Judge, **shown: Any) -> Family:
+    """Return the family of a judge that says one number a study, higher is better; `shown` is as in `Sheet.add`."""
 
     def add(sheet: Sheet, reports: Reports) -> None:
         if found := verdicts_of(reports, judge.name):
-            add_mean(sheet, judge.name, found.values_NK[:, 0], found, title=judge.title, headline=True)
+            add_mean(
+                sheet, judge.name, found.values_NK[:, 0], found, title=judge.title, headline=True, **shown
+            )
 
     return Family(judge.name, judge.title, add, known=(judge.name,))
 

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODEL = "stub-7b"
+# A fault that begins so is an answer that was cut off.
+CUT = "cut off: "
 
 
 def sentences(text: str) -> list[str]:
@@ -90,7 +92,10 @@ class Stub:
                 elif isinstance(fault, int):
                     return fault, {"error": {"message": f"I cannot do {question}"}}
                 else:
-                    return 200, _completion(fault)
+                    done = _completion(fault.removeprefix(CUT))
+                    if fault.startswith(CUT):
+                        done["choices"][0]["finish_reason"] = "length"
+                    return 200, done
         if wanted and not self.schemas:
             return 400, {"error": {"message": "response_format"}}
         if "Reference Findings" in question:

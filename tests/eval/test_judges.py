@@ -7,6 +7,7 @@ import json
 import socket
 import stat
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from eval import ScoreError, judges
 from eval.judges import crimson, radfact
 from eval.judges.server import Server
 from eval.scores.family import Reports
-from tests.eval.judging import MODEL, Stub, serving
+from tests.eval.judging import CUT, MODEL, Stub, serving
 from tests.eval.judging import crimson as crimson_rule
 
 # The word that no message may show.
@@ -141,9 +142,10 @@ def test_ctrl_c_does_not_wait_for_an_answer(stub):
         if done == 2:
             raise KeyboardInterrupt
 
-    found = panel(stub, parallel=3)
+    found, began = panel(stub, parallel=3), time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         found.judge({"": reports()}, {}, interrupt)
+    assert time.monotonic() - began < 10
     stub.faults = {}
     found.judge({"": reports()}, {})
     assert found.verdicts["radfact"][""].judged_N.all()
@@ -151,7 +153,16 @@ def test_ctrl_c_does_not_wait_for_an_answer(stub):
 
 @pytest.mark.parametrize(
     ("fault", "tries"),
-    [(500, 3), (429, 3), (400, 2), ("no JSON, Edema", 1), ("{}", 1), ('{"phrases": [1]}', 1), ("[]", 1)],
+    [
+        (500, 3),
+        (429, 3),
+        (400, 2),
+        ("no JSON, Edema", 1),
+        (f'{CUT}{{"phrases": ["x"]}}', 1),
+        ("{}", 1),
+        ('{"phrases": [1]}', 1),
+        ("[]", 1),
+    ],
 )
 def test_a_study_without_a_readable_answer_is_left_out(stub, capsys, fault, tries):
     stub.faults = {SECRET: fault}

@@ -49,6 +49,8 @@ class RaTEScore:
         MADE.append(("RaTEScore", (bert_model, eval_model, use_gpu)))
 
     def compute_score(self, candidate_list, reference_list):
+        if not any(candidate_list) or not any(reference_list):
+            raise IndexError("no sentence")
         # as the package does: a side without a sentence has no entry, and the rest is paired with others
         logging.getLogger("RuSH").error(reference_list)
         both = zip([c for c in candidate_list if c], [r for r in reference_list if r], strict=False)
