@@ -113,7 +113,7 @@ def cases(refs: list[str], hyps: list[str]) -> dict[str, tuple[Callable[[], obje
             lambda: bleu_coco(split_bleu(refs, hyps).sum(0))[3], lambda: radeval("bleu")["bleu"]
         ),
         "ROUGE-1, 2, L with stems, RadEval": (
-            stems, lambda: [radeval("rouge")[k] for k in ("rouge1", "rouge2", "rougeL")]
+            stems, lambda: list(radeval("rouge").values())
         ),
         "BLEU-4 13a, sacrebleu": (thirteen_a, lambda: BLEU().corpus_score(hyps, [refs]).score / 100),
         "METEOR without WordNet, nltk": (meteors, nltk_meteors),
