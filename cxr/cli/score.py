@@ -118,7 +118,7 @@ def judges_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("metrics of others (docs/guides/judges.md)").add_argument
     add(
         "--judges", nargs="+", metavar="JUDGE", default=[],
-        help="Judges: radfact, crimson (they ask a language model), ratescore, green, cxrfescore, srrbert (local weights).",
+        help="Judges: radfact, crimson (ask a language model), ratescore, green, cxrfescore, srrbert (local weights).",
     )  # fmt: skip
     add(
         "--server", metavar="URL",
