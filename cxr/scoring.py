@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from eval.judges.panel import Panel
 from eval.scores.clinical import Progress
 from eval.scores.inputs import section_named
 from eval.scores.lexical import PROFILES
@@ -39,6 +40,7 @@ def score(
     seed: int = 0,
     training: Reports | None = None,
     values: Reports | None = None,
+    judges: Panel | None = None,
     reference_labels: str = "text",
     profiles: Sequence[str] = tuple(PROFILES),
     min_support: int = 30,
@@ -118,6 +120,7 @@ def score(
         groups=groups,
         training=bank,
         values=None if values is None else _rows(values),
+        judges=judges,
         progress=progress,
         **settings._asdict(),
     )

@@ -23,6 +23,8 @@ import numpy as np
 
 from eval.resampling import Metric, patient_sums
 
+NOTHING = 1e-6
+"""As good as 0, or as 1 less this as good as 1."""
 Kind = Literal["share", "f1", "fraction", "number"]
 LEAST_PATIENTS = 5
 """With fewer, an interval spans half of the scale and more."""
@@ -83,10 +85,11 @@ class Jackknife:
             return low, high, ""
         se = float(standard_error(self.values(of)))
         t = self.quantile(level)
-        if kind == "fraction" and not 0 < value < 1:
+        # BLEU of captioning adds tiny numbers, so that a perfect text is not quite 1.
+        if kind == "fraction" and abs(value - (end := round(value))) < NOTHING:
             # Every patient has the same, 0 or 1: each is one trial.
-            low, high = wilson(value, self.effective, t)
-            return low, high, ""
+            low, high = wilson(float(end), self.effective, t)
+            return min(low, value), max(high, value), ""
         if se <= 1e-12 * abs(value):
             return float("nan"), float("nan"), "equal for all patients"
         if kind == "number":

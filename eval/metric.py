@@ -55,8 +55,10 @@ class metric:
         needed = self.family.needs(key)
         self._models = clinical.load(needed, settings.weights, settings.device)[0] if needed else None
         # An unknown key is refused now, not in the first batch.
-        measure = self._score(["Clear.", "Clear."], ["Clear.", "Clear."])[1]
+        sheet, measure = self._score(["Clear.", "Clear."], ["Clear.", "Clear."])
         self.better = measure.better
+        # Some are not defined of a single report, such as means over frequent conditions.
+        self._of_one = not np.isnan((measure.each or measure.of)(sheet.stats_NK)).any()
 
     def __repr__(self) -> str:
         return f"metric({self.key!r})"
@@ -79,8 +81,9 @@ class metric:
             raise ScoreError(f"the references belong in a column {self.column!r}, which is missing")
         written = [_last(c) for c in texts("completions", completions)]
         values = self.per_sample(columns[self.column], written)
-        # A score that is not defined of a report neither rewards nor punishes it.
-        return [float(v) for v in np.nan_to_num(-values if self.better == "lower" else values)]
+        values = -values if self.better == "lower" else values
+        # One that is not defined of this report neither rewards nor punishes it.
+        return [float(v) for v in (np.nan_to_num(values) if self._of_one else values)]
 
     def _score(self, references: Sequence[Any], predictions: Sequence[str]) -> tuple[Sheet, Measure]:
         several = [_references(given) for given in texts("references", references)]

@@ -216,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
             worst=args.worst,
             known=shown_of(args, [row["study_id"] for row in scores.worst(args.worst)]),
             facts=about(
-                model=models_of(args.predictions),
+                model=models_of(args.predictions, args.section),
                 files=[p for p in (args.predictions, args.studies, args.floors, *args.compare) if p],
                 command=getattr(args, "command_line", ""),
             ),
@@ -272,13 +272,13 @@ def shown_of(args: argparse.Namespace, study_ids: Iterable[str]) -> dict[str, di
     """Say what the page shows of each study beside its texts: films, indication, age, sex, and its warnings."""
     wanted = set(study_ids)
     known: dict[str, dict[str, Any]] = {name: {} for name in wanted}
-    if args.studies and args.studies.suffix.lower() != ".csv":
+    if args.studies and args.studies.suffix.lower() == ".jsonl":
         try:
             known |= films_of(wanted, args.studies)
         # Scoring is content with less than a studies file has to hold.
         except (ValueError, ModuleNotFoundError) as error:
             tell(f"the page has no X-rays: {error}")
-    for row in _predicted(args.predictions):
+    for row in _predicted(args.predictions, args.section):
         if (name := str(row["study_id"])) in known:
             warned = [w for w in row.get("warnings") or () if isinstance(w, dict)]
             said = [f"{w.get('code')}: {w.get('message')}" for w in warned]
@@ -286,15 +286,17 @@ def shown_of(args: argparse.Namespace, study_ids: Iterable[str]) -> dict[str, di
     return known
 
 
-def models_of(predictions: Path) -> str:
+def models_of(predictions: Path, section: str = "findings") -> str:
     """Name the models of a predictions file."""
-    return ", ".join(dict.fromkeys(str(row["model"]) for row in _predicted(predictions) if row.get("model")))
+    return ", ".join(
+        dict.fromkeys(str(row["model"]) for row in _predicted(predictions, section) if row.get("model"))
+    )
 
 
-def _predicted(predictions: Path) -> list[Any]:
+def _predicted(predictions: Path, section: str = "findings") -> list[Any]:
     from eval.scores.readers import load
 
-    return load(predictions, "prediction")
+    return load(predictions, "prediction", section)
 
 
 def films_of(study_ids: Iterable[str], listing: Path) -> dict[str, dict[str, Any]]:

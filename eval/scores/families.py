@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 
@@ -14,14 +15,17 @@ from eval.scores.sheet import Sheet
 
 GROUP = "cxr.metrics"
 """Entry points of this group name a Family: `exclamations = "my_package.marks:FAMILY"`."""
-OURS = (
-    label_f1.FAMILY,
-    *clinical.FAMILIES,
-    lexical.FAMILY,
-    r2gen.FAMILY,
-    values.FAMILY,
-    *JUDGES,
-    safety.FAMILY,
+OURS = tuple(
+    replace(family, ours=True)
+    for family in (
+        label_f1.FAMILY,
+        *clinical.FAMILIES,
+        lexical.FAMILY,
+        r2gen.FAMILY,
+        values.FAMILY,
+        *JUDGES,
+        safety.FAMILY,
+    )
 )
 
 
@@ -56,10 +60,12 @@ def _family(point: metadata.EntryPoint) -> tuple[Family | None, str]:
     try:
         family = point.load()
     # A package of others may break in any way; it costs its own scores and no others.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return None, f"{point.value} cannot be imported ({type(error).__name__}: {error})"
     if not isinstance(family, Family):
-        return None, f"{point.value} is a {type(family).__name__}, not an eval.scores.family.Family"
+        return None, f"{point.value} is {type(family).__name__}, not an eval.scores.family.Family"
+    if not isinstance(family.name, str) or not all(isinstance(part, str) for part in family.first_parts):
+        return None, f"{point.value} has a name that is no text"
     return family, ""
 
 
@@ -80,7 +86,10 @@ def sheet_of(reports: Reports, **choices: object) -> tuple[Sheet, list[NotComput
     for family in families():
         try:
             family.put(sheet, reports)
-        except Exception as error:
+            if family not in OURS:
+                sheet.check(family.name)
+        # One of another package may even end the program.
+        except (Exception, SystemExit) as error:
             if family in OURS:
                 raise
             why = f"it failed on these reports ({type(error).__name__}: {error})"

@@ -102,6 +102,7 @@ class Family:
     known: tuple[str, ...] = ()
     # Whether it takes all references of a study; else the closest is its reference.
     several: bool = False
+    ours: bool = False
 
     @property
     def first_parts(self) -> tuple[str, ...]:
@@ -127,8 +128,13 @@ class Family:
         own = [s for s in scores.scores.values() if getattr(s, "family", "") == self.name]
         if not own:
             return []
-        if self.tables:
-            return self.tables(scores)
+        try:
+            if self.tables:
+                return self.tables(scores)
+        # That of another package costs its own table; the numbers are shown all the same.
+        except (Exception, SystemExit):
+            if self.ours:
+                raise
         return [Grid(self.title, ("", "predictions"), [(s.title, s) for s in own], section=self.name)]
 
     @classmethod

@@ -56,7 +56,7 @@ def floor_reports(
         files, absent = baselines.read_floors(floors)
     for name, predictions in files.items():
         try:
-            aligned = align(predictions, pairs.studies, pairs.section)
+            aligned = align(predictions, pairs.studies, pairs.section, by_order=pairs.by_order)
         except ScoreError as error:
             raise ScoreError(f"floor {name!r}: {error}") from error
         missed = sum(not text for text in aligned.predictions)

@@ -96,21 +96,29 @@ SECTIONS = {
 }  # fmt: skip
 
 
-_HEADING = re.compile(r"(?:^|[\s.])(?P<name>findings?|impressions?|conclusions?)\s*:", re.IGNORECASE)
+# At the beginning of a text, of a line or of a sentence, or with a capital; "prior findings:" is none.
+_HEADING = re.compile(
+    r"(?:(?:^|(?<=[\n.!?:]))[\s*#_]*(?P<name>findings?|impressions?|conclusions?)\b[*_]*(?:\s*:|[ \t]*\n)[*_]*"
+    r"|(?<=\s)(?P<inside>(?-i:F|I|C)(?:indings?|mpressions?|onclusions?))\s*:)",
+    re.IGNORECASE,
+)
+# What may stand before the first of them: nothing, or sections that begin with a heading of their own.
+_BEFORE = re.compile(r"[\s*#_]*(?:(?i:final report)|[A-Z][A-Z /]{3,30}\s*:)")
 
 
 def headed(value: object) -> dict[str, str]:
-    """Return the sections of a text that begins with a heading, by name; {} for a text without."""
+    """Return the sections of a report with headings, by name; {} for a text without. Parts of one name are joined."""
     if not isinstance(value, str):
         return {}
     marks = list(_HEADING.finditer(value))
-    if not marks or value[: marks[0].start()].strip():
+    before = value[: marks[0].start()] if marks else ""
+    if not marks or (before.strip(" *#_\n\r\t") and not _BEFORE.match(before)):
         return {}
-    ends = [mark.start() + 1 for mark in marks[1:]] + [len(value)]
+    ends = [mark.start() for mark in marks[1:]] + [len(value)]
     parts: dict[str, str] = {}
     for mark, end in zip(marks, ends, strict=True):
-        name = "findings" if mark["name"].lower().startswith("finding") else "impression"
-        parts.setdefault(name, value[mark.end() : end].strip())
+        name = "findings" if (mark["name"] or mark["inside"]).lower().startswith("finding") else "impression"
+        parts[name] = " ".join(filter(None, (parts.get(name), value[mark.end() : end].strip())))
     return parts
 
 
@@ -133,8 +141,9 @@ class Pairs:
     section: Section = SECTIONS["findings"]  # which of a record's texts; floors are read alike
     # All references of each study where some have several; `references` then holds the first.
     several: list[list[str]] | None = None
-    # Which columns were taken for others.
+    # Which columns were taken for others, and whether the texts had no ids.
     said: list[str] = field(default_factory=list)
+    by_order: bool = False
 
     def __len__(self) -> int:
         return len(self.study_ids)
@@ -157,10 +166,15 @@ def report_text(value: object) -> tuple[str, str | None]:
 
 
 def align(
-    predictions: Source, references: Source | None = None, section: Section = SECTIONS["findings"]
+    predictions: Source,
+    references: Source | None = None,
+    section: Section = SECTIONS["findings"],
+    *,
+    by_order: bool = False,
 ) -> Pairs:
     """Bring predictions to references by `study_id`, by the POLICIES. Without references each prediction brings its
-    own, as `reference`, which is of the one section that is scored.
+    own, as `reference`, which is of the one section that is scored. `by_order` says that the references have numbers
+    for ids, since they had none.
 
     Raises ScoreError if a source cannot be read, if no reference has the section, or if no prediction has it.
     """
@@ -186,7 +200,13 @@ def align(
         listed = other.records
         pairs.said += [other.said] if other.said else []
         _check_side(listed[0], "references", references)
-        _check_order(read, other)
+        if not (by_order and read.numbered):
+            _check_order(read, other)
+        elif len(predicted) != len(listed):
+            raise ScoreError(
+                f"{len(predicted)} predictions but {len(listed)} references: they are paired by order"
+            )
+    pairs.by_order = by_order or read.numbered
     _check_section(predicted, section, f"{predictions}: " if isinstance(predictions, str | Path) else "")
     for record in predicted:
         key = str(record["study_id"])

@@ -56,7 +56,8 @@ REPORT = _set(
     tube tubes line lines drain drains catheter catheters device devices wires hardware leads port bony
     osseous spine spinal scoliosis kyphosis osteopenia bones thickening scar scars scarring density densities
     shadow collapse infection inflammatory tumor tumour neoplasm carcinoma prosthesis intubated extubated
-    extubation stimulator
+    extubation stimulator pathology pathological trapping tb volume volumes mets metastasis asbestos plaque
+    plaques honeycombing miliary lymphangitic embolus pe ild nil base bases ij ng og tip stripe paratracheal
     """
 )
 """Words of which a short report may consist, whatever it is of."""

@@ -25,7 +25,19 @@ from typing import Any
 Record = Mapping[str, Any]
 Source = str | Path | Iterable[Record]
 
-IDS = ("study_id", "id", "study", "case_id", "report_id", "image_id", "dicom_id", "uid")
+IDS = (
+    "study_id",
+    "id",
+    "studyid",
+    "study",
+    "case_id",
+    "report_id",
+    "image_id",
+    "dicom_id",
+    "uid",
+    "filename",
+    "accession",
+)
 PREDICTED = (
     "prediction", "predictions", "predicted", "generated", "generated_report", "generated_text", "model_prediction",
     "candidate", "candidate_report", "hypothesis", "hyp", "output",
@@ -36,6 +48,8 @@ REFERENCES = (
 )  # fmt: skip
 PLAIN = ("report", "text")
 """Names of a text whose side the file says."""
+BESIDE = ("patient_id", "subject_id", "age", "sex", "gender", "view", "indication", "split", "model")
+"""Columns that may stand beside texts without ids; any other may be an id of another name."""
 SECTIONS = ("findings", "impression")
 
 
@@ -110,14 +124,19 @@ def rows_of(source: Source, what: str) -> list[tuple[str, Record]]:
 def _named(placed: Sequence[tuple[str, Record]], where: str, what: str, section: str) -> Loaded:
     """Give the columns their names of the contracts."""
     keys = {key for _, record in placed for key in record}
+    # "Study ID" and "Ground Truth" are names, too; those of the contracts are taken as they are.
+    known = {*IDS, *PREDICTED, *REFERENCES, *PLAIN, *SECTIONS}
+    spelt = {like: key for key in sorted(keys) if (like := _like(key)) in known and like not in keys}
+    if spelt:
+        placed = [(place, {**r, **{like: r.get(key) for like, key in spelt.items()}}) for place, r in placed]
+        keys |= spelt.keys()
     predicted = what == "prediction"
     own = PREDICTED if predicted else REFERENCES
     column = next((name for name in IDS if name in keys), None)
     renamed = {} if column in (None, "study_id") else {"study_id": column}
-    # A row of ours names its model; in a table of others, "generated" beside "findings" is the prediction.
-    ours = "model" in keys or "decoding" in keys
+    # "generated" beside "findings" is the prediction.
     texts = [name for name in own if name in keys]
-    if section in SECTIONS and texts and (section not in keys or (predicted and not ours)):
+    if section in SECTIONS and texts and (section not in keys or predicted):
         if len(texts) > 1:
             raise ScoreError(
                 f"{where}: which column holds the {what}s, {' or '.join(map(repr, texts))}? Leave one, or call it "
@@ -129,6 +148,10 @@ def _named(placed: Sequence[tuple[str, Record]], where: str, what: str, section:
     if predicted and "reference" not in keys:
         others = [name for name in REFERENCES if name in keys]
         others += [section] if section in renamed and section in keys else []
+        if len(others) > 1:
+            raise ScoreError(
+                f"{where}: which column holds the references, {' or '.join(map(repr, others))}? Leave one"
+            )
         if others:
             renamed["reference"] = others[0]
     numbered = column is None
@@ -138,13 +161,30 @@ def _named(placed: Sequence[tuple[str, Record]], where: str, what: str, section:
             f"{where}: no column holds an id ({', '.join(IDS[:3])}, ...) or the {what}s ({section}, "
             f"{', '.join(own[:3])}, ...); there are {shown}"
         )
+    if numbered:
+        texts_of = {section, *renamed.values(), *PREDICTED, *REFERENCES, *PLAIN, *SECTIONS, *BESIDE}
+        if unread := sorted(key for key in keys if _like(key) not in texts_of):
+            shown = ", ".join(
+                repr(key) if re.fullmatch(r"[\w :-]{1,30}", str(key)) else "..." for key in unread
+            )
+            raise ScoreError(
+                f"{where}: no column holds an id ({', '.join(IDS[:2])}, ...), and {shown} may be one; call it "
+                "'study_id', or leave it out to pair the texts by their order"
+            )
     records: list[Record] = []
     for number, (_, record) in enumerate(placed, 1):
         changed = {name: record.get(old) for name, old in renamed.items()}
         records.append({**record, **changed, **({"study_id": str(number)} if numbered else {})})
-    taken = [f"{name} from {old!r}" for name, old in renamed.items()]
+    taken = [
+        f"{name} from {spelt.get(old, old)!r}" for name, old in {**{k: k for k in spelt}, **renamed}.items()
+    ]
     taken = ["paired by order", *taken] if numbered else taken
     return Loaded(records, numbered, f"{what}s: {', '.join(taken)}" if taken else "")
+
+
+def _like(name: object) -> str:
+    """Return a column's name in lower case, with underscores."""
+    return re.sub(r"[\s-]+", "_", str(name).strip().lower())
 
 
 def read_text(path: Path, what: str) -> str:
@@ -203,15 +243,24 @@ def _read_json(path: Path, what: str) -> Iterable[tuple[str, Any]]:
 def _read_table(path: Path, what: str) -> Iterable[tuple[str, Any]]:
     """Rows of a CSV or TSV file; an empty cell becomes null, `age` a number, `view` the image's. A single column
     without a heading holds reports."""
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    lines = csv.reader(io.StringIO(read_text(path, what), newline=""), delimiter=delimiter, strict=True)
+    text = read_text(path, what).lstrip("\r\n")
+    known = {*IDS, *PREDICTED, *REFERENCES, *PLAIN, *SECTIONS}
+    first = text.partition("\n")[0].rstrip("\r")
+    # Spreadsheets of many countries write semicolons.
+    named = [d for d in ",;\t" if d in first and known & {_like(n.strip('"')) for n in first.split(d)}]
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else (named or [","])[0]
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(lines, [])
-        known = {*IDS, *PREDICTED, *REFERENCES, *PLAIN, *SECTIONS}
-        alone = len(header) == 1 and header[0] not in known
+        alone = len(header) == 1 and _like(header[0]) not in known
+        if alone and re.fullmatch(r"\w*(?: \w+){0,2}", header[0].strip()):
+            raise ScoreError(
+                f"{path}: the one column begins with {header[0][:30]!r}: is that a heading or a report? Call a column "
+                "of reports 'report', and end a report with a full stop"
+            )
         if twice := [name for name in header if header.count(name) > 1]:
             raise ScoreError(f"{path}: there are several columns {twice[0]!r}")
-        if len(header) > 1 and not known.intersection(header):
+        if len(header) > 1 and not known.intersection(map(_like, header)):
             raise ScoreError(
                 f"{path}: the first line names no column that is known: an id ({', '.join(IDS[:3])}, ...) and "
                 f"findings, impression, {PREDICTED[0]}, {REFERENCES[0]} or the like"

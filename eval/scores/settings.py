@@ -83,6 +83,7 @@ def names(
     """Return one name, or several, of those of a `kind` that are `known`. Raises ScoreError for anything else."""
     accepted = ", ".join((*also, *known))
     found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    found = tuple(dict.fromkeys(found)) if all(isinstance(one, str) for one in found) else found
     for one in found:
         if not isinstance(one, str):
             raise ScoreError(f"{name} are names, of {accepted}, not {_shown(one)}")

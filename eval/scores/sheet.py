@@ -160,6 +160,23 @@ class Sheet:
         counted = {"studies": lambda sums: sums[..., 1], "units": lambda sums: sums[..., 1]}
         self.add(key, signature, ratio, where, **{**counted, **shown})
 
+    def check(self, family: str) -> None:
+        """Try the functions of a family's measures. Raises ValueError for one that gives another shape than it takes,
+        and whatever a function raises."""
+        stats_NK = self.stats_NK
+        for key, measure in self.measures.items():
+            if measure.family != family:
+                continue
+            if measure.better not in ("higher", "lower", "neither"):
+                raise ValueError(f"{key}: better is {measure.better!r}; accepted are higher, lower, neither")
+            total = measure.at(stats_NK.sum(axis=0))(stats_NK.sum(axis=0))
+            each = (measure.each or measure.of)(stats_NK)
+            if np.shape(total) != () or np.shape(each) != (self.n,):
+                raise ValueError(
+                    f"{key}: sums of shape (K,) and ({self.n}, K) make {np.shape(total)} and {np.shape(each)}, where "
+                    f"() and ({self.n},) are wanted"
+                )
+
     def drop(self, family: str) -> None:
         """Remove the measures of a family."""
         self.measures = {k: m for k, m in self.measures.items() if m.family != family}

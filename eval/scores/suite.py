@@ -84,6 +84,10 @@ def score(
         clinical_models=clinical_models, weights=weights, device=device,
     )  # fmt: skip
     pairs = align(predictions, references, section_named(section))
+    if pairs.several:
+        # Of several references the closest that can be judged stands for all where one is needed.
+        usable = [[r for r in refs if judged(r)] or refs for refs in pairs.several]
+        pairs.references = closest(usable, pairs.predictions)
     patient_ids = patients(pairs, groups)
     # Said once, and not beside every number.
     few = too_few_patients(len(set(patient_ids)))
@@ -92,10 +96,13 @@ def score(
     reference_N14, source = _reference_labels(pairs, reference_labels)
     _note_unjudged(pairs, reference_N14)
     ready, no_floors = floor_reports(pairs, floors, training)
-    others = {name: align(other, pairs.studies, pairs.section) for name, other in _systems(compare).items()}
+    others = {
+        name: align(other, pairs.studies, pairs.section, by_order=pairs.by_order)
+        for name, other in _systems(compare).items()
+    }
     given = read_values(values) if values is not None else None
     if given:
-        given.check_systems([*(name for name, _, _ in ready), *others], list(others))
+        given.check_systems([*(name for name, _, _ in ready), *others], list(others), pairs.study_ids)
     models, without = clinical.load(clinical_models, weights, device)
     protocol = _Protocol(
         pairs, reference_N14, source, patient_ids, intervals, seed, min_support,
@@ -166,7 +173,8 @@ class _Protocol:
         several = self.pairs.several
         references = closest(several, texts) if several else self.pairs.references
         return Reports(
-            references, texts, self.pairs.studies, several, self.reference_N14 if not several else None,
+            references, texts, self.pairs.studies, several,
+            self.reference_N14 if not several or self.source != "text" else None,
             label_source=self.source, min_support=self.min_support, models=self.models,
             read_references=None if several else self.read, progress=self.progress, values=self.values,
             study_ids=self.pairs.study_ids, profiles=self.profiles, judges=self.judges, **settings,

@@ -29,6 +29,8 @@ from eval.signature import signature
 
 COLUMNS = ("study_id", "name", "value", "better")
 OWN = ("", "predictions")
+LARGEST = 1e12
+"""A greater number is no value of a report, and its sums are not exact."""
 
 
 @dataclass
@@ -54,9 +56,9 @@ class Values:
             found[name] = np.array([given.get(key, math.nan) for key in study_ids])
         return found
 
-    def check_systems(self, known: list[str], compared: list[str]) -> None:
-        """Raise ScoreError for a system that nothing here is called, and for one that is `compared` on other studies
-        than the predictions have values for."""
+    def check_systems(self, known: list[str], compared: list[str], study_ids: list[str]) -> None:
+        """Raise ScoreError for a system that nothing here is called, for one that is `compared` on other studies than
+        the predictions have values for, and for values of which none is of a study that is scored."""
         for name, values in self.names.items():
             for system in values.of.keys() - {"", *known}:
                 there = ", ".join(map(repr, known)) or "none"
@@ -64,6 +66,12 @@ class Values:
                     f"values of {name}: no system is called {system!r}; leave it empty for the predictions; others are "
                     f"{there}"
                 )
+            for system, given in values.of.items():
+                if not given.keys() & set(study_ids):
+                    raise ScoreError(
+                        f"values of {name}{f' for {system!r}' if system else ''}: none is of a study that is scored "
+                        f"(they name {next(iter(given))!r}, ...; scored are {study_ids[0]!r}, ...)"
+                    )
             for system in compared:
                 if system in values.of and values.of[system].keys() != values.of.get("", {}).keys():
                     raise ScoreError(
@@ -100,7 +108,7 @@ def read_values(source: Source) -> Values:
             raise ScoreError(
                 f"{place}: {name} is better when {better} here, and {entry.better} in an earlier line"
             )
-        of, key = entry.of.setdefault(system, {}), str(row["study_id"])
+        of, key = entry.of.setdefault(system, {}), str(row["study_id"]).strip()
         if key in of:
             raise ScoreError(f"{place}: study {key!r} has a second value of {name}")
         of[key] = value
@@ -111,9 +119,9 @@ def read_values(source: Source) -> Values:
 def _number(place: str, value: Any) -> float:
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
-    if isinstance(value, bool) or not math.isfinite(found):
+    if isinstance(value, bool) or not abs(found) <= LARGEST:
         raise ScoreError(
             f"{place}: a value is a number, not {str(value)[:20]!r}; leave a study out that has none"
         )

@@ -111,7 +111,7 @@ def test_families_of_others_that_cannot_be_used_are_named(points):
     assert families.families()[len(families.OURS) :] == (points[3]._family,)
     why = {missing.name: missing.reason for missing in families.unusable()}
     assert "cannot be imported (ImportError: no torch)" in why["broken"]
-    assert "is a int, not" in why["number"] and "those of cxr do" in why["thief"]
+    assert "is int, not" in why["number"] and "those of cxr do" in why["thief"]
     assert "as those of package:first do" in why["second"]
 
 
@@ -129,3 +129,19 @@ def test_a_family_makes_its_own_keys_alone():
     family = Family("mine", "Mine", lambda sheet, reports: sheet.add_mean("yours", "yours", [1.0]))
     with pytest.raises(ValueError, match="the family 'mine' made the score 'yours'"):
         family.put(Sheet(1), Reports(["a"], ["b"], [{}]))
+
+
+@pytest.mark.parametrize("of", [lambda sums: 1 / 0, lambda sums: sums, lambda sums: 1.0])
+def test_functions_of_sums_that_fail_cost_their_family_alone(points, of):
+    points.append(Point("p", Family.of_sums("bad", "Bad", lambda reports: [[1.0]] * len(reports), of)))
+    sheet, failed = families.sheet_of(Reports(["Clear."] * 2, ["Clear."] * 2, [{}] * 2))
+    assert "bad" not in sheet.measures and [m.name for m in failed] == ["bad"]
+
+
+def test_a_package_that_ends_the_program_costs_itself_alone(points):
+    def end(reports):
+        raise SystemExit(5)
+
+    points += [Point("a", one("ends", end)), Point("b", SystemExit(3))]
+    _, failed = families.sheet_of(Reports(["Clear."], ["Clear."], [{}]))
+    assert [m.name for m in failed] == ["ends"] and [m.name for m in families.unusable()] == ["b"]

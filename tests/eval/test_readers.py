@@ -119,7 +119,8 @@ def test_headings_are_counted_and_both_sections_are_found_below_them():
     )  # fmt: skip
     assert both["rouge-l/coco"].value == 1
     assert (
-        headed("Findings: a. Findings: b.") == {"findings": "a."} and headed(None) == headed("Clear.") == {}
+        headed("Findings: a. Findings: b.") == {"findings": "a. b."}
+        and headed(None) == headed("Clear.") == {}
     )
 
 
@@ -167,3 +168,92 @@ def test_a_metric_refuses_what_is_no_reference():
             found.compute(predictions=["x"], references=[wrong])
     with pytest.raises(ScoreError, match="one text, where a list of texts is meant"):
         found.compute(predictions="no effusion", references="no effusion")
+
+
+def test_a_model_column_does_not_make_the_reference_the_prediction(tmp_path):
+    rows = [(k, "theirs", SAID[k], TEXTS[k]) for k in TEXTS]
+    file = csv_of(tmp_path / "x.csv", "study_id,model,generated,findings", rows)
+    assert aligned(file) == pairs()
+
+
+@pytest.mark.parametrize(
+    "head", ["Study ID,Ground Truth,Generated Report", "ID;gt;prediction", "studyid\treference\tgenerated"]
+)
+def test_names_as_spreadsheets_write_them(tmp_path, head):
+    mark = next(d for d in ",;\t" if d in head)
+    rows = [mark.join((k, f'"{TEXTS[k]}"', f'"{SAID[k]}"')) for k in TEXTS]
+    (tmp_path / "x.csv").write_text("\n".join([head, *rows]))
+    assert aligned(tmp_path / "x.csv") == pairs()
+
+
+def test_what_may_be_an_id_is_not_paired_by_order(tmp_path):
+    """Paired by order, files in other orders would score other studies."""
+    for name in ("Unnamed: 0", "name of the film"):
+        sides = [
+            csv_of(tmp_path / f"{i}.csv", f"{name},report", side) for i, side in
+            enumerate((list(SAID.items()), list(TEXTS.items())[::-1]))
+        ]  # fmt: skip
+        with pytest.raises(ScoreError, match=f"no column holds an id .* and '{name}' may be one"):
+            align(*sides)
+
+
+def test_a_heading_of_another_name_is_asked_about(tmp_path):
+    for heading in ("caption", "0"):
+        (tmp_path / "x.csv").write_text(f"{heading}\nClear.\n")
+        with pytest.raises(ScoreError, match=f"begins with '{heading}': is that a heading or a report"):
+            read_side(tmp_path / "x.csv", "prediction")
+    (tmp_path / "x.csv").write_text("Findings\nClear.\n")
+    assert [r["findings"] for r in read_side(tmp_path / "x.csv", "prediction").records] == ["Clear."]
+
+
+def test_two_references_in_a_table_are_asked_about(tmp_path):
+    file = csv_of(tmp_path / "x.csv", "study_id,prediction,gt,ground_truth", [("a", "x.", "y.", "z.")])
+    with pytest.raises(ScoreError, match="which column holds the references, 'ground_truth' or 'gt'"):
+        read_side(file, "prediction")
+
+
+@pytest.mark.parametrize(
+    ("text", "findings"),
+    [
+        (
+            "EXAM: CXR. INDICATION: pneumothorax. FINDINGS: The lungs are clear. IMPRESSION: Normal.",
+            "The lungs are clear.",
+        ),
+        ("FINAL REPORT\nEXAMINATION: CXR\nFINDINGS:\nClear lungs.\nIMPRESSION:\nNormal.", "Clear lungs."),
+        ("**Findings:** Clear lungs.\n**Impression:** Normal.", "Clear lungs."),
+        (
+            "Findings: Effusion. Prior findings: pneumothorax. Impression: x",
+            "Effusion. Prior findings: pneumothorax.",
+        ),
+        ("Findings: A. My impression: B.", "A. My impression: B."),
+    ],
+)
+def test_headings_of_whole_reports(text, findings):
+    assert headed(text)["findings"] == findings
+
+
+def test_texts_without_ids_are_compared_by_their_order(tmp_path):
+    sides = []
+    for name, side in (("p", SAID), ("g", TEXTS), ("q", TEXTS)):
+        sides.append(csv_of(tmp_path / f"{name}.csv", "report", [(t,) for t in side.values()]))
+    found = score(sides[0], sides[1], compare=sides[2], intervals=False, clinical_models="none")
+    assert found.comparisons[0].scores["rouge-l/coco"].value == 1 > found["rouge-l/coco"].value
+
+
+def test_of_several_references_the_closest_is_shown_and_given_labels_count():
+    references = [
+        {
+            "study_id": "a",
+            "findings": ["Small left effusion.", "The lungs are clear."],
+            "labels": {"Edema": 1},
+        },
+        {"study_id": "b", "findings": "Small left effusion.", "labels": {"Edema": 1}},
+    ]
+    said = [
+        {"study_id": "a", "findings": "The lungs are clear."},
+        {"study_id": "b", "findings": "Small left effusion."},
+    ]
+    found = score(said, references, intervals=False, clinical_models="none")
+    assert found.texts["a"][0] == "The lungs are clear." and found.studies[0]["rouge_l"] == 1
+    given = score(said, references, reference_labels="study", intervals=False, clinical_models="none")
+    assert given["label-f1/14/micro/neg"].value == 0

@@ -147,3 +147,20 @@ def test_r2gens_profile_is_there_when_asked_for():
     assert "METEOR 1.5" not in {
         m.name for m in score(PREDICTIONS, STUDIES, clinical_models="none").not_computed
     }
+
+
+def test_values_of_no_scored_study_are_refused():
+    with pytest.raises(
+        ScoreError, match=r"values of GREEN: none is of a study that is scored \(they name 'zzz'"
+    ):
+        scored(rows(ids=["zzz"]))
+    assert scored([{**r, "study_id": f" {r['study_id']} "} for r in rows()])["value/GREEN"].n == 24
+    for huge in (10**400, 1e308):
+        with pytest.raises(ScoreError, match="a value is a number"):
+            read_values([{"study_id": "a", "name": "x", "value": huge, "better": "higher"}])
+
+
+def test_a_profile_named_twice_is_one():
+    assert (
+        score(PREDICTIONS, STUDIES, profiles=["coco", "coco"], clinical_models="none")["bleu-1/coco"].n == 24
+    )
