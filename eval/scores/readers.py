@@ -148,6 +148,8 @@ def _named(placed: Sequence[tuple[str, Record]], where: str, what: str, section:
     if predicted and "reference" not in keys:
         others = [name for name in REFERENCES if name in keys]
         others += [section] if section in renamed and section in keys else []
+        # ReXrank's object: `report` beside `model_prediction`.
+        others = others or [name for name in PLAIN if name in keys and renamed.get(section) in PREDICTED]
         if len(others) > 1:
             raise ScoreError(
                 f"{where}: which column holds the references, {' or '.join(map(repr, others))}? Leave one"

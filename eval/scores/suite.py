@@ -211,7 +211,9 @@ def _systems(compare: Source | Mapping[str, Source] | None) -> dict[str, Source]
 def _compare(protocol: _Protocol, sheet: Sheet, others: Pairs, name: str) -> Comparison:
     other, _ = sheet_of(protocol.reports(others.predictions, system=name), **others.section.choices)
     keys = [key for key, m in sheet.measures.items() if m.headline and key in other.measures]
-    tested = differences(sheet, other, keys, protocol.patient_ids, seed=protocol.seed)
+    tested = differences(
+        sheet, other, keys, protocol.patient_ids, seed=protocol.seed, intervals=protocol.intervals
+    )
     return Comparison(name, protocol.scores(other), tested, others.problems)
 
 

@@ -198,7 +198,7 @@ def _of_grid(grid: Grid) -> Table:
 def _comparison(compared: Any) -> Table:
     table = _table(
         f"Against {compared.other}, in pairs", "", "predictions", "other", "difference", "p", "p (Holm)",
-        caption=f"intervals: patients left out one by one; p: {compared.n_permutations} permutations, by patient",
+        caption=f"p: {compared.n_permutations} permutations, by patient",
     )  # fmt: skip
     for d in compared.differences:
         difference = f"{d.difference:+.3f}{brackets(f'{d.low:+.3f}', f'{d.high:+.3f}')}"

@@ -139,7 +139,7 @@ def _add(sheet: Sheet, reports: Reports) -> None:
             continue
         whole = len(values_N) if np.isnan(values_N).any() else 0
         sheet.add_mean(
-            f"value/{name}", signature("value", of=name.replace(" ", "-"), file=f"sha256:{values.digest}"), values_N,
+            f"value/{name}", signature("value", of=name.replace(" ", "~"), file=f"sha256:{values.digest}"), values_N,
             title=name, better=values.names[name].better, headline=True, whole=whole, kind="number",
             **({"over": lambda sums: sums[..., 1]} if whole else {}),
         )  # fmt: skip

@@ -42,7 +42,7 @@ def test_a_column_of_others_is_a_score_like_ours():
     assert green.high - green.low > 1.1 * (alone.high - alone.low)
     # a study without a value is left out, and the number says so
     assert (errors.n, errors.over, errors.better) == (12, "12 of 24", "lower")
-    assert "file:sha256:" in errors.signature and "of:rated-errors" in errors.signature
+    assert "file:sha256:" in errors.signature and "of:rated~errors" in errors.signature
     assert "GREEN" in str(found) and "rated errors (lower is better)" in str(found)
     assert {g.value: g.scores["value/GREEN"].n for g in found.subgroups if g.attribute == "sex"} == {
         "F": 12,
