@@ -1,6 +1,7 @@
 """The card of the shipped model takes its numbers and shapes from what was measured and saved."""
 
 import json
+import re
 
 from cxr.cli.main import main as cxr
 from train.pipelines.mini import card, headline
@@ -45,7 +46,8 @@ def test_the_card_reads_the_scores_of_cxr_score(tmp_path):
     }
     text = card(scores, shape, 1.5, with_nih=True)
     assert "56 px, patch 14, width 31, 2 blocks" in text and "width 37, 3 layers" in text
-    assert "1.000 [1.000, 1.000]" in text and "NIH ChestX-ray14" in text
+    # a perfect score has room below
+    assert re.search(r"1\.000 \[0\.9\d\d, 1\.000\]", text) and "NIH ChestX-ray14" in text
 
 
 def write(path, rows):
