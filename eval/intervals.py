@@ -15,6 +15,7 @@ which a percentile bootstrap does not, and needs no random draws. How it becomes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import Any, Literal
@@ -127,6 +128,16 @@ def too_few_positives(positives: Any) -> str:
         return ""
     few = f"fewer than {LEAST_POSITIVES} positives"
     return few if not counts.ndim else f"{rare} of {counted} conditions with {few}"
+
+
+def brief(why: str) -> str:
+    """Return why there is no interval as tables say it: conditions with too few positives are "rare"."""
+    few = f"fewer than {LEAST_POSITIVES} positives"
+    return re.sub(rf"(\d+) of \d+ conditions with {few}", r"\1 rare", why).replace(few, "rare")
+
+
+RARE = f"rare: fewer than {LEAST_POSITIVES} positives, and no interval"
+"""What `brief` means."""
 
 
 def standard_error(values_P: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from html import escape
 
 import numpy as np
 
+from eval.intervals import brief
 from eval.signature import Score
 
 # Pixels of the longer side of a film, which the reader can enlarge to the whole window.
@@ -59,10 +60,10 @@ def value_of(s: Score | None) -> str:
     if s is None:
         return "–"
     said = number_of(s.value, s.low, s.high)
-    notes = [getattr(s, name, "") for name in ("over", "no_interval")]
+    notes = [note for note in (getattr(s, "over", ""), brief(getattr(s, "no_interval", ""))) if note]
     if not math.isfinite(s.value):
         return said
-    return said + "".join(f" <span class='quiet'>({escape(note)})</span>" for note in notes if note)
+    return said + (f" <span class='quiet'>({escape(', '.join(notes))})</span>" if notes else "")
 
 
 def number_of(value: float | None, low: float | None, high: float | None, form: str = ".3f") -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eval.intervals import too_few_patients
+from eval.intervals import RARE, brief, too_few_patients
 from eval.scores.families import families
 from eval.scores.family import Grid
 from eval.scores.inputs import POLICIES, SECTIONS
@@ -65,8 +65,8 @@ def with_interval(s: Score | None) -> str:
     if s is None or s.value != s.value:
         return "-"
     said = f"{s.value:.3f}" + brackets(*(re.sub(r"^(-?)0\.", r"\1.", f"{x:.3f}") for x in (s.low, s.high)))
-    notes = [getattr(s, name, "") for name in ("over", "no_interval")]
-    return said + "".join(f" ({note})" for note in notes if note)
+    notes = [note for note in (getattr(s, "over", ""), brief(getattr(s, "no_interval", ""))) if note]
+    return said + (f" ({', '.join(notes)})" if notes else "")
 
 
 def brackets(low: str, high: str) -> str:
@@ -77,7 +77,9 @@ def brackets(low: str, high: str) -> str:
 def intervals(scores: Tabled) -> str:
     """Say what the brackets behind a number are."""
     made = scores.settings["interval"]
-    return f"no intervals{made.removeprefix('none')}" if made.startswith("none") else f"brackets: {made}"
+    return (
+        f"no intervals{made.removeprefix('none')}" if made.startswith("none") else f"brackets: {made}; {RARE}"
+    )
 
 
 def headline_keys(scores: Tabled) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.coverage import bca
+from eval import intervals
 from eval.intervals import (
     LEAST_PATIENTS,
     LEAST_POSITIVES,
@@ -245,3 +246,12 @@ def test_few_patients_are_covered():
 
     assert covered(percentile(mean), draw, 0.5, 400) < 0.92
     assert covered(lambda sums: Jackknife(sums).interval(mean)[:2], draw, 0.5, 400) >= 0.93
+
+
+def test_reasons_are_short_in_tables():
+    assert intervals.brief(intervals.too_few_positives(np.array([1, 9, np.nan, 3]))) == "2 rare"
+    assert intervals.brief(intervals.too_few_positives(2)) == "rare"
+    assert (
+        intervals.brief(intervals.too_few_patients(2)) == "fewer than 5 patients"
+        and intervals.brief("") == ""
+    )
