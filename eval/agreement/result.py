@@ -21,7 +21,7 @@ from eval.agreement.ratings import Rated, Rating
 from eval.resampling import holm, percentile_interval
 from eval.scores.readers import ScoreError
 from eval.scores.registry import NotComputed
-from eval.scores.result import write_whole
+from eval.scores.result import is_kind, write_whole
 from eval.signature import number
 
 KIND = "cxr-agreement"
@@ -150,13 +150,7 @@ def _of_rating(of: OfRating) -> dict[str, Any]:
 
 def is_agreement(path: Path) -> bool:
     """Tell whether the file is what `cxr agree --out` writes. Never raises; a pipe is not opened."""
-    if not path.is_file():
-        return False
-    try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(written, dict) and written.get("kind") == KIND
+    return is_kind(path, KIND)
 
 
 def agree(

@@ -148,6 +148,12 @@ def write_whole(path: Path, text: str) -> None:
 
 def is_scores(path: Path) -> bool:
     """Tell whether the file is what `cxr score --out` writes. Never raises; a pipe is not opened."""
+    return is_kind(path, KIND)
+
+
+def is_kind(path: Path, kind: str) -> bool:
+    """Tell whether the file is a JSON object of this kind, as our commands write them. Never raises; a pipe is not
+    opened."""
     # A pipe would be waited for.
     if not path.is_file():
         return False
@@ -155,4 +161,4 @@ def is_scores(path: Path) -> bool:
         written = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(written, dict) and written.get("kind") == KIND
+    return isinstance(written, dict) and written.get("kind") == kind
