@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 
 from eval.judges.panel import Panel
 from eval.scores.clinical import Progress
-from eval.scores.inputs import section_named
+from eval.scores.inputs import section_named, side_of
 from eval.scores.lexical import PROFILES
 from eval.scores.readers import Record, ScoreError
 from eval.scores.result import Scores
@@ -344,15 +344,9 @@ def _check_side(row: object, what: str, where: str = "") -> None:
     """Refuse a side that is the other one, as far as its first record tells. Raises ScoreError."""
     if not isinstance(row, Mapping):
         return
-    predicted = "model" in row and "decoding" in row
-    if what == "references" and predicted:
-        raise ScoreError(f"{where}these are predictions, {SWAPPED}")
-    images = row.get("images")
-    films = isinstance(images, list) and any(
-        isinstance(image, Mapping) and "path" in image for image in images
-    )
-    if what == "predictions" and films and not predicted:
-        raise ScoreError(f"{where}these are studies, {SWAPPED}")
+    found = side_of(row)
+    if found and found != ("predictions" if what == "predictions" else "studies"):
+        raise ScoreError(f"{where}these are {found}, {SWAPPED}")
 
 
 def _first_line(path: Path) -> object:

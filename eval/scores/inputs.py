@@ -262,18 +262,21 @@ def _references(section: Section, study: Record) -> tuple[list[str], dict[str, s
     return good, {} if good else (read[0][1] if read else {section.name: "empty"})
 
 
+def side_of(row: Record) -> str:
+    """Return what a record is by its fields: "predictions" as `cxr generate` writes them, "studies" with films, or ""."""
+    if "model" in row and "decoding" in row:
+        return "predictions"
+    images = row.get("images")
+    films = isinstance(images, list) and any(isinstance(i, Mapping) and "path" in i for i in images)
+    return "studies" if films else ""
+
+
 def _check_side(row: Record, what: str, source: object) -> None:
     """Refuse a side that is the other one, as far as its first record tells. Raises ScoreError."""
     where = f"{source}: " if isinstance(source, str | Path) else ""
-    predicted = "model" in row and "decoding" in row
-    if what == "references" and predicted:
-        raise ScoreError(
-            f"{where}these are predictions, where references are meant: the two sides are swapped"
-        )
-    images = row.get("images")
-    films = isinstance(images, list) and any(isinstance(i, Mapping) and "path" in i for i in images)
-    if what == "predictions" and films and not predicted:
-        raise ScoreError(f"{where}these are studies, where predictions are meant: the two sides are swapped")
+    found = side_of(row)
+    if found and found != ("predictions" if what == "predictions" else "studies"):
+        raise ScoreError(f"{where}these are {found}, where {what} are meant: the two sides are swapped")
 
 
 def _check_order(predictions: Loaded, references: Loaded) -> None:
