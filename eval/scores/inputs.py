@@ -263,7 +263,7 @@ def _references(section: Section, study: Record) -> tuple[list[str], dict[str, s
 
 
 def side_of(row: Record) -> str:
-    """Return what a record is by its fields: "predictions" as `cxr generate` writes them, "studies" with films, or ""."""
+    """Return what a record is by its fields: "predictions" of `cxr generate`, "studies" with films, or ""."""
     if "model" in row and "decoding" in row:
         return "predictions"
     images = row.get("images")
