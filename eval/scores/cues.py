@@ -2,11 +2,35 @@
 
 Data only; `labels.py` applies it. Everything matches lower-cased text with single spaces. The choices follow the
 published behaviour of the CheXpert labeller: "likely", "suggestive of" and "consistent with" assert, "no new" doubts.
+
+To search a clause for every cue is most of the labeller's time, and most clauses have none. A `Cue` therefore names
+words and stems of which each of its matches has at least one; a test proves that of every expression.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cue:
+    """An expression, and what a clause must have for it to match: one of `words`, of `stems` or of `signs`."""
+
+    pattern: re.Pattern[str]
+    bit: int
+    words: frozenset[str]
+    stems: tuple[str, ...]
+    signs: str
+
+
+CUES: list[Cue] = []
+
+
+def _cue(pattern: re.Pattern[str] | str, words: str = "", stems: str = "", signs: str = "") -> Cue:
+    cue = Cue(re.compile(pattern), 1 << len(CUES), frozenset(words.split()), tuple(stems.split()), signs)
+    CUES.append(cue)
+    return cue
 
 
 def _any(*alternatives: str) -> re.Pattern[str]:
@@ -69,24 +93,29 @@ _NOT_OF_CHANGE = (
     r"(?! new\b)(?! (?:longer|further|doubt)\b)(?! evidence to (?:rule out|exclude))"
     r"(?!(?: \w+){0,3} (?:changes?|changed|increase|improvement|progression|worsening|decrease)\b)"
 )
-NEGATED_BEFORE = _any(
-    rf"(?:no|without){_NOT_OF_CHANGE}", r"neither", r"never", r"negative for",
-    rf"nor(?: (?:{_IS}|do|does|did|has|have|can)(?: there| it| i| we)?(?: been| an?)?"
-    r"(?: (?:see|identify|find|have))?)?", r"rather than", r"instead of",
-    r"nothing(?! but)", r"no longer (?:an?|any|the)", rf"no longer (?:\w+ly )?{_SEEN} (?:is|are)",
-    r"no longer(?= $)", r"(?:do|does|did) not (?:\w+ly )?(?:show|demonstrate|reveal|have|contain)",
-    r"not(?! (?:\w+ly )?(?:exclude|ruled?|changed|increased|decreased|well|clear|resolved|new|only|just"
-    r"|be (?:excluded|ruled)))",
-    r"(?:free|clear|cleared|clearing|void|devoid) of", r"absence of", r"lack(?:s|ing)?(?: of)?", r"den(?:y|ies)",
-    r"(?<!partial )(?<!incomplete )(?<!near )(?<!nearly )resolution of", r"disappearance of",
-    r"(?:removal|withdrawal|extraction|explantation) of", r"history of",
-    r"(?<!partially )(?<!nearly )(?<!largely )(?<!mostly )(?<!almost )(?<!not )(?<!have )(?<!has )"
-    r"(?:resolved|removed|cleared)(?= (?!and\b|or\b|with\b|since\b|in\b|on\b))",
-    r"(?<!cannot )(?<!not )exclud(?:e|es|ing)", r"(?<!cannot )(?<!not )rules? out",
-)  # fmt: skip
-NEGATED_AFTER = re.compile(
+NEGATED_BEFORE = _cue(
     _any(
-        rf"(?:{_IS}|(?:has|have) been|been)?,? ?(?:not|no longer)(?: \w+ly)? {_SEEN}", rf"{_IS} absent", r"absent",
+        rf"(?:no|without){_NOT_OF_CHANGE}", r"neither", r"never", r"negative for",
+        rf"nor(?: (?:{_IS}|do|does|did|has|have|can)(?: there| it| i| we)?(?: been| an?)?"
+        r"(?: (?:see|identify|find|have))?)?", r"rather than", r"instead of",
+        r"nothing(?! but)", r"no longer (?:an?|any|the)", rf"no longer (?:\w+ly )?{_SEEN} (?:is|are)",
+        r"no longer(?= $)", r"(?:do|does|did) not (?:\w+ly )?(?:show|demonstrate|reveal|have|contain)",
+        r"not(?! (?:\w+ly )?(?:exclude|ruled?|changed|increased|decreased|well|clear|resolved|new|only|just"
+        r"|be (?:excluded|ruled)))",
+        r"(?:free|clear|cleared|clearing|void|devoid) of", r"absence of", r"lack(?:s|ing)?(?: of)?", r"den(?:y|ies)",
+        r"(?<!partial )(?<!incomplete )(?<!near )(?<!nearly )resolution of", r"disappearance of",
+        r"(?:removal|withdrawal|extraction|explantation) of", r"history of",
+        r"(?<!partially )(?<!nearly )(?<!largely )(?<!mostly )(?<!almost )(?<!not )(?<!have )(?<!has )"
+        r"(?:resolved|removed|cleared)(?= (?!and\b|or\b|with\b|since\b|in\b|on\b))",
+        r"(?<!cannot )(?<!not )exclud(?:e|es|ing)", r"(?<!cannot )(?<!not )rules? out",
+    ),
+    "no not without neither nor never rather free clear void lack history rule rules",
+    "negative instead nothing cleared clearing devoid absence lacking lacks deny denies resolution resolved "
+    "disappearance remov withdrawal extraction explantation exclud",
+)  # fmt: skip
+NEGATED_AFTER = _cue(
+    _any(
+        rf"(?:{_IS}|(?:has|have) been|been)?,? ?\b(?:not|no longer)(?: \w+ly)? {_SEEN}", rf"{_IS} absent", r"absent",
         rf"(?:has|have|had) (?:\w+ly |since |now |been )*{_REMOVED}", r"none", r"negative", r"removed", r"extracted",
         r"removal",
         rf"{_IS} (?:\w+ly |now |all )*(?:resolved|removed|excluded|ruled out|gone|resected)", r"resolved", r"vanished",
@@ -97,7 +126,11 @@ NEGATED_AFTER = re.compile(
         r"(?:is|are|appears?|remains?) (?:\w+ly )*(?:normal|unremarkable|within (?:normal )?limits)",
         r"(?:interval|complete) resolution", rf"{_IS} previously (?:seen|demonstrated|visuali[sz]ed)",
     ).pattern
-    + r"|: ?(?:no|absent|negative|none)\b"
+    + r"|: ?(?:no|absent|negative|none)\b",
+    "not none gone normal limits",
+    "longer absent resol clear disappear remov withdrawn extracted discontinued subsided vanished abated drained "
+    "resected evacuated excised negative excluded ruled regressed unremarkable previously",
+    ":",
 )  # fmt: skip
 RESOLVED = re.compile(r"resol|clear|gone|subsid|disappear|vanish|abat|regress|drain")
 ALMOST = _any(
@@ -114,9 +147,13 @@ ALMOST = _any(
 """With RESOLVED: "has nearly resolved" still asserts."""
 ALMOST_BEFORE = re.compile(rf"{ALMOST.pattern}(?: \w+ly)? $")
 
-DEVICE_GONE_AFTER = _any(
-    r"pulled(?! back)", r"taken out", r"out(?=[.,;]|$| in the interval| now)", r"d/c",
-    r"(?:not|no longer) in (?:place|situ|position)",
+DEVICE_GONE_AFTER = _cue(
+    _any(
+        r"pulled(?! back)", r"taken out", r"out(?=[.,;]|$| in the interval| now)", r"d/c",
+        r"(?:not|no longer) in (?:place|situ|position)",
+    ),
+    "out d not longer",
+    "pulled taken",
 )  # fmt: skip
 """What is said of devices alone."""
 OF_DEVICE = re.compile(
@@ -127,17 +164,25 @@ PART_OF_DEVICE = _any(
 )
 """Where a part is not seen, the device is there all the same."""
 
-PURPOSE = _any(
-    r"to (?:suggest|indicate|explain|account for|support|imply|signify|warrant|justify|confirm|diagnose|raise|represent"
-    r"|point to|correspond to|correlate with)",
-    rf"(?:that|which) (?:{_MODAL}|should|will|is|are|suggests?|indicates?|explains?|represents?|raises?)",
-    r"(?:suspicious|suggestive|concerning|worrisome|indicative|typical|characteristic|diagnostic|consistent|compatible)"
-    r" (?:for|of|with)", r"pointing to(?:wards?)?", r"suggesting", r"indicating", r"in keeping with",
+PURPOSE = _cue(
+    _any(
+        r"to (?:suggest|indicate|explain|account for|support|imply|signify|warrant|justify|confirm|diagnose|raise"
+        r"|represent|point to|correspond to|correlate with)",
+        rf"(?:that|which) (?:{_MODAL}|should|will|is|are|suggests?|indicates?|explains?|represents?|raises?)",
+        r"(?:suspicious|suggestive|concerning|worrisome|indicative|typical|characteristic|diagnostic|consistent|compatible)"
+        r" (?:for|of|with)", r"pointing to(?:wards?)?", r"suggesting", r"indicating", r"in keeping with",
+    ),
+    "to that which pointing",
+    "suspicious suggest concerning worrisome indicat typical characteristic diagnostic consistent compatible keeping",
 )  # fmt: skip
 """Between what is denied and what it would be evidence of: "no opacity is seen to suggest pneumonia" denies both."""
-DENIED_EVIDENCE = _any(
-    rf"(?:no|without){_NOT_OF_CHANGE}", r"nothing(?! but)", r"none", r"neither", r"nor", r"never",
-    r"not (?:\w+ly )?(?:an?|any|show|see|demonstrate|reveal|have)", r"absence of", r"lack of", r"free of",
+DENIED_EVIDENCE = _cue(
+    _any(
+        rf"(?:no|without){_NOT_OF_CHANGE}", r"nothing(?! but)", r"none", r"neither", r"nor", r"never",
+        r"not (?:\w+ly )?(?:an?|any|show|see|demonstrate|reveal|have)", r"absence of", r"lack of", r"free of",
+    ),
+    "no not without none neither nor never lack free",
+    "nothing absence",
 )  # fmt: skip
 SEEN = re.compile(
     rf"(?:{_IS}|(?:has|have) been) (?:\w+ly )?(?:{_SEEN}|here|there|available|appreciated)|(?<=there )(?:is|are)"
@@ -145,13 +190,18 @@ SEEN = re.compile(
 
 # --- doubts ------------------------------------------------------------------------------------------------------
 
-DOUBTED_BEFORE_FIRST = _any(
-    rf"(?:{_CANNOT}|not|difficult to|hard to|unable to)(?: \w+ly)? (?:exclude|rule out)", r"not (?:\w+ly )?excluded",
-    r"(?:no|without) new", r"no evidence to (?:rule out|exclude)",
-    rf"{_MODAL} or {_MODAL} not(?: \w+ly)?(?: be| represent| have)?",
+DOUBTED_BEFORE_FIRST = _cue(
+    _any(
+        rf"(?:{_CANNOT}|not|difficult to|hard to|unable to)(?: \w+ly)? (?:exclude|rule out)",
+        r"not (?:\w+ly )?excluded",
+        r"(?:no|without) new", r"no evidence to (?:rule out|exclude)",
+        rf"{_MODAL} or {_MODAL} not(?: \w+ly)?(?: be| represent| have)?",
+    ),
+    "new may might could would can rule",
+    "exclude",
 )  # fmt: skip
 """Doubts that contain a negation; they are tried before the denials."""
-DOUBTED_BEFORE = re.compile(
+DOUBTED_BEFORE = _cue(
     _any(
         r"possibl[ey]", r"possibility of", r"potential(?:ly)?", r"probabl[ey]", r"presumabl[ey]", r"presumed",
         r"suspect(?:ed|s)?", r"suspicious for", r"suspicion(?: (?:for|of))?", r"questionabl[ey]", r"perhaps", r"maybe",
@@ -169,9 +219,14 @@ DOUBTED_BEFORE = re.compile(
         r"(?: (?:there|this|these|it|they|that)(?: (?:is|are))?)?", r"favou?r(?:s|ed|ing)?",
         r"correlat(?:e|ion)(?: clinically)? for",
     ).pattern
-    + r"|\?"
+    + r"|\?",
+    "may might could would can if maybe whether",
+    "possib potential probab presumabl presumed suspect suspicious suspicion question perhaps equivocal borderline "
+    "indeterminate concern worrisome evaluation suggestion differential consider doubt likel improbabl conceivabl favo "
+    "correlat",
+    "?",
 )  # fmt: skip
-DOUBTED_AFTER = re.compile(
+DOUBTED_AFTER = _cue(
     _any(
         rf"{_MODAL}(?: also| well| possibly)? be (?:\w+ly )?(?:present|seen|considered|there)",
         rf"{_CANNOT} (?:\w+ly )?be (?:\w+ly )?(?:excluded|ruled out)",
@@ -190,21 +245,29 @@ DOUBTED_AFTER = re.compile(
         rf"{_MODAL}(?: easily)? be (?:missed|overlooked|hidden|masked)", r"less likely",
         rf"{_CANNOT} be (?:\w+ly )?(?:decided|determined|confirmed|distinguished|differentiated)",
     ).pattern
-    + r"|\?"
+    + r"|\?",
+    "may might could would can cannot should if not poorly hard",
+    "ruled possib suspected obscured limited differential question considered favo equivocal likely incompletely "
+    "suboptimally difficult excluded doubtful conceivable improbable uncertain unclear consideration impossible",
+    "?",
 )  # fmt: skip
 _EITHER = r"(?:or|versus|vs|and/or)"
 _NEAR = r"(?:(?!(?:on|in|at|of|left|right|one|two|and|with)\b)[\w-]+ )"
-EITHER_BEFORE = re.compile(rf"\b{_EITHER} {_NEAR}{{0,4}}$")
-EITHER_AFTER = re.compile(rf"^ {_NEAR}{{0,2}}{_EITHER} (?!(?:less|more|greater|so)\b)")
+EITHER_BEFORE = _cue(rf"\b{_EITHER} {_NEAR}{{0,4}}$", "or versus vs")
+EITHER_AFTER = _cue(rf"^ {_NEAR}{{0,2}}{_EITHER} (?!(?:less|more|greater|so)\b)", "or versus vs")
 """Two findings as alternatives: both are uncertain."""
 
 # --- where a scope ends ------------------------------------------------------------------------------------------
 
 _HEDGED = r"(?! (?:(?:un|less |not )?likely|improbable|doubtful))"
-CLAUSE = _any(
-    r"but", r"however", rf"(?:al)?though{_HEDGED}", r"whereas", r"while", r"yet", r"except(?: for)?", r"aside from",
-    r"apart from", r"other than", r"besides", r"in addition", r"otherwise", r"nevertheless",
-    rf"and(?= (?:{_SIZE}|present|persists|remains) (?:on|at) the {SIDE})",
+CLAUSE = _cue(
+    _any(
+        r"but", r"however", rf"(?:al)?though{_HEDGED}", r"whereas", r"while", r"yet", r"except(?: for)?", r"aside from",
+        r"apart from", r"other than", r"besides", r"in addition", r"otherwise", r"nevertheless",
+        rf"and(?= (?:{_SIZE}|present|persists|remains) (?:on|at) the {SIDE})",
+    ),
+    "but yet",
+    "however though whereas while except aside apart other besides addition nevertheless left right",
 )  # fmt: skip
 VERB = _any(
     r"is",
@@ -248,26 +311,30 @@ among them: "no consolidation, large effusion" denies."""
 
 _PAST = r"(?:was|were|had|has been|have been|had been)"
 _MAIN = r"(?:is|are|has|have|can|cannot|could)"
-RELATIVE = re.compile(
+RELATIVE = _cue(
     rf",? (?:which|that) {_PAST} [^,;:]{{0,80}}?(?:,|(?= {_MAIN} ))"
     rf"|, (?:for|in|of|at|on) which [^,;:]{{0,80}},"
     rf"|, (?:previously |formerly )?(?:present|seen|noted|visible|described|reported|demonstrated|identified|suspected"
-    rf"|questioned)\b[^,;:]{{0,60}},(?= {_MAIN} )"
+    rf"|questioned)\b[^,;:]{{0,60}},(?= {_MAIN} )",
+    "which that",
+    "present seen noted visible described reported demonstrated identified suspected questioned",
 )
 """What was, in a relative clause; the main clause tells what is: "an effusion, which was seen before, is gone"."""
 FORMER = re.compile(r"(?:previous(?:ly)?|formerly|once) $")
 PAST = _any(_PAST, r"previous(?:ly)?", r"prior", r"earlier", r"yesterday", r"formerly", r"before")
-PRONOUN = re.compile(
-    r"^ ?(?:it|this|these|they|those|both)(?= (?:is|are|was|were|has|have|can|cannot|no longer)\b)"
+PRONOUN = _cue(
+    r"^ ?(?:it|this|these|they|those|both)(?= (?:is|are|was|were|has|have|can|cannot|no longer)\b)",
+    "it this these they those both",
 )
 """At the beginning of a clause without a finding: stands for those of the clause before."""
 _THERE = r"(?:is|are|it is|they are|now|still|present|seen|persists?|remains?)"
 _AMOUNT = rf"(?:{_SIZE}|present|persists?|persistent|remains?|unchanged|stable|seen|(?:in|de)creased)"
-ELLIPSIS = re.compile(
+ELLIPSIS = _cue(
     r"(?<!no )(?<!view )\bones?(?= (?:is|are|persists?|remains?|on|in|at|projects?|was|measures|has)\b|[.,]?$)"
     rf"|^ ?(?:(?:there is )?(?:an?|the) )?(?:{_SIZE} )?(?:{_THERE} )*(?:on|at) the {SIDE}"
     r"(?: (?:base|apex|side))?(?=[.,]?$)"
     rf"|^ ?(?:on )?(?:the )?{SIDE}(?:[- ]sided?)?(?: one| side)?(?= (?:(?:is|are|has) )?(?:still )?{_AMOUNT}\b"
-    r"(?! (?:clear|normal|free|unremarkable)))"
+    r"(?! (?:clear|normal|free|unremarkable)))",
+    "one ones left right",
 )
 """Another of what the clause before denied: "no effusion on the right; a small one persists on the left"."""

@@ -44,12 +44,18 @@ SUPPORT_DEVICES = "Support Devices"
 
 WINDOW = 400  # characters around a mention in which its cues are looked for: some 60 words
 
+_WEIGHT = {0: 0, -1: 1, 1: 2}  # positive outweighs uncertain, uncertain outweighs negative
 _BREAK = "¶"
+# These begin with a character or a set of them: `re` then skips to the places where they can match.
+_LISTED = re.compile(r"[-*•\d][.)]?\s")
 _ENUMERATOR = re.compile(r"(^|[.!?:;]\s+|\n\s*)(?:\d{1,2}[.)]|[-*•])\s+")
 _HARD_BREAK = re.compile(r"\n\s*\n|\n(?=\s*[A-Z][A-Za-z ,/&]{2,40}:)")
-_ABBREVIATION = re.compile(r"\b(dr|mr|mrs|ms|st|vs|approx|e\.g|i\.e|cf|fig|ca)\.(?=\s)", re.IGNORECASE)
-_SENTENCE = re.compile(_BREAK + r"|;|(?<=[.!?])\s+|(?<=[a-z]\.)(?=[A-Z][a-z])")
-_SPACE = re.compile(r"\s+")
+_ABBREVIATION = re.compile(
+    r"\.(?=\s)(?:(?<=\b(?:dr|mr|ms|st|vs|cf|ca)\.)|(?<=\b(?:mrs|e\.g|i\.e|fig)\.)|(?<=\bapprox\.))",
+    re.IGNORECASE,
+)
+_NO_SPACE = re.compile(r"\.(?<=[a-z]\.)(?=[A-Z][a-z])")
+_SENTENCE = re.compile(rf"[ {_BREAK};](?:(?<=[{_BREAK};])|(?<=[.!?] ))")
 _HEADING = re.compile(r"^[a-z][a-z ,/&-]{2,40}:\s*(\S.*)$")
 _STATE = re.compile(
     f"(?P<normal>{cues.NORMAL.pattern})|(?P<unsettled>{cues.UNSETTLED.pattern})"
@@ -85,7 +91,8 @@ def label_report(text: str) -> dict[str, int]:
     labels: dict[str, int] = {}
     for clause in said:
         for condition, label in clause.found:
-            labels[condition] = _outweigh(labels.get(condition), label)
+            if condition not in labels or _WEIGHT[label] > _WEIGHT[labels[condition]]:
+                labels[condition] = label
     finding = any(v != 0 for c, v in labels.items() if c != SUPPORT_DEVICES)
     labels.pop(OTHER, None)
     if not finding:
@@ -119,16 +126,13 @@ def sentences(text: str) -> list[str]:
     """Split a report into sentences, lower-cased and single-spaced; list numbers are removed, a semicolon
     ends a sentence."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _ENUMERATOR.sub(rf"\1{_BREAK}", text)
-    text = _SPACE.sub(" ", _HARD_BREAK.sub(_BREAK, text))
-    text = _ABBREVIATION.sub(r"\1", text)
+    if _LISTED.search(text):
+        text = _ENUMERATOR.sub(rf"\1{_BREAK}", text)
+    if "\n" in text:
+        text = _HARD_BREAK.sub(_BREAK, text)
+    text = _ABBREVIATION.sub("", " ".join(text.split()))
+    text = _NO_SPACE.sub("." + _BREAK, text)
     return [s.lower() for s in (part.strip() for part in _SENTENCE.split(text)) if s]
-
-
-def _outweigh(old: int | None, new: int) -> int:
-    """Positive outweighs uncertain, uncertain outweighs negative."""
-    rank = (0, -1, 1)
-    return new if old is None or rank.index(new) > rank.index(old) else old
 
 
 class Said(NamedTuple):
@@ -143,12 +147,17 @@ class Said(NamedTuple):
 @lru_cache(maxsize=65536)  # reports repeat their sentences
 def _label_sentence(sentence: str) -> tuple[Said, ...]:
     sentence = plain(sentence)
-    heading = _HEADING.match(sentence)
+    heading = _HEADING.match(sentence) if ":" in sentence else None
     if heading and _mentions_anything(heading.group(1)):
         sentence = heading.group(1)  # "Heart and mediastinum: ..." names a topic, it asserts nothing
-    if ", " in sentence or " that " in sentence or " which " in sentence:
-        sentence = cues.RELATIVE.sub(lambda told: told[0] if _mentions_anything(told[0]) else "", sentence)
-    return tuple(_label_clause(clause) for clause in cues.CLAUSE.split(sentence))
+    bits = _bits(sentence)
+    if bits & cues.RELATIVE.bit:
+        sentence = cues.RELATIVE.pattern.sub(
+            lambda told: told[0] if _mentions_anything(told[0]) else "", sentence
+        )
+    if not bits & cues.CLAUSE.bit:
+        return (_label_clause(sentence, bits),)
+    return tuple(_label_clause(clause, _bits(clause)) for clause in cues.CLAUSE.pattern.split(sentence))
 
 
 def _referred(before: Said, clause: Said) -> tuple[Said, Said]:
@@ -163,83 +172,106 @@ def _referred(before: Said, clause: Said) -> tuple[Said, Said]:
 
 
 def _mentions_anything(text: str) -> bool:
-    findings, structures = _may_mention(text)
+    findings, structures = _may_mention(_bits(text))
     return any(phrases.FINDINGS[c].search(text) for c in findings) or any(
         p.search(text) for _, p in structures
     )
 
 
-def _may_mention(text: str) -> tuple[list[str], list[tuple[str, re.Pattern[str]]]]:
-    """Return the conditions and the structures whose words `text` has, in the order of the vocabulary."""
+# --- what a text may hold, told by its words --------------------------------------------------------------------------
+
+_FINDINGS = len(cues.CUES)  # the bits of cues come first, then those of conditions, then those of structures
+_STRUCTURES = _FINDINGS + len(phrases.FINDINGS)
+_SIGNS = {sign: sum(c.bit for c in cues.CUES if sign in c.signs) for c in cues.CUES for sign in c.signs}
+
+
+def _may_mention(bits: int) -> tuple[list[str], list[tuple[str, re.Pattern[str]]]]:
+    """Return the conditions and the structures whose words a text with these bits has, in the vocabulary's order."""
+    if not bits >> _FINDINGS:
+        return [], []
+    return (
+        [c for i, c in enumerate(phrases.FINDINGS, _FINDINGS) if bits >> i & 1],
+        [s for i, s in enumerate(phrases.STRUCTURES, _STRUCTURES) if bits >> i & 1],
+    )
+
+
+def _bits(text: str) -> int:
+    """One bit for each cue, then for each condition and each structure, that `text` may hold."""
     bits = 0
     for word in _WORD.findall(text):
-        bits |= _stems_in(word)
-    if not bits:
-        return [], []
-    findings = [c for i, c in enumerate(phrases.FINDINGS) if bits >> i & 1]
-    bits >>= len(phrases.FINDINGS)
-    return findings, [s for i, s in enumerate(phrases.STRUCTURES) if bits >> i & 1]
+        bits |= _word_bits(word)
+    for sign, has in _SIGNS.items():
+        if sign in text:
+            bits |= has
+    return bits
 
 
-def _bits() -> list[tuple[str, int]]:
-    """Return (stem, bits of the conditions and structures that have it)."""
+def _by_beginning() -> dict[str, list[tuple[str, int]]]:
+    """Return (word or stem, its bits) by the two characters that it begins with; a blank is the border of a word."""
+    keys = [(*cue.stems, *(f" {word} " for word in cue.words)) for cue in cues.CUES]
+    keys += [phrases.STEMS[c] for c in phrases.FINDINGS]
+    keys += [phrases.STRUCTURE_STEMS[structure] for structure, _ in phrases.STRUCTURES]
     bits: dict[str, int] = {}
-    stems = [phrases.STEMS[c] for c in phrases.FINDINGS]
-    stems += [phrases.STRUCTURE_STEMS[structure] for structure, _ in phrases.STRUCTURES]
-    for i, some in enumerate(stems):
-        for stem in some:
-            bits[stem] = bits.get(stem, 0) | 1 << i
-    return list(bits.items())
-
-
-_STEMS = _bits()
-
-
-@lru_cache(maxsize=65536)
-def _stems_in(word: str) -> int:
-    """One bit for each condition, then for each structure, that a phrase with `word` in it may mention."""
-    found = 0
-    for stem, bits in _STEMS:
-        if stem in word:
-            found |= bits
+    for i, some in enumerate(keys):
+        for key in some:
+            bits[key] = bits.get(key, 0) | 1 << i
+    found: dict[str, list[tuple[str, int]]] = {}
+    for key, has in bits.items():
+        found.setdefault(key[:2], []).append((key, has))
     return found
 
 
-def _label_clause(clause: str) -> Said:
+_KEYS = _by_beginning()
+
+
+@lru_cache(maxsize=65536)
+def _word_bits(word: str) -> int:
+    word = f" {word} "
+    bits = 0
+    for start in range(len(word) - 1):
+        for key, has in _KEYS.get(word[start : start + 2], ()):
+            if word.startswith(key, start):
+                bits |= has
+    return bits
+
+
+def _label_clause(clause: str, bits: int) -> Said:
     found: list[tuple[int, str, int]] = []  # (where, condition, label)
-    findings, structures = _may_mention(clause)
+    findings, structures = _may_mention(bits)
     for condition in findings:
         pattern = phrases.FINDINGS[condition]
         for mention in pattern.finditer(clause):
             start, end = mention.span()
             if phrases.elsewhere(condition, clause, start, end):
                 continue
-            label = _polarity(clause, start, end, condition == SUPPORT_DEVICES)
+            label = _polarity(clause, start, end, bits, condition == SUPPORT_DEVICES)
             doubtful = phrases.ALWAYS_UNCERTAIN.get(condition)
             if label == 1 and doubtful and doubtful.search(mention.group()):
                 label = -1
             if condition == "Edema" and label != 0 and phrases.HEART_FAILURE.search(mention.group()):
                 found.append((start, "Cardiomegaly", -1))
             found.append((start, condition, label))
-    found += [(m.start(), SUPPORT_DEVICES, 0) for m in phrases.TAKEN_OUT.finditer(clause)]
+    if "extubat" in clause:
+        found += [(m.start(), SUPPORT_DEVICES, 0) for m in phrases.TAKEN_OUT.finditer(clause)]
     last = max((where for where, condition, _ in found if condition != OTHER), default=-1)
     antecedent = tuple((c, label) for where, c, label in found if where == last and c != OTHER)
-    refers = None if found else _refers(clause)
+    refers = None if found else _refers(clause, bits)
     labels = [(condition, label) for _, condition, label in found]
     for structure, pattern in structures:
         for mention in pattern.finditer(clause):
-            state = _state(clause, *mention.span())
+            state = _state(clause, *mention.span(), bits)
             if state is not None:
                 labels += _structure_labels(structure, state)
     return Said(tuple(labels), antecedent, clause, refers)
 
 
-def _refers(clause: str) -> int | None:
+def _refers(clause: str, bits: int) -> int | None:
     """Return the label that a clause without a finding gives to the one before, None if it gives none."""
-    if (pronoun := cues.PRONOUN.search(clause)) and _polarity(clause, *pronoun.span()) == 0:
+    pronoun = cues.PRONOUN.pattern.match(clause) if bits & cues.PRONOUN.bit else None
+    if pronoun and _polarity(clause, *pronoun.span(), bits) == 0:
         return 0
-    another = cues.ELLIPSIS.search(clause)
-    return (_polarity(clause, *another.span()) or None) if another else None
+    another = cues.ELLIPSIS.pattern.search(clause) if bits & cues.ELLIPSIS.bit else None
+    return (_polarity(clause, *another.span(), bits) or None) if another else None
 
 
 def _structure_labels(structure: str, label: int) -> list[tuple[str, int]]:
@@ -254,35 +286,39 @@ def _structure_labels(structure: str, label: int) -> list[tuple[str, int]]:
 # --- negation and uncertainty of one mention --------------------------------------------------------------------------
 
 
-def _polarity(clause: str, start: int, end: int, device: bool = False) -> int:
+def _polarity(clause: str, start: int, end: int, bits: int, device: bool = False) -> int:
     """1, 0 or -1 for the mention clause[start:end], in the CheXpert labeller's order: doubts that contain a negation
-    ("cannot exclude"), then negation, then the other doubts."""
+    ("cannot exclude"), then negation, then the other doubts. `bits` are the clause's."""
     before, after = _around(clause, start, end)
     if device:
         part = cues.PART_OF_DEVICE.search(after)
         after = "" if cues.OF_DEVICE.search(before) else after[: part.start()] if part else after
-    if _from_left(cues.DOUBTED_BEFORE_FIRST, before, after):
+    if _from_left(cues.DOUBTED_BEFORE_FIRST, before, after, bits):
         return -1
-    if _from_left(cues.NEGATED_BEFORE, before, after) or _from_right(cues.NEGATED_AFTER, after):
+    if _from_left(cues.NEGATED_BEFORE, before, after, bits) or _from_right(cues.NEGATED_AFTER, after, bits):
         return 0
-    if _no_evidence(before, after):
+    if _no_evidence(before, after, bits):
         return 0
-    if device and _from_right(cues.DEVICE_GONE_AFTER, after):
+    if device and _from_right(cues.DEVICE_GONE_AFTER, after, bits):
         return 0
-    if _from_left(cues.DOUBTED_BEFORE, before, after) or _from_right(cues.DOUBTED_AFTER, after):
+    if _from_left(cues.DOUBTED_BEFORE, before, after, bits) or _from_right(cues.DOUBTED_AFTER, after, bits):
         return -1
-    if cues.EITHER_BEFORE.search(before) or cues.EITHER_AFTER.search(after):
+    if bits & cues.EITHER_BEFORE.bit and (
+        cues.EITHER_BEFORE.pattern.search(before) or cues.EITHER_AFTER.pattern.match(after)
+    ):
         return -1
     return 1
 
 
-def _no_evidence(before: str, after: str) -> bool:
+def _no_evidence(before: str, after: str, bits: int) -> bool:
     """Is the mention what something denied would be evidence of ("no opacity is seen to suggest pneumonia")?"""
-    for purpose in cues.PURPOSE.finditer(before):
+    if not (bits & cues.DENIED_EVIDENCE.bit and bits & cues.PURPOSE.bit):
+        return False
+    for purpose in cues.PURPOSE.pattern.finditer(before):
         if not _open(before[purpose.end() :], after):
             continue
         host = before[: purpose.start()]
-        for denial in cues.DENIED_EVIDENCE.finditer(host):
+        for denial in cues.DENIED_EVIDENCE.pattern.finditer(host):
             if _open(cues.SEEN.sub("", host[denial.end() :]), ""):
                 return True
     return False
@@ -296,9 +332,9 @@ def _around(clause: str, start: int, end: int) -> tuple[str, str]:
     return before, after
 
 
-def _from_left(cue: re.Pattern[str], before: str, after: str) -> bool:
+def _from_left(cue: cues.Cue, before: str, after: str, bits: int) -> bool:
     """Does a cue to the left reach the mention?"""
-    return any(_open(before[c.end() :], after) for c in cue.finditer(before))
+    return bits & cue.bit != 0 and any(_open(before[c.end() :], after) for c in cue.pattern.finditer(before))
 
 
 def _open(gap: str, after: str) -> bool:
@@ -323,9 +359,11 @@ def _open(gap: str, after: str) -> bool:
     return not any(cues.ASSERTS.search(item) for item in items if not item.startswith("of "))
 
 
-def _from_right(cue: re.Pattern[str], after: str) -> bool:
+def _from_right(cue: cues.Cue, after: str, bits: int) -> bool:
     """Does a cue to the right ("is not seen", "cannot be excluded") belong to the mention?"""
-    for c in cue.finditer(after):
+    if not bits & cue.bit:
+        return False
+    for c in cue.pattern.finditer(after):
         gap = _COPULA.sub("", after[: c.start()])
         if cues.STOP_BACKWARD.search(gap):
             return False  # later cues are farther still
@@ -347,7 +385,7 @@ def _from_right(cue: re.Pattern[str], after: str) -> bool:
 # --- what a sentence says of a structure ------------------------------------------------------------------------------
 
 
-def _state(clause: str, start: int, end: int) -> int | None:
+def _state(clause: str, start: int, end: int, bits: int) -> int | None:
     """0 normal, 1 abnormal, -1 borderline or merely unchanged, None if nothing is said of clause[start:end]."""
     before, after = _around(clause, start, end)
     left = [state for state in _STATE.finditer(before) if not cues.FORMER.search(before, 0, state.start())]
@@ -362,7 +400,7 @@ def _state(clause: str, start: int, end: int) -> int | None:
         return None
     label = _STATE_LABEL[state.lastgroup]
     if label == 1:  # "no enlargement of the cardiac silhouette", "the heart may be enlarged"
-        return _polarity(clause, offset + state.start(), offset + state.end())
+        return _polarity(clause, offset + state.start(), offset + state.end(), bits)
     return label
 
 

@@ -8,7 +8,9 @@ no report of a chest has. In doubt it is judged: "Normal." and "No change." are 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections import Counter
+from functools import lru_cache, reduce
+from operator import or_
 from typing import Literal
 
 from eval.scores import phrases
@@ -17,6 +19,7 @@ from eval.scores.spelling import plain
 Reason = Literal["no words", "another script", "another language", "another part of the body", "not a report"]
 
 _LETTERS = re.compile(r"[^\W\d_]+")
+_ASCII_LETTERS = re.compile(r"[a-z]+")
 _LATIN = re.compile(r"[a-zA-Z\u00c0-\u024f\u1e00-\u1eff]")
 
 
@@ -124,7 +127,7 @@ _REFUSAL = re.compile(
 )
 # Names its subject: a report of a chest and a hip is judged, one of an abdomen with the bases of the lungs is not.
 _PLAINLY = re.compile(r"\b(?:chest|lungs?|cxr|thorax|pneumothorax)\b")
-_ENGLISH, _FOREIGN, _CHEST, _REPORT, _ELSEWHERE = 1, 2, 4, 8, 16
+_ENGLISH, _FOREIGN, _CHEST, _REPORT, _ELSEWHERE, _SPEAKER = 1, 2, 4, 8, 16, 32
 
 
 @lru_cache(maxsize=65536)
@@ -137,6 +140,7 @@ def _kinds(word: str) -> int:
         | _CHEST * any(CHEST.fullmatch(w) is not None for w in read)
         | _REPORT * any(w in REPORT for w in read)
         | _ELSEWHERE * (word in ELSEWHERE)
+        | _SPEAKER * (word in ("i", "ai"))
     )
 
 
@@ -153,33 +157,32 @@ def _mentions_a_finding(text: str) -> bool:
 def why_not_judged(text: str) -> Reason | None:
     """Return why `text` is not a report that the labeller may judge, None where it may."""
     text = text.lower()
-    words = _LETTERS.findall(text)
+    plainly_latin = text.isascii()
+    words = (_ASCII_LETTERS if plainly_latin else _LETTERS).findall(text)
     if not words:
         return "no words"
-    if not text.isascii():
+    if not plainly_latin:
         letters = sum(map(len, words))
         if 3 * len(_LATIN.findall(text)) < 2 * letters:
             return "another script"
-    kinds = list(map(_kinds, words))
-    english = foreign = union = 0
-    for kind in kinds:
-        union |= kind
-        english += kind & _ENGLISH
-        foreign += kind & _FOREIGN
-    if foreign > _FOREIGN * english:
+    counts = Counter(map(_kinds, words))
+    union = reduce(or_, counts)
+    english, foreign = (sum(n for kind, n in counts.items() if kind & bit) for bit in (_ENGLISH, _FOREIGN))
+    if foreign > english:
         return "another language"
     if union & _ELSEWHERE:
         # "abdomen" and "abdominal" are one place
         chest, elsewhere = (
-            len({word[:5] for word, k in zip(words, kinds, strict=True) if k & bit})
-            for bit in (_CHEST, _ELSEWHERE)
+            len({word[:5] for word in words if _kinds(word) & bit}) for bit in (_CHEST, _ELSEWHERE)
         )
         # One such word in a report that finds something may be an aside: "Fracture. The liver is normal."
         if elsewhere > chest + 3 * bool(_PLAINLY.search(text)) and (
             elsewhere > 1 or not _mentions_a_finding(text)
         ):
             return "another part of the body"
-    if _REFUSAL.search(text) or not (union & (_CHEST | _REPORT) or _mentions_a_finding(text)):
+    if (union & _SPEAKER and _REFUSAL.search(text)) or not (
+        union & (_CHEST | _REPORT) or _mentions_a_finding(text)
+    ):
         return "not a report"
     return None
 

@@ -125,7 +125,7 @@ FINDINGS: dict[str, re.Pattern[str]] = {
         r"(?:micro)?catheters?",
         r"cvc",
         r"swan[- ]ganz",
-        r"(?:port|medi|infus)-?a?-?(?:cath|port)s?",
+        r"(?:port|medi|infus)(?:a|-a-|-)?(?:cath|port)s?",
         r"(?:chest |power)?ports?(?! of)",
         r"pace(?:r|rs|makers?)",
         r"pacing (?:devices?|leads?|wires?|electrodes?)",
@@ -223,7 +223,7 @@ FINDINGS: dict[str, re.Pattern[str]] = {
 # words are slow, and most clauses mention one condition or none. tests/eval/test_labels.py derives them from FINDINGS.
 STEMS: dict[str, tuple[str, ...]] = {
     "Enlarged Cardiomediastinum": (
-        "mediastinal",
+        "enlargement", "fullness", "prominence", "widening",
     ),
     "Cardiomegaly": (
         "cardiomegaly", "dilatation", "dilated", "enlargement",
@@ -252,21 +252,23 @@ STEMS: dict[str, tuple[str, ...]] = {
         "pneumothora", "ptx",
     ),
     "Pleural Effusion": (
-        "effusion", "empyema", "fissure", "pleural", "thora",
+        "chylopneumothora", "chylothora", "collection", "effusion", "emopneumothora", "emothora", "empyema", "fluid",
+        "hydropneumothora", "hydrothora", "liquid",
     ),
     "Pleural Other": (
-        "apical", "fibrothorax", "pleur", "thickening",
+        "calcification", " cap", "fibrosis", "fibrothorax", "plaque", "reaction", "scar", "thicken",
     ),
     "Fracture": (
         "fractur",
     ),
     "Support Devices": (
-        "apparatus", "arthroplast", "artificial", "balloon", "cannula", "cath", "cerclage", "coil", "cordis",
-        "cvc", "defibrillator", "device", "drain", "ecmo", "electrode", "equipment", "fixation", "hardware",
-        "harrington", "hoff", "iabp", "icd", "impella", "intramedullary", "introducer", "intubated", "leads",
-        "line", "mechanical", "mitraclip", "pace", "pacing", "picc", "pigtail", "plate", "port", "prosthes",
-        "prosthetic", "recorder", "replaced", "screw", "sheath", "shunt", "spinal", "stent", "sternal",
-        "sternotomy", "stimulator", "swan", "tav", "trach", "tube", "vad", "valve", "watchman",
+        "apparatus", "arthroplast", "artificial", "balloon", "cannula", "cath", " coil", "cordis", "cvc",
+        "defibrillator", "device", "drain", "ecmo", "electrode", "equipment", "hardware", "hoff", "iabp", "icd",
+        "impella", "introducer", "intubated", " leads", " line", "mechanical", "mitraclip", " pace", "pacing", "picc",
+        "pigtail", " plate", " port", "powerport", "mediport", "mediaport", "infusport", "infusaport",
+        "portport", "portaport", "prosthes", "prosthetic", "recorder", "replaced", " rod", "screw",
+        "sheath", "shunt", " stent", "stimulator", " suture", "swan", " tav", " trach", " tube", "vad", "valve",
+        "watchman", " wire",
     ),
     OTHER: (
         "adenopathy", "aerat", "aneurysm", "arthr", "aspiration", "asthma", "atheroscler", "bleb", "blunted",

@@ -141,23 +141,35 @@ def _word(word: str) -> str:
 
 def _corrected(word: str) -> str:
     """The word of RIGHT that is nearest, if it is one error away, or two in a long word whose first letter is right."""
-    errors = 2 if len(word) >= 9 else 1
-    # Words one or two errors apart have a common remainder after as many letters are left out of each.
-    near = {right for left in _without(word, errors) for right in _REMAINDERS.get(left, ())}
+    # Words one error apart have a common remainder after at most one letter is left out of each.
+    near = {right for left in _without(word) for right in _REMAINDERS.get(left, ())}
     # Of two that are as near, the longer: "excludd" is "excluded".
-    best = min(((_distance(word, right), -len(right), right) for right in near), default=(3, 0, ""))
-    if best[0] == 1 or (best[0] == 2 == errors and best[2][0] == word[0] and -best[1] >= 9):
+    best = min(((_distance(word, right), -len(right), right) for right in near), default=(9, 0, ""))
+    if best[0] == 1:
         return best[2]
-    return word
+    if len(word) < 9:
+        return word
+    letters = _letters(word)
+    likely = (
+        right
+        for right, has in _LONG.get(word[0], ())
+        if abs(len(right) - len(word)) <= 2 and (letters ^ has).bit_count() <= 4
+    )
+    best = min(((_distance(word, right), -len(right), right) for right in likely), default=(9, 0, ""))
+    return best[2] if best[0] == 2 else word
 
 
-def _without(word: str, letters: int) -> set[str]:
-    """`word`, and `word` without one letter, or up to two."""
-    found, last = {word}, {word}
-    for _ in range(letters):
-        last = {w[:i] + w[i + 1 :] for w in last for i in range(len(w))}
-        found |= last
-    return found
+def _letters(word: str) -> int:
+    """One bit for each letter that the word has; an error changes two of them at most."""
+    bits = 0
+    for letter in word:
+        bits |= 1 << (ord(letter) - ord("a"))
+    return bits
+
+
+def _without(word: str) -> set[str]:
+    """`word`, and `word` without one letter."""
+    return {word, *(word[:i] + word[i + 1 :] for i in range(len(word)))}
 
 
 def _distance(a: str, b: str) -> int:
@@ -175,6 +187,9 @@ def _distance(a: str, b: str) -> int:
 
 
 _REMAINDERS: dict[str, list[str]] = {}
+_LONG: dict[str, list[tuple[str, int]]] = {}  # by their first letter
 for _right in sorted(RIGHT):
-    for _left in _without(_right, 2):
+    for _left in _without(_right):
         _REMAINDERS.setdefault(_left, []).append(_right)
+    if len(_right) >= 9:
+        _LONG.setdefault(_right[0], []).append((_right, _letters(_right)))

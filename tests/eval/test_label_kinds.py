@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.scores import phrases
+from eval.scores import cues, phrases
 from eval.scores.labels import CONDITIONS, judged, label_matrix, label_report
 from eval.scores.language import why_not_judged
 from eval.scores.spelling import KNOWN, RIGHT, SHORT, plain
@@ -127,35 +127,56 @@ def test_case_and_line_breaks_do_not_matter():
         assert label_report(sentence.text.replace(" ", " \r\n ")) == expected
 
 
-def certain(tree, stems: tuple[str, ...], run: str = "") -> bool:
-    """Tell whether every match of a parsed expression has one of `stems` in it; `run` stands right before it."""
-    for op, value in tree:
+LETTERS = [list(re._parser.parse(kind)) for kind in (r"\w", r"[\w-]")]
+
+
+def certain(tree: list, keys: tuple[str, ...], run: str = "") -> bool:
+    """Tell whether every match of a parsed expression has one of `keys` in it, where a key is a stem, or a word between
+    blanks. `run` stands right before it, and a blank in it for the border of a word."""
+    for i, (op, value) in enumerate(tree):
+        rest = tree[i + 1 :]
         if op is re._parser.LITERAL:
-            run += chr(value)
+            run += chr(value) if chr(value).isalpha() or chr(value) in "?:" else " "
             continue
-        if any(stem in run for stem in stems):
+        if any(key in run for key in keys):
             return True
+        if op is re._parser.IN and all(o is re._parser.LITERAL for o, _ in value):
+            return all(certain([letter, *rest], keys, run) for letter in value)
         # Branches that begin alike are parsed as their beginning, then the rest of each.
-        if op is re._parser.BRANCH and all(certain(branch, stems, run) for branch in value[1]):
+        if op is re._parser.BRANCH:
+            return all(certain([*branch, *rest], keys, run) for branch in value[1])
+        if op is re._parser.SUBPATTERN:
+            return certain([*value[3], *rest], keys, run)
+        if op is re._parser.MAX_REPEAT and value[0] > 0:
+            return certain([*value[2], *rest], keys, run)
+        if op is re._parser.MAX_REPEAT:
+            return certain(rest, keys, run) and certain([*value[2], *rest], keys, run)
+        if op is re._parser.ASSERT and value[0] > 0 and certain(list(value[1]), keys, run):
             return True
+        if op in (re._parser.ASSERT, re._parser.ASSERT_NOT, re._parser.AT):
+            border = op is re._parser.AT or (op is re._parser.ASSERT_NOT and list(value[1]) in LETTERS)
+            run += " " * border
+            continue
+        # A class of characters: what stood before is over.
         run = ""
-        if op is re._parser.SUBPATTERN and certain(value[3], stems):
-            return True
-        if op is re._parser.MAX_REPEAT and value[0] > 0 and certain(value[2], stems):
-            return True
-    return any(stem in run for stem in stems)
+    return any(key in run for key in keys)
 
 
 EXPRESSIONS = [(c, p, phrases.STEMS[c]) for c, p in phrases.FINDINGS.items()]
 EXPRESSIONS += [(s, p, phrases.STRUCTURE_STEMS[s]) for s, p in phrases.STRUCTURES]
+EXPRESSIONS += [
+    (name, cue.pattern, (*cue.stems, *(f" {word} " for word in cue.words), *cue.signs))
+    for name, cue in vars(cues).items()
+    if isinstance(cue, cues.Cue)
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "pattern", "stems"), EXPRESSIONS, ids=lambda x: x if isinstance(x, str) else ""
+    ("name", "pattern", "keys"), EXPRESSIONS, ids=lambda x: x if isinstance(x, str) else ""
 )
-def test_every_mention_has_a_stem(name, pattern, stems):
-    assert all(stem.isalpha() for stem in stems)
-    assert certain(re._parser.parse(pattern.pattern), stems)
+def test_every_match_has_a_stem_or_a_word(name, pattern, keys):
+    assert all(key.strip().isalpha() or key in "?:" for key in keys)
+    assert certain(list(re._parser.parse(pattern.pattern)), keys)
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
