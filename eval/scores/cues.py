@@ -34,7 +34,8 @@ def _cue(pattern: re.Pattern[str] | str, words: str = "", stems: str = "", signs
 
 
 def _any(*alternatives: str) -> re.Pattern[str]:
-    """Any of the alternatives, as whole words."""
+    """Any of the alternatives, as whole words. Where one begins with what may not stand before it, the letters that
+    follow come first, as (?=...): they fail faster."""
     return re.compile(r"(?<!\w)(?:" + "|".join(alternatives) + r")(?!\w)")
 
 
@@ -103,11 +104,11 @@ NEGATED_BEFORE = _cue(
         r"not(?! (?:\w+ly )?(?:exclude|ruled?|changed|increased|decreased|well|clear|resolved|new|only|just"
         r"|be (?:excluded|ruled)))",
         r"(?:free|clear|cleared|clearing|void|devoid) of", r"absence of", r"lack(?:s|ing)?(?: of)?", r"den(?:y|ies)",
-        r"(?<!partial )(?<!incomplete )(?<!near )(?<!nearly )resolution of", r"disappearance of",
+        r"(?=res)(?<!partial )(?<!incomplete )(?<!near )(?<!nearly )resolution of", r"disappearance of",
         r"(?:removal|withdrawal|extraction|explantation) of", r"history of",
-        r"(?<!partially )(?<!nearly )(?<!largely )(?<!mostly )(?<!almost )(?<!not )(?<!have )(?<!has )"
+        r"(?=re|cl)(?<!partially )(?<!nearly )(?<!largely )(?<!mostly )(?<!almost )(?<!not )(?<!have )(?<!has )"
         r"(?:resolved|removed|cleared)(?= (?!and\b|or\b|with\b|since\b|in\b|on\b))",
-        r"(?<!cannot )(?<!not )exclud(?:e|es|ing)", r"(?<!cannot )(?<!not )rules? out",
+        r"(?=exc)(?<!cannot )(?<!not )exclud(?:e|es|ing)", r"(?=rul)(?<!cannot )(?<!not )rules? out",
     ),
     "no not without neither nor never rather free clear void lack history rule rules",
     "negative instead nothing cleared clearing devoid absence lacking lacks deny denies resolution resolved "
@@ -211,7 +212,7 @@ DOUBTED_BEFORE = _cue(
         r"concern(?:ing|ed)? for", r"concern of", r"worrisome for", r"evaluation (?:for|of)", r"suggestion of",
         r"differential(?: diagnos[ei]s)?(?: considerations?)?(?: \w+){0,3} includ(?:es?|ing)", r"consider",
         r"considerations? (?:include|of|for)",
-        r"(?<!no )(?<!without )doubt(?:s|ed|ful)?(?: (?:that|whether|if))?(?: there (?:is|are))?",
+        r"(?=dou)(?<!no )(?<!without )doubt(?:s|ed|ful)?(?: (?:that|whether|if))?(?: there (?:is|are))?",
         r"(?:un|less )likely(?: to)?(?: represent| be| reflect)?", r"improbabl[ey]", r"conceivabl[ey]",
         r"(?:more likely|likelier|more probably) than", r"possibilit(?:y|ies)(?: (?:of|for|that))?",
         r"(?:little|minimal|minor|trace|tiny|small),? if any,?", r"if any", r"if (?:at all )?present",
@@ -239,7 +240,7 @@ DOUBTED_AFTER = _cue(
         r"not (?:\w+ly )?appreciated", r"(?:difficult|hard) to (?:exclude|assess|evaluate)",
         rf"{_MODAL} (?:also )?have this appearance", r"should be (?:considered|excluded|ruled out)",
         r"if (?:any|at all|present|real)(?=[,.;)]|$)", r"doubtful", r"conceivable", r"improbable", r"unlikely",
-        r"(?<!of )(?:uncertain|unclear|questionable)(?! (?:significance|etiology|nature|origin|cause))",
+        r"(?=un|qu)(?<!of )(?:uncertain|unclear|questionable)(?! (?:significance|etiology|nature|origin|cause))",
         rf"{_IS} an? (?:remote |distinct |real |less likely )?(?:possibility|consideration)",
         rf"(?:{_MODAL} be|{_IS}) (?:difficult|hard|impossible) to (?:see|detect|exclude|rule out|appreciate|identify)",
         rf"{_MODAL}(?: easily)? be (?:missed|overlooked|hidden|masked)", r"less likely",
@@ -288,7 +289,7 @@ STANDS_APART = _any(VERB.pattern, IF_ANY.pattern)
 _STOPS = (
     VERB.pattern, r"there", r"since", r"after", r"following", r"status post", r"s/p", r"compared", r"given", r"because",
     r"which", r"therefore", r"and (?:the|an?|there|no)",
-    r"(?<!consistent )(?<!compatible )(?<!associated )(?<!in keeping )(?<!concerning )with",
+    r"(?=wit)(?<!consistent )(?<!compatible )(?<!associated )(?<!in keeping )(?<!concerning )with",
 )  # fmt: skip
 STOP = re.compile(_any(*_STOPS).pattern + "|:")
 """Words after which a denial or doubt to the left no longer reaches."""

@@ -69,7 +69,7 @@ _COPULA = re.compile(
     rf" (?:(?:is|are|was|were|(?:has|have) been)(?: {_OPINION}(?: to be)?)?|remains?|seems?|appears?(?: to be)?)"
     r"(?: (?:only|just|\w+ly))*,? $"
 )
-_OR = re.compile(r"\bn?or\b")
+_OR = re.compile(r"or\b(?:(?<=\bor)|(?<=\bnor))")
 _WORD = re.compile(r"[a-z]+")
 
 
@@ -85,9 +85,9 @@ def label_report(text: str) -> dict[str, int]:
     said: list[Said] = []
     for sentence in sentences(text):
         for clause in _label_sentence(sentence):
+            if clause.refers is not None and said:
+                said[-1], clause = _referred(said[-1], clause)
             said.append(clause)
-            if clause.refers is not None and len(said) > 1:
-                said[-2:] = _referred(said[-2], clause)
     labels: dict[str, int] = {}
     for clause in said:
         for condition, label in clause.found:
@@ -146,11 +146,13 @@ class Said(NamedTuple):
 
 @lru_cache(maxsize=65536)  # reports repeat their sentences
 def _label_sentence(sentence: str) -> tuple[Said, ...]:
-    sentence = plain(sentence)
+    bits = _bits(sentence)
+    if bits & _NOT_PLAIN:
+        sentence = plain(sentence)
+        bits = _bits(sentence)
     heading = _HEADING.match(sentence) if ":" in sentence else None
     if heading and _mentions_anything(heading.group(1)):
         sentence = heading.group(1)  # "Heart and mediastinum: ..." names a topic, it asserts nothing
-    bits = _bits(sentence)
     if bits & cues.RELATIVE.bit:
         sentence = cues.RELATIVE.pattern.sub(
             lambda told: told[0] if _mentions_anything(told[0]) else "", sentence
@@ -182,12 +184,15 @@ def _mentions_anything(text: str) -> bool:
 
 _FINDINGS = len(cues.CUES)  # the bits of cues come first, then those of conditions, then those of structures
 _STRUCTURES = _FINDINGS + len(phrases.FINDINGS)
+_NOT_PLAIN = 1 << _STRUCTURES + len(phrases.STRUCTURES)
+_MENTIONS = _NOT_PLAIN - (1 << _FINDINGS)
 _SIGNS = {sign: sum(c.bit for c in cues.CUES if sign in c.signs) for c in cues.CUES for sign in c.signs}
+_SIGNS |= {"/": _NOT_PLAIN, "dc'": _NOT_PLAIN}
 
 
 def _may_mention(bits: int) -> tuple[list[str], list[tuple[str, re.Pattern[str]]]]:
     """Return the conditions and the structures whose words a text with these bits has, in the vocabulary's order."""
-    if not bits >> _FINDINGS:
+    if not bits & _MENTIONS:
         return [], []
     return (
         [c for i, c in enumerate(phrases.FINDINGS, _FINDINGS) if bits >> i & 1],
@@ -196,13 +201,11 @@ def _may_mention(bits: int) -> tuple[list[str], list[tuple[str, re.Pattern[str]]
 
 
 def _bits(text: str) -> int:
-    """One bit for each cue, then for each condition and each structure, that `text` may hold."""
+    """One bit for each cue, then for each condition and each structure, that `text` may hold, and one for words that
+    `plain` writes otherwise."""
     bits = 0
-    for word in _WORD.findall(text):
-        bits |= _word_bits(word)
-    for sign, has in _SIGNS.items():
-        if sign in text:
-            bits |= has
+    for token in text.split():
+        bits |= _token_bits(token)
     return bits
 
 
@@ -225,17 +228,23 @@ _KEYS = _by_beginning()
 
 
 @lru_cache(maxsize=65536)
-def _word_bits(word: str) -> int:
-    word = f" {word} "
-    bits = 0
-    for start in range(len(word) - 1):
-        for key, has in _KEYS.get(word[start : start + 2], ()):
-            if word.startswith(key, start):
+def _token_bits(token: str) -> int:
+    """Return the bits of what stands between two blanks: words, and the signs on them."""
+    bits = 0 if plain(token) == token else _NOT_PLAIN
+    for sign, has in _SIGNS.items():
+        if sign in token:
+            bits |= has
+    words = f" {' '.join(_WORD.findall(token))} "
+    for start in range(len(words) - 2):
+        for key, has in _KEYS.get(words[start : start + 2], ()):
+            if words.startswith(key, start):
                 bits |= has
     return bits
 
 
 def _label_clause(clause: str, bits: int) -> Said:
+    if not bits & _MENTIONS:
+        return Said((), (), clause, _refers(clause, bits))
     found: list[tuple[int, str, int]] = []  # (where, condition, label)
     findings, structures = _may_mention(bits)
     for condition in findings:
@@ -253,10 +262,11 @@ def _label_clause(clause: str, bits: int) -> Said:
             found.append((start, condition, label))
     if "extubat" in clause:
         found += [(m.start(), SUPPORT_DEVICES, 0) for m in phrases.TAKEN_OUT.finditer(clause)]
-    last = max((where for where, condition, _ in found if condition != OTHER), default=-1)
-    antecedent = tuple((c, label) for where, c, label in found if where == last and c != OTHER)
     refers = None if found else _refers(clause, bits)
     labels = [(condition, label) for _, condition, label in found]
+    named = [mention for mention in found if mention[1] != OTHER]
+    last = max(named)[0] if named else -1
+    antecedent = tuple((c, label) for where, c, label in named if where == last)
     for structure, pattern in structures:
         for mention in pattern.finditer(clause):
             state = _state(clause, *mention.span(), bits)

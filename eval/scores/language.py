@@ -8,9 +8,7 @@ no report of a chest has. In doubt it is judged: "Normal." and "No change." are 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from functools import lru_cache, reduce
-from operator import or_
+from functools import lru_cache
 from typing import Literal
 
 from eval.scores import phrases
@@ -19,7 +17,6 @@ from eval.scores.spelling import plain
 Reason = Literal["no words", "another script", "another language", "another part of the body", "not a report"]
 
 _LETTERS = re.compile(r"[^\W\d_]+")
-_ASCII_LETTERS = re.compile(r"[a-z]+")
 _LATIN = re.compile(r"[a-zA-Z\u00c0-\u024f\u1e00-\u1eff]")
 
 
@@ -127,21 +124,30 @@ _REFUSAL = re.compile(
 )
 # Names its subject: a report of a chest and a hip is judged, one of an abdomen with the bases of the lungs is not.
 _PLAINLY = re.compile(r"\b(?:chest|lungs?|cxr|thorax|pneumothorax)\b")
-_ENGLISH, _FOREIGN, _CHEST, _REPORT, _ELSEWHERE, _SPEAKER = 1, 2, 4, 8, 16, 32
+# How many words of a text each list has, in one number: a sum counts them all in one pass. 2**24 words are enough.
+_COUNT = 24
+_ALL, _ENGLISH, _FOREIGN, _CHEST, _REPORT, _ELSEWHERE, _SPEAKER = (1 << _COUNT * i for i in range(7))
 
 
 @lru_cache(maxsize=65536)
 def _kinds(word: str) -> int:
-    """Which lists have the word, as bits; short forms and misspellings count as what they stand for."""
+    """Return which lists have the word; short forms and misspellings count as what they stand for."""
     read = plain(word).split()
     return (
-        _ENGLISH * (word in ENGLISH)
-        | _FOREIGN * (word in FOREIGN and word not in ENGLISH)
-        | _CHEST * any(CHEST.fullmatch(w) is not None for w in read)
-        | _REPORT * any(w in REPORT for w in read)
-        | _ELSEWHERE * (word in ELSEWHERE)
-        | _SPEAKER * (word in ("i", "ai"))
+        _ALL
+        + _ENGLISH * (word in ENGLISH)
+        + _FOREIGN * (word in FOREIGN and word not in ENGLISH)
+        + _CHEST * any(CHEST.fullmatch(w) is not None for w in read)
+        + _REPORT * any(w in REPORT for w in read)
+        + _ELSEWHERE * (word in ELSEWHERE)
+        + _SPEAKER * (word in ("i", "ai"))
     )
+
+
+@lru_cache(maxsize=65536)
+def _tally(token: str) -> int:
+    """Count the words of what stands between two blanks."""
+    return sum(map(_kinds, _LETTERS.findall(token)))
 
 
 def _mentions_a_finding(text: str) -> bool:
@@ -157,31 +163,32 @@ def _mentions_a_finding(text: str) -> bool:
 def why_not_judged(text: str) -> Reason | None:
     """Return why `text` is not a report that the labeller may judge, None where it may."""
     text = text.lower()
-    plainly_latin = text.isascii()
-    words = (_ASCII_LETTERS if plainly_latin else _LETTERS).findall(text)
-    if not words:
+    tally = sum(map(_tally, text.split()))
+
+    def count(kind: int) -> int:
+        return tally // kind & (1 << _COUNT) - 1
+
+    if not tally:
         return "no words"
-    if not plainly_latin:
-        letters = sum(map(len, words))
+    if not text.isascii():
+        letters = sum(map(len, _LETTERS.findall(text)))
         if 3 * len(_LATIN.findall(text)) < 2 * letters:
             return "another script"
-    counts = Counter(map(_kinds, words))
-    union = reduce(or_, counts)
-    english, foreign = (sum(n for kind, n in counts.items() if kind & bit) for bit in (_ENGLISH, _FOREIGN))
-    if foreign > english:
+    if count(_FOREIGN) > count(_ENGLISH):
         return "another language"
-    if union & _ELSEWHERE:
+    if count(_ELSEWHERE):
         # "abdomen" and "abdominal" are one place
         chest, elsewhere = (
-            len({word[:5] for word in words if _kinds(word) & bit}) for bit in (_CHEST, _ELSEWHERE)
+            len({word[:5] for word in _LETTERS.findall(text) if _kinds(word) // bit & 1})
+            for bit in (_CHEST, _ELSEWHERE)
         )
         # One such word in a report that finds something may be an aside: "Fracture. The liver is normal."
         if elsewhere > chest + 3 * bool(_PLAINLY.search(text)) and (
             elsewhere > 1 or not _mentions_a_finding(text)
         ):
             return "another part of the body"
-    if (union & _SPEAKER and _REFUSAL.search(text)) or not (
-        union & (_CHEST | _REPORT) or _mentions_a_finding(text)
+    if (count(_SPEAKER) and _REFUSAL.search(text)) or not (
+        count(_CHEST) or count(_REPORT) or _mentions_a_finding(text)
     ):
         return "not a report"
     return None

@@ -54,8 +54,8 @@ FINDINGS: dict[str, re.Pattern[str]] = {
         r"(?:increased|patchy|hazy|streaky|airspace|lung|pulmonary|parenchymal|basilar|ill[- ]defined) densit(?:y|ies)",
         r"decreased (?:translucency|lucency)",
         r"ground[- ]glass(?: (?:change|shadowing|appearance)s?)?",
-        r"(?<!perihilar )(?<!perihilar vascular )(?:haze|haziness)",
-        r"(?<!pleural )(?<!pleuroparenchymal )(?<!pleural-parenchymal )(?:scars?|scarring)",
+        r"(?=haz)(?<!perihilar )(?<!perihilar vascular )(?:haze|haziness)",
+        r"(?=sca)(?<!pleural )(?<!pleuroparenchymal )(?<!pleural-parenchymal )(?:scars?|scarring)",
         r"peribronchial (?:thickening|cuffing)",
         r"parenchymal thickenings?",
         r"(?:coarse(?:ned)?|coarsening of|increased|prominent|accentuated) (?:the )?(?:lung |pulmonary )?markings",
@@ -90,15 +90,17 @@ FINDINGS: dict[str, re.Pattern[str]] = {
         r"consolidat(?:ion|ions|ive|ed|ing)", r"(?:pulmonary |lung |parenchymal )condensations?"
     ),
     "Pneumonia": _words(
-        r"(?:broncho)?pneumonias?", r"(?<!granulomatous )(?<!histoplasmosis )infections?", r"infectious"
+        r"(?:broncho)?pneumonias?",
+        r"(?=inf)(?<!granulomatous )(?<!histoplasmosis )infections?",
+        r"infectious",
     ),
     "Atelectasis": _words(
         r"atelecta(?:sis|ses|tic)",
-        r"(?<!vertebral )(?<!body )(?<!compression )collapse[ds]?(?! of (?:the )?(?:vertebra|t\d|l\d))",
+        r"(?=col)(?<!vertebral )(?<!body )(?<!compression )collapse[ds]?(?! of (?:the )?(?:vertebra|t\d|l\d))",
     ),
     "Pneumothorax": _words(r"(?:hydro|ha?emo|pyo)?pneumothora(?:x|xes|ces)", r"ptx"),
     "Pleural Effusion": _words(
-        r"(?<!pericardial )(?<!joint )effusions?",
+        r"(?=eff)(?<!pericardial )(?<!joint )effusions?",
         r"pleural (?:fluid|liquid|collections?)",
         r"fluid (?:in|within|along|tracking (?:in|into|along)) (?:the )?(?:\w+ )?fissures?",
         r"(?:ha?emo|hydro|chylo)(?:pneumo)?thora(?:x|ces)",
@@ -118,7 +120,7 @@ FINDINGS: dict[str, re.Pattern[str]] = {
         r"|ij|cvc|hickman|pa) (?:central |venous )*lines?",
         r"lines? and tubes?",
         r"tubes? and lines?",
-        r"(?<!septal )(?<!kerley )(?<!b )(?<!pleural )(?<!fissural )(?<!interstitial )(?<!fold )(?<!lung )lines",
+        r"(?=lin)(?<!septal )(?<!kerley )(?<!b )(?<!pleural )(?<!fissural )(?<!interstitial )(?<!fold )(?<!lung )lines",
         r"piccs?",
         r"(?:(?!eustachian|fallopian|the|a|an|no|or|and)[a-z]+ )?tubes?",
         r"intubated",
@@ -263,7 +265,8 @@ STEMS: dict[str, tuple[str, ...]] = {
     ),
     "Support Devices": (
         "apparatus", "arthroplast", "artificial", "balloon", "cannula", "cath", " coil", "cordis", "cvc",
-        "defibrillator", "device", "drain", "ecmo", "electrode", "equipment", "hardware", "hoff", "iabp", "icd",
+        "defibrillator", "device", "drain", "ecmo", "electrode", "equipment", "extubat", "hardware", "hoff", "iabp",
+        "icd",
         "impella", "introducer", "intubated", " leads", " line", "mechanical", "mitraclip", " pace", "pacing", "picc",
         "pigtail", " plate", " port", "powerport", "mediport", "mediaport", "infusport", "infusaport",
         "portport", "portaport", "prosthes", "prosthetic", "recorder", "replaced", " rod", "screw",
