@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import json
 import math
 import os
@@ -33,7 +34,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
-from eval.scores import labels, language, spelling
+import eval.scores.labels
+import eval.scores.language
+import eval.scores.spelling
 from eval.scores.labels import LABELLER, label_matrix, label_report
 from eval.scores.phrases import CONDITIONS
 from tests.eval.golden.labeller_sentences import HALVES, read_sentences
@@ -58,22 +61,27 @@ def published_sample(path: Path) -> list[str]:
     return found
 
 
-def reports_a_second(texts: list[str]) -> float:
-    """Return the median of seven readings, each of which has seen no word before. Processor time: what else the machine
-    does is not the labeller's."""
+def reports_a_second(texts: list[str]) -> dict[str, int]:
+    """Return the best and the median of 25 readings, each of which has seen no word before.
+
+    Processor time: what else the machine does is not the labeller's. It still counts a processor that others slow down,
+    so the best is the labeller's, as timeit has it, and the median the machine's.
+    """
+    gc.collect()
+    gc.freeze()  # as `encoder.startup` does for every command
     rates = []
-    for _ in range(7):
-        for module in (labels, language, spelling):
+    for _ in range(25):
+        for module in (eval.scores.labels, eval.scores.language, eval.scores.spelling):
             for function in vars(module).values():
                 if hasattr(function, "cache_clear"):
                     function.cache_clear()
         start = time.process_time()
         label_matrix(texts)
-        rates.append(len(texts) / (time.process_time() - start))
-    return statistics.median(rates)
+        rates.append(round(len(texts) / (time.process_time() - start)))
+    return {"best": max(rates), "median": round(statistics.median(rates))}
 
 
-def weak_labels(path: Path) -> tuple[dict[str, dict], float]:
+def weak_labels(path: Path) -> tuple[dict[str, dict], dict[str, int]]:
     """Agreement by condition, uncertain as present where the weak label is there and as absent elsewhere; and how many
     reports were read in a second."""
     studies = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -189,7 +197,7 @@ def main() -> None:
     indiana = data / "iu_text" / "studies.jsonl"
     if indiana.is_file():
         result["MeSH-derived labels"], rate = weak_labels(indiana)
-        result["reports_a_second"] = round(rate)
+        result["reports_a_second"] = rate
         print(
             f"\n{'MeSH-derived labels':28}{'weak':>6}{'rules':>7}{'precision':>11}{'recall':>8}{'F1':>7}{'kappa':>7}"
         )
@@ -198,7 +206,7 @@ def main() -> None:
                 f"{condition:28}{row['weak']:6}{row['rules']:7}{row['precision']:11.3f}{row['recall']:8.3f}"
                 f"{row['f1']:7.3f}{row['kappa']:7.3f}"
             )
-        print(f"\n{rate:.0f} reports a second")
+        print(f"\n{rate['best']} reports a second, {rate['median']} in the median of 25 readings")
     else:
         print(f"{indiana} is not there")
     if args.save:
