@@ -243,6 +243,40 @@ def repeats() -> str:
 
 
 @table
+def rewards() -> str:
+    about = result("rewards")
+    held, before, after = about["held out"], about["before"], about["after"]
+    f1, found = "label-f1/14/micro/neg", "recall"
+    lost = sorted(
+        before[found], key=lambda c: (after[found][c][0] - before[found][c][0]) / before[found][c][1]
+    )[:3]
+    both = (before, after)
+    body = [
+        ["reward of held-out studies", *(f"{held[when]['true/reward']:.2f}" for when in ("before", "after"))],
+        [
+            "the same with shuffled images",
+            *(f"{held[w]['shuffled/reward']:.2f}" for w in ("before", "after")),
+        ],
+        [
+            f"words a report, {after['studies']} test studies",
+            *(f"{x['words/generated'][0]:.0f}" for x in both),
+        ],
+        ["label F1, micro", *(interval(x[f1], 3) for x in both)],
+        ["label F1, macro", *(interval(x["label-f1/14/macro/neg"], 3) for x in both)],
+        ["ROUGE-L", *(f"{x['rouge-l/coco'][0]:.2f}" for x in both)],
+        *(
+            [
+                f"{condition} found, of {before[found][condition][1]}",
+                *(str(x[found][condition][0]) for x in both),
+            ]
+            for condition in lost
+        ),
+    ]
+    head = ["on phantoms", "before", "after"]
+    return rows(head, body, made("rewards", "python benchmarks/rewards.py --save"))
+
+
+@table
 def findings_step() -> str:
     about = result("findings_step_cpu")
     body = []
