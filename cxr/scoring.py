@@ -153,7 +153,7 @@ def _rows(values: Reports) -> Path | list[Record]:
 class _Texts:
     """Texts without ids: what belongs together stands at the same place. `index` is that of a pandas column."""
 
-    texts: list[str | None]
+    texts: list[Any]
     index: list[Any] | None = None
 
     def records(self, ids: Sequence[str], section: str) -> list[Record]:
@@ -161,6 +161,7 @@ class _Texts:
 
 
 _Side: TypeAlias = Path | list[Record] | _Texts
+_OR_SEVERAL = {"references": " (or lists of them, where a study has several)"}
 
 
 def _groups(
@@ -230,8 +231,11 @@ def _read_form(given: Reports, what: str, section: str) -> _Side:
     if hasattr(given, "read"):
         raise ScoreError(f"{what}: an open file; give its path")
     if isinstance(given, Mapping):
-        if not all(isinstance(text, str) or text is None for text in given.values()):
-            raise ScoreError(f"{what}: as a mapping they are {{study_id: text}}")
+        if not all(
+            isinstance(text, str) or text is None or _several_references(text, what)
+            for text in given.values()
+        ):
+            raise ScoreError(f"{what}: as a mapping they are {{study_id: text}}{_OR_SEVERAL.get(what, '')}")
         return [{"study_id": str(key), section: text} for key, text in given.items()]
     if type(given).__name__ == "LazyFrame":
         lazy: Any = given
@@ -252,7 +256,7 @@ def _read_form(given: Reports, what: str, section: str) -> _Side:
             "studies or predictions, or a file of them"
         )
     items = [_plain(item) for item in given]
-    if all(isinstance(item, str) or item is None for item in items):
+    if all(isinstance(item, str) or item is None or _several_references(item, what) for item in items):
         index = getattr(given, "index", None)
         return _Texts(items, None if index is None or callable(index) else list(index))
     if all(isinstance(item, Prediction) for item in items):
@@ -265,8 +269,14 @@ def _read_form(given: Reports, what: str, section: str) -> _Side:
         return [_plain_row(item) for item in items]
     kinds = ", ".join(sorted({type(item).__name__ for item in items}))
     raise ScoreError(
-        f"{what}: a list of {kinds}; accepted are texts, or records, studies or predictions, not mixed"
+        f"{what}: a list of {kinds}; accepted are texts{_OR_SEVERAL.get(what, '')}, or records, studies or "
+        "predictions, not mixed"
     )
+
+
+def _several_references(item: object, what: str) -> bool:
+    """Tell whether this is one study's list of references."""
+    return what == "references" and isinstance(item, list | tuple) and all(isinstance(t, str) for t in item)
 
 
 def _sides_of_one(given: Reports, section: str) -> dict[str, _Side]:

@@ -211,3 +211,51 @@ def answer_logprobs(
         logp_AV = logits_BKV[i, first : first + len(answer)].float().log_softmax(-1)
         found.append(logp_AV.gather(1, torch.tensor(answer, device=logp_AV.device)[:, None])[:, 0].tolist())
     return found
+
+
+@torch.inference_mode()
+def branch_logprobs(
+    llava: nn.Module,
+    model: FindingsModel,
+    prompt: list[int],
+    answer: list[int],
+    branches: list[tuple[int, list[int]]],
+    pixels: Tensor,
+    seen: Tensor | None = None,
+) -> list[list[float]]:
+    """Return the natural log-probability of every token of each branch: what might have been written after the prompt
+    and the first tokens of the answer, as many as the branch says.
+
+    All in one pass: prompt and answer stand once, each branch sees them up to its place, and itself. `pixels` and
+    `seen` as in `answer_logprobs`.
+    """
+    rows = [prompt + answer + [token for _, ids in branches for token in ids]]
+    embeds_1NH, _ = embed(llava, model, rows, pixels, left=False, seen=seen)
+    trunk, N = len(prompt) + len(answer), len(rows[0])
+    sees_NN = torch.ones(N, N, dtype=torch.bool, device=embeds_1NH.device).tril()
+    positions_N = torch.arange(N, device=embeds_1NH.device)
+    starts, start = [], trunk
+    for place, ids in branches:
+        end, after = start + len(ids), len(prompt) + place
+        sees_NN[start:end, after:start] = False
+        positions_N[start:end] = torch.arange(after, after + len(ids))
+        starts.append(start)
+        start = end
+    mask_11NN = torch.zeros(1, 1, N, N, dtype=embeds_1NH.dtype, device=embeds_1NH.device)
+    mask_11NN.masked_fill_(~sees_NN, torch.finfo(embeds_1NH.dtype).min)
+    with _with_sdpa(llava):
+        logits_1KV = llava(
+            inputs_embeds=embeds_1NH,
+            attention_mask=mask_11NN,
+            position_ids=positions_N[None],
+            use_cache=False,
+            logits_to_keep=N - len(prompt) + 1,
+        ).logits
+    logp_KV = logits_1KV[0].float().log_softmax(-1)
+    found = []
+    for (place, ids), start in zip(branches, starts, strict=True):
+        # A token's probability stands at the token before it: of the first, in the trunk.
+        at = [len(prompt) + place - 1, *range(start, start + len(ids) - 1)]
+        places = torch.tensor(at, device=logp_KV.device) - (len(prompt) - 1)
+        found.append(logp_KV[places, torch.tensor(ids, device=logp_KV.device)].tolist())
+    return found

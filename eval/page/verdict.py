@@ -94,13 +94,23 @@ def verdict_html(scores: Scores) -> str:
     """Return the sentences as HTML: the first large, the others and what they count below."""
     first, *others = verdict(scores)
     items = "".join(f"<li>{escape(text)}</li>" for text in others)
-    names = ", ".join(scores.scores[key].title for key in _keys(scores))
-    counted = f"Counted: {names}. Better or worse: the 95 % intervals do not overlap."
+    counted = f"{_counted(scores)}Better or worse: the 95 % intervals do not overlap."
     return (
         f"<p class='verdict'>{escape(first)}</p>"
         + (f"<ul class='quiet'>{items}</ul>" if items else "")
         + f"<p class='quiet'>{escape(counted)}</p>"
     )
+
+
+def _counted(scores: Scores) -> str:
+    """Name the scores that were counted, and those that could not be, as sentences."""
+    keys = _keys(scores)
+    counted = {key for floor in scores.floors for key in outcomes(scores.scores, floor.scores, keys)}
+    names = [[scores.scores[k].title for k in keys if (k in counted) is wanted] for wanted in (True, False)]
+    said = [f"Counted: {', '.join(names[0])}. "] if names[0] else []
+    if names[0] and names[1]:
+        said.append(f"Not counted, without an interval on both sides: {', '.join(names[1])}. ")
+    return "".join(said)
 
 
 def _keys(scores: Scores) -> list[str]:

@@ -37,7 +37,9 @@ class Reports:
     predictions: Sequence[str]
     studies: Sequence[Study]
     several: Sequence[Sequence[str]] | None = None
+    # Labels of the references (1, 0, -1, NaN), and whose are judged, bool; read from the texts where they are None.
     reference_labels_N14: np.ndarray | None = None
+    judged_N: np.ndarray | None = None
     label_source: str = "text"
     profiles: Sequence[str] = ()
     min_support: int = 30

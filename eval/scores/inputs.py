@@ -32,8 +32,12 @@ POLICIES = {
     "prediction with findings alone": f"scored as it is ({_BOTH}): it misses what the impression says",
     "prediction with impression alone": f"scored as it is ({_BOTH}): it misses what the findings say",
     "study without a judge's answer": "left out of that judge's scores",
+    "value without study": "left out: no study that is scored has this id",
 }
 """Every kind of problem and what is done about it. An empty report has no words and no labels: it misses everything."""
+
+EMPTY = tuple(kind for kind, policy in POLICIES.items() if policy.startswith("scored as an empty report"))
+"""Kinds of predictions that have no text."""
 
 _PLACEHOLDERS = {"none", "nan", "null", "n/a", "na", "<na>", "undefined"}
 
@@ -206,6 +210,13 @@ def align(
             raise ScoreError(
                 f"{len(predicted)} predictions but {len(listed)} references: they are paired by order"
             )
+        _check_fields(predicted, listed)
+        if beside := _beside(predicted, listed):
+            pairs.said.append(
+                f"the predictions have {beside}, and the references have not: are the two sides swapped?"
+            )
+        if read.brings:
+            pairs.said.append("the references that the predictions bring are not used; the second file's are")
     pairs.by_order = by_order or read.numbered
     _check_section(predicted, section, f"{predictions}: " if isinstance(predictions, str | Path) else "")
     for record in predicted:
@@ -245,7 +256,8 @@ def align(
     if not given.keys() & set(pairs.study_ids):
         raise ScoreError(
             "no prediction belongs to a reference: the study ids do not meet "
-            f"(predictions: {next(iter(given))!r}, ...; references: {pairs.study_ids[0]!r}, ...)"
+            f"(predictions: {next(iter(given))!r}, ...; references: {pairs.study_ids[0]!r}, ...); give both sides the "
+            "same ids in `study_id`, or leave the ids out of both to pair them by order"
         )
     return pairs
 
@@ -277,6 +289,31 @@ def _check_side(row: Record, what: str, source: object) -> None:
     found = side_of(row)
     if found and found != ("predictions" if what == "predictions" else "studies"):
         raise ScoreError(f"{where}these are {found}, where {what} are meant: the two sides are swapped")
+
+
+# What studies have and predictions do not, but for those that `cxr generate` writes.
+_OF_STUDIES = ("images", "labels", "indication", "technique", "comparison", "age", "sex")
+
+
+def _alone(predicted: Sequence[Record], listed: Sequence[Record]) -> list[str]:
+    """Return the fields of studies that the predictions have and the references have not."""
+    has = [{name for row in rows for name in _OF_STUDIES if row.get(name)} for rows in (predicted, listed)]
+    if any(side_of(row) == "predictions" for row in predicted[:1]):
+        return []
+    return [name for name in _OF_STUDIES if name in has[0] - has[1]]
+
+
+def _check_fields(predicted: Sequence[Record], listed: Sequence[Record]) -> None:
+    """Refuse predictions with films or labels where the references have none. Raises ScoreError."""
+    if found := [name for name in _alone(predicted, listed) if name in ("images", "labels")]:
+        raise ScoreError(
+            f"the predictions have {' and '.join(map(repr, found))}, as studies have, and the references have not: the "
+            "two sides are swapped; if they are not, leave that out of the predictions"
+        )
+
+
+def _beside(predicted: Sequence[Record], listed: Sequence[Record]) -> str:
+    return " and ".join(map(repr, _alone(predicted, listed)))
 
 
 def _check_order(predictions: Loaded, references: Loaded) -> None:
@@ -321,7 +358,9 @@ def _check_section(predicted: Sequence[Record], section: Section, where: str) ->
         if all(missing(section.part(r, name)) and r.get(name) != "" for r in predicted)
     ]
     there = [name for name in SECTIONS["both"].fields if any(report_text(r.get(name))[0] for r in predicted)]
-    if there:
+    if set(there) & set(absent):
+        hint = "its texts have headings, but none of this section"
+    elif there:
         hint = f"there is {there[0]!r}: give --section {there[0]}"
     elif any(r.get("error") or any(name in r for name in section.fields) for r in predicted):
         return  # all of them failed or are empty

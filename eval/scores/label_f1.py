@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from eval.scores.family import Family, Grid, Reports
-from eval.scores.labels import LABELLER, label_matrix
+from eval.scores.labels import LABELLER, judged, label_matrix
 from eval.scores.phrases import CONDITIONS
 from eval.scores.sheet import Of, Sheet, ratio
 from eval.signature import signature
@@ -148,6 +148,7 @@ def add_label_f1(
     reference: str | None = None,
     ckpt: str | None = None,
     min_support: int = 30,
+    judged_N: np.ndarray | None = None,
 ) -> None:
     """Put all label F1 of two label matrices (N, 14; 1, 0, -1, NaN) on a sheet.
 
@@ -162,9 +163,10 @@ def add_label_f1(
     | macro-all | all; one that neither side has counts 0 | zero:0 |
     | macro-supported | that the reference has: invented ones go unseen | support:reference |
 
-    A study whose reference has no label at all (it is not judged: see `eval.scores.labels`) is left out.
+    `judged_N` (bool) says whose reference the labeller judges: the others are left out. A reference that is judged and
+    has no label at all ("COPD.": none of the 14, nor No Finding) counts: whatever is said there is not in it.
     """
-    judged_N = ~np.isnan(reference_N14).all(axis=1)
+    judged_N = np.ones(len(reference_N14), bool) if judged_N is None else judged_N
     for policy in POLICIES:
         counts_N3C = confusion(binarize(reference_N14, policy), binarize(predicted_N14, policy))
         counts_N3C[~judged_N] = 0
@@ -319,13 +321,16 @@ def label_tables(scores: Any, name: str) -> list[Grid]:
 
 
 def _add(sheet: Sheet, reports: Reports) -> None:
-    matrix_N14 = reports.reference_labels_N14
-    if matrix_N14 is None:
+    matrix_N14, judged_N = reports.reference_labels_N14, reports.judged_N
+    if matrix_N14 is None or judged_N is None:
         matrix_N14 = label_matrix(reports.references)
-    reports.labels["label-f1"] = (matrix_N14, label_matrix(reports.predictions))
+        judged_N = np.array([judged(text) for text in reports.references], bool)
+    # What is said of a study whose reference is not judged is neither right nor wrong.
+    predicted_N14 = np.where(judged_N[:, None], label_matrix(reports.predictions), np.nan)
+    reports.labels["label-f1"] = (matrix_N14, predicted_N14)
     add_label_f1(
         sheet, *reports.labels["label-f1"], labeller=LABELLER, reference=reports.label_source,
-        min_support=least_of(reports),
+        min_support=least_of(reports), judged_N=judged_N,
     )  # fmt: skip
 
 

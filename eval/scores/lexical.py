@@ -436,6 +436,7 @@ def _tables(scores: Any) -> list[Grid]:
     ]
     if rexrank := scores.scores.get("bleu-2/rexrank"):
         rows.append((rexrank.title, rexrank, *([None] * (len(profiles) - 1))))
+    rows = [row for row in rows if any(row[1:])]
     return [Grid("Text overlap by profile", ("", *profiles), rows, "overlap")]
 
 

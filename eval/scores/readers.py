@@ -68,11 +68,12 @@ class ScoreError(ValueError):
 @dataclass(frozen=True)
 class Loaded:
     """The records of one side. `numbered` where they have no ids of their own and stand in order; `said` names the
-    columns that were taken for others."""
+    columns that were taken for others; `brings` whether predictions bring a reference each."""
 
     records: list[Record]
     numbered: bool = False
     said: str = ""
+    brings: bool = False
 
 
 def load(source: Source, what: str, section: str = "findings") -> list[Record]:
@@ -177,11 +178,11 @@ def _named(placed: Sequence[tuple[str, Record]], where: str, what: str, section:
     for number, (_, record) in enumerate(placed, 1):
         changed = {name: record.get(old) for name, old in renamed.items()}
         records.append({**record, **changed, **({"study_id": str(number)} if numbered else {})})
-    taken = [
-        f"{name} from {spelt.get(old, old)!r}" for name, old in {**{k: k for k in spelt}, **renamed}.items()
-    ]
+    only_spelt = {like: like for like in spelt if like not in renamed.values()}
+    taken = [f"{name} from {spelt.get(old, old)!r}" for name, old in {**only_spelt, **renamed}.items()]
     taken = ["paired by order", *taken] if numbered else taken
-    return Loaded(records, numbered, f"{what}s: {', '.join(taken)}" if taken else "")
+    brings = predicted and any(not missing(record.get("reference")) for record in records)
+    return Loaded(records, numbered, f"{what}s: {', '.join(taken)}" if taken else "", brings)
 
 
 def _like(name: object) -> str:
@@ -191,6 +192,8 @@ def _like(name: object) -> str:
 
 def read_text(path: Path, what: str) -> str:
     """Return the text of a file. Raises ScoreError if it is missing or not UTF-8."""
+    if path.is_dir():
+        raise ScoreError(f"{path} is a folder; give the file of {what}s in it")
     if not path.is_file():
         raise ScoreError(f"{path}: no such file of {what}s")
     data = path.read_bytes()
@@ -211,7 +214,8 @@ def _read_lines(path: Path, what: str) -> Iterable[tuple[str, Any]]:
             raise ScoreError(f"{path}, line {number}: nested too deeply") from None
         except json.JSONDecodeError as error:
             raise ScoreError(
-                f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})"
+                f"{path}, line {number}: not JSON ({error.msg}, column {error.colno}); each line is one object, a "
+                ".json file one list or object"
             ) from error
         except ValueError as error:
             raise ScoreError(f"{path}, line {number}: not JSON (a number of thousands of digits)") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+from collections.abc import Iterator, KeysView
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,8 +61,21 @@ class Scores:
 
     def __getitem__(self, key: str) -> SheetScore:
         if key not in self.scores:
-            raise KeyError(f"no score {key!r}; there are {', '.join(self.scores)}")
+            near = [k for k in self.scores if str(key) and k.startswith(str(key))][:3]
+            near = near or difflib.get_close_matches(str(key), self.scores, 3)
+            meant = f"did you mean {' or '.join(near)}? " if near else ""
+            raise KeyError(f"no score {key!r}; {meant}`list(scores)` names all {len(self.scores)}")
         return self.scores[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scores)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.scores
+
+    def keys(self) -> KeysView[str]:
+        """Return the keys of all scores."""
+        return self.scores.keys()
 
     def worst(self, count: int = 20) -> list[dict]:
         """Return the studies with the most label errors, swapped sides included; ties are broken by the lower

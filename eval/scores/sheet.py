@@ -48,6 +48,8 @@ class Measure:
     positives: Of | None = None
     each: Of | None = None
     chosen: Callable[[np.ndarray], Of] | None = None
+    # Whether `whole` is the number of studies at hand, of a subgroup say.
+    whole_of_rows: bool = False
     # Its own columns, and `of` of them alone.
     where: slice = field(default_factory=lambda: slice(0))
     own: Of | None = None
@@ -112,6 +114,7 @@ class Sheet:
         headline: bool = False,
         kind: Kind | Literal["count"] = "fraction",
         whole: int = 0,
+        whole_of_rows: bool = False,
         chosen: Callable[[np.ndarray], Of] | None = None,
         **functions: Of | None,
     ) -> None:
@@ -136,6 +139,7 @@ class Sheet:
             self.family,
             kind,
             whole=whole,
+            whole_of_rows=whole_of_rows,
             where=where,
             own=of,
             chosen=(lambda total_K: here(chosen(total_K[where]))) if chosen else None,
@@ -213,7 +217,8 @@ def _scored(measure: Measure, jackknife: Jackknife, with_interval: bool) -> Shee
     of = measure.at(total_K)
     value = float(of(total_K))
     studies = int(total_K[0]) if measure.studies is None else round(float(measure.studies(total_K)))
-    over = f"{round(float(measure.over(total_K)))} of {measure.whole}" if measure.over else ""
+    whole = int(total_K[0]) if measure.whole_of_rows else measure.whole
+    over = f"{round(float(measure.over(total_K)))} of {whole}" if measure.over else ""
     low, high, why = float("nan"), float("nan"), ""
     if with_interval and value == value and measure.kind != "count":
         positives = None if measure.positives is None else measure.positives(total_K)

@@ -93,8 +93,8 @@ def score(
     few = too_few_patients(len(set(patient_ids)))
     made = f"none: {few}" if few else "95 %, patients left out one by one"
     intervals = intervals and not few
-    reference_N14, source = _reference_labels(pairs, reference_labels)
-    _note_unjudged(pairs, reference_N14)
+    reference_N14, judged_N, source = _reference_labels(pairs, reference_labels)
+    _note_unjudged(pairs, judged_N)
     ready, no_floors = floor_reports(pairs, floors, training)
     others = {
         name: align(other, pairs.studies, pairs.section, by_order=pairs.by_order)
@@ -102,10 +102,12 @@ def score(
     }
     given = read_values(values) if values is not None else None
     if given:
+        for key in given.of_nothing(pairs.study_ids):
+            pairs.note("value without study", key)
         given.check_systems([*(name for name, _, _ in ready), *others], list(others), pairs.study_ids)
     models, without = clinical.load(clinical_models, weights, device)
     protocol = _Protocol(
-        pairs, reference_N14, source, patient_ids, intervals, seed, min_support,
+        pairs, reference_N14, judged_N, source, patient_ids, intervals, seed, min_support,
         models, models.read(pairs.references, progress, keep=True), progress, given, tuple(profiles), judges,
     )  # fmt: skip
 
@@ -156,6 +158,7 @@ class _Protocol:
 
     pairs: Pairs
     reference_N14: np.ndarray
+    judged_N: np.ndarray
     source: str
     patient_ids: list[Hashable]
     intervals: bool
@@ -172,9 +175,12 @@ class _Protocol:
         """Return what families see of one text a study."""
         several = self.pairs.several
         references = closest(several, texts) if several else self.pairs.references
+        own = (
+            several and self.source == "text"
+        )  # the labels are those of the reference that is closest to the texts
         return Reports(
             references, texts, self.pairs.studies, several,
-            self.reference_N14 if not several or self.source != "text" else None,
+            None if own else self.reference_N14, None if own else self.judged_N,
             label_source=self.source, min_support=self.min_support, models=self.models,
             read_references=None if several else self.read, progress=self.progress, values=self.values,
             study_ids=self.pairs.study_ids, profiles=self.profiles, judges=self.judges, **settings,
@@ -235,23 +241,29 @@ def _judge(
                 pairs.note("study without a judge's answer", key)
 
 
-def _reference_labels(pairs: Pairs, reference_labels: str) -> tuple[np.ndarray, str]:
-    """Label matrix of the references and its source: text, study, or mixed where only some studies have labels."""
+def _reference_labels(pairs: Pairs, reference_labels: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Label matrix of the references, whose are judged, and the source of the labels: text, study, or mixed where only
+    some studies have labels. Raises ScoreError if labels of studies are asked for and no study has any."""
+    judged_N = np.array([judged(text) for text in pairs.references], bool)
     if reference_labels == "text":
-        return label_matrix(pairs.references), "text"
+        return label_matrix(pairs.references), judged_N, "text"
     given = [bool(s.get("labels")) for s in pairs.studies]
+    if not any(given):
+        raise ScoreError(
+            "no study has labels of its own (a field `labels`: {condition: 1, 0 or -1}), and reference_labels is "
+            "'study'; give references with labels, or leave reference_labels at 'text'"
+        )
     rows = [
         _study_labels(key, s) if has else label_matrix([text])[0]
         for key, s, has, text in zip(pairs.study_ids, pairs.studies, given, pairs.references, strict=True)
     ]
-    return np.stack(rows), "study" if all(given) else "mixed" if any(given) else "text"
+    return np.stack(rows), judged_N | np.array(given), "study" if all(given) else "mixed"
 
 
-def _note_unjudged(pairs: Pairs, reference_N14: np.ndarray) -> None:
-    """Record which texts the labeller does not judge: of references those without any label, of predictions those that
-    say something."""
-    for key, labels_14, text in zip(pairs.study_ids, reference_N14, pairs.predictions, strict=True):
-        if np.isnan(labels_14).all():
+def _note_unjudged(pairs: Pairs, judged_N: np.ndarray) -> None:
+    """Record which texts the labeller does not judge; of predictions those that say something."""
+    for key, usable, text in zip(pairs.study_ids, judged_N, pairs.predictions, strict=True):
+        if not usable:
             pairs.note("reference that is not judged", key)
         if text and not judged(text):
             pairs.note("prediction that is not judged", key)

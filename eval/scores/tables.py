@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from eval.intervals import RARE, brief, too_few_patients
 from eval.scores.families import families
 from eval.scores.family import Grid
-from eval.scores.inputs import POLICIES, SECTIONS
+from eval.scores.inputs import EMPTY, POLICIES, SECTIONS
 from eval.scores.sheet import SheetScore
 from eval.signature import Score
 
@@ -134,7 +134,8 @@ def render(scores: Tabled, width: int = 110) -> str:
     shown = f"[{intervals(scores).removeprefix('brackets: ')}]"
     console.print(f"{studies(scores.n)}, {patients}; {shown}", markup=False)
     if without := scores.settings["without_patient"]:
-        console.print(f"{without} of them name no patient: each counts as a patient of its own")
+        names = "names" if without == 1 else "name"
+        console.print(f"{without} of them {names} no patient: each counts as a patient of its own")
     console.print(f"scored: {scored(scores)}")
     for said in (*scores.said, lacking(scores)):
         if said:
@@ -143,7 +144,7 @@ def render(scores: Tabled, width: int = 110) -> str:
     tables = [_of_grid(grid) for grid in grids]
     if scores.subgroups:
         tables.append(_of_grid(by_subgroup(scores)))
-    tables += [_comparison(compared) for compared in scores.comparisons]
+    tables += [_comparison(compared, scores.n) for compared in scores.comparisons]
     for table in tables:
         console.print(table)
     if scores.labeller_check:
@@ -161,7 +162,7 @@ def render(scores: Tabled, width: int = 110) -> str:
             console.print(_problems(f"Odd input of {compared.other}", compared.problems))
     console.print("Signatures")
     for key, s in scores.scores.items():
-        if s.headline or s.family == "lexical":
+        if s.headline or s.family in ("lexical", "r2gen"):
             console.print(f"  {scores.scores[key].signature}", markup=False, overflow="fold")
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
@@ -197,9 +198,11 @@ def _of_grid(grid: Grid) -> Table:
     return table
 
 
-def _comparison(compared: Any) -> Table:
+def _comparison(compared: Any, n: int) -> Table:
+    lacks = {key for kind in EMPTY for key in compared.problems.get(kind, ())}
+    without = f" ({len(lacks)} of {studies(n)} have no report there)" if lacks else ""
     table = _table(
-        f"Against {compared.other}, in pairs", "", "predictions", "other", "difference", "p", "p (Holm)",
+        f"Against {compared.other}, in pairs{without}", "", "predictions", "other", "difference", "p", "p (Holm)",
         caption=f"p: {compared.n_permutations} permutations, by patient",
     )  # fmt: skip
     for d in compared.differences:

@@ -23,7 +23,7 @@ from typing import Any, cast
 import numpy as np
 
 from eval.scores.family import Family, Reports
-from eval.scores.readers import ScoreError, Source, missing, rows_of
+from eval.scores.readers import ScoreError, Source, keys_of, missing, rows_of
 from eval.scores.sheet import Better, Sheet
 from eval.signature import signature
 
@@ -56,6 +56,14 @@ class Values:
             found[name] = np.array([given.get(key, math.nan) for key in study_ids])
         return found
 
+    def of_nothing(self, study_ids: list[str]) -> list[str]:
+        """Return the studies that have values and are not scored."""
+        known, found = set(study_ids), {}
+        for values in self.names.values():
+            for given in values.of.values():
+                found.update(dict.fromkeys(key for key in given if key not in known))
+        return list(found)
+
     def check_systems(self, known: list[str], compared: list[str], study_ids: list[str]) -> None:
         """Raise ScoreError for a system that nothing here is called, for one that is `compared` on other studies than
         the predictions have values for, and for values of which none is of a study that is scored."""
@@ -87,8 +95,10 @@ def read_values(source: Source) -> Values:
     for place, row in rows_of(source, "value"):
         lack = [c for c in COLUMNS if missing(row.get(c))]
         if lack:
+            there = keys_of({column: x for column, x in row.items() if not missing(x)})
             raise ScoreError(
-                f"{place}: no {' and no '.join(map(repr, lack))}; columns are {', '.join(COLUMNS)}, system"
+                f"{place}: no {' and no '.join(map(repr, lack))}; there are {there}; needed are {', '.join(COLUMNS)} "
+                "(and system, of what is compared): one line for each study and name"
             )
         name, value, better = (
             str(row["name"]).strip(),
@@ -141,7 +151,8 @@ def _add(sheet: Sheet, reports: Reports) -> None:
         sheet.add_mean(
             f"value/{name}", signature("value", of=name.replace(" ", "~"), file=f"sha256:{values.digest}"), values_N,
             title=name, better=values.names[name].better, headline=True, whole=whole, kind="number",
-            **({"over": lambda sums: sums[..., 1]} if whole else {}),
+            # Of a subgroup, its own studies.
+            **({"over": lambda sums: sums[..., 1], "whole_of_rows": True} if whole else {}),
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from eval.scores.label_f1 import (
 )
 from eval.scores.phrases import CONDITIONS
 from eval.scores.sheet import Sheet
+from eval.scores.suite import score
 from eval.signature import parse_signature
 
 
@@ -151,3 +152,24 @@ def test_refuses_other_policies_and_shapes():
         binarize(np.zeros((1, 14)), "maybe")
     with pytest.raises(ValueError, match="one shape"):
         confusion(np.zeros((2, 14)), np.zeros((3, 14)))
+
+
+def test_a_reference_that_mentions_none_of_the_14_counts_and_one_that_is_not_judged_does_not():
+    rows = [
+        ("Emphysema without acute disease.", "Large left pleural effusion. Pneumothorax."),
+        ("Large left pleural effusion.", "Large left pleural effusion."),
+        ("Kein Pneumothorax. Herz normal groß.", "Pneumothorax."),
+    ]
+    references = [{"study_id": str(i), "findings": r} for i, (r, _) in enumerate(rows)]
+    predictions = [{"study_id": str(i), "findings": p} for i, (_, p) in enumerate(rows)]
+    scores = score(predictions, references, clinical_models="none")
+    # One right, two invented: 2 / (2 + 2); the third study is left out of all numbers of its conditions.
+    assert scores["label-f1/14/micro/neg"].value == 0.5
+    assert scores.problems["reference that is not judged"] == ["2"]
+    of = {row["condition"]: row for row in scores.conditions["label-f1"]["neg"]}
+    assert of["Pneumothorax"]["predicted"] == 1 and of["Pneumothorax"]["f1"] == 0
+    for row in of.values():
+        p, r, f1 = row["precision"], row["recall"], row["f1"]
+        if p and r:
+            assert f1 == pytest.approx(2 * p * r / (p + r))
+    assert scores.studies[2]["invented"] == []

@@ -257,3 +257,38 @@ def test_of_several_references_the_closest_is_shown_and_given_labels_count():
     assert found.texts["a"][0] == "The lungs are clear." and found.studies[0]["rouge_l"] == 1
     given = score(said, references, reference_labels="study", intervals=False, clinical_models="none")
     assert given["label-f1/14/micro/neg"].value == 0
+
+
+def test_swapped_sides_are_told_by_what_studies_have():
+    studies = [{"study_id": str(i), "findings": "No effusion.", "images": ["a.png"]} for i in range(3)]
+    plain = [{"study_id": str(i), "findings": "No effusion."} for i in range(3)]
+    with pytest.raises(ScoreError, match=r"the predictions have 'images'.* the two sides are swapped"):
+        score(studies, plain, clinical_models="none")
+    told = [{**row, "age": 50, "indication": "Cough"} for row in plain]
+    assert "are the two sides swapped" in " ".join(score(told, plain, clinical_models="none").said)
+    assert not score(plain, told, clinical_models="none").said
+
+
+def test_references_that_predictions_bring_give_way_to_those_of_the_second_file():
+    brought = [{"id": str(i), "generated": "Edema.", "ground_truth": "Edema."} for i in range(3)]
+    plain = [{"study_id": str(i), "findings": "No effusion."} for i in range(3)]
+    scores = score(brought, plain, clinical_models="none")
+    assert scores["rouge-l/coco"].value == 0
+    assert any("that the predictions bring are not used" in said for said in scores.said)
+
+
+def test_several_references_as_python_has_them():
+    import cxr
+
+    lists = cxr.score(
+        [["No effusion.", "No pleural effusion."], ["Edema."]], ["No pleural effusion.", "Edema."]
+    )
+    named = cxr.score(
+        {"a": ["No effusion.", "No pleural effusion."], "b": "Edema."},
+        {"a": "No pleural effusion.", "b": "Edema."},
+    )
+    for scores in (lists, named):
+        assert scores["rouge-l/coco"].value == 1
+        assert set(scores) == set(scores.keys()) and "rouge-l/coco" in scores
+    with pytest.raises(ScoreError, match="a list of list"):
+        cxr.score(["No effusion."], [["No effusion."]])

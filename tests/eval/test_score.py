@@ -175,7 +175,7 @@ def test_other_refusals(tmp_path):
         fast(predictions(), studies(labels={"Efusion": 1}), reference_labels="study")
     with pytest.raises(ScoreError, match="no such directory of baselines"):
         fast(predictions(), studies(), floors=tmp_path / "floors")
-    with pytest.raises(KeyError, match=r"no score 'bleu'; there are label-f1/14/macro/neg"):
+    with pytest.raises(KeyError, match=r"no score 'bleu'; did you mean bleu-1/coco or "):
         fast(predictions(), studies())["bleu"]
 
 

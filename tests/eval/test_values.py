@@ -75,7 +75,10 @@ def test_other_systems_have_values_too():
         ({"value": float("nan")}, "no 'value'"),
         ({"value": True}, "a value is a number"),
         ({"better": "more"}, "better is 'more'; accepted are higher and lower"),
-        ({"better": None}, "no 'better'; columns are study_id, name, value, better, system"),
+        (
+            {"better": None},
+            "no 'better'; there are study_id, name, value; needed are study_id, name, value, better",
+        ),
         ({"name": "a|b"}, "a name has letters, digits"),
         ({"study_id": None}, "no 'study_id'"),
     ],
@@ -164,3 +167,17 @@ def test_a_profile_named_twice_is_one():
     assert (
         score(PREDICTIONS, STUDIES, profiles=["coco", "coco"], clinical_models="none")["bleu-1/coco"].n == 24
     )
+
+
+def test_values_of_no_study_are_said_and_a_subgroup_counts_its_own_studies():
+    ids = [str(i) for i in range(24)]
+    studies = [{"study_id": i, "findings": "No effusion.", "sex": "F" if int(i) < 12 else "M"} for i in ids]
+    said = [{"study_id": i, "findings": "No effusion."} for i in ids]
+    values = [
+        {"study_id": i, "name": "GREEN", "value": 0.5, "better": "higher"} for i in [*ids[:5], "elsewhere"]
+    ]
+    scores = score(said, studies, values=values, clinical_models="none")
+    assert scores.problems["value without study"] == ["elsewhere"]
+    assert scores["value/GREEN"].over == "5 of 24"
+    (women,) = [g for g in scores.subgroups if g.value == "F"]
+    assert women.scores["value/GREEN"].over == "5 of 12"
