@@ -265,4 +265,5 @@ def not_computed(profiles: Sequence[str]) -> list[NotComputed]:
 FAMILY = Family(
     "r2gen", "R2Gen's profile", _add,
     known=tuple(f"r2gen/{cleaning}/{name}" for cleaning in get_args(Cleaning) for name in NAMES),
+    several=True,
 )  # fmt: skip

@@ -87,3 +87,12 @@ def test_refuses():
         r2gen_samples(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="no reference"):
         r2gen_samples([[]], ["a"])
+
+
+def test_signatures_say_which_of_several_references_a_score_takes():
+    import cxr
+
+    several = [["No effusion.", "No pleural effusion."], ["Edema."]]
+    scores = cxr.score(several, ["No pleural effusion.", "Edema."], profiles=("coco", "r2gen-iu"))
+    for key, taken in (("bleu-2/rexrank", "closest"), ("bleu-2/coco", "all"), ("r2gen/iu/bleu-1", "all")):
+        assert scores[key].signature.endswith(f"|refs:{taken}")
