@@ -45,13 +45,7 @@ class Answerer:
     def answer(self, tasks: Sequence[Task], root: Path, asked: Settings) -> None:
         """Put into the prediction of each task its findings, or why there are none."""
         started = time.perf_counter()
-        for task in tasks:
-            if task.prediction.error is None:
-                read_films(task, self.model, root, asked.images, self.limits)
-        good = [t for t in tasks if t.pixels_ICHW is not None]
-        if good and self.outliers and asked.images == "own":
-            self._check_images(good, self.outliers, asked.insist)
-            good = [t for t in good if t.prediction.error is None]
+        good = self.readable(tasks, root, asked.images, asked.insist)
         if good:
             self._write(good, asked)
         seconds = (time.perf_counter() - started) / len(tasks)
@@ -59,10 +53,21 @@ class Answerer:
             task.pixels_ICHW = None
             task.prediction.seconds = round(seconds, 4)
 
+    def readable(self, tasks: Sequence[Task], root: Path, images: Images, insist: bool) -> list[Task]:
+        """Read the films of the tasks, and return those that can be written about; the predictions of the others say
+        why not."""
+        for task in tasks:
+            if task.prediction.error is None:
+                read_films(task, self.model, root, images, self.limits)
+        good = [t for t in tasks if t.pixels_ICHW is not None]
+        if good and self.outliers and images == "own":
+            self._check_images(good, self.outliers, insist)
+        return [t for t in good if t.prediction.error is None]
+
     def _write(self, tasks: Sequence[Task], asked: Settings) -> None:
         model = self.model
         pixels = torch.cat([t.pixels_ICHW for t in tasks if t.pixels_ICHW is not None])
-        pixels = self._placed(pixels)
+        pixels = self.placed(pixels)
         prompts = [t.prompt_ids for t in tasks]
         with torch.inference_mode():
             seen = image_tokens(model.llava, pixels)
@@ -119,7 +124,7 @@ class Answerer:
     def _check_images(self, tasks: Sequence[Task], outliers: Outliers, insist: bool) -> None:
         """Warn of main images that are unlike those the model knows; write nothing if one is not a chest
         film."""
-        first = self._placed(torch.stack([t.pixels_ICHW[0] for t in tasks if t.pixels_ICHW is not None]))
+        first = self.placed(torch.stack([t.pixels_ICHW[0] for t in tasks if t.pixels_ICHW is not None]))
         found = outliers.judged(self.model.parts.vision_tower, first)
         for task, (distance, foreign) in zip(tasks, found, strict=True):
             if foreign and not insist:
@@ -138,7 +143,8 @@ class Answerer:
                     "usual surprise); they may lead it astray",
                 )
 
-    def _placed(self, pixels: Tensor) -> Tensor:
+    def placed(self, pixels: Tensor) -> Tensor:
+        """Return pixels on the model's device, of its type."""
         like = next(self.model.llava.parameters())
         return pixels.to(like.device, like.dtype)
 

@@ -49,6 +49,9 @@ from vlm.prediction import Prediction
 from vlm.prompts import shown_image, shown_with
 from vlm.room import check_memory, check_room, fit
 from vlm.study import OLDEST, Image, Study, is_age
+from vlm.verdicts import NAME as CALIBRATION
+from vlm.verdicts import Calibration
+from vlm.verify import Verification, Verifier
 
 OUTLIERS = "ood.safetensors"
 SORTED = 8  # batches whose studies are sorted by length before they are run, so that little is padded
@@ -78,13 +81,14 @@ class Findings:
         limits: Limits | None = None,
         warn: bool = True,
         insist: bool = False,
+        calibration: Calibration | None = None,
     ) -> None:
         if not isinstance(model, models.FindingsModel):
             raise AskedError(
                 f"Findings(...) takes a model that is loaded; use Findings.from_pretrained({model!r})"
             )
         self.model, self.outliers, self.limits = model, outliers, limits
-        self.warn, self.insist = warn, insist
+        self.warn, self.insist, self.calibration = warn, insist, calibration
         self.notice = model.meta.notice
 
     @classmethod
@@ -115,9 +119,10 @@ class Findings:
             )
         if outliers:
             outliers.check_tower(model.parts.vision_tower, folder / OUTLIERS)
+        calibration = Calibration.load(folder / CALIBRATION) if (folder / CALIBRATION).exists() else None
         if warn and model.meta.notice:
             tell(f"notice of {model.meta.name}", f"{model.meta.name}: {model.meta.notice}")
-        return cls(model, outliers, limits, warn, insist)
+        return cls(model, outliers, limits, warn, insist, calibration)
 
     @overload
     def __call__(
@@ -240,6 +245,40 @@ class Findings:
             count=len(studies) if isinstance(studies, Sized) else None,
         )  # fmt: skip
         return map(self._say, made)
+
+    def verify(
+        self,
+        image: Given,
+        report: str,
+        *,
+        root: str | Path = ".",
+        omissions: bool = True,
+        calibration: Calibration | None = None,
+        **told: Unpack[Told],
+    ) -> Verification:
+        """Say of each sentence of a report whether the image bears it out, and what the report leaves out.
+
+        Args:
+            image: an image or study, as of `model(image)`; `told` are that call's keywords from `indication` on.
+            report: an English report of a chest.
+            root: the folder that image paths of a study are relative to.
+            omissions: whether to look for what is left out, for which the model writes a report of its own.
+            calibration: the model's own unless given (vlm/verdicts.py).
+
+        Raises AskedError where the model has no calibration. Files of reports: `cxr verify`, `Verifier.verify`.
+        """
+        study = fill(as_study(image, "image"), Told(**told))
+        return next(self.verifier(calibration).verify([(study, report)], root=root, omissions=omissions))
+
+    def verifier(self, calibration: Calibration | None = None) -> Verifier:
+        """Return what verifies many reports. Raises AskedError where the model has no calibration, or another one's."""
+        calibration = calibration or self.calibration
+        if calibration is None:
+            raise AskedError(
+                f"{self.model.meta.name} has no calibration of verify, which says how sure a doubt is; make one with "
+                "cxr calibrate STUDIES --model MODEL"
+            )
+        return Verifier(self, calibration)
 
     def _predictions(
         self,

@@ -34,6 +34,8 @@ COMMANDS = {
     },
     "plan": Command("cxr.cli.tools", "plan_options", "plan", "say what a fine-tuning would cost, without its weights"),
     "generate": Command("cxr.cli.generate", "options", "run", "write findings for X-rays, folders or studies"),
+    "verify": Command("cxr.cli.verify", "options", "run", "say which sentences of reports their films contradict"),
+    "calibrate": Command("cxr.cli.verify", "calibrate_options", "calibrate", "make a model's doubts of reports sure"),
     "score": Command("cxr.cli.score", "options", "run", "score predictions, with intervals and baselines"),
     "agree": Command("cxr.cli.agree", "options", "run", "measure how well metrics agree with radiologists"),
     "rexrank": Command("cxr.cli.rexrank", "options", "run", "write findings in ReXrank's format"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from typing import Any
 from cxr.cli.terminal import BASE, DEVICE, MODEL, UsageError, check_target, positive, status_of, tell
 from encoder.errors import naming
 from encoder.files import sole_writer, write_json
+from eval.scores.readers import context_of
 from vlm.study import Image, Study
 
-CONTEXT = re.compile(r"(Age|Gender|Indication|Comparison)\s*:", re.I)
 VIEWS = {"frontal": "frontal", "lateral": "lateral"}
 
 
@@ -53,23 +52,6 @@ def _texts(row: dict[str, Any], name: str, study_id: str) -> list[str]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UsageError(f"study {study_id}: {name} must be a list of texts, not {json.dumps(value)[:60]}")
     return texts
-
-
-def context_of(text: str) -> dict[str, Any]:
-    """Read the fields of ReXrank's context, such as "Age:60-70.Gender:F.Indication: Cough. Comparison:
-    None.", into those of a study."""
-    parts = CONTEXT.split(text)[1:]
-    named = {name.lower(): words.strip() for name, words in zip(parts[::2], parts[1::2], strict=True)}
-    found: dict[str, Any] = {}
-    if age := re.match(r"(\d{1,3})(?:\s*-\s*(\d{1,3}))?", named.get("age", "")):
-        first, last = int(age[1]), int(age[2] or age[1])
-        found["age"] = (first + last) / 2
-    if sex := re.match(r"[FM]", named.get("gender", "").upper()):
-        found["sex"] = sex[0]
-    for name in ("indication", "comparison"):
-        if named.get(name, "").strip(" ."):
-            found[name] = named[name]
-    return found
 
 
 def write(path: Path, predictions: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> None:

@@ -210,6 +210,20 @@ _NOUN = {
     "Pleural Effusion": "pleural effusion", "Pleural Other": "pleural thickening", "Fracture": "fracture",
     SUPPORT_DEVICES: "lines or tubes",
 }  # fmt: skip
+_DENIED = {
+    "Enlarged Cardiomediastinum": ("The mediastinal contours are normal.",),
+    "Cardiomegaly": ("The heart is normal in size.",),
+    "Lung Opacity": ("The lungs are clear.",),
+    "Lung Lesion": ("No pulmonary nodule.", "The lungs are clear."),
+    "Consolidation": ("No focal consolidation.", "The lungs are clear."),
+    "Pneumonia": ("No focal consolidation.", "The lungs are clear."),
+    "Atelectasis": ("The lungs are clear.",),
+    "Pneumothorax": ("No pleural effusion or pneumothorax.",),
+    "Pleural Effusion": ("No pleural effusion or pneumothorax.",),
+    "Pleural Other": ("No pleural effusion or pneumothorax.",),
+    "Fracture": ("No rib fracture.", "The bones are intact."),
+}
+"""How reports say so, each in its own words: a model finds a wording that no report has unlikely, whatever the film."""
 _OF_LUNGS = ("Lung Opacity", "Consolidation", "Atelectasis", "Edema", "Lung Lesion")
 _CLEAR_LUNGS = re.compile(
     r"\b(?:clear lungs?|lungs? (?:is|are|remains?|appears?)(?: \w+){0,3} clear|lungs? (?:is|are) normal)(?! of)",
@@ -248,6 +262,7 @@ def _denials(condition: str, sentence: str) -> Iterator[str]:
     if condition in _SIDED and len(sides) == 1:
         yield f"No {sides.pop()} {noun}."
     yield f"No {noun}."
+    yield from _DENIED.get(condition, ())
 
 
 # --- changes ----------------------------------------------------------------------------------------------------------
