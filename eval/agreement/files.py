@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.scores.readers import ScoreError, read_text, rows_of
+from eval.scores.readers import ScoreError, blank, read_text, rows_of
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,6 @@ _READERS = {".csv": _of_csv, ".json": _of_json, ".jsonl": _of_lines}
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
-
-
-def blank(value: Any) -> bool:
-    """Tell whether a cell is empty: None, white space, NaN."""
-    return (
-        value is None or value != value or (isinstance(value, str) and value.strip().lower() in ("", "nan"))
-    )
 
 
 def text_of(row: Row, column: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.scores.readers import Loaded, Record, ScoreError, Source, keys_of, missing, read_side
+from eval.scores.readers import Loaded, Record, ScoreError, Source, blank, keys_of, missing, read_side
 
 _BOTH = "--section both scores findings and impression, joined by an empty line"
 POLICIES = {
@@ -100,30 +100,56 @@ SECTIONS = {
 }  # fmt: skip
 
 
-# At the beginning of a text, of a line or of a sentence, or with a capital; "prior findings:" is none.
+# At the beginning of a text, of a line or of a sentence, or with a capital; "prior findings:" is none. A dash counts
+# as a colon does behind a capital.
 _HEADING = re.compile(
-    r"(?:(?:^|(?<=[\n.!?:]))[\s*#_]*(?P<name>findings?|impressions?|conclusions?)\b[*_]*(?:\s*:|[ \t]*\n)[*_]*"
+    r"(?:(?:^|(?<=[\n.!?:]))[\s*#_]*(?P<name>findings?|impressions?|conclusions?)\b[*_]*"
+    r"(?:\s*:|[ \t]*\n|(?P<dash>[ \t]*[-\u2013\u2014]+[ \t]+))[*_]*"
     r"|(?<=\s)(?P<inside>(?-i:F|I|C)(?:indings?|mpressions?|onclusions?))\s*:)",
     re.IGNORECASE,
 )
+_OTHER = (
+    r"(?:final (?:radiology )?report|(?:type of )?(?:exam(?:ination)?|study|procedure)(?: (?:type|date))?|technique|"
+    r"(?:clinical )?(?:indications?|history|information|data|details)|(?:clinical )?reason for (?:the )?"
+    r"(?:exam(?:ination)?|study)|(?:prior |previous )?(?:comparisons?|studies)|views?|date(?: of exam)?)"
+)
 # What may stand before the first of them: nothing, or sections that begin with a heading of their own.
-_BEFORE = re.compile(r"[\s*#_]*(?:(?i:final report)|[A-Z][A-Z /]{3,30}\s*:)")
+_BEFORE = re.compile(rf"[\s*#_]*(?:final report\b|{_OTHER}[*_]*\s*(?::|[-\u2013\u2014]+\s))", re.IGNORECASE)
+# Before "FINDINGS:" any in capitals will do; before "IMPRESSION:" it may be that of the findings ("LUNGS: clear.").
+_CAPITALS = re.compile(r"[\s*#_]*[A-Z][A-Z /]{3,30}\s*:")
 
 
 def headed(value: object) -> dict[str, str]:
-    """Return the sections of a report with headings, by name; {} for a text without. Parts of one name are joined."""
+    """Return the sections of a report with headings, by name; {} for a text without. Parts of one name are joined.
+
+    What stands before a first heading "Impression:" is the findings, unless it has a heading of another section.
+    """
     if not isinstance(value, str):
         return {}
-    marks = list(_HEADING.finditer(value))
-    before = value[: marks[0].start()] if marks else ""
-    if not marks or (before.strip(" *#_\n\r\t") and not _BEFORE.match(before)):
+    marks = [m for m in _HEADING.finditer(value) if not m["dash"] or m["name"][0].isupper()]
+    if not marks:
         return {}
-    ends = [mark.start() for mark in marks[1:]] + [len(value)]
+    first = marks[0]
+    before = value[: first.start()].strip()
     parts: dict[str, str] = {}
+    if before.strip(" *#_\n\r\t") and not _BEFORE.match(before):
+        of_findings = _name(first) == "findings"
+        if of_findings and not _CAPITALS.match(before):
+            return {}
+        if not of_findings:
+            # In the middle of a sentence it is a word like others.
+            if not first["name"]:
+                return {}
+            parts["findings"] = before
+    ends = [mark.start() for mark in marks[1:]] + [len(value)]
     for mark, end in zip(marks, ends, strict=True):
-        name = "findings" if (mark["name"] or mark["inside"]).lower().startswith("finding") else "impression"
+        name = _name(mark)
         parts[name] = " ".join(filter(None, (parts.get(name), value[mark.end() : end].strip())))
     return parts
+
+
+def _name(mark: re.Match[str]) -> str:
+    return "findings" if (mark["name"] or mark["inside"]).lower().startswith("finding") else "impression"
 
 
 def section_named(name: str) -> Section:
@@ -297,7 +323,11 @@ _OF_STUDIES = ("images", "labels", "indication", "technique", "comparison", "age
 
 def _alone(predicted: Sequence[Record], listed: Sequence[Record]) -> list[str]:
     """Return the fields of studies that the predictions have and the references have not."""
-    has = [{name for row in rows for name in _OF_STUDIES if row.get(name)} for rows in (predicted, listed)]
+    # ReXrank's context stands in its predictions, too.
+    has = [
+        {name for row in rows if not row.get("context") for name in _OF_STUDIES if row.get(name)}
+        for rows in (predicted, listed)
+    ]
     if any(side_of(row) == "predictions" for row in predicted[:1]):
         return []
     return [name for name in _OF_STUDIES if name in has[0] - has[1]]
@@ -377,14 +407,15 @@ def patients(pairs: Pairs, groups: Mapping[str, Hashable] | Sequence[Hashable] |
     pairs."""
     if groups is None:
         return [
-            ("study", key) if missing(s.get("patient_id")) else str(s["patient_id"])
+            ("study", key) if blank(s.get("patient_id")) else str(s["patient_id"]).strip()
             for key, s in zip(pairs.study_ids, pairs.studies, strict=True)
         ]
     if isinstance(groups, Mapping):
-        unnamed = [key for key in pairs.study_ids if key not in groups]
+        named = {key.strip() if isinstance(key, str) else key: patient for key, patient in groups.items()}
+        unnamed = [key for key in pairs.study_ids if key not in named]
         if unnamed:
             raise ScoreError(f"groups name no patient for {len(unnamed)} studies, e.g. {unnamed[0]!r}")
-        return [groups[key] for key in pairs.study_ids]
+        return [named[key] for key in pairs.study_ids]
     if len(groups) != len(pairs):
         raise ScoreError(
             f"{len(groups)} groups for {len(pairs)} scored studies; give a mapping from study id to patient"

@@ -17,6 +17,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,17 @@ BESIDE = ("patient_id", "subject_id", "age", "sex", "gender", "view", "indicatio
 SECTIONS = ("findings", "impression")
 
 
+_NO_NAME = ("", "nan", "none", "null", "<na>")
+
+
 def missing(value: object) -> bool:
     """Tell whether a value is missing by the study contract: None, "" or NaN."""
     return value is None or value == "" or value != value
+
+
+def blank(value: object) -> bool:
+    """Tell whether a cell is empty: None, NaN, white space, or what tables write for nothing ("nan", "None")."""
+    return value is None or value != value or (isinstance(value, str) and value.strip().lower() in _NO_NAME)
 
 
 class ScoreError(ValueError):
@@ -70,13 +79,13 @@ class Loaded:
     """The records of one side. `numbered` where they have no ids of their own and stand in order; `said` names the
     columns that were taken for others; `brings` whether predictions bring a reference each."""
 
-    records: list[Record]
+    records: list[dict[str, Any]]
     numbered: bool = False
     said: str = ""
     brings: bool = False
 
 
-def load(source: Source, what: str, section: str = "findings") -> list[Record]:
+def load(source: Source, what: str, section: str = "findings") -> list[dict[str, Any]]:
     """Return the records of `read_side`."""
     return read_side(source, what, section).records
 
@@ -95,6 +104,8 @@ def read_side(source: Source, what: str, section: str = "findings") -> Loaded:
     where = str(source) if isinstance(source, str | Path) else f"the {what}s"
     found = _named(placed, where, what, section)
     for (place, given), record in zip(placed, found.records, strict=True):
+        if isinstance(record.get("study_id"), str):
+            record["study_id"] = record["study_id"].strip()
         if missing(record.get("study_id")):
             raise ScoreError(f"{place}: a {what} needs a 'study_id'; its keys are {keys_of(given)}")
         if not isinstance(record["study_id"], str | int):
@@ -124,48 +135,36 @@ def rows_of(source: Source, what: str) -> list[tuple[str, Record]]:
 
 def _named(placed: Sequence[tuple[str, Record]], where: str, what: str, section: str) -> Loaded:
     """Give the columns their names of the contracts."""
-    keys = {key for _, record in placed for key in record}
-    # "Study ID" and "Ground Truth" are names, too; those of the contracts are taken as they are.
-    known = {*IDS, *PREDICTED, *REFERENCES, *PLAIN, *SECTIONS}
-    spelt = {like: key for key in sorted(keys) if (like := _like(key)) in known and like not in keys}
-    if spelt:
-        placed = [(place, {**r, **{like: r.get(key) for like, key in spelt.items()}}) for place, r in placed]
-        keys |= spelt.keys()
+    rows, spelt = _spelt([record for _, record in placed], where)
+    keys = {key for row in rows for key in row}
     predicted = what == "prediction"
     own = PREDICTED if predicted else REFERENCES
     column = next((name for name in IDS if name in keys), None)
-    renamed = {} if column in (None, "study_id") else {"study_id": column}
-    # "generated" beside "findings" is the prediction.
-    texts = [name for name in own if name in keys]
-    if section in SECTIONS and texts and (section not in keys or predicted):
-        if len(texts) > 1:
-            raise ScoreError(
-                f"{where}: which column holds the {what}s, {' or '.join(map(repr, texts))}? Leave one, or call it "
-                f"{section!r}"
-            )
-        renamed[section] = texts[0]
-    elif section in SECTIONS and section not in keys and (plain := [name for name in PLAIN if name in keys]):
-        renamed[section] = plain[0]
-    if predicted and "reference" not in keys:
-        others = [name for name in REFERENCES if name in keys]
-        others += [section] if section in renamed and section in keys else []
-        # ReXrank's object: `report` beside `model_prediction`.
-        others = others or [name for name in PLAIN if name in keys and renamed.get(section) in PREDICTED]
-        if len(others) > 1:
-            raise ScoreError(
-                f"{where}: which column holds the references, {' or '.join(map(repr, others))}? Leave one"
-            )
-        if others:
-            renamed["reference"] = others[0]
+    # name of the contract -> the columns that it is taken from, the usual one first
+    taken: dict[str, list[str]] = {} if column in (None, "study_id") else {"study_id": [column]}
+    beside: list[str] = []
+    if section in SECTIONS:
+        texts, beside = _texts(rows, where, what, section, own)
+        if texts not in ([], [section]):
+            taken[section] = texts
+    if predicted:
+        columns = [name for name in REFERENCES if name in keys]
+        if "reference" not in keys:
+            # "findings" beside "generated", or ReXrank's `report` beside `model_prediction`.
+            columns += [name for name in beside if name == section or not columns]
+        if columns not in ([], ["reference"]):
+            others = [row for row in rows if "reference" not in row]
+            _check_one(others, columns, where, "references")
+            taken["reference"] = columns
     numbered = column is None
-    if numbered and not (section in keys or section in renamed or section not in SECTIONS):
+    if numbered and not (section in keys or section in taken or section not in SECTIONS):
         shown = ", ".join(sorted(key if re.fullmatch(r"\w{1,30}", key) else "..." for key in map(str, keys)))
         raise ScoreError(
             f"{where}: no column holds an id ({', '.join(IDS[:3])}, ...) or the {what}s ({section}, "
             f"{', '.join(own[:3])}, ...); there are {shown}"
         )
     if numbered:
-        texts_of = {section, *renamed.values(), *PREDICTED, *REFERENCES, *PLAIN, *SECTIONS, *BESIDE}
+        texts_of = {section, *PREDICTED, *REFERENCES, *PLAIN, *SECTIONS, *BESIDE}
         if unread := sorted(key for key in keys if _like(key) not in texts_of):
             shown = ", ".join(
                 repr(key) if re.fullmatch(r"[\w :-]{1,30}", str(key)) else "..." for key in unread
@@ -174,15 +173,127 @@ def _named(placed: Sequence[tuple[str, Record]], where: str, what: str, section:
                 f"{where}: no column holds an id ({', '.join(IDS[:2])}, ...), and {shown} may be one; call it "
                 "'study_id', or leave it out to pair the texts by their order"
             )
-    records: list[Record] = []
-    for number, (_, record) in enumerate(placed, 1):
-        changed = {name: record.get(old) for name, old in renamed.items()}
-        records.append({**record, **changed, **({"study_id": str(number)} if numbered else {})})
-    only_spelt = {like: like for like in spelt if like not in renamed.values()}
-    taken = [f"{name} from {spelt.get(old, old)!r}" for name, old in {**only_spelt, **renamed}.items()]
-    taken = ["paired by order", *taken] if numbered else taken
+    records: list[dict[str, Any]] = []
+    used: dict[str, Counter[str]] = {name: Counter() for name in taken}
+    for number, row in enumerate(rows, 1):
+        record = dict(row)
+        for name, columns in taken.items():
+            old = next((c for c in columns if c in row), None)
+            record[name] = None if old is None else row[old]
+            used[name].update([old] if old else [])
+        if numbered:
+            record["study_id"] = str(number)
+        records.append({**_of_context(row.get("context")), **record})
+    said = [
+        f"{name} from {_said_of(columns, used[name], spelt)}"
+        for name, columns in taken.items()
+        if used[name].keys() != {name}
+    ]
+    read = {column for columns in taken.values() for column in columns}
+    said = [f"{like} from {key!r}" for like, key in spelt.items() if like not in read] + said
+    said = ["paired by order", *said] if numbered else said
     brings = predicted and any(not missing(record.get("reference")) for record in records)
-    return Loaded(records, numbered, f"{what}s: {', '.join(taken)}" if taken else "", brings)
+    return Loaded(records, numbered, f"{what}s: {', '.join(said)}" if said else "", brings)
+
+
+def _spelt(records: Sequence[Record], where: str) -> tuple[list[Record], dict[str, str]]:
+    """Return the records with columns such as "Study ID" and "Ground Truth" under the names of the contracts, too,
+    and from which columns these came. What has a name of the contracts already is taken as it is.
+
+    Raises ScoreError where a record has two that are spelt alike.
+    """
+    known = {*IDS, *PREDICTED, *REFERENCES, *PLAIN, *SECTIONS}
+    keys = {key for record in records for key in record}
+    like_of = {key: like for key in keys if (like := _like(key)) in known and like != key}
+    if not like_of:
+        return list(records), {}
+    rows: list[Record] = []
+    spelt: dict[str, str] = {}
+    for record in records:
+        new: dict[str, str] = {}
+        for key in record:
+            like = like_of.get(key)
+            if like is None or like in record:
+                continue
+            if like in new:
+                raise ScoreError(
+                    f"{where}: which column holds {like!r}, {new[like]!r} or {key!r}? Leave one, or call it {like!r}"
+                )
+            new[like] = key
+        spelt |= new
+        rows.append({**record, **{like: record[key] for like, key in new.items()}})
+    return rows, spelt
+
+
+def _texts(
+    rows: Sequence[Record], where: str, what: str, section: str, own: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return the columns of the texts, the usual one first: a row without it may have another; and the columns that
+    stand beside a prediction in its own row, which is what a reference does. Raises ScoreError."""
+    names = [name for name in own if any(name in row for row in rows)]
+    others = [name for name in (section, *PLAIN) if any(name in row for row in rows)]
+    if what != "prediction":
+        # A reference's own section comes first.
+        without = [row for row in rows if section not in row]
+        _check_one(without, names, where, f"{what}s", section)
+        if section in others:
+            return [section, *names, *others[1:]], []
+        return [*names, *others], []
+    _check_one(rows, names, where, f"{what}s", section)
+    if not names:
+        return others, []
+    has = [row for row in rows if any(name in row for name in names)]
+    beside = [name for name in others if any(name in row for row in has)]
+    return [*names, *(name for name in others if name not in beside)], beside
+
+
+def _check_one(
+    rows: Sequence[Record], names: Sequence[str], where: str, what: str, section: str = ""
+) -> None:
+    """Raise ScoreError if a row has several of the columns."""
+    for row in rows:
+        if len(found := [name for name in names if name in row]) > 1:
+            called = f", or call it {section!r}" if section else ""
+            raise ScoreError(
+                f"{where}: which column holds the {what}, {' or '.join(map(repr, found))}? Leave one{called}"
+            )
+
+
+def _said_of(columns: Sequence[str], used: Counter[str], spelt: Mapping[str, str]) -> str:
+    """Say from which columns a text was taken, and how often where there are several."""
+    found = [column for column in columns if used[column]] or columns[:1]
+    names = [repr(spelt.get(column, column)) for column in found]
+    if len(found) == 1:
+        return names[0]
+    return " and ".join(
+        f"{name} ({used[c]} of {used.total()} rows)" for name, c in zip(names, found, strict=True)
+    )
+
+
+_CONTEXT = re.compile(r"(Age|Gender|Indication|Comparison)\s*:", re.I)
+
+
+def context_of(text: str) -> dict[str, Any]:
+    """Read the fields of ReXrank's context, such as "Age:60-70.Gender:F.Indication: Cough. Comparison: None.", into
+    those of a study; an age is the middle of its range of years."""
+    parts = _CONTEXT.split(text)[1:]
+    named = {name.lower(): words.strip() for name, words in zip(parts[::2], parts[1::2], strict=True)}
+    found: dict[str, Any] = {}
+    if age := re.match(r"(\d{1,3})(?:\s*-\s*(\d{1,3}))?", named.get("age", "")):
+        first, last = int(age[1]), int(age[2] or age[1])
+        found["age"] = (first + last) / 2
+    if sex := re.match(r"[FM]", named.get("gender", "").upper()):
+        found["sex"] = sex[0]
+    for name in ("indication", "comparison"):
+        if named.get(name, "").strip(" ."):
+            found[name] = named[name]
+    return found
+
+
+def _of_context(context: object) -> dict[str, Any]:
+    """Return age and sex of ReXrank's context, by which subgroups are made."""
+    found = context_of(context) if isinstance(context, str) else {}
+    return {name: found[name] for name in ("age", "sex") if name in found}
 
 
 def _like(name: object) -> str:
@@ -248,18 +359,22 @@ def _read_json(path: Path, what: str) -> Iterable[tuple[str, Any]]:
 
 def _read_table(path: Path, what: str) -> Iterable[tuple[str, Any]]:
     """Rows of a CSV or TSV file; an empty cell becomes null, `age` a number, `view` the image's. A single column
-    without a heading holds reports."""
-    text = read_text(path, what).lstrip("\r\n")
+    without a heading holds reports; there a blank line before another row is an empty report."""
+    text = read_text(path, what)
     known = {*IDS, *PREDICTED, *REFERENCES, *PLAIN, *SECTIONS}
-    first = text.partition("\n")[0].rstrip("\r")
+    first = text.lstrip("\r\n").partition("\n")[0].rstrip("\r")
     # Spreadsheets of many countries write semicolons.
     named = [d for d in ",;\t" if d in first and known & {_like(n.strip('"')) for n in first.split(d)}]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else (named or [","])[0]
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = next(lines, [])
+        header: list[str] = []
+        blanks: list[int] = []
+        while not header and (row := next(lines, None)) is not None:
+            header = row
+            blanks += [] if row else [lines.line_num]
         alone = len(header) == 1 and _like(header[0]) not in known
-        if alone and re.fullmatch(r"\w*(?: \w+){0,2}", header[0].strip()):
+        if alone and re.fullmatch(r"\w+(?: \w+){0,2}", header[0].strip()):
             raise ScoreError(
                 f"{path}: the one column begins with {header[0][:30]!r}: is that a heading or a report? Call a column "
                 "of reports 'report', and end a report with a full stop"
@@ -272,23 +387,33 @@ def _read_table(path: Path, what: str) -> Iterable[tuple[str, Any]]:
                 f"findings, impression, {PREDICTED[0]}, {REFERENCES[0]} or the like"
             )
         if alone:
-            yield f"{path}, line 1", {"report": header[0]}
+            for number in blanks:
+                yield f"{path}, line {number}", {"report": None}
+            yield f"{path}, line {lines.line_num}", {"report": header[0] or None}
             header = ["report"]
+        blanks = []
+        of_reports = len(header) == 1 and _like(header[0]) not in IDS
         for row in lines:
             if not row:
+                # Whether it is a report shows where another row follows.
+                blanks += [lines.line_num] if of_reports else []
                 continue
+            for number in blanks:
+                yield f"{path}, line {number}", {header[0]: None}
+            blanks = []
             if len(row) > len(header):
                 raise ScoreError(
                     f"{path}, line {lines.line_num}: {len(row)} cells under {len(header)} names; "
                     'texts with commas must be in quotes: "..."'
                 )
+            cells = [*row, *[""] * (len(header) - len(row))]
             record: dict[str, Any] = {
-                key: value or None for key, value in zip(header, row, strict=False) if key
+                key: value or None for key, value in zip(header, cells, strict=True) if key
             }
             if re.fullmatch(r"\d+(\.\d+)?", (record.get("age") or "").strip()):
                 record["age"] = float(record["age"])
-            if record.get("view"):
-                record["images"] = [{"view": record.pop("view").strip()}]
+            if "view" in record and (view := record.pop("view")):
+                record["images"] = [{"view": view.strip()}]
             yield f"{path}, line {lines.line_num}", record
     except csv.Error as error:
         raise ScoreError(f"{path}, line {lines.line_num}: not CSV ({error})") from error

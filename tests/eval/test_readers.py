@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eval import ScoreError, metric, score
-from eval.scores.inputs import align, headed
+from eval.scores.inputs import align, headed, patients
 from eval.scores.readers import read_side
 
 TEXTS = {"a": "The lungs are clear.", "b": "Small left effusion.", "c": "Right rib fracture, old."}
@@ -292,3 +292,132 @@ def test_several_references_as_python_has_them():
         assert set(scores) == set(scores.keys()) and "rouge-l/coco" in scores
     with pytest.raises(ScoreError, match="a list of list"):
         cxr.score(["No effusion."], [["No effusion."]])
+
+
+def lines_of(path, *rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("head", ["", "report\n"])
+def test_a_blank_line_between_reports_is_an_empty_report(tmp_path, head):
+    """Skipped, it would pair every later report with the next study's; a blank at the end of a file is none."""
+    gts, res = tmp_path / "gts.csv", tmp_path / "res.csv"
+    gts.write_text(f"{head}Edema.\nSmall effusion.\nRib fracture.\n\n")
+    res.write_text(f"{head}Edema.\n\nRib fracture.\n")
+    found = align(res, gts)
+    assert found.references == ["Edema.", "Small effusion.", "Rib fracture."]
+    assert found.predictions == ["Edema.", "", "Rib fracture."]
+    assert found.problems == {"empty prediction": ["2"]}
+    swapped = align(gts, res)
+    assert swapped.predictions == ["Edema.", "Rib fracture."] and swapped.study_ids == ["1", "3"]
+    assert swapped.problems == {"reference without findings": ["2"]}
+
+
+def test_a_first_report_that_is_empty_and_blanks_of_tables(tmp_path):
+    (tmp_path / "r.csv").write_text("\r\nEdema.\r\n")
+    assert [r["findings"] for r in read_side(tmp_path / "r.csv", "prediction").records] == [None, "Edema."]
+    for first in ("\n\n", ""):
+        # Above a heading, and in a table of several columns, blank lines are only blank.
+        (tmp_path / "h.csv").write_text(f"{first}report\nEdema.\n")
+        (tmp_path / "t.csv").write_text(f"{first}study_id,report\n\na,Edema.\n\nb,Clear.\n")
+        assert len(read_side(tmp_path / "h.csv", "prediction").records) == 1
+        assert [r["study_id"] for r in read_side(tmp_path / "t.csv", "prediction").records] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Indication: Evaluate for pneumonia.\nFindings: Clear.\nImpression: Edema.",
+         {"findings": "Clear.", "impression": "Edema."}),
+        ("Technique: AP. Comparison: None. Findings: edema", {"findings": "edema"}),
+        ("Clinical history: cough.\nFindings: Clear.", {"findings": "Clear."}),
+        ("Lungs clear. Impression: Edema.", {"findings": "Lungs clear.", "impression": "Edema."}),
+        ("LUNGS: clear. HEART: normal. IMPRESSION: Edema.",
+         {"findings": "LUNGS: clear. HEART: normal.", "impression": "Edema."}),
+        ("INDICATION: Cough. IMPRESSION: Edema.", {"impression": "Edema."}),
+        ("FINDINGS - Clear. IMPRESSION - Edema.", {"findings": "Clear.", "impression": "Edema."}),
+        # words in a sentence are no headings
+        ("The findings: small effusion.", {}),
+        ("Compared with prior findings: no change. The impression: edema.", {}),
+        ("Lungs clear. My impression: edema.", {}),
+        ("No change. findings - as before.", {}),
+        ("Left-sided findings-related pain: none.", {}),
+    ],
+)  # fmt: skip
+def test_headings_of_normal_case_and_without_one(text, expected):
+    assert headed(text) == expected
+
+
+def test_blanks_around_ids_do_not_count(tmp_path):
+    said = [{"study_id": k, "findings": "x."} for k in (" 1", "2 ", "001")]
+    found = align(said, [{"study_id": k, "findings": "y."} for k in ("1", 2, "3 ")])
+    assert found.study_ids == ["1", "2", "3"] and found.predictions == ["x.", "x.", ""]
+    assert found.problems == {"no prediction": ["3"], "prediction without reference": ["001"]}
+    with pytest.raises(ScoreError, match="needs a 'study_id'"):
+        align([{"study_id": " ", "findings": "x."}], said)
+
+
+def test_a_line_of_another_key_has_its_own_text(tmp_path):
+    """The columns of a file are not all of its lines; no prediction becomes a reference."""
+    said = lines_of(
+        tmp_path / "p.jsonl",
+        {"study_id": "a", "findings": "Edema."},
+        {"study_id": "b", "prediction": "Small effusion."},
+        {"study_id": "c", "generated": "Rib fracture."},
+        {"study_id": "d", "Report": "Clear."},
+    )
+    loaded = read_side(said, "prediction")
+    assert [r["findings"] for r in loaded.records] == ["Edema.", "Small effusion.", "Rib fracture.", "Clear."]
+    assert not loaded.brings and "'prediction' (1 of 4 rows)" in loaded.said and "'Report'" in loaded.said
+    with pytest.raises(ScoreError, match="there are no references"):
+        align(said)
+    references = lines_of(
+        tmp_path / "r.jsonl",
+        {"study_id": "a", "findings": "Edema."},
+        {"study_id": "b", "ground_truth": "Small effusion."},
+    )
+    assert align(said, references).references == ["Edema.", "Small effusion."]
+    assert "'ground_truth' (1 of 2 rows)" in " ".join(align(said, references).said)
+
+
+def test_a_line_without_its_prediction_does_not_get_the_reference(tmp_path):
+    file = lines_of(
+        tmp_path / "x.jsonl",
+        {"id": "a", "findings": "Edema.", "generated": "Clear."},
+        {"id": "b", "findings": "Small effusion."},
+    )
+    assert aligned(file) == {"a": ("Edema.", "Clear."), "b": ("Small effusion.", "")}
+    # A short row of a table lacks the cell, not the column.
+    (tmp_path / "x.csv").write_text("id,findings,generated\na,Edema.,Clear.\nb,Small effusion.\n")
+    assert aligned(tmp_path / "x.csv") == aligned(file)
+
+
+def test_columns_that_are_spelt_alike_are_asked_about(tmp_path):
+    (tmp_path / "x.csv").write_text("study_id,Findings,FINDINGS\na,Edema.,Clear.\n")
+    with pytest.raises(ScoreError, match="which column holds 'findings', 'Findings' or 'FINDINGS'"):
+        read_side(tmp_path / "x.csv", "prediction")
+
+
+def test_a_patient_without_a_name_is_no_patient(tmp_path):
+    """By default of pandas a missing name is written as "nan": all of them would be one patient."""
+    names = ["nan", "None", "", "NaN ", "p1", " p1", "<NA>"]
+    file = tmp_path / "r.csv"
+    file.write_text("study_id,patient_id,findings\n" + "".join(f"{i},{n},x.\n" for i, n in enumerate(names)))
+    found = patients(align([{"study_id": "0", "findings": "x."}], file), None)
+    assert found == [("study", str(i)) for i in range(4)] + ["p1", "p1", ("study", "6")]
+
+
+def test_age_and_sex_of_rexranks_context_make_subgroups(tmp_path):
+    studies = {
+        str(i): {"context": f"Age:{age}.Gender:{sex}.Indication: Cough.", "report": "Edema.", "model_prediction": "x."}
+        for i, (age, sex) in enumerate([("60-70", "F"), ("20-30", "M"), ("N/A", "M")])
+    }  # fmt: skip
+    file = tmp_path / "out.json"
+    file.write_text(json.dumps(studies))
+    found = score(file, clinical_models="none")
+    assert {(g.attribute, g.value): g.n for g in found.subgroups} == {
+        ("sex", "F"): 1, ("sex", "M"): 2, ("age", "18 to 39"): 1, ("age", "65 to 79"): 1,
+    }  # fmt: skip
+    plain = [{"study_id": str(i), "findings": "Edema."} for i in range(3)]
+    assert "swapped" not in " ".join(align(file, plain).said)
