@@ -131,7 +131,7 @@ def _sides(sentence: str) -> Iterator[str]:
         for side in ("left", "right"):
             word = _as_written(_ONE_OF_BOTH[both.group().lower()].format(side), both.group())
             rest = _PLURAL.sub(lambda m: _singular(m.group()), sentence[both.end() :])
-            start = re.sub(r"\b([Tt])here are $", r"\1here is a ", sentence[: both.start()])
+            start = re.sub(r"\b([Tt])here are (?=[\w ]*$)", r"\1here is a ", sentence[: both.start()])
             yield _articles(_ARE.sub(r"\1 is", start + word + rest))
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,12 @@ from train.phantom import draw_patient, write_report
 
 REPORTS = [write_report(draw_patient(95, i, 2.0).studies[0]).findings for i in range(150)]
 SENTENCES = sorted({span.text for report in REPORTS for span in spans(report)})
+
+
+def slips(sentence: str) -> set[tuple[str, str]]:
+    """Words that stand twice, and "a" before a vowel."""
+    pairs = [(a.lower(), b.lower()) for a, b in itertools.pairwise(sentence.split())]
+    return {(a, b) for a, b in pairs if a == b or (a == "a" and b[0] in "aeio")}
 
 
 def kinds(sentence: str) -> dict[str, list[str]]:
@@ -94,7 +101,7 @@ def test_the_labeller_reads_every_counter_as_it_is_meant():
 
 def test_the_counter_of_a_side_s_counter_is_the_sentence():
     for sentence in SENTENCES:
-        if "bilateral" not in sentence.lower() and "both" not in sentence.lower():
+        if not re.search(r"bilateral|both|\bbi(?:basilar|apical)", sentence, re.I):
             for other in kinds(sentence).get("side", []):
                 assert sentence in kinds(other)["side"]
 
@@ -147,6 +154,4 @@ def test_errors_in_real_reports_keep_their_grammar():
     assert len(planted) > 60
     for p in planted:
         assert label_report(p.text) == label_report(p.original)
-        words = p.now.split()
-        assert all(a.lower() != b.lower() for a, b in itertools.pairwise(words) if a.lower() != "xxxx")
-        assert not any(a.lower() == "a" and b[:1].lower() in "aeio" for a, b in itertools.pairwise(words))
+        assert slips(p.now) <= slips(p.was), p.now
