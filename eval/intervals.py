@@ -29,6 +29,9 @@ NOTHING = 1e-6
 Kind = Literal["share", "f1", "fraction", "number"]
 LEAST_PATIENTS = 5
 """With fewer, an interval spans half of the scale and more."""
+ALIKE = "equal for all patients"
+NONE = "no positives"
+"""Why there is no interval of a score that is 0 by definition where neither side has a condition."""
 LEAST_POSITIVES = 5
 """With fewer, an interval of F1 spans more than half of the scale; with one it does not hold for a strong system."""
 
@@ -45,6 +48,7 @@ class Jackknife:
         self.rest_PK: np.ndarray = self.total_K - self.sums_PK
         self.patients = len(self.sums_PK)
         studies_P = np.ones(self.patients) if studies_P is None else np.asarray(studies_P, dtype=np.float64)
+        self.studies_P: np.ndarray = studies_P
         # Kish's effective number: 50 studies of one patient and one of each of 9 others are not worth 10 patients.
         self.effective = float(studies_P.sum() ** 2 / (studies_P**2).sum())
 
@@ -92,7 +96,7 @@ class Jackknife:
             low, high = wilson(float(end), self.effective, t)
             return min(low, value), max(high, value), ""
         if se <= 1e-12 * abs(value):
-            return float("nan"), float("nan"), "equal for all patients"
+            return float("nan"), float("nan"), ALIKE
         if kind == "number":
             return value - t * se, value + t * se, ""
         centre, half = np.log(value / (1 - value)), t * se / (value * (1 - value))
@@ -108,9 +112,17 @@ class Jackknife:
         se = float(standard_error(values_P))
         # Where all units are alike the error is 0, and each patient that has any is one unit.
         alike = not 0 < value < 1 or not se
-        n = float((units_P > 0).sum()) if alike else value * (1 - value) / se**2
-        low, high = wilson(value, min(n, float(units_P.sum())), self.quantile(level))
+        n = float((units_P > 0).sum()) if alike else min(value * (1 - value) / se**2, self._most(units_P))
+        low, high = wilson(value, n, self.quantile(level))
         return (2 * low / (1 + low), 2 * high / (1 + high)) if f1 else (low, high)
+
+    def _most(self, units_P: np.ndarray) -> float:
+        """Return how many independent units there can be: Kish's effective number of patients that have any, times the
+        units of a study if these are more than one. A patient's studies twice are no more units; patients of one study
+        with 0 or 1 unit have as many as there are."""
+        has_P = units_P > 0
+        patients = units_P.sum() ** 2 / (units_P**2).sum()
+        return float(patients * max(1.0, units_P.sum() / self.studies_P[has_P].sum()))
 
 
 def too_few_patients(patients: int) -> str:
@@ -124,6 +136,8 @@ def too_few_positives(positives: Any) -> str:
         return ""
     counts = np.asarray(positives, dtype=np.float64)
     rare, counted = int((counts < LEAST_POSITIVES).sum()), int((~np.isnan(counts)).sum())
+    if not counted:
+        return NONE
     if not rare:
         return ""
     few = f"fewer than {LEAST_POSITIVES} positives"
@@ -165,8 +179,9 @@ def paired_interval(
 ) -> tuple[Any, Any, Any]:
     """Return metric(a) - metric(b) and its interval: Student's t with the jackknife over patients.
 
-    A metric may give several values at once, (..., M); then so are these. NaN with fewer than LEAST_PATIENTS
-    patients. Raises ValueError if the two have not the same samples.
+    A metric may give several values at once, (..., M); then so are these. The interval is NaN with fewer than
+    LEAST_PATIENTS patients, and where all patients have the same difference. Raises ValueError if the two have not the
+    same samples.
     """
     if np.shape(stats_a_NK) != np.shape(stats_b_NK):
         raise ValueError(
@@ -183,7 +198,9 @@ def paired_interval(
     difference = np.asarray(gap(both.total_K))
     half = np.full_like(difference, np.nan, dtype=np.float64)
     if not too_few_patients(both.patients):
-        half = both.quantile(level) * standard_error(both.values(gap))
+        se = standard_error(both.values(gap))
+        size = np.abs(metric(both.total_K[:k])) + np.abs(metric(both.total_K[k : 2 * k]))
+        half = np.where(se > 1e-12 * size, both.quantile(level) * se, np.nan)
     bounds = difference, difference - half, difference + half
     return tuple(float(x) for x in bounds) if not difference.ndim else bounds  # type: ignore[return-value]
 

@@ -8,6 +8,7 @@ other, so whole patients are drawn.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,23 @@ def patient_sums(stats_NK: np.ndarray, groups: Sequence[Hashable] | None = None)
     sums_PK = np.zeros((len(index), stats_NK.shape[1]))
     np.add.at(sums_PK, patient_N, stats_NK)
     return sums_PK
+
+
+def in_order(
+    stats_NK: np.ndarray, groups: Sequence[Hashable] | None
+) -> tuple[np.ndarray, list[Hashable] | None]:
+    """Return samples and their patients, sorted by patient: what is drawn then depends on who they are, and not on the
+    order of the samples. Without `groups` they stay as they are."""
+    if groups is None or len(groups) != len(stats_NK):
+        return stats_NK, None if groups is None else list(groups)
+    order = sorted(range(len(groups)), key=lambda i: _name(groups[i]))
+    return np.asarray(stats_NK)[order], [groups[i] for i in order]
+
+
+def _name(patient: Hashable) -> list[tuple[int, str]]:
+    """Return the parts of a patient's id by which it is sorted: whole numbers in their order, then texts."""
+    parts = patient if isinstance(patient, tuple) else (patient,)
+    return [(int(p), "") if isinstance(p, int | np.integer) else (sys.maxsize, str(p)) for p in parts]
 
 
 def bootstrap_sums(sums_PK: np.ndarray, n_boot: int = 1000, seed: int = 0) -> np.ndarray:
@@ -80,7 +98,7 @@ def bootstrap(
     level: float = 0.95,
 ) -> tuple[float, float, float]:
     """Return the metric of all samples and the bounds of its percentile bootstrap interval over patients."""
-    sums_PK = patient_sums(stats_NK, groups)
+    sums_PK = patient_sums(*in_order(stats_NK, groups))
     value = float(metric(sums_PK.sum(axis=0)))
     low, high = percentile_interval(metric(bootstrap_sums(sums_PK, n_boot, seed)), level)
     return value, low, high
@@ -126,16 +144,33 @@ def paired_permutation(
     a_PK, b_PK = _paired(stats_a_NK, stats_b_NK, groups)
     total_a, total_b, swap_PK = a_PK.sum(axis=0), b_PK.sum(axis=0), b_PK - a_PK
     observed = np.abs(metric(total_a) - metric(total_b))
+    # rounding of the sums must not turn a tie with the observed difference into "less extreme"
+    least = observed - _rounding(metric, observed, a_PK, b_PK)
     rng = np.random.default_rng(seed)
     extreme = np.zeros(np.shape(observed), dtype=np.int64)
     for start in range(0, n_permutations, _CHUNK):
         size = min(_CHUNK, n_permutations - start)
         swapped_BK = rng.integers(0, 2, size=(size, len(a_PK))).astype(np.float64) @ swap_PK
         differences_B = metric(total_a + swapped_BK) - metric(total_b - swapped_BK)
-        # rounding of the sums must not turn a tie with the observed difference into "less extreme"
-        extreme += (~(np.abs(differences_B) < observed - 1e-12)).sum(axis=0)
+        extreme += (~(np.abs(differences_B) < least)).sum(axis=0)
     p: float = _scalar(np.where(np.isnan(observed), np.nan, (extreme + 1) / (n_permutations + 1)))
     return p
+
+
+def _rounding(metric: Metric, observed: np.ndarray, a_PK: np.ndarray, b_PK: np.ndarray) -> np.ndarray:
+    """Return by how much rounding may change a difference, (...).
+
+    A sum of P numbers is off by about P units of the last digit of what was added, and large numbers of either sign may
+    add up to a small one: so the metric of the absolute values counts, where it is finite.
+    """
+    size: Any = np.zeros(np.shape(observed))
+    for sums_PK in (a_PK, b_PK):
+        found = [np.abs(metric(sums_PK.sum(axis=0)))]
+        if (sums_PK < 0).any():
+            found.append(np.abs(metric(np.abs(sums_PK).sum(axis=0))))
+        size = size + np.max(np.where(np.isfinite(found), found, 0.0), axis=0)
+    rounding: np.ndarray = 1e-9 * observed + (16 + len(a_PK)) * np.finfo(np.float64).eps * size
+    return rounding
 
 
 def bootstrap_p(differences_B: np.ndarray) -> float:
@@ -167,7 +202,7 @@ def _paired(
         raise ValueError(
             f"paired systems need the same samples; found {np.shape(stats_a_NK)} and {np.shape(stats_b_NK)}"
         )
-    return patient_sums(stats_a_NK, groups), patient_sums(stats_b_NK, groups)
+    return patient_sums(*in_order(stats_a_NK, groups)), patient_sums(*in_order(stats_b_NK, groups))
 
 
 def _scalar(x: Any) -> Any:

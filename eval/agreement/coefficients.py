@@ -19,6 +19,8 @@ _CHUNK = 512
 
 LEAST_STUDIES = 10
 """With fewer there are no intervals and no tests: replicates of so few do not hold their level."""
+# A metric that is defined of fewer of the rated reports cannot be the best.
+COVERED = 0.9
 
 
 class Coefficients:
@@ -28,8 +30,9 @@ class Coefficients:
     """
 
     def __init__(self, rating_N: np.ndarray, studies: Sequence[str], *, n_boot: int, seed: int) -> None:
-        index: dict[str, int] = {}
-        study_N = np.array([index.setdefault(study, len(index)) for study in studies])
+        # Sorted, so that draws do not depend on the order of the reports.
+        index = {study: at for at, study in enumerate(sorted(set(studies)))}
+        study_N = np.array([index[study] for study in studies])
         # Reports of a study stand together, so that their rows can be added up.
         self._order_N = np.argsort(study_N, kind="stable")
         self._study_N = study_N[self._order_N]

@@ -14,7 +14,7 @@ from eval.agreement.ratings import Rated
 from eval.scores.readers import ScoreError
 from eval.scores.registry import NotComputed
 from eval.scores.sheet import Better
-from eval.scores.values import read_values
+from eval.scores.values import values_of_rows
 from eval.signature import signature
 
 Progress = Callable[[str, int, int], None]
@@ -99,16 +99,16 @@ def values_of(path: Path, rated: Rated) -> tuple[list[Metric], list[str]]:
     """
     table = pick(VALUES, [read_table(path)], path, "--values")
     rows = [
-        {**row.cells, "study_id": text_of(row, "study_id")}
+        (row.place, {**row.cells, "study_id": text_of(row, "study_id")})
         for row in table.rows
         if not blank(row.get("value"))
     ]
-    try:
-        values = read_values(rows)
-    except ScoreError as error:
-        raise ScoreError(f"{path}, {error}") from None
-    unknown = {row["study_id"] for row in rows} - set(rated.ids)
-    if len(unknown) == len({row["study_id"] for row in rows}):
+    if not rows:
+        raise ScoreError(f"{path}: there is not a single value")
+    values = values_of_rows(rows)
+    given = {row["study_id"] for _, row in rows}
+    unknown = given - set(rated.ids)
+    if unknown == given:
         raise ScoreError(
             f"{path}: no id is one of this set's, which are like {rated.ids[0]!r}, {rated.ids[-1]!r}"
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.agreement.coefficients import LEAST_STUDIES, Coefficients
+from eval.agreement.coefficients import COVERED, LEAST_STUDIES, Coefficients
 from eval.agreement.metrics import Metric
 from eval.agreement.ratings import Rated, Rating
 from eval.resampling import holm, percentile_interval
@@ -27,9 +27,8 @@ from eval.signature import number
 KIND = "cxr-agreement"
 CONVENTION = "positive: the metric ranks reports as the radiologists do"
 INTERVAL = "95 % percentile bootstrap over studies"
-# A metric that is defined of fewer of the rated reports cannot be the best.
-COVERED = 0.9
 DIGITS = 12
+NOTHING = 1e-15
 
 
 @dataclass(frozen=True)
@@ -191,8 +190,7 @@ def _agree_with(
     names_N = np.array(studies)[rated_N]
     turned_N = rating.values_N[rated_N] * (-1 if rating.better == "lower" else 1)
     coefficients = Coefficients(turned_N, names_N.tolist(), n_boot=n_boot, seed=seed)
-    # Values that are equal but for the order of additions are ties.
-    values = [np.round(m.values_N[rated_N] * (-1 if m.better == "lower" else 1), DIGITS) for m in metrics]
+    values = [_rounded(m.values_N[rated_N]) * (-1 if m.better == "lower" else 1) for m in metrics]
     there = [~np.isnan(v) for v in values]
     agreed: list[Agreed] = []
     taus: dict[tuple[int, bytes], tuple[np.ndarray, np.ndarray]] = {}
@@ -234,6 +232,18 @@ def _agree_with(
     rows.sort(key=lambda a: -a.tau if a.tau == a.tau else np.inf)
     name = metrics[best].key if best >= 0 else ""
     return OfRating(rating, len(names_N), len(set(names_N)), rows, list(pairs.values()), name)
+
+
+def _rounded(values_N: np.ndarray) -> np.ndarray:
+    """Round to DIGITS digits: values that are equal but for the order of additions are ties.
+
+    What is that small beside the greatest is 0, such as the tiny number that BLEU of captioning adds.
+    """
+    rounded_N = np.array([float(f"{value:.{DIGITS - 1}e}") for value in values_N])
+    known_N = rounded_N[np.isfinite(rounded_N)]
+    rounded_N[np.abs(rounded_N) < NOTHING * np.abs(known_N).max(initial=0)] = 0.0
+    # -0.0, turned round or not, is 0.
+    return rounded_N + 0.0
 
 
 def _from_best(a: Agreed, pair: Pair | None, sign: int) -> Agreed:

@@ -300,6 +300,7 @@ def _ids(table: Table, otherwise: list[str]) -> list[str]:
 
 
 def _labels(keys: Iterable[str]) -> list[str]:
-    """Number what may be a report, so that no report stands in the results."""
-    known: dict[str, str] = {}
-    return [known.setdefault(key, str(len(known) + 1)) for key in keys]
+    """Number what may be a report, so that no report stands in the results; whatever the order of the rows."""
+    keys = list(keys)
+    known = {key: str(number) for number, key in enumerate(sorted(set(keys)), 1)}
+    return [known[key] for key in keys]

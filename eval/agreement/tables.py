@@ -6,7 +6,7 @@ import re
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from eval.agreement.coefficients import LEAST_STUDIES
+from eval.agreement.coefficients import COVERED, LEAST_STUDIES
 from eval.scores.tables import brackets
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ def _table(found: Agreement, of: OfRating) -> Table:
     said = [f"{c.mark} {c.text}" for c in found.rated.cautions]
     if of.best:
         said.append(f"difference: tau-b less that of {of.best}; p: adjusted by Holm for all pairs of metrics")
+    if of.best and any(a.undefined for a in of.metrics):
+        said.append(
+            "differences use the reports that both metrics have, tau-b all that a metric has; one that is defined for "
+            f"fewer than {COVERED:.0%} of the reports cannot be best".replace("%", " %")
+        )
     if of.studies < LEAST_STUDIES:
         said.append(f"no intervals and no tests: {of.studies} studies, at least {LEAST_STUDIES} are needed")
     if any(a.tau != a.tau for a in of.metrics):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from eval.intervals import brief
 from eval.page.parts import number_of, table_of, value_of
 from eval.page.shell import Section
 from eval.plots import bars, dots
@@ -64,7 +65,10 @@ def _comparison(compared: Comparison) -> str:
     for d in compared.differences:
         plain = (f"{d.value:.3f}", f"{d.other:.3f}")
         tests = (f"{d.p:.4f}", f"{d.p_holm:.4f}")
-        cells = [*plain, number_of(d.difference, d.low, d.high, "+.3f"), *tests]
+        difference = number_of(d.difference, d.low, d.high, "+.3f")
+        if d.no_interval and d.difference == d.difference:
+            difference += f" <span class='quiet'>({escape(brief(d.no_interval))})</span>"
+        cells = [*plain, difference, *tests]
         rows.append([escape(d.title), *("–" if cell == "nan" else cell for cell in cells)])
     head = ["score", "predictions", "other", "difference", "p", "p (Holm)"]
     return (

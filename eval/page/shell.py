@@ -24,6 +24,15 @@ BANNERS: dict[Banner, str] = {
 }
 
 
+# Texts and ids are the user's. What a terminal obeys is shown by Unicode's pictures of control characters; others of
+# that kind, and what turns the direction of writing, as a replacement.
+_UNSEEN = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n\r"},
+    0x7F: 0x2421,
+    **dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD),
+}
+
+
 class Section(NamedTuple):
     """A part of the page that the contents list; `html` comes below its heading."""
 
@@ -78,7 +87,7 @@ def write_body(
         body="\n".join(parts),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, page)
+    write_whole(path, page.translate(_UNSEEN))
 
 
 def is_page(path: Path) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.intervals import paired_interval
+from eval.intervals import ALIKE, NOTHING, paired_interval, too_few_patients, too_few_positives
 from eval.resampling import holm, paired_permutation
 from eval.scores.inputs import POLICIES
-from eval.scores.sheet import Better, Sheet
+from eval.scores.sheet import Better, FamilyFailed, Sheet
 from eval.signature import Score, number
 
 PERMUTATIONS = 10_000
@@ -19,7 +19,10 @@ PERMUTATIONS = 10_000
 
 @dataclass(frozen=True)
 class Difference:
-    """A score of both, the first minus the second with its 95 % interval, and p before and after Holm."""
+    """A score of both, the first minus the second with its 95 % interval, and p before and after Holm.
+
+    `no_interval` says why there is none.
+    """
 
     name: str
     value: float
@@ -31,6 +34,7 @@ class Difference:
     p_holm: float
     title: str = ""
     better: Better = "higher"
+    no_interval: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the difference as a dict for JSON; NaN becomes None."""
@@ -44,6 +48,7 @@ class Difference:
             "interval": [number(self.low), number(self.high)],
             "p": number(self.p),
             "p_holm": number(self.p_holm),
+            **({"no_interval": self.no_interval} if self.no_interval else {}),
         }
 
 
@@ -85,32 +90,66 @@ def differences(
     """Return the difference of every key, paired by patient: both systems see the same drawn patients, and
     are swapped within patients.
 
-    p has the form (c + 1) / (n + 1) and is adjusted by Holm over `keys`.
+    p has the form (c + 1) / (n + 1) and is adjusted by Holm over `keys`. A family of another package whose functions
+    fail is dropped from `sheet`, and so are its keys.
     """
-    measures = [sheet.measures[key] for key in keys]
-    # Each measure's own columns side by side: the sheets may hold other things besides, in other places.
-    a_NK, b_NK = (
-        np.concatenate([s.stats_NK[:, s.measures[key].where] for key in keys], axis=1) for s in (sheet, other)
-    )
-    own = [m.own or m.of for m in measures]
-    ends = np.cumsum([m.where.stop - m.where.start for m in measures])
+    while True:
+        keys = [key for key in keys if key in sheet.measures and key in other.measures]
+        measures = [sheet.measures[key] for key in keys]
+        # Each measure's own columns side by side: the sheets may hold other things besides, in other places.
+        a_NK, b_NK = (
+            np.concatenate(
+                [np.zeros((s.n, 0)), *(s.stats_NK[:, s.measures[key].where] for key in keys)], axis=1
+            )
+            for s in (sheet, other)
+        )
+        own = [sheet.guarded(m, m.own or m.of) for m in measures]
+        ends = np.cumsum([m.where.stop - m.where.start for m in measures])
 
-    def metric(sums: np.ndarray) -> np.ndarray:
-        parts = np.split(sums, ends[:-1], axis=-1)
-        return np.stack([of(part) for of, part in zip(own, parts, strict=True)], axis=-1)
+        def metric(sums: np.ndarray, own: Any = own, ends: np.ndarray = ends) -> np.ndarray:
+            parts = np.split(sums, ends[:-1], axis=-1)
+            return np.stack([of(part) for of, part in zip(own, parts, strict=True)], axis=-1)
 
-    difference, low, high = paired_interval(metric, a_NK, b_NK, patients)
+        if not keys:
+            return []
+        try:
+            # Numbers of another package may be too large to be squared.
+            with np.errstate(**({"over": "ignore", "invalid": "ignore"} if sheet.foreign else {})):
+                difference, low, high = paired_interval(metric, a_NK, b_NK, patients)
+                p = paired_permutation(metric, a_NK, b_NK, patients, n_permutations=n_permutations, seed=seed)
+                values, others = metric(a_NK.sum(axis=0)), metric(b_NK.sum(axis=0))
+            break
+        except FamilyFailed as error:
+            sheet.fail(error)
+    why = [""] * len(keys)
     if not intervals:
         low = high = np.full(len(keys), np.nan)
-    p = paired_permutation(metric, a_NK, b_NK, patients, n_permutations=n_permutations, seed=seed)
+    else:
+        few = too_few_patients(len(set(patients)))
+        for i, key in enumerate(keys):
+            both = [(s.measures[key], s.stats_NK.sum(axis=0)) for s in (sheet, other)]
+            rare = [
+                too_few_positives(None if m.positives is None else m.positives(total)) for m, total in both
+            ]
+            # What has no interval itself has none of its differences.
+            why[i] = few or rare[0] or rare[1]
+            if not why[i] and np.isfinite(difference[i]) and not np.isfinite(low[i]):
+                why[i] = ALIKE
+            if why[i]:
+                low[i] = high[i] = np.nan
+            elif (
+                measures[i].kind in ("share", "f1", "fraction")
+                and max(abs(values[i]), abs(others[i])) < 1 + NOTHING
+            ):
+                most = max(1.0, abs(difference[i]))
+                low[i], high[i] = np.clip((low[i], high[i]), -most, most)
     tested = {key: float(x) for key, x in zip(keys, p, strict=True) if x == x}
     adjusted = holm(tested)
-    values, others = metric(a_NK.sum(axis=0)), metric(b_NK.sum(axis=0))
     nan = float("nan")
     return [
         Difference(
             key, float(values[i]), float(others[i]), float(difference[i]), float(low[i]), float(high[i]),
-            tested.get(key, nan), adjusted.get(key, nan), measures[i].title, measures[i].better,
+            tested.get(key, nan), adjusted.get(key, nan), measures[i].title, measures[i].better, why[i],
         )
         for i, key in enumerate(keys)
     ]  # fmt: skip

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 from typing import Literal, get_args
 
@@ -15,6 +18,8 @@ _STRENGTHS: tuple[Strength, ...] = get_args(Strength)
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+")
 # Share of words that two sentences must have in common to be compared word by word.
 ALIKE = 0.4
+# Sentences of a report that are compared: time grows with the square, and no report of a chest film has so many.
+MOST = 500
 _LITTLE = re.compile(
     r"an?|and|are|as|at|been|ha(?:s|ve)|in|is|its|of|on|or|seen|that|the|there|this|to|was|were|with|"
 )
@@ -60,15 +65,39 @@ def mark_differences(reference: str, generated: str) -> tuple[str, str]:
     faint: no label is read there, or one that the other report merely leaves undenied, or calls uncertain.
 
     Sentences that share words are compared word by word; where their labels, sides, degree and change agree, nothing
-    is marked. Of the others, one stays unmarked if the other report says all of its labels and sides.
+    is marked. Of the others, one stays unmarked if the other report says all of its labels and sides. Sentences beyond
+    MOST are not compared, and a note says so.
     """
-    ref, hyp = _sentences(reference), _sentences(generated)
-    left = [_alone(s, generated, "del") for s in ref]
-    right = [_alone(s, reference, "ins") for s in hyp]
+    texts = _Text.of(reference), _Text.of(generated)
+    ref, hyp = (text.sentences for text in texts)
+    left = [_alone(s, texts[1], "del") for s in ref]
+    right = [_alone(s, texts[0], "ins") for s in hyp]
     for i, j in _partners(ref, hyp).items():
-        left[i] = _paired(ref[i], hyp[j], generated, "del")
-        right[j] = _paired(hyp[j], ref[i], reference, "ins")
+        left[i] = _paired(ref[i], hyp[j], texts[1], "del")
+        right[j] = _paired(hyp[j], ref[i], texts[0], "ins")
+    for marked, text in zip((left, right), texts, strict=True):
+        if text.rest:
+            marked += [f"<em>(not compared from here on: more than {MOST} sentences)</em>", escape(text.rest)]
     return " ".join(left), " ".join(right)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A report: its first sentences as words, the rest, and what all of it says."""
+
+    sentences: list[list[str]]
+    rest: str
+    labels: dict[str, int]
+    meanings: dict[str, frozenset[str]]
+
+    @classmethod
+    def of(cls, text: str) -> _Text:
+        """Read a report once, for all sentences of the other one."""
+        # The last part holds all sentences beyond the most.
+        parts = [part for part in _SENTENCE.split(text.strip(), maxsplit=MOST) if part]
+        return cls(
+            [p.split() for p in parts[:MOST]], " ".join(parts[MOST:]), _labels(text), _meanings(text.split())
+        )
 
 
 def disagreement(labels: Mapping[str, int], other: Mapping[str, int]) -> Strength:
@@ -87,10 +116,6 @@ def disagreement(labels: Mapping[str, int], other: Mapping[str, int]) -> Strengt
     return found
 
 
-def _sentences(text: str) -> list[list[str]]:
-    return [s.split() for s in _SENTENCE.split(text.strip()) if s]
-
-
 def _bare(words: Iterable[str]) -> list[str]:
     return [w.lower().strip(".,;:!?()") for w in words]
 
@@ -101,6 +126,7 @@ def _labels(words: Sequence[str] | str) -> dict[str, int]:
     return labels
 
 
+@lru_cache(maxsize=4096)
 def _meaning(word: str) -> tuple[str, frozenset[str]]:
     """Return the kind and the group of a bare word of `_MEANINGS`; ("", nothing) of any other."""
     return next(((k, group) for k, group, words in _GROUPS if words.fullmatch(word)), ("", frozenset()))
@@ -115,43 +141,44 @@ def _meanings(words: Sequence[str]) -> dict[str, frozenset[str]]:
     return found
 
 
-def _alone(words: list[str], other: str, tag: str) -> str:
+def _alone(words: list[str], other: _Text, tag: str) -> str:
     """Return a sentence that has no partner in the other report."""
     labels = _labels(words)
-    strength = disagreement(labels, _labels(other)) if labels else "wording"
+    strength = disagreement(labels, other.labels) if labels else "wording"
     # Devices differ too much to be told by their one label.
     if labels.get(SUPPORT_DEVICES):
         strength = "clinical"
     if strength:
         return _mark(words, strength, tag)
-    return _marked(words, [_worth(word, other.split(), bool(any(labels.values()))) for word in words], tag)
+    positive = any(labels.values())
+    return _marked(words, [_worth(word, other.meanings, positive) for word in words], tag)
 
 
-def _paired(words: list[str], partner: list[str], other: str, tag: str) -> str:
+def _paired(words: list[str], partner: list[str], other: _Text, tag: str) -> str:
     """Return a sentence, word by word against its partner; `other` is the partner's whole report."""
     labels, partners = _labels(words), _labels(partner)
-    strength = disagreement(labels, _labels(other)) if labels or partners else "wording"
+    strength = disagreement(labels, other.labels) if labels or partners else "wording"
     # What only the partner finds is denied here, or not mentioned: the words that say so belong to it.
     if labels and any(v and not labels.get(c, 1) for c, v in partners.items()):
         strength = "clinical"
     positive = any(labels.values())
-    left_over = _bare(partner)
+    left_over, meanings = Counter(_bare(partner)), _meanings(partner)
     strengths: list[Strength] = []
     for word, bare in zip(words, _bare(words), strict=True):
-        if bare in left_over:
-            left_over.remove(bare)
+        if left_over[bare] > 0:
+            left_over[bare] -= 1
             strengths.append("")
         else:
-            strengths.append(max(_worth(word, partner, positive), strength, key=_STRENGTHS.index))
+            strengths.append(max(_worth(word, meanings, positive), strength, key=_STRENGTHS.index))
     return _marked(words, strengths, tag)
 
 
-def _worth(word: str, other: Sequence[str], positive: bool) -> Strength:
-    """How a word of `_MEANINGS` disagrees with those of another text; "" of any other word."""
+def _worth(word: str, other: Mapping[str, frozenset[str]], positive: bool) -> Strength:
+    """How a word of `_MEANINGS` disagrees with the meanings of another text; "" of any other word."""
     kind, group = _meaning(_bare([word])[0])
     if not kind:
         return ""
-    theirs = _meanings(other).get(kind, frozenset())
+    theirs = other.get(kind, frozenset())
     if theirs:
         return "" if group <= theirs else "clinical"
     return "wording" if positive else ""
@@ -159,15 +186,25 @@ def _worth(word: str, other: Sequence[str], positive: bool) -> Strength:
 
 def _partners(ref: list[list[str]], hyp: list[list[str]]) -> dict[int, int]:
     """Greedy one-to-one pairs of sentences, most alike first, that share enough words."""
+    refs, hyps = ([frozenset(_bare(words)) for words in sentences] for sentences in (ref, hyp))
+    # Only sentences that share a word are compared.
+    having: dict[str, list[int]] = {}
+    for j, words in enumerate(hyps):
+        for word in words:
+            having.setdefault(word, []).append(j)
     likeness = []
-    for i, a in enumerate(ref):
-        for j, b in enumerate(hyp):
-            x, y = set(_bare(a)), set(_bare(b))
-            likeness.append((2 * len(x & y) / max(len(x) + len(y), 1), -abs(i - j), i, j))
+    for i, x in enumerate(refs):
+        shared: Counter[int] = Counter()
+        for word in x:
+            shared.update(having.get(word, ()))
+        for j, common in shared.items():
+            alike = 2 * common / max(len(x) + len(hyps[j]), 1)
+            if alike >= ALIKE:
+                likeness.append((alike, -abs(i - j), i, j))
     pairs: dict[int, int] = {}
     taken: set[int] = set()
-    for alike, _, i, j in sorted(likeness, reverse=True):
-        if alike >= ALIKE and i not in pairs and j not in taken:
+    for _, _, i, j in sorted(likeness, reverse=True):
+        if i not in pairs and j not in taken:
             pairs[i] = j
             taken.add(j)
     return pairs

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
+
+import numpy as np
 
 from eval.judges.listing import FAMILIES as JUDGES
 from eval.scores import clinical, label_f1, lexical, r2gen, safety, values
 from eval.scores.family import Family, Reports
 from eval.scores.readers import ScoreError
 from eval.scores.registry import NotComputed
-from eval.scores.sheet import Sheet
+from eval.scores.sheet import FamilyFailed, Sheet, guard
 
 GROUP = "cxr.metrics"
 """Entry points of this group name a Family: `exclamations = "my_package.marks:FAMILY"`."""
@@ -82,17 +85,46 @@ def family_of(key: str) -> Family:
 def sheet_of(reports: Reports, **choices: object) -> tuple[Sheet, list[NotComputed]]:
     """Return a sheet with the scores of every family, and the families that failed. `choices` are added to each
     signature."""
-    sheet, failed = Sheet(len(reports), **choices), []
+    sheet = Sheet(len(reports), **choices)
     for family in families():
-        try:
+        if family in OURS:
             family.put(sheet, reports)
-            if family not in OURS:
+            continue
+        sheet.foreign.add(family.name)
+        before = dict(sheet.measures), list(sheet._blocks), sheet._width
+        try:
+            with guard(family.name):
+                own = copy_of(reports)
+                family.put(sheet, own)
+                if any(sheet.measures.get(key) is not measure for key, measure in before[0].items()):
+                    raise ValueError("it changed the scores of others")
                 sheet.check(family.name)
-        # One of another package may even end the program.
-        except (Exception, SystemExit) as error:
-            if family in OURS:
-                raise
-            why = f"it failed on these reports ({type(error).__name__}: {error})"
-            failed.append(NotComputed(family.name, why, "tell those who wrote it"))
-            sheet.drop(family.name)
-    return sheet, failed
+        except FamilyFailed as error:
+            sheet.measures, sheet._blocks, sheet._width = before
+            sheet.fail(error)
+            continue
+        # Another family may use what it found.
+        reports.features = {**own.features, **reports.features}
+        reports.labels = {**own.labels, **reports.labels}
+    return sheet, failed(sheet)
+
+
+def failed(sheet: Sheet) -> list[NotComputed]:
+    """Return the families of a sheet that failed, and why."""
+    return [
+        NotComputed(name, f"it failed on these reports ({why})", "tell those who wrote it")
+        for name, why in sheet.failed.items()
+    ]
+
+
+def copy_of(reports: Reports) -> Reports:
+    """Return reports whose lists a family may change without changing what others see."""
+    several = None if reports.several is None else [list(texts) for texts in reports.several]
+    given = {name: getattr(reports, name) for name in ("reference_labels_N14", "judged_N")}
+    return replace(
+        reports, references=list(reports.references), predictions=list(reports.predictions), several=several,
+        studies=deepcopy(list(reports.studies)), study_ids=list(reports.study_ids), profiles=tuple(reports.profiles),
+        features={name: np.array(values_N) for name, values_N in reports.features.items()},
+        labels={name: (np.array(a), np.array(b)) for name, (a, b) in reports.labels.items()},
+        **{name: None if matrix is None else np.array(matrix) for name, matrix in given.items()},
+    )  # fmt: skip

@@ -246,8 +246,9 @@ def _add_averages(
     key = f"{name}/{number}/example/{choices['unc']}"
     details = signature(name, labeller=labeller, n=c, avg="example", **choices)
     title = f"{_reader(name)}F1-{number} {_average('example')}"
-    values_N = np.where(judged_N, example_f1(counts_N3C), np.nan)
-    sheet.add_mean(key, details, values_N, title=title)
+    values_N = np.where(judged_N, example_f1(counts_N3C), 0.0)
+    columns_N3 = np.stack([values_N, judged_N, support(counts_N3C).sum(axis=-1)], axis=1)
+    sheet.add_ratio(key, details, sheet.columns(columns_N3), title=title, positives=lambda sums: sums[..., 2])
 
 
 def _reader(name: str) -> str:

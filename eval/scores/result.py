@@ -79,9 +79,9 @@ class Scores:
 
     def worst(self, count: int = 20) -> list[dict]:
         """Return the studies with the most label errors, swapped sides included; ties are broken by the lower
-        ROUGE-L."""
+        ROUGE-L, then by the study's id."""
         errors = lambda s: len(s["missed"]) + len(s["invented"]) + len(s["swapped"])  # noqa: E731
-        return sorted(self.studies, key=lambda s: (-errors(s), s["rouge_l"]))[:count]
+        return sorted(self.studies, key=lambda s: (-errors(s), s["rouge_l"], s["study_id"]))[:count]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object (schema 1); numbers that are not defined are null. It holds no report."""

@@ -6,7 +6,9 @@ then need nothing but the sheet. The first column counts studies, so that a mean
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -80,8 +82,37 @@ class SheetScore(Score):
         return {**super().to_json(), **more, **{name: text for name, text in said.items() if text}}
 
 
+class FamilyFailed(Exception):
+    """A family of another package failed; `family` names it."""
+
+    def __init__(self, family: str, why: str):
+        super().__init__(why)
+        self.family = family
+
+
+@contextmanager
+def guard(family: str) -> Iterator[None]:
+    """Run what belongs to a family of another package: numpy's warnings are not the user's.
+
+    Raises FamilyFailed for whatever is raised: it costs this family, and no others.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    except FamilyFailed:
+        raise
+    # One may even end the program.
+    except (Exception, SystemExit) as error:
+        raise FamilyFailed(family, f"{type(error).__name__}: {error}") from error
+
+
 class Sheet:
-    """Columns of N studies and the measures computed from their sums. `choices` are added to every signature."""
+    """Columns of N studies and the measures computed from their sums. `choices` are added to every signature.
+
+    `foreign` names the families of other packages. One whose functions fail is dropped, and stands in `failed` with
+    the reason.
+    """
 
     def __init__(self, n: int, **choices: object):
         self.n = n
@@ -91,6 +122,8 @@ class Sheet:
         self._width = 1
         # Of the measures that are being added: their family, and what their signatures say besides.
         self.family = self.more = ""
+        self.foreign: set[str] = set()
+        self.failed: dict[str, str] = {}
 
     def columns(self, block_NK: np.ndarray) -> slice:
         """Add columns (N, K); returns where they stand."""
@@ -165,8 +198,8 @@ class Sheet:
         self.add(key, signature, ratio, where, **{**counted, **shown})
 
     def check(self, family: str) -> None:
-        """Try the functions of a family's measures. Raises ValueError for one that gives another shape than it takes,
-        and whatever a function raises."""
+        """Try the functions of a family's measures. Raises ValueError for one that gives another shape than it takes or
+        an infinite number, and whatever a function raises. NaN says that a value is not defined."""
         stats_NK = self.stats_NK
         for key, measure in self.measures.items():
             if measure.family != family:
@@ -180,11 +213,33 @@ class Sheet:
                     f"{key}: sums of shape (K,) and ({self.n}, K) make {np.shape(total)} and {np.shape(each)}, where "
                     f"() and ({self.n},) are wanted"
                 )
+            if any(np.isinf(x).any() for x in (stats_NK[:, measure.where], total, each)):
+                raise ValueError(f"{key}: a value is infinite; NaN leaves a study out")
 
     def drop(self, family: str) -> None:
         """Remove the measures of a family."""
         self.measures = {k: m for k, m in self.measures.items() if m.family != family}
         self.family = self.more = ""
+
+    def fail(self, error: FamilyFailed) -> None:
+        """Remove the measures of a family that failed, and remember why."""
+        self.drop(error.family)
+        self.failed[error.family] = str(error)
+
+    def guarded(self, measure: Measure, function: Of) -> Of:
+        """Return a function of a measure which raises FamilyFailed if it fails and belongs to another package, and for
+        another shape than it takes."""
+        if measure.family not in self.foreign:
+            return function
+
+        def safe(sums: np.ndarray) -> np.ndarray:
+            with guard(measure.family):
+                found = np.asarray(function(sums), dtype=np.float64)
+                if found.shape != np.shape(sums)[:-1]:
+                    raise ValueError(f"{measure.key}: sums of shape {np.shape(sums)} make {found.shape}")
+                return found
+
+        return safe
 
     @property
     def stats_NK(self) -> np.ndarray:
@@ -209,7 +264,17 @@ class Sheet:
         sums_PK = patient_sums(stats_NK, groups)
         # The first column counts studies.
         jackknife = Jackknife(sums_PK, sums_PK[:, 0])
-        return {key: _scored(measure, jackknife, intervals) for key, measure in self.measures.items()}
+        found = {}
+        for key, measure in list(self.measures.items()):
+            if measure.family not in self.foreign:
+                found[key] = _scored(measure, jackknife, intervals)
+            elif key in self.measures:
+                try:
+                    with guard(measure.family):
+                        found[key] = _scored(measure, jackknife, intervals)
+                except FamilyFailed as error:
+                    self.fail(error)
+        return {key: score for key, score in found.items() if key in self.measures}
 
 
 def _scored(measure: Measure, jackknife: Jackknife, with_interval: bool) -> SheetScore:

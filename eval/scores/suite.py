@@ -14,7 +14,7 @@ from eval.intervals import too_few_patients
 from eval.judges.panel import Panel
 from eval.scores import clinical, r2gen, safety
 from eval.scores.comparison import Comparison, adjusted, differences
-from eval.scores.families import sheet_of, unusable
+from eval.scores.families import failed, sheet_of, unusable
 from eval.scores.family import Reports
 from eval.scores.floors import Floor, Given, floor_reports
 from eval.scores.inputs import Pairs, align, patients, section_named
@@ -114,11 +114,19 @@ def score(
     reports = protocol.reports(pairs.predictions)
     if judges:
         _judge(protocol, reports, others, ready)
-    sheet, failed = sheet_of(reports, **pairs.section.choices)
+    sheet, _ = sheet_of(reports, **pairs.section.choices)
+    while True:
+        lost = len(sheet.failed)
+        found = protocol.scores(sheet)
+        groups_found = protocol.subgroups(sheet)
+        compared = [_compare(protocol, sheet, other, name) for name, other in others.items()]
+        # A family of another package that failed on a part of the studies has no part in the rest.
+        if len(sheet.failed) == lost:
+            break
     return Scores(
         n=len(pairs),
         patients=len(set(patient_ids)),
-        scores=protocol.scores(sheet),
+        scores=found,
         conditions={
             name: {policy: condition_table(*both, policy) for policy in ("neg", "pos")}
             for name, both in reports.labels.items()
@@ -130,7 +138,7 @@ def score(
             *(judges.not_computed if judges else ()),
             *r2gen.not_computed(profiles),
             *unusable(),
-            *failed,
+            *failed(sheet),
         ],
         problems=pairs.problems,
         studies=_per_study(pairs, *reports.labels["label-f1"]),
@@ -143,8 +151,8 @@ def score(
             "without_patient": sum(isinstance(g, tuple) for g in patient_ids) if groups is None else 0,
         },
         labeller_check=_labeller_check(pairs),
-        subgroups=protocol.subgroups(sheet),
-        comparisons=adjusted([_compare(protocol, sheet, other, name) for name, other in others.items()]),
+        subgroups=groups_found,
+        comparisons=adjusted(compared),
         said=pairs.said,
         texts={
             key: both for key, *both in zip(pairs.study_ids, pairs.references, pairs.predictions, strict=True)

@@ -207,6 +207,7 @@ def _comparison(compared: Any, n: int) -> Table:
     )  # fmt: skip
     for d in compared.differences:
         difference = f"{d.difference:+.3f}{brackets(f'{d.low:+.3f}', f'{d.high:+.3f}')}"
+        difference += f" ({brief(d.no_interval)})" if d.no_interval and d.difference == d.difference else ""
         numbers = (f"{d.value:.3f}", f"{d.other:.3f}", difference, f"{d.p:.4f}", f"{d.p_holm:.4f}")
         table.add_row(d.title, *("-" if "nan" in x else x for x in numbers))
     return table

@@ -16,14 +16,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
 from eval.scores.family import Family, Reports
-from eval.scores.readers import ScoreError, Source, keys_of, missing, rows_of
+from eval.scores.readers import Record, ScoreError, Source, keys_of, missing, rows_of
 from eval.scores.sheet import Better, Sheet
 from eval.signature import signature
 
@@ -90,9 +90,14 @@ class Values:
 
 def read_values(source: Source) -> Values:
     """Read a table of values. Raises ScoreError, naming the line."""
+    return values_of_rows(rows_of(source, "value"))
+
+
+def values_of_rows(placed: Iterable[tuple[str, Record]]) -> Values:
+    """Return the values of rows, each with its place. Raises ScoreError, naming the place."""
     names: dict[str, Named] = {}
-    digest = hashlib.sha256()
-    for place, row in rows_of(source, "value"):
+    read: list[str] = []
+    for place, row in placed:
         lack = [c for c in COLUMNS if missing(row.get(c))]
         if lack:
             there = keys_of({column: x for column, x in row.items() if not missing(x)})
@@ -122,8 +127,9 @@ def read_values(source: Source) -> Values:
         if key in of:
             raise ScoreError(f"{place}: study {key!r} has a second value of {name}")
         of[key] = value
-        digest.update(json.dumps([key, name, value, better, system]).encode())
-    return Values(names, digest.hexdigest()[:12])
+        read.append(json.dumps([key, name, value, better, system]))
+    # Sorted: the same values in another order are the same.
+    return Values(names, hashlib.sha256("".join(sorted(read)).encode()).hexdigest()[:12])
 
 
 def _number(place: str, value: Any) -> float:

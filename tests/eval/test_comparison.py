@@ -50,7 +50,8 @@ def test_all_at_once_is_each_alone():
 def test_a_system_against_itself():
     a = np.random.default_rng(1).normal(size=40)
     for d in differences(sheet_of(a), sheet_of(a), ["mean", "square"], range(40), n_permutations=50):
-        assert (d.difference, d.low, d.high, d.p, d.p_holm) == (0, 0, 0, 1, 1)
+        assert (d.difference, d.p, d.p_holm, d.no_interval) == (0, 1, 1, "equal for all patients")
+        assert np.isnan([d.low, d.high]).all()
 
 
 def test_permutations_in_which_the_metric_is_undefined_count_as_extreme():
@@ -83,3 +84,62 @@ def test_subgroups():
         {"sex": " ", "age": None, "images": [{"view": "oblique"}, 3]},
     ]
     assert set(subgroups(odd)) == {("sex", "X"), ("view", "oblique")}
+
+
+def macro_sheet(hits):
+    """Two conditions, of which the second has few positives."""
+    sheet = Sheet(len(hits))
+    where = sheet.columns(np.stack([hits, np.ones(len(hits))], axis=1))
+    shared = {"positives": lambda s: np.stack([s[..., 1], 0 * s[..., 1] + 3], axis=-1)}
+    sheet.add("macro", "macro", lambda s: s[..., 0] / s[..., 1], where, **shared)
+    sheet.add("mean", "mean", lambda s: s[..., 0] / s[..., 1] * (1 + 1e-9), where)
+    return sheet
+
+
+def test_a_difference_has_an_interval_where_the_score_has_one():
+    rng = np.random.default_rng(3)
+    a, b = (macro_sheet((rng.random(30) < p).astype(float)) for p in (0.8, 0.4))
+    macro, mean = differences(a, b, ["macro", "mean"], range(30), n_permutations=50)
+    own = a.scores(list(range(30)))["macro"]
+    assert own.no_interval == macro.no_interval == "1 of 2 conditions with fewer than 5 positives"
+    assert np.isnan([macro.low, macro.high]).all() and macro.p == mean.p and macro.difference > 0
+    assert macro.to_json()["interval"] == [None, None] and "no_interval" not in mean.to_json()
+    assert mean.low < mean.difference < mean.high
+
+
+def test_differences_of_shares_are_at_most_one():
+    hits = np.r_[np.ones(11), 0.9]
+    (found,) = differences(
+        macro_sheet(hits), macro_sheet(np.zeros(12)), ["mean"], range(12), n_permutations=50
+    )
+    assert found.low < found.difference < found.high == 1
+
+
+def test_p_does_not_depend_on_the_order_of_the_references():
+    from eval import score
+
+    texts = ["No effusion.", "Small left effusion.", "Edema.", "The heart is normal.", "Rib fracture, old."]
+    rng = np.random.default_rng(4)
+    references, ours, theirs = (
+        [{"study_id": f"s{i}", "findings": " ".join(rng.choice(texts, 3))} for i in range(24)]
+        for _ in range(3)
+    )
+    for study in references[:8]:
+        study["patient_id"] = f"p{study['study_id'][1:]}"[:2]
+
+    def tested(rows):
+        given = [references[i] for i in rows]
+        (found,) = score(ours, given, compare=theirs, clinical_models="none").comparisons
+        return [x for d in found.differences for x in (d.difference, d.low, d.high, d.p, d.p_holm)]
+
+    assert tested(rng.permutation(24)) == pytest.approx(tested(range(24)), rel=1e-9, nan_ok=True)
+
+
+def test_studies_of_a_tie_stand_in_the_order_of_their_ids():
+    from eval import score
+
+    rows = [{"study_id": f"s{i}", "findings": "Edema."} for i in range(6)]
+    said = [{**row, "findings": "Clear."} for row in rows]
+    for given in (rows, rows[::-1]):
+        found = score(said, given, intervals=False, clinical_models="none")
+        assert [s["study_id"] for s in found.worst(3)] == ["s0", "s1", "s2"]

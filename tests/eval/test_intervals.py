@@ -255,3 +255,43 @@ def test_reasons_are_short_in_tables():
         intervals.brief(intervals.too_few_patients(2)) == "fewer than 5 patients"
         and intervals.brief("") == ""
     )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_patients_studies_twice_are_no_more_information(seed):
+    """Also where the number of units, and not the jackknife, bounds the information."""
+    rng = np.random.default_rng(seed)
+    sums, studies = decisions(rng, 60, 0.15, 0.7, 0.6), rng.integers(1, 4, size=60).astype(float)
+    # patients of several studies, whose units vary less than by chance
+    sums = sums + np.where(sums.sum(axis=1, keepdims=True) > 0, (studies[:, None] - 1) * [1, 0, 0], 0)
+    for of, kind in ((f1, "f1"), (lambda s: s[..., 0] / np.maximum(counts(s), 1), "share")):
+        once = Jackknife(sums, studies).interval(of, kind, units=counts)
+        twice = Jackknife(2 * sums, 2 * studies).interval(of, kind, units=counts)
+        assert once[:2] == pytest.approx(twice[:2])
+        # and it never holds less than if each unit were independent of the others
+        most = Jackknife(sums, studies)
+        most._most = lambda units_P: units_P.sum()
+        wide, narrow = (
+            np.diff(j.interval(of, kind, units=counts)[:2]) for j in (Jackknife(sums, studies), most)
+        )
+        assert wide >= narrow - 1e-12
+
+
+def test_patients_of_one_study_have_as_many_units_as_there_are():
+    units = np.array([1.0, 0, 1, 1, 0, 1])
+    assert Jackknife(table(units))._most(units) == 4
+
+
+def test_a_mean_over_conditions_that_nobody_has_has_no_interval():
+    low, high, why = Jackknife(np.zeros((20, 3))).interval(
+        lambda s: 0.0 * s[..., 0], positives=np.full(14, np.nan)
+    )
+    assert np.isnan([low, high]).all() and why == "no positives"
+
+
+def test_equal_differences_have_no_interval():
+    rng = np.random.default_rng(9)
+    a = rng.normal(size=20)
+    for b, defined in ((a - 0.25, False), (a + rng.normal(size=20), True)):
+        difference, low, high = paired_interval(mean, table(a), table(b))
+        assert difference == difference and (low == low) is defined is (high == high)

@@ -133,3 +133,45 @@ def test_holm():
     assert adjusted == pytest.approx({"b": 0.04, "d": 0.04, "c": 0.06, "a": 0.06})
     assert holm({"x": 0.9, "y": 0.8}) == {"x": 1.0, "y": 1.0}
     assert holm({}) == {}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e6, 1e9, 1e12])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_ties_are_ties_at_every_scale(scale, offset):
+    """By enumeration in whole numbers, where nothing is rounded. Thirds of them are not exact, and neither are sums."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        a, b = rng.integers(1, 4, size=6), rng.integers(-3, 2, size=6)
+        signs = np.array(list(itertools.product([-1, 1], repeat=6)))
+        exact = (np.abs(signs @ (a - b)) >= abs((a - b).sum())).mean()
+        made = [table((x / 3 + offset) * scale) for x in (a, b)]
+        p = paired_permutation(mean, *made, n_permutations=4000, seed=seed)
+        # five standard deviations of the draws
+        assert p == pytest.approx(exact, abs=5 * np.sqrt(exact * (1 - exact) / 4000) + 1e-3)
+
+
+def test_small_differences_of_large_sums_are_no_ties():
+    """Sums of +-1e9 that cancel: what differs by 1 is more than what rounding does."""
+    rng = np.random.default_rng(0)
+    a = np.array([1e9, -1e9] * 4)
+    b = a - rng.permutation(np.arange(1.0, 9.0))
+    signs = np.array(list(itertools.product([-1, 1], repeat=8)))
+    exact = (np.abs(signs @ (a - b)) >= 36).mean()
+    assert paired_permutation(mean, table(a), table(b), n_permutations=20_000) == pytest.approx(
+        exact, abs=0.004
+    )
+
+
+def test_what_is_drawn_depends_on_the_patients_and_not_on_the_order_of_rows():
+    rng = np.random.default_rng(11)
+    a, b = table(rng.normal(size=30)), table(rng.normal(0.3, size=30))
+    patients = [("study", f"s{i}") if i % 3 else f"p{i // 6}" for i in range(30)]
+    patients[0], patients[3] = 7, "7"
+    test = lambda rows: (  # noqa: E731
+        paired_permutation(mean, a[rows], b[rows], [patients[i] for i in rows], n_permutations=500),
+        *paired_bootstrap(mean, a[rows], b[rows], [patients[i] for i in rows], n_boot=50),
+        *bootstrap(mean, a[rows], [patients[i] for i in rows], n_boot=50),
+    )
+    expected = test(np.arange(30))
+    for _ in range(3):
+        assert test(rng.permutation(30)) == pytest.approx(expected, rel=1e-12)
