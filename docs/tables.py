@@ -243,6 +243,46 @@ def repeats() -> str:
 
 
 @table
+def oversight() -> str:
+    about = result("oversight")
+    true, shuffled = about["true films"], about["shuffled films"]
+    body = [
+        [
+            kind,
+            str(row["planted"]),
+            interval(row["right"]),
+            interval(shuffled[kind]["right"]),
+            f"{row['auroc'][0]:.3f}",
+            percent(row["caught"][0]),
+            percent(row["corrected"][0]) if "corrected" in row else "",
+        ]
+        for kind, row in true.items()
+    ]
+    omission = about["omission"]
+    body.append(
+        [
+            "omission",
+            str(omission["planted"]),
+            "",
+            "",
+            f"{omission['auroc'][0]:.3f}",
+            percent(omission["caught"]),
+            "",
+        ]
+    )
+    head = [
+        "planted error", "reports", "right at even odds", "with another's film", "AUROC", "caught", "put right exactly",
+    ]  # fmt: skip
+    flagged = about["clean reports flagged"]
+    said = (
+        f"`mini` on {about['reports']} phantoms that no part of it has seen. Caught: at a threshold that flags "
+        f"{percent(flagged[0])} of the reports that are right. Verifying takes "
+        f"{about['seconds a study']['times generate']} times as long as generating. "
+    )
+    return rows(head, body, said + made("oversight", "python benchmarks/oversight.py --save"))
+
+
+@table
 def rewards() -> str:
     about = result("rewards")
     held, before, after = about["held out"], about["before"], about["after"]

@@ -20,6 +20,8 @@ from vlm.model import FindingsModel
 
 # Tokens of one pass: its attention has a number for every pair.
 MOST = 1536
+# Tokens of a report that are read together; hardly any has more. Of a longer one, each part has half of them before it.
+WINDOW = 512
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def contrasted(
     """Return the sentences of a report with their contrasts. `prompt` are the token ids of the study's prompt, `pixels`
     (images, 3, H, W) its images, `seen` what `image_tokens` made of them."""
     sentences = [(span, label_report(span.text), counters(span.text)) for span in spans(report)]
-    most = model.positions - len(prompt) - 1 if model.positions else MOST
+    most = min(WINDOW, model.positions - len(prompt) - 1) if model.positions else WINDOW
     found: dict[Span, tuple[float, list[float]]] = {}
     for context, several in _windows(model, report, [(s, c) for s, _, c in sentences], most):
         found.update(_scored(model, prompt, report, context, several, pixels, seen))

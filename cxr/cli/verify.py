@@ -109,6 +109,10 @@ def run(args: argparse.Namespace) -> int:
     for row in side.records:
         text = row.get("findings")
         reports.setdefault(str(row["study_id"]).strip(), text if isinstance(text, str) else "")
+    if not any(reports.values()):
+        raise UsageError(
+            f"{args.reports}: no report has 'findings'; the first one's fields are {', '.join(side.records[0])}"
+        )
     pairs = [(study, reports[study.study_id]) for study in studies if study.study_id in reports][: args.limit]
     if not pairs:
         raise UsageError(

@@ -83,7 +83,8 @@ def test_margins_are_those_of_whole_reports_read_one_by_one(mini, study):
 
 def test_a_report_longer_than_the_room_is_read_in_windows(mini, study, monkeypatch):
     model, seen = mini.model, film(mini, study)
-    report = " ".join([study[0].findings] * 40)
+    monkeypatch.setattr(contrasts, "WINDOW", 160)
+    report = " ".join([study[0].findings] * 5)
     found = contrasted(model, seen.prompt, report, seen.pixels, seen.tokens)
     assert [s.span.text for s in found] == [s.text for s in contrasts.spans(report)]
     # In the first window the context is that of the report alone.
