@@ -39,16 +39,19 @@ LEAST_POSITIVES = 5
 class Jackknife:
     """The P patients of a set, each of them left out in turn.
 
-    `sums_PK` are sums of statistics per patient, `studies_P` how many studies each has (equally many without it).
+    `sums_PK` are sums of statistics per patient, `studies_P` how many studies each has (equally many without it),
+    `distinct_PK` the sums over those of its studies that differ (all without it).
     """
 
-    def __init__(self, sums_PK: np.ndarray, studies_P: np.ndarray | None = None):
+    def __init__(
+        self, sums_PK: np.ndarray, studies_P: np.ndarray | None = None, distinct_PK: np.ndarray | None = None
+    ):
         self.sums_PK = np.asarray(sums_PK, dtype=np.float64)
         self.total_K: np.ndarray = self.sums_PK.sum(axis=0)
         self.rest_PK: np.ndarray = self.total_K - self.sums_PK
         self.patients = len(self.sums_PK)
         studies_P = np.ones(self.patients) if studies_P is None else np.asarray(studies_P, dtype=np.float64)
-        self.studies_P: np.ndarray = studies_P
+        self.distinct_PK = self.sums_PK if distinct_PK is None else np.asarray(distinct_PK, dtype=np.float64)
         # Kish's effective number: 50 studies of one patient and one of each of 9 others are not worth 10 patients.
         self.effective = float(studies_P.sum() ** 2 / (studies_P**2).sum())
 
@@ -112,17 +115,10 @@ class Jackknife:
         se = float(standard_error(values_P))
         # Where all units are alike the error is 0, and each patient that has any is one unit.
         alike = not 0 < value < 1 or not se
-        n = float((units_P > 0).sum()) if alike else min(value * (1 - value) / se**2, self._most(units_P))
-        low, high = wilson(value, n, self.quantile(level))
+        n = float((units_P > 0).sum()) if alike else value * (1 - value) / se**2
+        # Equal studies of a patient are no more units than one of them.
+        low, high = wilson(value, min(n, float(units(self.distinct_PK).sum())), self.quantile(level))
         return (2 * low / (1 + low), 2 * high / (1 + high)) if f1 else (low, high)
-
-    def _most(self, units_P: np.ndarray) -> float:
-        """Return how many independent units there can be: Kish's effective number of patients that have any, times the
-        units of a study if these are more than one. A patient's studies twice are no more units; patients of one study
-        with 0 or 1 unit have as many as there are."""
-        has_P = units_P > 0
-        patients = units_P.sum() ** 2 / (units_P**2).sum()
-        return float(patients * max(1.0, units_P.sum() / self.studies_P[has_P].sum()))
 
 
 def too_few_patients(patients: int) -> str:

@@ -127,6 +127,8 @@ class Sheet:
 
     def columns(self, block_NK: np.ndarray) -> slice:
         """Add columns (N, K); returns where they stand."""
+        if np.iscomplexobj(block_NK):
+            raise ValueError("complex numbers are no scores")
         block_NK = np.asarray(block_NK, dtype=np.float64)
         if block_NK.ndim != 2 or len(block_NK) != self.n:
             raise ValueError(f"a block of this sheet is ({self.n}, K), got {block_NK.shape}")
@@ -184,6 +186,8 @@ class Sheet:
 
         Values in [0, 1] make a fraction, others a number, unless `kind` says otherwise.
         """
+        if np.iscomplexobj(values_N):
+            raise ValueError("complex numbers are no scores")
         values_N = np.asarray(values_N, dtype=np.float64)
         there_N = ~np.isnan(values_N)
         known_N = values_N[there_N]
@@ -263,7 +267,7 @@ class Sheet:
             groups = None if groups is None else [g for g, row in zip(groups, rows_N, strict=True) if row]
         sums_PK = patient_sums(stats_NK, groups)
         # The first column counts studies.
-        jackknife = Jackknife(sums_PK, sums_PK[:, 0])
+        jackknife = Jackknife(sums_PK, sums_PK[:, 0], patient_sums(_once(stats_NK, groups), groups))
         found = {}
         for key, measure in list(self.measures.items()):
             if measure.family not in self.foreign:
@@ -275,6 +279,19 @@ class Sheet:
                 except FamilyFailed as error:
                     self.fail(error)
         return {key: score for key, score in found.items() if key in self.measures}
+
+
+def _once(stats_NK: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
+    """Return the columns with 0 for a study that equals an earlier one of its patient in every column."""
+    if groups is None or len(set(groups)) == len(groups):
+        return stats_NK
+    seen: set[tuple[Hashable, bytes]] = set()
+    first_N = np.ones(len(stats_NK), bool)
+    for i, group in enumerate(groups):
+        row = group, stats_NK[i].tobytes()
+        first_N[i] = row not in seen
+        seen.add(row)
+    return np.where(first_N[:, None], stats_NK, 0.0)
 
 
 def _scored(measure: Measure, jackknife: Jackknife, with_interval: bool) -> SheetScore:

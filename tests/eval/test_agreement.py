@@ -400,3 +400,65 @@ def test_ratings_that_are_all_missing_are_refused(tmp_path):
     mini.write_csv(path, [{**row, "slips": ""} for row in rows])
     with pytest.raises(ScoreError, match="0 rated reports; at least 3"):
         load_ratings(path, ratings=["slips"])
+
+
+def test_a_table_of_values_is_refused_by_its_line(tmp_path):
+    mini.rexval(tmp_path, studies=3)
+    rated = load_ratings(tmp_path)
+    row = {"id": rated.ids[0], "name": "judge", "value": 1, "better": "lower"}
+    path = mini.write_csv(tmp_path / "values.csv", [row, {**row, "id": rated.ids[1]}, row])
+    with pytest.raises(ScoreError, match=r"values.csv, line 4: study .* has a second value of judge"):
+        values_of(path, rated)
+
+
+def test_nothing_depends_on_the_order_of_the_reports():
+    rng = np.random.default_rng(8)
+    studies, errors_N, (a_N, b_N) = correlated(rng, 20, 3, count=2)
+    found = []
+    for order in (np.arange(60), rng.permutation(60)):
+        rated = made(errors_N[order], [studies[i] for i in order])
+        (of,) = agree(rated, [given("a", a_N[order]), given("b", b_N[order])], n_boot=100).ratings
+        found.append(
+            [x for m in of.metrics for x in (m.tau, *m.tau_interval, *m.rho_interval, m.difference, m.p)]
+        )
+    assert found[0] == pytest.approx(found[1], rel=1e-9, nan_ok=True)
+
+
+def test_studies_without_names_are_the_same_in_any_order(tmp_path):
+    rows = mini.rate_eval(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").unlink()
+    found = []
+    for name, given_rows in (("a", rows), ("b", rows[::-1])):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(json.dumps(row) for row in given_rows))
+        rated = load_ratings(path)
+        found.append(dict(zip(rated.studies, rated.references, strict=True)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("scale", [1e-13, 1.0, 1e9])
+def test_ties_are_found_whatever_the_scale(scale):
+    rng = np.random.default_rng(9)
+    errors_N, values_N = rng.integers(0, 4, 40), rng.integers(1, 9, 40) / 7
+    noisy_N = values_N * scale * (1 + 1e-15 * rng.normal(size=40))
+    (row,) = agree(made(errors_N), [given("a", noisy_N)], n_boot=20).ratings[0].metrics
+    assert row.tau == pytest.approx(kendalltau(values_N, -errors_N)[0])
+
+
+def test_what_is_nothing_beside_other_values_is_nothing():
+    """BLEU of captioning adds tiny numbers, so that no match is not quite 0, and never twice the same."""
+    values_N = np.r_[np.linspace(0.1, 0.9, 20), np.zeros(20)]
+    tiny_N = values_N + np.where(values_N == 0, 1e-17 * np.arange(40), 0)
+    errors_N = np.random.default_rng(1).integers(0, 5, 40)
+    (row,) = agree(made(errors_N), [given("a", tiny_N)], n_boot=20).ratings[0].metrics
+    assert row.tau == pytest.approx(kendalltau(values_N, -errors_N)[0])
+
+
+def test_the_table_says_which_reports_a_difference_is_of():
+    rng = np.random.default_rng(5)
+    studies, errors_N, (a_N,) = correlated(rng, 20, 2)
+    few_N = np.where(np.arange(40) < 30, -errors_N, NAN)
+    note = "differences use the reports that both metrics have"
+    shown = render(agree(made(errors_N, studies), [given("few", few_N), given("all", a_N)], n_boot=20), 400)
+    assert note in shown and "fewer than 90 % of the reports cannot be best" in shown
+    assert note not in render(agree(made(errors_N, studies), [given("all", a_N)], n_boot=20), 400)

@@ -145,3 +145,87 @@ def test_a_package_that_ends_the_program_costs_itself_alone(points):
     points += [Point("a", one("ends", end)), Point("b", SystemExit(3))]
     _, failed = families.sheet_of(Reports(["Clear."], ["Clear."], [{}]))
     assert [m.name for m in failed] == ["ends"] and [m.name for m in families.unusable()] == ["b"]
+
+
+def scored_with(points, family, **more):
+    """Score seven studies, of both sexes, beside their own references."""
+    from eval import score
+
+    points.append(Point("p", family))
+    families._found.cache_clear()
+    texts = [
+        "Lungs are clear.",
+        "Small left effusion.",
+        "Edema.",
+        "No pneumothorax.",
+        "Pneumonia.",
+        "Clear.",
+        "COPD.",
+    ]
+    studies = [{"study_id": f"s{i}", "sex": "MF"[i % 2], "findings": text} for i, text in enumerate(texts)]
+    said = [{"study_id": f"s{i}", "findings": texts[i * 3 % 7]} for i in range(7)]
+    return score(said, studies, compare=studies, clinical_models="none", **more)
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1e308, 1j])
+def test_numbers_that_are_not_finite_are_no_scores(points, recwarn, value):
+    family = Family.of_values("bad", "Bad", lambda reports: [value] * 2 + [1.0] * 5, headline=True)
+    found = scored_with(points, family)
+    assert "bad" not in found and "bad" in {m.name for m in found.not_computed}
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+def test_a_study_without_a_value_is_left_out_without_a_warning(points, recwarn):
+    import numpy as np
+
+    family = Family.of_values(
+        "logs", "Logs", lambda reports: np.log(np.arange(7.0)) * 0 + np.arange(7.0), headline=True
+    )
+    assert scored_with(points, family)["logs"].n == 6
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+@pytest.mark.parametrize("where", ["without a patient", "a subgroup", "permutations", "the end"])
+def test_a_family_that_fails_later_costs_itself_alone(points, where):
+    import numpy as np
+
+    def of(sums):
+        n = np.max(sums[..., 1])
+        if (where == "without a patient" and n == 6) or (where == "a subgroup" and n < 6):
+            raise ZeroDivisionError("few")
+        if where == "permutations" and sums.ndim == 2 and len(sums) > 7:
+            raise ZeroDivisionError("many")
+        if where == "the end" and sums.ndim == 2 and len(sums) > 7:
+            raise SystemExit(3)
+        return sums[..., 0] / sums[..., 1]
+
+    family = Family.of_sums(
+        "late", "Late", lambda reports: [[float(i), 1.0] for i in range(7)], of, headline=True
+    )
+    found = scored_with(points, family)
+    assert "late" not in found and "late" in {m.name for m in found.not_computed}
+    assert all("late" not in group.scores for group in found.subgroups)
+    (compared,) = found.comparisons
+    assert "late" not in {d.name for d in compared.differences} and len(compared.differences) == 4
+    assert all(d.p == d.p for d in compared.differences)
+
+
+def test_a_family_cannot_change_what_others_see(points):
+    def spoil(reports: Reports):
+        reports.predictions.clear()
+        reports.references[0] = "Edema."
+        reports.studies[0]["findings"] = ""
+        for matrix_N14, _ in reports.labels.values():
+            matrix_N14[:] = 1
+        return [1.0] * 7
+
+    def empty(sheet: Sheet, reports: Reports):
+        sheet.measures.clear()
+
+    expected = scored_with(points, one("quiet", lambda reports: [1.0] * 7))
+    for family in (one("spoils", spoil), Family("empties", "E", empty)):
+        points.clear()
+        found = scored_with(points, family)
+        assert found.conditions == expected.conditions and found.texts == expected.texts
+        own = {k: v.to_json() for k, v in expected.scores.items() if k != "quiet"}
+        assert {k: v.to_json() for k, v in found.scores.items() if k != "spoils"} == own

@@ -18,6 +18,7 @@ from eval.intervals import (
     wilson,
 )
 from eval.resampling import bootstrap_sums, patient_sums, percentile_interval
+from eval.scores.sheet import Sheet
 
 
 def mean(sums):
@@ -259,27 +260,31 @@ def test_reasons_are_short_in_tables():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_patients_studies_twice_are_no_more_information(seed):
-    """Also where the number of units, and not the jackknife, bounds the information."""
+    """Also where the number of units, and not the jackknife, bounds the information: units that vary less than by
+    chance, since each patient has one of two right."""
     rng = np.random.default_rng(seed)
-    sums, studies = decisions(rng, 60, 0.15, 0.7, 0.6), rng.integers(1, 4, size=60).astype(float)
-    # patients of several studies, whose units vary less than by chance
-    sums = sums + np.where(sums.sum(axis=1, keepdims=True) > 0, (studies[:, None] - 1) * [1, 0, 0], 0)
-    for of, kind in ((f1, "f1"), (lambda s: s[..., 0] / np.maximum(counts(s), 1), "share")):
-        once = Jackknife(sums, studies).interval(of, kind, units=counts)
-        twice = Jackknife(2 * sums, 2 * studies).interval(of, kind, units=counts)
-        assert once[:2] == pytest.approx(twice[:2])
-        # and it never holds less than if each unit were independent of the others
-        most = Jackknife(sums, studies)
-        most._most = lambda units_P: units_P.sum()
-        wide, narrow = (
-            np.diff(j.interval(of, kind, units=counts)[:2]) for j in (Jackknife(sums, studies), most)
+    patients, rows = np.repeat(np.arange(30), 2), np.zeros((60, 3))
+    rows[::2, 0], rows[1::2, 1] = 1, rng.random(30) < 0.7
+
+    def intervals_of(rows, patients):
+        sheet = Sheet(len(rows))
+        where = sheet.columns(np.c_[rows, np.arange(len(rows)) % 60])
+        shared = {"units": counts, "positives": lambda s: s[..., 0]}
+        sheet.add("f1", "f1", f1, where, kind="f1", **shared)
+        sheet.add(
+            "share", "share", lambda s: s[..., 0] / np.maximum(counts(s), 1), where, kind="share", **shared
         )
-        assert wide >= narrow - 1e-12
+        return [s.interval for s in sheet.scores(list(patients)).values()]
+
+    once, twice = intervals_of(rows, patients), intervals_of(np.r_[rows, rows], np.r_[patients, patients])
+    assert np.ravel(twice) == pytest.approx(np.ravel(once))
+    # Studies that differ are units of their own.
+    assert once[1] == pytest.approx(wilson_of_units(rows, patients))
 
 
-def test_patients_of_one_study_have_as_many_units_as_there_are():
-    units = np.array([1.0, 0, 1, 1, 0, 1])
-    assert Jackknife(table(units))._most(units) == 4
+def wilson_of_units(rows, patients):
+    n = rows.sum()
+    return wilson(rows[:, 0].sum() / n, n, stats.t.ppf(0.975, len(set(patients)) - 1))
 
 
 def test_a_mean_over_conditions_that_nobody_has_has_no_interval():

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import re
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -327,3 +328,41 @@ def test_differences_are_escaped():
         "",
         f"<ins class='wording'>{'&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;quotes&quot;'}</ins>",
     )
+
+
+def test_control_characters_are_shown_and_not_obeyed(tmp_path):
+    name = "a\x1b[31m\x00b\u202ec"
+    scores = score(
+        [{"study_id": name, "findings": "Edema.\x07\x85 Clear.\tNo\neffusion."}],
+        [{"study_id": name, "findings": "Edema.\x1b]0;x\x07"}],
+        clinical_models="none",
+    )  # fmt: skip
+    page = write_page(tmp_path / "p.html", title=f"T{name}", scores=scores, worst=5, cases=[
+        {"study_id": name, "reference": "Edema.\x1b", "generated": "\x7f Clear."}
+    ]).read_text()  # fmt: skip
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e]", page)
+    assert "a\u241b[31m\u2400b\ufffdc" in page and "\u2421" in page
+    # The script is still the one whose digest is allowed.
+    script = re.search("<script>(.*?)</script>", page, re.S)[1]
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in page
+
+
+@pytest.mark.parametrize("sentence", ["Small left effusion, number {}. ", "a{}. ", "left effusion {} "])
+def test_long_texts_are_compared_in_seconds(sentence):
+    """All pairs of 130 KB took minutes and gigabytes; a report beyond MOST sentences is cut, and says so."""
+    text = "".join(sentence.format(i) for i in range(130_000 // len(sentence)))
+    start = time.process_time()
+    left, right = mark_differences(text, text.replace("left", "right"))
+    assert time.process_time() - start < 8
+    assert (
+        ("not compared from here on" in left) == ("." in sentence) == ("not compared from here on" in right)
+    )
+    assert len(re.sub("<.*?>", "", left)) >= len(text.strip())
+
+
+def test_differences_without_an_interval_say_why(tmp_path):
+    rows = [{"study_id": f"s{i}", "findings": "Edema."} for i in range(6)]
+    scores = score(rows, rows, compare=rows, clinical_models="none")
+    page = write_page(tmp_path / "p.html", title="T", scores=scores).read_text()
+    assert "+0.000 <span class='quiet'>(equal for all patients)</span>" in page
+    assert "(equal for all patients)" in " ".join(str(scores).split()) and "[+.000 +.000]" not in str(scores)

@@ -181,3 +181,8 @@ def test_values_of_no_study_are_said_and_a_subgroup_counts_its_own_studies():
     assert scores["value/GREEN"].over == "5 of 24"
     (women,) = [g for g in scores.subgroups if g.value == "F"]
     assert women.scores["value/GREEN"].over == "5 of 12"
+
+
+def test_the_signature_does_not_depend_on_the_order_of_rows():
+    assert read_values(rows()).digest == read_values(rows()[::-1]).digest
+    assert read_values(rows()).digest != read_values(rows(shift=0.1)).digest
