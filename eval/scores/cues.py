@@ -47,8 +47,9 @@ _SEEN = (
     r"|visible|confirmed)"
 )
 _MOVED = r"(?! (?:by|about|approximately|slightly|to|into|\d))"
+_CHANGED = r"(?! (?:up|down|from|to|into)\b)"
 _REMOVED = (
-    rf"(?:resolved|cleared|disappeared|removed|withdrawn{_MOVED}|extracted|discontinued|gone|subsided|vanished|abated"
+    rf"(?:resolved|cleared|disappeared|removed|withdrawn{_MOVED}|extracted|discontinued|gone{_CHANGED}|subsided|vanished|abated"
     r"|drained|resected|evacuated|excised)"
 )
 SIDE = r"(?:left|right)"
@@ -71,6 +72,7 @@ UNSETTLED = _any(
     r"borderline", r"stable", r"unchanged", r"similar", r"accentuated", r"exaggerated", r"magnified", r"obscured",
     r"(?:no|not|without)(?: \w+){0,3} chang(?:e|ed)", r"(?:difficult|hard) to (?:assess|evaluate|determine|exclude)",
     rf"{_CANNOT} be (?:\w+ly )?(?:assessed|evaluated|determined)",
+    r"(?:not|no longer)(?: \w+ly)? (?:normal|unremarkable|preserved|within normal limits)",
     r"(?:not|poorly|incompletely|suboptimally) (?:\w+ly )?(?:well )?"
     r"(?:seen|evaluated|assessed|visuali[sz]ed|defined)",
 )  # fmt: skip
@@ -88,15 +90,23 @@ JOINED = re.compile(rf"(?:,? (?:{_PLAIN}|{_STRUCTURE}))* ")
 ATTRIBUTIVE = re.compile(r" (?!(?:in|size|limits|and|or|at|for|since|from|with|to)\b)\w")
 """After a state: it belongs to the noun that follows, not to the structure before."""
 
+PLACED = re.compile(
+    r" (?:line |catheter )?(?:tips?\b|in (?:place|situ|(?:\w+ )?position)\b|terminat|ends?\b|project|remain|overl"
+    r"|unchanged)"
+)
+"""After a device: it is there, whatever is denied before ("no pneumothorax, PICC tip in SVC")."""
+
 # --- denials -----------------------------------------------------------------------------------------------------
 
 _NOT_OF_CHANGE = (
     r"(?! new\b)(?! (?:longer|further|doubt)\b)(?! evidence to (?:rule out|exclude))"
     r"(?!(?: \w+){0,3} (?:changes?|changed|increase|improvement|progression|worsening|decrease)\b)"
 )
+_NO_WISH = r"(?<!^)(?<!^ )(?<!: )(?<!to )(?<!please )(?<!for )(?<!and )"
+"""Before "exclude" and "rule out": not as what is asked for ("to rule out pneumonia")."""
 NEGATED_BEFORE = _cue(
     _any(
-        rf"(?:no|without){_NOT_OF_CHANGE}", r"neither", r"never", r"negative for",
+        rf"(?:no|without){_NOT_OF_CHANGE}", r"neither", r"never(?: had)?", r"negative for", r"nil",
         rf"nor(?: (?:{_IS}|do|does|did|has|have|can)(?: there| it| i| we)?(?: been| an?)?"
         r"(?: (?:see|identify|find|have))?)?", r"rather than", r"instead of",
         r"nothing(?! but)", r"no longer (?:an?|any|the)", rf"no longer (?:\w+ly )?{_SEEN} (?:is|are)",
@@ -104,20 +114,26 @@ NEGATED_BEFORE = _cue(
         r"not(?! (?:\w+ly )?(?:exclude|ruled?|changed|increased|decreased|well|clear|resolved|new|only|just"
         r"|be (?:excluded|ruled)))",
         r"(?:free|clear|cleared|clearing|void|devoid) of", r"absence of", r"lack(?:s|ing)?(?: of)?", r"den(?:y|ies)",
-        r"(?=res)(?<!partial )(?<!incomplete )(?<!near )(?<!nearly )resolution of", r"disappearance of",
+        r"(?=res)(?<!partial )(?<!incomplete )(?<!near )(?<!nearly )(?<!near[- ]complete )(?<!nearly complete )"
+        r"(?<!almost complete )resolution of", r"disappearance of",
+        r"absent(?= (?!and\b|or\b|in\b|on\b|at\b|from\b|with\b))",
         r"(?:removal|withdrawal|extraction|explantation) of", r"history of",
         r"(?=re|cl)(?<!partially )(?<!nearly )(?<!largely )(?<!mostly )(?<!almost )(?<!not )(?<!have )(?<!has )"
         r"(?:resolved|removed|cleared)(?= (?!and\b|or\b|with\b|since\b|in\b|on\b))",
-        r"(?=exc)(?<!cannot )(?<!not )exclud(?:e|es|ing)", r"(?=rul)(?<!cannot )(?<!not )rules? out",
+        rf"(?=exc)(?<!cannot )(?<!not ){_NO_WISH}exclud(?:e|es|ing)",
+        rf"(?=rul)(?<!cannot )(?<!not ){_NO_WISH}(?:rules?|ruling) out",
     ),
-    "no not without neither nor never rather free clear void lack history rule rules",
-    "negative instead nothing cleared clearing devoid absence lacking lacks deny denies resolution resolved "
+    "no not without neither nor never nil rather free clear void lack history rule rules ruling",
+    "negative absent instead nothing cleared clearing devoid absence lacking lacks deny denies resolution resolved "
     "disappearance remov withdrawal extraction explantation exclud",
 )  # fmt: skip
 NEGATED_AFTER = _cue(
     _any(
-        rf"(?:{_IS}|(?:has|have) been|been)?,? ?\b(?:not|no longer)(?: \w+ly)? {_SEEN}", rf"{_IS} absent", r"absent",
-        rf"(?:has|have|had) (?:\w+ly |since |now |been )*{_REMOVED}", r"none", r"negative", r"removed", r"extracted",
+        rf"(?:{_IS}|(?:has|have|had)(?: been)?|been)?,? ?\b(?:not|no longer)(?: been)?(?: \w+ly)? {_SEEN}",
+        rf"{_IS} absent", r"absent",
+        rf"(?:has|have|had) (?:\w+ly |since |now |been )*{_REMOVED}", r"none", r"nil", r"negative", r"removed",
+        r"extracted", rf"(?:has|have|had|{_IS}) (?:\w+ly |since |now |already |been |all )*(?:ruled out|excluded)",
+        r"can (?:now )?be (?:\w+ly )?(?:ruled out|excluded)", rf"gone{_CHANGED}",
         r"removal",
         rf"{_IS} (?:\w+ly |now |all )*(?:resolved|removed|excluded|ruled out|gone|resected)", r"resolved", r"vanished",
         rf"(?:can|could) (?:no longer|not now|not) be {_SEEN}",
@@ -127,13 +143,16 @@ NEGATED_AFTER = _cue(
         r"(?:is|are|appears?|remains?) (?:\w+ly )*(?:normal|unremarkable|within (?:normal )?limits)",
         r"(?:interval|complete) resolution", rf"{_IS} previously (?:seen|demonstrated|visuali[sz]ed)",
     ).pattern
-    + r"|: ?(?:no|absent|negative|none)\b",
-    "not none gone normal limits",
+    + r"|: ?(?:no|absent|negative|none|nil)\b|^-free\b|^ free(?=[.,;]|$)"
+    r"|^[:,]? ?(?:now |\w+ly )?(?:been )?(?:ruled out|excluded)\b",
+    "not none nil gone normal limits free",
     "longer absent resol clear disappear remov withdrawn extracted discontinued subsided vanished abated drained "
     "resected evacuated excised negative excluded ruled regressed unremarkable previously",
     ":",
 )  # fmt: skip
-RESOLVED = re.compile(r"resol|clear|gone|subsid|disappear|vanish|abat|regress|drain")
+RESOLVED = re.compile(
+    r"resol|clear|gone|subsid|disappear|vanish|abat|regress|drain|remov|withdraw|extract|discont"
+)
 ALMOST = _any(
     r"nearly",
     r"almost",
@@ -146,11 +165,12 @@ ALMOST = _any(
     r"essentially",
 )
 """With RESOLVED: "has nearly resolved" still asserts."""
-ALMOST_BEFORE = re.compile(rf"{ALMOST.pattern}(?: \w+ly)? $")
+ALMOST_BEFORE = re.compile(rf"{ALMOST.pattern}(?: \w+ly| yet)?(?: been)?[ -]$")
 
 DEVICE_GONE_AFTER = _cue(
     _any(
-        r"pulled(?! back)", r"taken out", r"out(?=[.,;]|$| in the interval| now)", r"d/c",
+        r"(?=pul)(?<!not been )(?<!not )pulled(?! back)", r"(?=tak)(?<!not been )(?<!not )taken out",
+        r"out(?=[.,;]|$| in the interval| now)", r"d/c",
         r"(?:not|no longer) in (?:place|situ|position)",
     ),
     "out d not longer",
@@ -209,19 +229,22 @@ DOUBTED_BEFORE = _cue(
         r"question(?:s|ed)?(?: of)?", r"equivocal", r"borderline", r"indeterminate", r"may", r"might",
         rf"{_MODAL}(?: also| well| possibly| simply| in part| partly| all)? "
         r"(?:represent|reflect|indicate|include|be|suggest|have|correspond|relate|signify|mean|imply)\w*",
-        r"concern(?:ing|ed)? for", r"concern of", r"worrisome for", r"evaluation (?:for|of)", r"suggestion of",
+        r"concern(?:ing|ed)? for", r"concern of", r"worrisome for", r"evaluation (?:for|of)",
+        r"(?:evaluated?|assess|assessment|check|look|looking|screen|screening) for",
+        r"(?:(?<=^)|(?<=^ )|(?<=: )|(?<=to )|(?<=please )|(?<=for )|(?<=and ))(?:exclude|rule out)", r"suggestion of",
         r"differential(?: diagnos[ei]s)?(?: considerations?)?(?: \w+){0,3} includ(?:es?|ing)", r"consider",
         r"considerations? (?:include|of|for)",
         r"(?=dou)(?<!no )(?<!without )doubt(?:s|ed|ful)?(?: (?:that|whether|if))?(?: there (?:is|are))?",
         r"(?:un|less )likely(?: to)?(?: represent| be| reflect)?", r"improbabl[ey]", r"conceivabl[ey]",
-        r"(?:more likely|likelier|more probably) than", r"possibilit(?:y|ies)(?: (?:of|for|that))?",
+        r"(?:more likely|likelier|more probably)(?: [\w/-]+){0,6}? than", r"possibilit(?:y|ies)(?: (?:of|for|that))?",
         r"(?:little|minimal|minor|trace|tiny|small),? if any,?", r"if any", r"if (?:at all )?present",
         r"(?:whether|(?:unclear|uncertain|unsure|unknown|indeterminate|questionable) if)(?: or not)?"
         r"(?: (?:there|this|these|it|they|that)(?: (?:is|are))?)?", r"favou?r(?:s|ed|ing)?",
         r"correlat(?:e|ion)(?: clinically)? for",
     ).pattern
     + r"|\?",
-    "may might could would can if maybe whether",
+    "may might could would can if maybe whether rule check look looking",
+    "evaluate assess screen exclude "
     "possib potential probab presumabl presumed suspect suspicious suspicion question perhaps equivocal borderline "
     "indeterminate concern worrisome evaluation suggestion differential consider doubt likel improbabl conceivabl favo "
     "correlat",
@@ -237,6 +260,8 @@ DOUBTED_AFTER = _cue(
         r"(?:not|poorly|incompletely|suboptimally) (?:well |\w+ly )*(?:evaluated|assessed)",
         r"not (?:well|clearly|definitely|fully|adequately) (?:\w+ )?"
         r"(?:seen|visuali[sz]ed|identified|demonstrated|defined)",
+        r"(?:to|must) be (?:\w+ly )?(?:excluded|ruled out)",
+        r"(?:(?:has|have|had) )?not (?:\w+ly )?(?:been )?(?:\w+ly )?(?:excluded|ruled out)",
         r"not (?:\w+ly )?appreciated", r"(?:difficult|hard) to (?:exclude|assess|evaluate)",
         rf"{_MODAL} (?:also )?have this appearance", r"should be (?:considered|excluded|ruled out)",
         r"if (?:any|at all|present|real)(?=[,.;)]|$)", r"doubtful", r"conceivable", r"improbable", r"unlikely",
@@ -303,7 +328,7 @@ ASSERTS = _any(
     r"stable", r"unchanged", r"persistent", r"chronic", r"old", r"healed", r"interval", r"new", r"prior", r"again",
     r"(?:increas|decreas|worsen|improv)(?:ed|ing)", r"left", r"right", r"bilateral", r"(?:bi)?basilar", r"bibasal",
     r"multiple", r"scattered", r"patchy", r"streaky", r"linear", r"hazy", r"dense", r"low", r"prominent", r"calcified",
-    r"an?", r"the", r"post(?:surgical|operative)", r"still", r"also",
+    r"an?", r"the", r"placement", r"insertion", r"post(?:surgical|operative)", r"still", r"also",
 )  # fmt: skip
 """Words that begin an assertion of their own after a comma or "and", outside a closed "A, B or C" list. "Large" is not
 among them: "no consolidation, large effusion" denies."""
@@ -322,6 +347,12 @@ RELATIVE = _cue(
 )
 """What was, in a relative clause; the main clause tells what is: "an effusion, which was seen before, is gone"."""
 FORMER = re.compile(r"(?:previous(?:ly)?|formerly|once) $")
+ONE_SIDE = _cue(
+    rf"^((?:there (?:is|are) )?(?:an? )?(?:(?:{_SIZE}|new|stable|unchanged|persistent|chronic|residual|loculated) )*"
+    rf"{SIDE}(?:[- ]sided)?),? (?:and|but|with) no (?:significant |definite |visible )?{SIDE}(?:[- ]sided)?(?= )",
+    stems="left right",
+)
+"""Two sides with one noun: "small right and no left effusion"; what is left out denies the other side."""
 PAST = _any(_PAST, r"previous(?:ly)?", r"prior", r"earlier", r"yesterday", r"formerly", r"before")
 PRONOUN = _cue(
     r"^ ?(?:it|this|these|they|those|both)(?= (?:is|are|was|were|has|have|can|cannot|no longer)\b)",

@@ -16,13 +16,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from eval.scores import cues, phrases
 from eval.scores.language import judged
 from eval.scores.phrases import CONDITIONS, OTHER
+from eval.scores.sentences import split
 from eval.scores.spelling import plain
 
 __all__ = [
@@ -45,17 +46,6 @@ SUPPORT_DEVICES = "Support Devices"
 WINDOW = 400  # characters around a mention in which its cues are looked for: some 60 words
 
 _WEIGHT = {0: 0, -1: 1, 1: 2}  # positive outweighs uncertain, uncertain outweighs negative
-_BREAK = "¶"
-# These begin with a character or a set of them: `re` then skips to the places where they can match.
-_LISTED = re.compile(r"[-*•\d][.)]?\s")
-_ENUMERATOR = re.compile(r"(^|[.!?:;]\s+|\n\s*)(?:\d{1,2}[.)]|[-*•])\s+")
-_HARD_BREAK = re.compile(r"\n\s*\n|\n(?=\s*[A-Z][A-Za-z ,/&]{2,40}:)")
-_ABBREVIATION = re.compile(
-    r"\.(?=\s)(?:(?<=\b(?:dr|mr|ms|st|vs|cf|ca)\.)|(?<=\b(?:mrs|e\.g|i\.e|fig)\.)|(?<=\bapprox\.))",
-    re.IGNORECASE,
-)
-_NO_SPACE = re.compile(r"\.(?<=[a-z]\.)(?=[A-Z][a-z])")
-_SENTENCE = re.compile(rf"[ {_BREAK};](?:(?<=[{_BREAK};])|(?<=[.!?] ))")
 _HEADING = re.compile(r"^[a-z][a-z ,/&-]{2,40}:\s*(\S.*)$")
 _STATE = re.compile(
     f"(?P<normal>{cues.NORMAL.pattern})|(?P<unsettled>{cues.UNSETTLED.pattern})"
@@ -69,6 +59,7 @@ _COPULA = re.compile(
     rf" (?:(?:is|are|was|were|(?:has|have) been)(?: {_OPINION}(?: to be)?)?|remains?|seems?|appears?(?: to be)?)"
     r"(?: (?:only|just|\w+ly))*,? $"
 )
+_DASH = re.compile(r" (?:--?|\u2013) ")
 _OR = re.compile(r"or\b(?:(?<=\bor)|(?<=\bnor))")
 _WORD = re.compile(r"[a-z]+")
 
@@ -123,16 +114,19 @@ def label_matrix(reports: Iterable[str | Mapping[str, int]]) -> np.ndarray:
 
 
 def sentences(text: str) -> list[str]:
-    """Split a report into sentences, lower-cased and single-spaced; list numbers are removed, a semicolon
-    ends a sentence."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if _LISTED.search(text):
-        text = _ENUMERATOR.sub(rf"\1{_BREAK}", text)
-    if "\n" in text:
-        text = _HARD_BREAK.sub(_BREAK, text)
-    text = _ABBREVIATION.sub("", " ".join(text.split()))
-    text = _NO_SPACE.sub("." + _BREAK, text)
-    return [s.lower() for s in (part.strip() for part in _SENTENCE.split(text)) if s]
+    """Split a report into sentences, lower-cased and single-spaced; marks of lists are removed, a semicolon ends a
+    sentence, and so does a line that is an item of its own."""
+    return split(text, _an_item)
+
+
+def _an_item(line: str) -> bool:
+    """Is a line about a finding, a structure or a state?"""
+    line = plain(line)
+    return _mentions_anything(line) or (" " in line and cues.NORMAL.search(line) is not None)
+
+
+What = Literal["finding", "state", "device", "placed device"]
+"""What a mention is of: a state is of a structure ("enlarged heart"), a placed device has its place named."""
 
 
 class Said(NamedTuple):
@@ -157,9 +151,16 @@ def _label_sentence(sentence: str) -> tuple[Said, ...]:
         sentence = cues.RELATIVE.pattern.sub(
             lambda told: told[0] if _mentions_anything(told[0]) else "", sentence
         )
-    if not bits & cues.CLAUSE.bit:
+    if bits & cues.ONE_SIDE.bit:
+        sentence = cues.ONE_SIDE.pattern.sub(r"\1", sentence)
+    # A dash ends a clause between two that each have a finding: "no effusion - cardiomegaly", not "effusion - none".
+    parts = _DASH.split(sentence) if bits & _DASHED else [sentence]
+    if len(parts) > 1 and not all(_mentions_anything(part) and not _OR.match(part) for part in parts):
+        parts = [sentence]
+    if len(parts) == 1 and not bits & cues.CLAUSE.bit:
         return (_label_clause(sentence, bits),)
-    return tuple(_label_clause(clause, _bits(clause)) for clause in cues.CLAUSE.pattern.split(sentence))
+    clauses = [clause for part in parts for clause in cues.CLAUSE.pattern.split(part)]
+    return tuple(_label_clause(clause, _bits(clause)) for clause in clauses)
 
 
 def _referred(before: Said, clause: Said) -> tuple[Said, Said]:
@@ -186,6 +187,7 @@ _FINDINGS = len(cues.CUES)  # the bits of cues come first, then those of conditi
 _STRUCTURES = _FINDINGS + len(phrases.FINDINGS)
 _NOT_PLAIN = 1 << _STRUCTURES + len(phrases.STRUCTURES)
 _MENTIONS = _NOT_PLAIN - (1 << _FINDINGS)
+_DASHED = _NOT_PLAIN << 1
 _SIGNS = {sign: sum(c.bit for c in cues.CUES if sign in c.signs) for c in cues.CUES for sign in c.signs}
 _SIGNS |= {"/": _NOT_PLAIN, "dc'": _NOT_PLAIN}
 
@@ -230,7 +232,10 @@ _KEYS = _by_beginning()
 @lru_cache(maxsize=65536)
 def _token_bits(token: str) -> int:
     """Return the bits of what stands between two blanks: words, and the signs on them."""
-    bits = 0 if plain(token) == token else _NOT_PLAIN
+    # "0 nodules" is a denial; that takes more than one token.
+    bits = _NOT_PLAIN if token == "0" or plain(token) != token else 0
+    if token in ("-", "--", "\u2013"):
+        bits |= _DASHED
     for sign, has in _SIGNS.items():
         if sign in token:
             bits |= has
@@ -253,7 +258,9 @@ def _label_clause(clause: str, bits: int) -> Said:
             start, end = mention.span()
             if phrases.elsewhere(condition, clause, start, end):
                 continue
-            label = _polarity(clause, start, end, bits, condition == SUPPORT_DEVICES)
+            label = _polarity(
+                clause, start, end, bits, "device" if condition == SUPPORT_DEVICES else "finding"
+            )
             doubtful = phrases.ALWAYS_UNCERTAIN.get(condition)
             if label == 1 and doubtful and doubtful.search(mention.group()):
                 label = -1
@@ -296,22 +303,29 @@ def _structure_labels(structure: str, label: int) -> list[tuple[str, int]]:
 # --- negation and uncertainty of one mention --------------------------------------------------------------------------
 
 
-def _polarity(clause: str, start: int, end: int, bits: int, device: bool = False) -> int:
+def _polarity(clause: str, start: int, end: int, bits: int, what: What = "finding") -> int:
     """1, 0 or -1 for the mention clause[start:end], in the CheXpert labeller's order: doubts that contain a negation
     ("cannot exclude"), then negation, then the other doubts. `bits` are the clause's."""
     before, after = _around(clause, start, end)
+    device = what == "device"
     if device:
+        if cues.PLACED.match(after):
+            what = "placed device"
         part = cues.PART_OF_DEVICE.search(after)
         after = "" if cues.OF_DEVICE.search(before) else after[: part.start()] if part else after
-    if _from_left(cues.DOUBTED_BEFORE_FIRST, before, after, bits):
+    if _from_left(cues.DOUBTED_BEFORE_FIRST, before, after, bits, what):
         return -1
-    if _from_left(cues.NEGATED_BEFORE, before, after, bits) or _from_right(cues.NEGATED_AFTER, after, bits):
+    if _from_left(cues.NEGATED_BEFORE, before, after, bits, what):
+        return 0
+    if _from_right(cues.NEGATED_AFTER, after, bits):
         return 0
     if _no_evidence(before, after, bits):
         return 0
     if device and _from_right(cues.DEVICE_GONE_AFTER, after, bits):
         return 0
-    if _from_left(cues.DOUBTED_BEFORE, before, after, bits) or _from_right(cues.DOUBTED_AFTER, after, bits):
+    if _from_left(cues.DOUBTED_BEFORE, before, after, bits, what):
+        return -1
+    if _from_right(cues.DOUBTED_AFTER, after, bits):
         return -1
     if bits & cues.EITHER_BEFORE.bit and (
         cues.EITHER_BEFORE.pattern.search(before) or cues.EITHER_AFTER.pattern.match(after)
@@ -342,18 +356,21 @@ def _around(clause: str, start: int, end: int) -> tuple[str, str]:
     return before, after
 
 
-def _from_left(cue: cues.Cue, before: str, after: str, bits: int) -> bool:
+def _from_left(cue: cues.Cue, before: str, after: str, bits: int, what: What) -> bool:
     """Does a cue to the left reach the mention?"""
-    return bits & cue.bit != 0 and any(_open(before[c.end() :], after) for c in cue.pattern.finditer(before))
+    return bits & cue.bit != 0 and any(
+        _open(before[c.end() :], after, what) for c in cue.pattern.finditer(before)
+    )
 
 
-def _open(gap: str, after: str) -> bool:
+def _open(gap: str, after: str, what: What = "finding") -> bool:
     """Tell whether a scope stays open: it does over `gap` unless a verb or preposition ends it, or an item of
     a list begins an assertion.
 
     "No A, B or C": everything up to the item after the last "or" belongs to the list. Elsewhere an item after a comma
     or "and" belongs to it only if bare ("no effusion, pneumothorax"), not if it says how much or where ("no effusion,
-    mild cardiomegaly").
+    mild cardiomegaly"). Nor does an abnormal structure or a device belong to a list of findings ("no effusion, enlarged
+    heart", "no effusion (enlarged heart)").
     """
     if cues.STOP.search(gap):
         return False
@@ -365,7 +382,15 @@ def _open(gap: str, after: str) -> bool:
         begin = following.start() if following else len(listed)
     if len(gap) < begin:
         return True
+    if what != "finding" and gap.find("(", begin) > 1:
+        return False
     items = _ITEM.split(gap[begin:])[1:]
+    if items and what != "finding":
+        if what == "placed device":
+            return False
+        alike = _STATE if what == "state" else phrases.FINDINGS[SUPPORT_DEVICES]
+        if not alike.search(gap[: _ITEM.search(gap, begin).start()]):
+            return False
     return not any(cues.ASSERTS.search(item) for item in items if not item.startswith("of "))
 
 
@@ -410,7 +435,7 @@ def _state(clause: str, start: int, end: int, bits: int) -> int | None:
         return None
     label = _STATE_LABEL[state.lastgroup]
     if label == 1:  # "no enlargement of the cardiac silhouette", "the heart may be enlarged"
-        return _polarity(clause, offset + state.start(), offset + state.end(), bits)
+        return _polarity(clause, offset + state.start(), offset + state.end(), bits, "state")
     return label
 
 

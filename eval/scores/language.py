@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Literal
 
 from eval.scores import phrases
-from eval.scores.spelling import plain
+from eval.scores.spelling import plain, written_out
 
 Reason = Literal["no words", "another script", "another language", "another part of the body", "not a report"]
 
@@ -103,9 +103,9 @@ FOREIGN = _set(
     zum zur von lunge lungen lungenflügel herz herzgröße erguss pleuraerguss pleuraergüsse rechts links
     rechten linken beidseits röntgen groß unauffällig unauffälliger unauffälliges infiltrat befund stauung
     verschattung verschattungen hinweis nachweis altersentsprechend regelrecht
-    o os um uma uns umas da dos das não nao com sem em na nas nos ao aos pelo pela são coração pulmões pulmão
+    os um uma uns umas da dos das não nao com sem em na nas nos ao aos pelo pela são coração pulmões pulmão
     direito esquerdo esquerda direita sinais
-    il lo gli uno degli delle della dello del nel nella non è sono polmone polmoni cuore versamento pleurico
+    il lo gli uno degli delle della dello del nel nella è sono polmone polmoni cuore versamento pleurico
     destro destra sinistro sinistra senza né segni
     het een de niet geen van met zonder zijn wordt longen hart vocht
     lorem ipsum dolor amet consectetur adipiscing elit sed eiusmod tempor incididunt labore dolore magna
@@ -117,6 +117,10 @@ FOREIGN = _set(
 )
 """Words of Spanish, French, German, Portuguese, Italian, Dutch, Swedish, Indonesian and Turkish reports, and filler."""
 
+
+# The endotracheal tube, and Latin in English.
+_LOOKS_FOREIGN = re.compile(r"\bet(?= ?-?(?:tubes?|tip)\b)|\bde[ -]novo\b|\bet al\b")
+_ABBREVIATIONS = _set("et im na nos ao em os la le")
 
 _REFUSAL = re.compile(
     r"\bas an ai\b|\bi(?:'m| am)? ?(?:sorry|apologi[sz]e)\b"
@@ -146,8 +150,8 @@ def _kinds(word: str) -> int:
 
 @lru_cache(maxsize=65536)
 def _tally(token: str) -> int:
-    """Count the words of what stands between two blanks."""
-    return sum(map(_kinds, _LETTERS.findall(token)))
+    """Count the words of what stands between two blanks, "w/o" and the like as the words that they stand for."""
+    return sum(map(_kinds, _LETTERS.findall(written_out(token))))
 
 
 def _mentions_a_finding(text: str) -> bool:
@@ -158,6 +162,16 @@ def _mentions_a_finding(text: str) -> bool:
         for condition, pattern in phrases.FINDINGS.items()
         for mention in pattern.finditer(text)
     )
+
+
+def _foreign(text: str) -> int:
+    """Count the words of FOREIGN that are no term or abbreviation of an English report."""
+    text = _LOOKS_FOREIGN.sub(" ", text)
+    found = [word for word in _LETTERS.findall(text) if _kinds(word) // _FOREIGN & 1]
+    # One of these is an abbreviation where English finds something. German "kein" is none: "Kein Pneumothorax."
+    if len(found) == 1 and found[0] in _ABBREVIATIONS and _mentions_a_finding(text):
+        return 0
+    return len(found)
 
 
 def why_not_judged(text: str) -> Reason | None:
@@ -174,7 +188,7 @@ def why_not_judged(text: str) -> Reason | None:
         letters = sum(map(len, _LETTERS.findall(text)))
         if 3 * len(_LATIN.findall(text)) < 2 * letters:
             return "another script"
-    if count(_FOREIGN) > count(_ENGLISH):
+    if count(_FOREIGN) > count(_ENGLISH) and _foreign(text) > count(_ENGLISH):
         return "another language"
     if count(_ELSEWHERE):
         # "abdomen" and "abdominal" are one place

@@ -62,7 +62,7 @@ FINDINGS: dict[str, re.Pattern[str]] = {
         r"bronchial wall thickening",
     ),
     "Lung Lesion": _words(
-        r"(?<!calcified )(?:micro)?nodules?",
+        r"(?<!^calcified )(?<! calcified )(?:micro)?nodules?",
         r"nodular (?:densit(?:y|ies)|opacit(?:y|ies)|opacifications?|lesions?|shadows?)",
         r"(?:macro|micro)?nodularity",
         r"mass(?:es)?(?! effect)(?! index)",

@@ -31,15 +31,30 @@ SHORT = {
     "ngts": "nasogastric tubes", "ogt": "orogastric tube", "dht": "feeding tube", "cvl": "central venous line",
     "cvls": "central venous lines", "cvcs": "central venous catheters", "tlc": "central venous catheter",
     "rij": "right jugular line", "lij": "left jugular line", "ppm": "pacemaker",
+    "isnt": "is not", "arent": "are not", "wasnt": "was not", "werent": "were not", "hasnt": "has not",
+    "havent": "have not", "hadnt": "had not", "doesnt": "does not", "dont": "do not", "didnt": "did not",
+    "cant": "cannot", "couldnt": "could not", "wouldnt": "would not",
 }  # fmt: skip
 """Short forms. What has several meanings stays as it is: PE, CM, CT, RA."""
 
+_NONE_OF = (
+    r"effusions|nodules|masses|lesions|opacities|infiltrates|consolidations|fractures|pneumothoraces|tubes|lines"
+    r"|drains|catheters"
+)
 _SIGNS = (
+    (re.compile(r"[\u2019\u2018\u02bc\u00b4`]"), "'"), (re.compile(r"\bcan't\b"), "cannot"),
+    (re.compile(r"\bwon't\b"), "will not"), (re.compile(r"(?<=[a-z])n't\b"), " not"),
+    (re.compile(r"\b(there|it|that)'s\b"), r"\1 is"),
     (re.compile(r"(?<!\w)w/ ?o(?!\w)"), "without"), (re.compile(r"(?<!\w)w/(?= ?[a-z])"), "with "),
     (re.compile(r"(?<!\w)s/p(?!\w)"), "status post"), (re.compile(r"(?<!\w)c/w(?!\w)"), "consistent with"),
-    (re.compile(r"(?<!\w)r/o(?!\w)"), "rule out"), (re.compile(r"(?<!\w)b/l(?!\w)"), "bilateral"),
-    (re.compile(r"(?<!\w)(?:d/c'?e?d|dc'e?d|d/c)(?!\w)"), "removed"), (re.compile(r"  +"), " "),
+    (re.compile(r"(?<!\w)r/o(?!\w)"), "rule out"), (re.compile(r"(?<!\w)h/o(?!\w)"), "history of"),
+    (re.compile(r"(?<!\w)b/l(?!\w)"), "bilateral"),
+    (re.compile(r"(?<!\w)(?:d/c'?e?d|dc'e?d|d/c)(?!\w)"), "removed"),
+    # A comma after them: each is said of what stands before it.
+    (re.compile(r" ?\((?:-|\u2212|\u2013|neg)\),?"), " negative,"), (re.compile(r" ?\((?:\+|pos)\),?"), " present,"),
+    (re.compile(rf"(?<!\S)0 (?=(?:[a-z]+ ){{0,2}}(?:{_NONE_OF})\b)"), "no "), (re.compile(r"  +"), " "),
 )  # fmt: skip
+_SIGN = re.compile(r"\([-+np\u2212\u2013]|[/'\u2019\u2018\u02bc\u00b4`]|(?<!\S)0 ")
 _WORD = re.compile(r"[a-z]+")
 
 
@@ -117,12 +132,18 @@ LONGEST = 32  # letters; hostile input is not searched
 
 def plain(sentence: str) -> str:
     """Return a lower-cased sentence with its short forms written out and its long words spelt right."""
-    if "/" in sentence or "dc'" in sentence:
-        for sign, words in _SIGNS:
-            sentence = sign.sub(words, sentence)
+    sentence = written_out(sentence)
     if all(map(_stands, _WORD.findall(sentence))):
         return sentence
     return _WORD.sub(lambda found: _word(found.group()), sentence)
+
+
+def written_out(sentence: str) -> str:
+    """Return a lower-cased sentence with its signs and contractions as words: "w/o", "isn't", "(-)", "0 nodules"."""
+    if _SIGN.search(sentence):
+        for sign, words in _SIGNS:
+            sentence = sign.sub(words, sentence)
+    return sentence
 
 
 @lru_cache(maxsize=65536)

@@ -1,9 +1,11 @@
 """The rule-based labeller by kind of error, what no error of typing may do, and which texts it does not judge."""
 
+import itertools
 import json
 import random
 import re
 import re._parser
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from eval.scores import cues, phrases
 from eval.scores.labels import CONDITIONS, judged, label_matrix, label_report
 from eval.scores.language import why_not_judged
 from eval.scores.spelling import KNOWN, RIGHT, SHORT, plain
-from tests.eval.golden.labeller_sentences import HALVES, read_sentences
+from tests.eval.golden.labeller_sentences import HALVES, PATH, read_sentences
 from train.phantom import draw_patient, write_report
 
 SENTENCES = read_sentences()
@@ -56,6 +58,28 @@ def test_the_held_back_half_by_its_counts_alone():
             right += saved[kind]["held_back"]["labels_right"]
             stated += saved[kind]["held_back"]["labels"]
     assert right / stated >= 0.95
+
+
+# Sentences that were read wrongly, and some near them that were read rightly, by what was wrong.
+MENDED = [
+    json.loads(line) for line in PATH.with_name("labeller_mended.jsonl").read_text("utf-8").splitlines()
+]
+
+
+def test_every_mended_kind_has_sentences_that_were_read_rightly():
+    kinds = {s["kind"] for s in MENDED}
+    for kind, was_wrong in itertools.product(kinds, (True, False)):
+        assert sum(s["kind"] == kind and s["was_wrong"] == was_wrong for s in MENDED) >= 8, kind
+    assert len({s["text"] for s in MENDED}) == len(MENDED)
+
+
+@pytest.mark.parametrize("sentence", MENDED, ids=lambda s: f"{s['kind']}: {s['text']!r}")
+def test_mended(sentence):
+    found = label_report(sentence["text"])
+    assert {c: found.get(c) for c in sentence["labels"]} == sentence["labels"]
+    assert judged(sentence["text"]) == bool(sentence["labels"])
+    doubted = any(v and c != "Support Devices" for c, v in sentence["labels"].items())
+    assert not (doubted and "No Finding" in found)
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
@@ -125,6 +149,44 @@ def test_case_and_line_breaks_do_not_matter():
         assert label_report(sentence.text.lower()) == expected
         assert label_report(sentence.text.replace(" ", "\n")) == expected
         assert label_report(sentence.text.replace(" ", " \r\n ")) == expected
+
+
+ITEMS = {
+    "No pneumothorax": {"Pneumothorax": 0}, "No edema or consolidation": {"Edema": 0, "Consolidation": 0},
+    "Without fracture": {"Fracture": 0}, "Possible pneumonia": {"Pneumonia": -1}, "Cardiomegaly": {"Cardiomegaly": 1},
+    "Widened mediastinum": {"Enlarged Cardiomediastinum": 1}, "Pleural effusion": {"Pleural Effusion": 1},
+    "PICC line in SVC": {"Support Devices": 1}, "Lung nodule": {"Lung Lesion": 1},
+}  # fmt: skip
+ENDS = {
+    "lines": "{}\n{}\n{}", "numbered lines": "1. {}\n2. {}\n3. {}", "indented lines": " {}\r\n  {}\r\n {}\n",
+    "dots": "{}.{}.{}.", "calls": "{}!{}! {}", "ellipses": "{}…{}...{}", "bars": "{}|{} | {}",
+    "bullets": "• {} • {} •{}",
+    "stars": "* {} * {} * {}", "brackets": "(1) {} (2){} (3) {}", "half brackets": "1){} 2) {} 3) {}",
+    "dashes behind numbers": "1- {} 2- {} 3- {}", "dots behind numbers": "1.{}.2.{}.3.{}.",
+    "dashes before lines": "-{}\n-{}\n- {}", "dashes": "{} \u2013 {} \u2014 {}", "headed": "FINDINGS: {}\n{}\n{}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ENDS)
+@pytest.mark.parametrize("case", [str, str.upper], ids=["as written", "capitals"])
+def test_an_item_says_nothing_of_the_next(form, case):
+    for items in itertools.permutations(ITEMS, 3):
+        text = case(ENDS[form].format(*items))
+        found = label_report(text)
+        found.pop("No Finding", None)
+        assert found == {c: v for item in items for c, v in ITEMS[item].items()}, text
+
+
+def test_a_report_may_be_wrapped_anywhere(cxr_data):
+    path = cxr_data / "iu_text" / "studies.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    studies = map(json.loads, path.read_text(encoding="utf-8").splitlines()[::8])
+    texts = {" ".join(f"{s.get('findings') or ''} {s.get('impression') or ''}".split()) for s in studies}
+    assert len(texts) > 250
+    for text, width, case in itertools.product(texts, (80, 60, 40), (str, str.upper)):
+        wrapped = case("\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)))
+        assert label_report(wrapped) == label_report(text), wrapped
 
 
 LETTERS = [list(re._parser.parse(kind)) for kind in (r"\w", r"[\w-]")]
