@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -114,7 +114,8 @@ def differences(
             return []
         try:
             # Numbers of another package may be too large to be squared.
-            with np.errstate(**({"over": "ignore", "invalid": "ignore"} if sheet.foreign else {})):
+            quiet: Literal["ignore"] | None = "ignore" if sheet.foreign else None
+            with np.errstate(over=quiet, invalid=quiet):
                 difference, low, high = paired_interval(metric, a_NK, b_NK, patients)
                 p = paired_permutation(metric, a_NK, b_NK, patients, n_permutations=n_permutations, seed=seed)
                 values, others = metric(a_NK.sum(axis=0)), metric(b_NK.sum(axis=0))
@@ -122,28 +123,24 @@ def differences(
         except FamilyFailed as error:
             sheet.fail(error)
     why = [""] * len(keys)
-    if not intervals:
-        low = high = np.full(len(keys), np.nan)
-    else:
+    if intervals:
+        totals = [s.stats_NK.sum(axis=0) for s in (sheet, other)]
         few = too_few_patients(len(set(patients)))
         for i, key in enumerate(keys):
-            both = [(s.measures[key], s.stats_NK.sum(axis=0)) for s in (sheet, other)]
-            rare = [
-                too_few_positives(None if m.positives is None else m.positives(total)) for m, total in both
-            ]
-            # What has no interval itself has none of its differences.
+            both = list(zip((sheet.measures[key], other.measures[key]), totals, strict=True))
+            rare = [too_few_positives(m.positives(total)) if m.positives else "" for m, total in both]
+            # Where a score has no interval its difference has none.
             why[i] = few or rare[0] or rare[1]
             if not why[i] and np.isfinite(difference[i]) and not np.isfinite(low[i]):
                 why[i] = ALIKE
-            if why[i]:
-                low[i] = high[i] = np.nan
-            elif (
-                measures[i].kind in ("share", "f1", "fraction")
-                and max(abs(values[i]), abs(others[i])) < 1 + NOTHING
-            ):
+            shares = measures[i].kind in ("share", "f1", "fraction")
+            if shares and max(abs(values[i]), abs(others[i])) < 1 + NOTHING:
                 most = max(1.0, abs(difference[i]))
                 low[i], high[i] = np.clip((low[i], high[i]), -most, most)
-    tested = {key: float(x) for key, x in zip(keys, p, strict=True) if x == x}
+    # One for each of `keys`.
+    unknown_M = np.array([not intervals or bool(reason) for reason in why])
+    low, high = (np.where(unknown_M, np.nan, bounds) for bounds in (low, high))
+    tested = {key: float(x) for key, x in zip(keys, np.atleast_1d(p), strict=True) if x == x}
     adjusted = holm(tested)
     nan = float("nan")
     return [

@@ -120,11 +120,12 @@ def failed(sheet: Sheet) -> list[NotComputed]:
 def copy_of(reports: Reports) -> Reports:
     """Return reports whose lists a family may change without changing what others see."""
     several = None if reports.several is None else [list(texts) for texts in reports.several]
-    given = {name: getattr(reports, name) for name in ("reference_labels_N14", "judged_N")}
+    labels_N14, judged_N = reports.reference_labels_N14, reports.judged_N
     return replace(
         reports, references=list(reports.references), predictions=list(reports.predictions), several=several,
         studies=deepcopy(list(reports.studies)), study_ids=list(reports.study_ids), profiles=tuple(reports.profiles),
         features={name: np.array(values_N) for name, values_N in reports.features.items()},
         labels={name: (np.array(a), np.array(b)) for name, (a, b) in reports.labels.items()},
-        **{name: None if matrix is None else np.array(matrix) for name, matrix in given.items()},
+        reference_labels_N14=None if labels_N14 is None else labels_N14.copy(),
+        judged_N=None if judged_N is None else judged_N.copy(),
     )  # fmt: skip

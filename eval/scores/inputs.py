@@ -220,7 +220,7 @@ def align(
                 f"--section {section.name} needs a second file, whose studies have {' and '.join(section.fields)}; a "
                 "prediction's own 'reference' is one text"
             )
-        listed: list[Record] = [{**record, section.name: record.get("reference")} for record in predicted]
+        listed = [{**record, section.name: record.get("reference")} for record in predicted]
         if not any(record.get("reference") for record in predicted):
             raise ScoreError(
                 "there are no references: give a second file, or predictions with a 'reference' each"

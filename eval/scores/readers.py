@@ -212,8 +212,8 @@ def _spelt(records: Sequence[Record], where: str) -> tuple[list[Record], dict[st
     for record in records:
         new: dict[str, str] = {}
         for key in record:
-            like = like_of.get(key)
-            if like is None or like in record:
+            like = like_of.get(key, "")
+            if not like or like in record:
                 continue
             if like in new:
                 raise ScoreError(
