@@ -7,19 +7,24 @@ long (`decoding.branch_logprobs`).
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from eval.scores.counters import Counter, CounterKind, counters
 from eval.scores.labels import NO_FINDING, label_report
 from eval.scores.spans import Span, spans
-from vlm.decoding import branch_logprobs
+from vlm.decoding import branch_logprobs, branch_logprobs_of
 from vlm.model import FindingsModel
 
 # Tokens of one pass: its attention has a number for every pair.
 MOST = 1536
+CELLS = 7  # a side of a map of occlusion
+TOGETHER = 16  # parts of the film that are covered in one pass, each in a row of its own
 # Tokens of a report that are read together; hardly any has more. Of a longer one, each part has half of them before it.
 WINDOW = 512
 
@@ -137,6 +142,59 @@ def _scored(
         found[span] = (own, others)
         at += 1 + len(told)
     return found
+
+
+@torch.inference_mode()
+def occlusion(
+    model: FindingsModel,
+    prompt: list[int],
+    report: str,
+    span: Span,
+    counter: str,
+    pixels: Tensor,
+    seen: Tensor,
+    blank: Tensor,
+    cells: int = CELLS,
+) -> list[list[float]]:
+    """Return what each part of the first image does for the counter against the sentence, in nats: the margin less the
+    margin with that part's tokens in the place of a blank image's.
+
+    Args:
+        seen, blank: `image_tokens` of the study's images, and of one blank image.
+        cells: a side of the map.
+
+    Returns:
+        `cells` lines of as many numbers, top left first. Above 0 the part speaks for the counter.
+    """
+    each = len(seen) // len(pixels)
+    side = math.isqrt(each)
+    cells = min(cells, side)
+    edges = [round(i * side / cells) for i in range(cells + 1)]
+    place_NN = torch.arange(side * side, device=seen.device).view(side, side)
+    parts = [
+        place_NN[top:bottom, left:right].reshape(-1)
+        for top, bottom in itertools.pairwise(edges)
+        for left, right in itertools.pairwise(edges)
+    ]
+    before = report[: span.start]
+    place = len(_ids(model, before.rstrip()))
+    trunk = _ids(model, before + span.text)
+    other = _ids(model, before + counter)
+    branches = [(place, trunk[place:]), (place, other[place:])]
+
+    def margins(variants_VMH: Tensor) -> list[float]:
+        made = branch_logprobs_of(model.llava, model, prompt, trunk[:place], branches, pixels, variants_VMH)
+        return [sum(theirs) - sum(own) for own, theirs in made]
+
+    (whole,) = margins(seen[None])
+    covered: list[float] = []
+    for start in range(0, len(parts), TOGETHER):
+        several = parts[start : start + TOGETHER]
+        variants_VMH = seen.repeat(len(several), 1, 1)
+        for variant, at in zip(variants_VMH, several, strict=True):
+            variant[at] = blank[at]
+        covered += margins(variants_VMH)
+    return [[round(whole - x, 3) for x in covered[i : i + cells]] for i in range(0, len(covered), cells)]
 
 
 def _passes(branches: Sequence[tuple[int, list[int]]], room: int) -> Iterator[list[tuple[int, list[int]]]]:

@@ -213,7 +213,6 @@ def answer_logprobs(
     return found
 
 
-@torch.inference_mode()
 def branch_logprobs(
     llava: nn.Module,
     model: FindingsModel,
@@ -229,8 +228,28 @@ def branch_logprobs(
     All in one pass: prompt and answer stand once, each branch sees them up to its place, and itself. `pixels` and
     `seen` as in `answer_logprobs`.
     """
+    if seen is None:
+        with torch.inference_mode():
+            seen = image_tokens(llava, pixels)
+    return branch_logprobs_of(llava, model, prompt, answer, branches, pixels, seen[None])[0]
+
+
+@torch.inference_mode()
+def branch_logprobs_of(
+    llava: nn.Module,
+    model: FindingsModel,
+    prompt: list[int],
+    answer: list[int],
+    branches: list[tuple[int, list[int]]],
+    pixels: Tensor,
+    seen_VMH: Tensor,
+) -> list[list[list[float]]]:
+    """Return `branch_logprobs` under each of V variants of what the model sees of the images, (V, tokens, H)."""
     rows = [prompt + answer + [token for _, ids in branches for token in ids]]
-    embeds_1NH, _ = embed(llava, model, rows, pixels, left=False, seen=seen)
+    embeds_1NH, _ = embed(llava, model, rows, pixels, left=False, seen=seen_VMH[0])
+    embeds_VNH = embeds_1NH.repeat(len(seen_VMH), 1, 1)
+    image_N = torch.tensor(rows[0], device=embeds_1NH.device) == llava.config.image_token_id
+    embeds_VNH[:, image_N] = seen_VMH.to(embeds_VNH.dtype)
     trunk, N = len(prompt) + len(answer), len(rows[0])
     sees_NN = torch.ones(N, N, dtype=torch.bool, device=embeds_1NH.device).tril()
     positions_N = torch.arange(N, device=embeds_1NH.device)
@@ -244,18 +263,20 @@ def branch_logprobs(
     mask_11NN = torch.zeros(1, 1, N, N, dtype=embeds_1NH.dtype, device=embeds_1NH.device)
     mask_11NN.masked_fill_(~sees_NN, torch.finfo(embeds_1NH.dtype).min)
     with _with_sdpa(llava):
-        logits_1KV = llava(
-            inputs_embeds=embeds_1NH,
-            attention_mask=mask_11NN,
-            position_ids=positions_N[None],
+        logits_VKW = llava(
+            inputs_embeds=embeds_VNH,
+            attention_mask=mask_11NN.expand(len(embeds_VNH), -1, -1, -1),
+            position_ids=positions_N[None].expand(len(embeds_VNH), -1),
             use_cache=False,
             logits_to_keep=N - len(prompt) + 1,
         ).logits
-    logp_KV = logits_1KV[0].float().log_softmax(-1)
-    found = []
-    for (place, ids), start in zip(branches, starts, strict=True):
-        # A token's probability stands at the token before it: of the first, in the trunk.
-        at = [len(prompt) + place - 1, *range(start, start + len(ids) - 1)]
-        places = torch.tensor(at, device=logp_KV.device) - (len(prompt) - 1)
-        found.append(logp_KV[places, torch.tensor(ids, device=logp_KV.device)].tolist())
+    found: list[list[list[float]]] = []
+    for logits_KW in logits_VKW:
+        logp_KW = logits_KW.float().log_softmax(-1)
+        found.append([])
+        for (place, ids), start in zip(branches, starts, strict=True):
+            # A token's probability stands at the token before it: of the first, in the trunk.
+            at = [len(prompt) + place - 1, *range(start, start + len(ids) - 1)]
+            places = torch.tensor(at, device=logp_KW.device) - (len(prompt) - 1)
+            found[-1].append(logp_KW[places, torch.tensor(ids, device=logp_KW.device)].tolist())
     return found

@@ -12,20 +12,22 @@ there that the film bears out, and that the report does not mention.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from eval.scores.labels import NO_FINDING, label_report
 from eval.scores.language import why_not_judged
+from eval.scores.spans import Span
 from vlm.answering import Answerer
-from vlm.contrasts import Contrasted, contrasted
+from vlm.contrasts import Contrasted, contrasted, occlusion
 from vlm.decoding import Decoding, generate_ids, image_tokens
 from vlm.errors import AskedError
-from vlm.films import Task
+from vlm.films import Task, blank_film
 from vlm.prediction import Prediction
 from vlm.room import fit
 from vlm.verdicts import Calibration, Doubt, Verdict, verdict_of
@@ -59,6 +61,8 @@ class JudgedSentence:
     kind: str | None = None
     condition: str | None = None
     better: str | None = None
+    # What each part of the main image does for the better sentence, in nats: of contradicted sentences, if asked for.
+    map: list[list[float]] | None = None
     doubts: tuple[dict[str, Any], ...] = ()
 
 
@@ -109,6 +113,7 @@ class Verifier:
                 f"{revision_of(findings)[:12]}); make one with cxr calibrate"
             )
         self.findings, self.calibration = findings, calibration
+        self._blank_tokens: Tensor | None = None
 
     def verify(
         self,
@@ -117,16 +122,18 @@ class Verifier:
         root: str | Path = ".",
         batch_size: int = 16,
         omissions: bool = True,
+        maps: bool = False,
     ) -> Iterator[Verification]:
-        """Yield the verification of each study's report, in order. `omissions` also writes the model's own reports."""
+        """Yield the verification of each study's report, in order. `omissions` also writes the model's own reports,
+        `maps` shows where the film contradicts a sentence."""
         remaining = iter(reports)
         while batch := list(islice(remaining, batch_size)):
             seen = films_of(self.findings, batch, Path(root))
             own = written(self.findings, seen) if omissions else {}
             for i, (study, report) in enumerate(batch):
-                yield self._judged(study, report, seen[i], own.get(i))
+                yield self._judged(study, report, seen[i], own.get(i), maps)
 
-    def _judged(self, study: Study, report: str, film: Seen, own: str | None) -> Verification:
+    def _judged(self, study: Study, report: str, film: Seen, own: str | None, maps: bool) -> Verification:
         model = self.findings.model
         made = Verification(
             study.study_id,
@@ -143,6 +150,11 @@ class Verifier:
             return made
         sentences = contrasted(model, film.prompt, report, film.pixels, film.tokens)
         made.sentences = [self._sentence(sentence) for sentence in sentences]
+        if maps:
+            made.sentences = [
+                replace(said, map=self._map(film, report, s.span, said.better)) if said.better else said
+                for said, s in zip(made.sentences, sentences, strict=True)
+            ]
         if own is not None:
             made.written = own
             found = contrasted(model, film.prompt, own, film.pixels, film.tokens)
@@ -154,6 +166,19 @@ class Verifier:
             ]
         return made
 
+    def _map(self, film: Seen, report: str, span: Span, better: str) -> list[list[float]]:
+        model = self.findings.model
+        return occlusion(
+            model, film.prompt, report, span, better, film.pixels, film.tokens, self._blank(film.pixels)
+        )
+
+    @torch.inference_mode()
+    def _blank(self, like: Tensor) -> Tensor:
+        if self._blank_tokens is None:
+            model = self.findings.model
+            self._blank_tokens = image_tokens(model.llava, blank_film(model.preprocessing).to(like)[None])
+        return self._blank_tokens
+
     def _sentence(self, sentence: Contrasted) -> JudgedSentence:
         doubts = self.calibration.doubts(sentence)
         verdict = verdict_of(doubts)
@@ -163,7 +188,7 @@ class Verifier:
             return JudgedSentence(span.text, span.start, span.end, verdict)
         return JudgedSentence(
             span.text, span.start, span.end, verdict, round(first.probability, 4), first.kind,
-            first.condition or None, first.counter.text if verdict == "contradicted" else None,
+            first.condition or None, first.counter.text if verdict == "contradicted" else None, None,
             tuple(_row(doubt) for doubt in doubts),
         )  # fmt: skip
 

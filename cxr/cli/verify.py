@@ -56,6 +56,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     add("--overwrite", action="store_true", help="Replace the file of --out.")
     json_option(parser, "verdicts, a line of JSON each as --out writes them,")
+    add(
+        "--html", type=Path, metavar="FILE", help="Write a page, too: each film beside its report, with maps."
+    )
+    add("--maps", action="store_true", help="Add where the film contradicts a sentence; --html does.")
     add("--no-omissions", action="store_true", help="Do not look for what reports leave out.")
     add("--split", help="Only this split of the studies file.")
     add("--limit", type=positive, metavar="N", help="Only the first N studies that have a report.")
@@ -122,12 +126,21 @@ def run(args: argparse.Namespace) -> int:
     known = {study.study_id for study in studies}
     if lost := [name for name in reports if name not in known]:
         tell(f"{len(lost)} reports are of no study of {args.studies} and are left out, first {lost[0]!r}")
-    if args.out is None:
-        return _show(args, pairs)
     reads = [args.reports, args.studies, *filter(None, [args.calibration])]
-    check_target(args.out, "verdicts", _is_verdicts, reads=reads, overwrite=args.overwrite)
-    with sole_writer(args.out):
-        return _write(args, pairs)
+    if args.html:
+        from eval.page.shell import is_page
+
+        check_target(args.html, "a page of ours", is_page, reads=[*reads, *filter(None, [args.out])])
+        args.maps = True
+    if args.out is None:
+        rows = _show(args, pairs)
+    else:
+        check_target(args.out, "verdicts", _is_verdicts, reads=reads, overwrite=args.overwrite)
+        with sole_writer(args.out):
+            rows = _write(args, pairs)
+    if args.html:
+        _page(args, rows)
+    return status_of(sum("error" in row for row in rows), len(rows))
 
 
 def calibrate(args: argparse.Namespace) -> int:
@@ -199,7 +212,7 @@ def _made(
     pairs: list[tuple[Study, str]],
 ) -> Iterator[Verification]:
     verifier = findings.verifier(calibration)
-    return verifier.verify(pairs, batch_size=args.batch_size, omissions=not args.no_omissions)
+    return verifier.verify(pairs, batch_size=args.batch_size, omissions=not args.no_omissions, maps=args.maps)
 
 
 def _calibration(args: argparse.Namespace) -> Calibration | None:
@@ -208,11 +221,11 @@ def _calibration(args: argparse.Namespace) -> Calibration | None:
     return Calibration.load(args.calibration) if args.calibration else None
 
 
-def _show(args: argparse.Namespace, pairs: list[tuple[Study, str]]) -> int:
-    refused = 0
+def _show(args: argparse.Namespace, pairs: list[tuple[Study, str]]) -> list[dict[str, Any]]:
+    rows = []
     calibration = _calibration(args)
     for found in _made(args, _findings(args), calibration, pairs):
-        refused += found.error is not None
+        rows.append(found.to_json())
         if args.json:
             print_json(found.to_json(), indent=None)
         elif found.error is not None:
@@ -220,7 +233,7 @@ def _show(args: argparse.Namespace, pairs: list[tuple[Study, str]]) -> int:
         else:
             for line in lines_of(found):
                 echo(line)
-    return status_of(refused, len(pairs))
+    return rows
 
 
 MARKS = {"supported": "+", "contradicted": "!", "undecidable": "?"}
@@ -238,7 +251,7 @@ def lines_of(found: Verification) -> Iterator[str]:
         yield f"  - left out ({omission.condition}, {omission.probability:.2f}): {omission.text}"
 
 
-def _write(args: argparse.Namespace, pairs: list[tuple[Study, str]]) -> int:
+def _write(args: argparse.Namespace, pairs: list[tuple[Study, str]]) -> list[dict[str, Any]]:
     """Write the verdicts; what an interrupted run has made of the very same studies, reports and model is kept."""
     from encoder.progress import bar
     from vlm.predictions import part_of, study_sha256, write_rows
@@ -246,7 +259,7 @@ def _write(args: argparse.Namespace, pairs: list[tuple[Study, str]]) -> int:
     calibration = _calibration(args)
     findings = _findings(args)
     used = calibration or findings.calibration
-    about = f"{used}{args.no_omissions}"
+    about = f"{used}{args.no_omissions}{args.maps}"
     names = {
         study.study_id: hashlib.sha256("\0".join((about, study_sha256(study), report)).encode()).hexdigest()
         for study, report in pairs
@@ -271,7 +284,28 @@ def _write(args: argparse.Namespace, pairs: list[tuple[Study, str]]) -> int:
     part.unlink()
     _summary(ordered)
     tell(f"wrote {args.out}")
-    return status_of(sum("error" in row for row in ordered), len(ordered))
+    return ordered
+
+
+def _page(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write the page; a film that cannot be read is left out of it."""
+    from cxr.cli.score import films_of
+    from encoder.transforms import Preprocessing
+    from eval.page.oversight import write_verdicts
+    from eval.page.shell import about
+    from vlm.hub import resolve
+
+    known = films_of([row["study_id"] for row in rows], args.studies)
+    seen = Preprocessing.from_pretrained(resolve(args.model))
+    for told in known.values():
+        for film in told["films"]:
+            height, width = film["image"].shape[:2]
+            tall, wide, top, left = seen.place(height, width)
+            film["box"] = (left / wide, top / tall, seen.size / wide, seen.size / tall)
+    models = ", ".join(dict.fromkeys(row["model"] for row in rows if row.get("model")))
+    facts = about(model=models, files=[args.reports, args.studies], command=args.command_line)
+    write_verdicts(args.html, rows, known, facts=facts)
+    tell(f"wrote {args.html}")
 
 
 def _summary(rows: list[dict[str, Any]]) -> None:

@@ -31,6 +31,14 @@ if (filter) {
   filter.hidden = false;
   apply();
 }
+// Where a film speaks for another sentence: shown while the pointer or the keyboard is on the sentence.
+for (const sentence of document.querySelectorAll("[data-map]")) {
+  const map = document.getElementById(sentence.dataset.map);
+  if (!map) continue;
+  const show = (seen) => () => map.setAttribute("visibility", seen ? "visible" : "hidden");
+  for (const event of ["mouseenter", "focus"]) sentence.addEventListener(event, show(true));
+  for (const event of ["mouseleave", "blur"]) sentence.addEventListener(event, show(false));
+}
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
     for (const film of document.querySelectorAll("details.film[open]")) film.open = false;
