@@ -7,8 +7,8 @@ instead of a dependency parse; a structure ("heart size") without a stated condi
 normal cardiomediastinal silhouette also says that the heart is normal; "borderline" is uncertain; a blunted
 costophrenic angle is an uncertain pleural effusion; pleural plaques are Pleural Other, pulmonary fibrosis is
 not; sternotomy wires are Support Devices; old granulomatous infection is not pneumonia; findings of other parts of the
-body are not mentions; a removed device is denied, not blank; what is asked ("rule out pneumonia") is uncertain; a text that is not an English report of a chest
-(`judged`) has no labels at all.
+body are not mentions; a removed device is denied, not blank; what is asked ("rule out pneumonia") is uncertain; a
+text that is not an English report of a chest (`judged`) has no labels at all.
 """
 
 from __future__ import annotations
