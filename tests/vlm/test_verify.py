@@ -15,9 +15,10 @@ from eval.scores.counters import Counter
 from eval.scores.spans import Span
 from train.phantom.population import write_population
 from vlm import contrasts
-from vlm.contrasts import Contrast, Contrasted, contrasted
-from vlm.decoding import answer_logprobs, branch_logprobs
+from vlm.contrasts import Contrast, Contrasted, contrasted, occlusion
+from vlm.decoding import answer_logprobs, branch_logprobs, image_tokens
 from vlm.errors import AskedError
+from vlm.films import blank_film
 from vlm.findings import Findings
 from vlm.study import load_studies
 from vlm.verdicts import Calibration, Curve, Doubt, verdict_of
@@ -211,3 +212,30 @@ def test_the_shipped_calibration_is_mini_s(mini):
         pytest.fail("vlm/mini/verify.json is missing")
     assert mini.verifier().calibration.revision == revision_of(mini)
     assert Path("vlm/mini/verify.json")
+
+
+def test_covering_all_of_the_film_is_showing_a_blank_one(mini, study):
+    model, seen = mini.model, film(mini, study)
+    grey = blank_film(model.preprocessing)[None]
+    blank = image_tokens(model.llava, grey)
+    sentences = contrasted(model, seen.prompt, study[0].findings, seen.pixels, seen.tokens)
+    without = contrasted(model, seen.prompt, study[0].findings, grey, blank)
+    at = next(i for i, s in enumerate(sentences) if i and s.contrasts)
+    contrast = sentences[at].contrasts[0]
+    span, counter = sentences[at].span, contrast.counter.text
+    own = next(
+        c for c in without[at].contrasts if c.kind == contrast.kind and c.condition == contrast.condition
+    )
+    if own.counter != contrast.counter:
+        pytest.skip("another counter is the likeliest without a film")
+    report = study[0].findings
+    ((whole,),) = occlusion(model, seen.prompt, report, span, counter, seen.pixels, seen.tokens, blank, 1)
+    assert whole == pytest.approx(contrast.margin - own.margin, abs=5e-3)
+    cells = occlusion(model, seen.prompt, report, span, counter, seen.pixels, seen.tokens, blank)
+    assert len(cells) == 7 and {len(line) for line in cells} == {7}
+    # A part that is blank already does nothing.
+    side = math.isqrt(len(seen.tokens))
+    half = seen.tokens.clone()
+    half[: side * side // 2] = blank[: side * side // 2]
+    upper = occlusion(model, seen.prompt, report, span, counter, seen.pixels, half, blank, 2)
+    assert upper[0] == pytest.approx([0.0, 0.0], abs=1e-3) and any(abs(x) > 1e-3 for x in upper[1])
