@@ -303,9 +303,17 @@ def _structure_labels(structure: str, label: int) -> list[tuple[str, int]]:
 # --- negation and uncertainty of one mention --------------------------------------------------------------------------
 
 
+_POLAR = (
+    cues.DOUBTED_BEFORE_FIRST.bit | cues.NEGATED_BEFORE.bit | cues.NEGATED_AFTER.bit | cues.DENIED_EVIDENCE.bit
+    | cues.DEVICE_GONE_AFTER.bit | cues.DOUBTED_BEFORE.bit | cues.DOUBTED_AFTER.bit | cues.EITHER_BEFORE.bit
+)  # fmt: skip
+
+
 def _polarity(clause: str, start: int, end: int, bits: int, what: What = "finding") -> int:
     """1, 0 or -1 for the mention clause[start:end], in the CheXpert labeller's order: doubts that contain a negation
     ("cannot exclude"), then negation, then the other doubts. `bits` are the clause's."""
+    if not bits & _POLAR:
+        return 1
     before, after = _around(clause, start, end)
     device = what == "device"
     if device:

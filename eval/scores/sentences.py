@@ -21,7 +21,7 @@ _ABBREVIATION = re.compile(
     re.IGNORECASE,
 )
 _NO_SPACE = re.compile(
-    r"\.(?:(?<=[a-z]\.)(?=[A-Z][a-z])|(?<=[A-Za-z]{3}\.)(?=[A-Za-z]{3})(?!(?:for|and)\b)|(?<= \.)(?=[A-Za-z]))"
+    r"\.(?=[A-Za-z])(?:(?<=[a-z]\.)(?=[A-Z][a-z])|(?<=[A-Za-z]{3}\.)(?=[A-Za-z]{3})(?!(?:for|and)\b)|(?<= \.))"
 )
 _SENTENCE = re.compile(rf"[ {BREAK};](?:(?<=[{BREAK};])|(?<=[.!?] ))")
 _DOTS = re.compile(r"\.{2,}|…")
