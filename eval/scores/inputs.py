@@ -103,7 +103,7 @@ SECTIONS = {
 # At the beginning of a text, of a line or of a sentence, or with a capital; "prior findings:" is none. A dash counts
 # as a colon does behind a capital.
 _HEADING = re.compile(
-    r"(?:(?:^|(?<=[\n.!?:]))[\s*#_]*(?P<name>findings?|impressions?|conclusions?)\b[*_]*"
+    r"(?:(?:^|(?<=[\n.!?:]))[\s*#_]{0,20}(?P<name>findings?|impressions?|conclusions?)\b[*_]*"
     r"(?:\s*:|[ \t]*\n|(?P<dash>[ \t]*[-\u2013\u2014]+[ \t]+))[*_]*"
     r"|(?<=\s)(?P<inside>(?-i:F|I|C)(?:indings?|mpressions?|onclusions?))\s*:)",
     re.IGNORECASE,
@@ -115,6 +115,12 @@ _OTHER = (
 )
 # What may stand before the first of them: nothing, or sections that begin with a heading of their own.
 _BEFORE = re.compile(rf"[\s*#_]*(?:final report\b|{_OTHER}[*_]*\s*(?::|[-\u2013\u2014]+\s))", re.IGNORECASE)
+# Findings without a heading below another section: in a paragraph of their own, or behind "Comparison: None."
+_UNDER_OTHER = re.compile(
+    rf"{_BEFORE.pattern}(?:(?:(?!\n\s*\n).)*\n\s*\n|\s*(?:none|no priors?|not available|n/a)\b[^.\n]*[.\n])"
+    rf"(?P<text>(?!{_BEFORE.pattern}).*)",
+    re.IGNORECASE | re.DOTALL,
+)
 # Before "FINDINGS:" any in capitals will do; before "IMPRESSION:" it may be that of the findings ("LUNGS: clear.").
 _CAPITALS = re.compile(r"[\s*#_]*[A-Z][A-Z /]{3,30}\s*:")
 
@@ -122,7 +128,8 @@ _CAPITALS = re.compile(r"[\s*#_]*[A-Z][A-Z /]{3,30}\s*:")
 def headed(value: object) -> dict[str, str]:
     """Return the sections of a report with headings, by name; {} for a text without. Parts of one name are joined.
 
-    What stands before a first heading "Impression:" is the findings, unless it has a heading of another section.
+    What stands before a first heading "Impression:" is the findings, unless it has a heading of another section; there
+    it is what stands in a paragraph of its own.
     """
     if not isinstance(value, str):
         return {}
@@ -132,7 +139,9 @@ def headed(value: object) -> dict[str, str]:
     first = marks[0]
     before = value[: first.start()].strip()
     parts: dict[str, str] = {}
-    if before.strip(" *#_\n\r\t") and not _BEFORE.match(before):
+    if _name(first) == "impression" and (rest := _UNDER_OTHER.match(before)) and rest["text"].strip():
+        parts["findings"] = rest["text"].strip()
+    elif before.strip(" *#_\n\r\t") and not _BEFORE.match(before):
         of_findings = _name(first) == "findings"
         if of_findings and not _CAPITALS.match(before):
             return {}

@@ -85,9 +85,9 @@ class Loaded:
     brings: bool = False
 
 
-def load(source: Source, what: str, section: str = "findings") -> list[dict[str, Any]]:
+def load(source: Source, what: str, section: str = "findings") -> list[Record]:
     """Return the records of `read_side`."""
-    return read_side(source, what, section).records
+    return list(read_side(source, what, section).records)
 
 
 def read_side(source: Source, what: str, section: str = "findings") -> Loaded:

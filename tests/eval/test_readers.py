@@ -336,6 +336,10 @@ def test_a_first_report_that_is_empty_and_blanks_of_tables(tmp_path):
         ("LUNGS: clear. HEART: normal. IMPRESSION: Edema.",
          {"findings": "LUNGS: clear. HEART: normal.", "impression": "Edema."}),
         ("INDICATION: Cough. IMPRESSION: Edema.", {"impression": "Edema."}),
+        ("Indication: Cough. Comparison: None. Impression: Edema.", {"impression": "Edema."}),
+        ("Comparison: None. Lungs clear. Impression: Edema.", {"findings": "Lungs clear.", "impression": "Edema."}),
+        ("EXAM: AP\nchest.\n\nClear.\n\nIMPRESSION: Edema.", {"findings": "Clear.", "impression": "Edema."}),
+        ("EXAM: AP\n\nHISTORY: Cough.\n\nIMPRESSION: Edema.", {"impression": "Edema."}),
         ("FINDINGS - Clear. IMPRESSION - Edema.", {"findings": "Clear.", "impression": "Edema."}),
         # words in a sentence are no headings
         ("The findings: small effusion.", {}),
