@@ -41,6 +41,7 @@ class Planted:
     condition: str | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as a dict for JSON."""
         return asdict(self)
 
 

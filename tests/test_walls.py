@@ -133,7 +133,10 @@ def trespasses(source: str, file: str) -> list[str]:
     return [
         f"{file}:{line} imports {module}"
         for module, line in imports(parsed(source), file)
-        if module.split(".")[0] in ROOMS and module.split(".")[0] not in may
+        if module.split(".")[0] in ROOMS
+        and module.split(".")[0] not in may
+        # What vlm may know of eval is how texts are read.
+        and not (file.startswith("vlm/") and f"{module}.".startswith("eval.scores."))
     ]
 
 
@@ -212,7 +215,7 @@ def test_no_package_is_empty_of_rooms():
     [
         ("encoder/x.py", "from vlm.study import Study"),
         ("encoder/attention/x.py", "def f():\n    import train.common.config"),
-        ("vlm/x.py", "import eval.scores"),
+        ("vlm/x.py", "import eval.report"),
         ("vlm/x.py", "import importlib\nimportlib.import_module('train.finetune')"),
         ("vlm/x.py", "from train import config"),
         ("eval/scores/x.py", "import encoder"),
@@ -233,6 +236,7 @@ def test_the_wall_stops(file, source):
         ("eval/probes/x.py", "from encoder.radiograph import read"),
         ("eval/scores/x.py", "from eval.resampling import bootstrap\nfrom ..signature import sign"),
         ("encoder/attention/x.py", "from . import reference\nimport torch"),
+        ("vlm/x.py", "from eval.scores.labels import label_report"),
     ],
 )
 def test_the_wall_has_doors(file, source):

@@ -64,6 +64,7 @@ class Read:
 
     @property
     def group(self) -> str:
+        """Return the patient, or the study where none is named."""
         return self.study.patient_id or f"study {self.study.study_id}"
 
 
@@ -111,11 +112,11 @@ def samples_of(read: Iterable[Read]) -> list[Sample]:
         for error, sentences in one.wrong.values():
             for sentence in sentences:
                 if sentence.span.start <= error.start < sentence.span.end:
-                    kind = TRUTH.get(error.kind, error.kind)
+                    truth = TRUTH.get(error.kind, error.kind)
                     found += [
                         _sample(sentence, c, True, one.group)
                         for c in sentence.contrasts
-                        if c.kind == kind and error.condition in (None, c.condition)
+                        if c.kind == truth and error.condition in (None, c.condition)
                     ]
     return found
 
@@ -131,7 +132,7 @@ def fit(read: Sequence[Read], findings: Findings, *, say: Callable[[str], None] 
     curves: dict[str, Curve] = {}
     unseen: dict[str, tuple[list[Sample], np.ndarray]] = {}
     about: dict[str, Any] = {"studies": len(read), "date": date.today().isoformat(), "kinds": {}}
-    for kind in COUNTER_KINDS:
+    for kind in map(str, COUNTER_KINDS):
         of_kind = [s for s in samples if s.kind == kind]
         count = sum(s.wrong for s in of_kind)
         if count < LEAST or count == len(of_kind):

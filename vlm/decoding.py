@@ -248,7 +248,7 @@ def branch_logprobs_of(
     rows = [prompt + answer + [token for _, ids in branches for token in ids]]
     embeds_1NH, _ = embed(llava, model, rows, pixels, left=False, seen=seen_VMH[0])
     embeds_VNH = embeds_1NH.repeat(len(seen_VMH), 1, 1)
-    image_N = torch.tensor(rows[0], device=embeds_1NH.device) == llava.config.image_token_id
+    image_N = torch.tensor(rows[0], device=embeds_1NH.device) == model.config.image_token_id
     embeds_VNH[:, image_N] = seen_VMH.to(embeds_VNH.dtype)
     trunk, N = len(prompt) + len(answer), len(rows[0])
     sees_NN = torch.ones(N, N, dtype=torch.bool, device=embeds_1NH.device).tril()

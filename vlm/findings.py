@@ -16,7 +16,7 @@ from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Unpack, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Unpack, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from vlm.decoding import Decoding
 from vlm.errors import AskedError, ModelError
 from vlm.films import Film, Images, Task, film_of, images_named
 from vlm.given import (
+    Beside,
     Given,
     GivenPrior,
     Misfit,
@@ -49,11 +50,13 @@ from vlm.prediction import Prediction
 from vlm.prompts import shown_image, shown_with
 from vlm.room import check_memory, check_room, fit
 from vlm.study import OLDEST, Image, Study, is_age
-from vlm.verdicts import NAME as CALIBRATION
-from vlm.verdicts import Calibration
-from vlm.verify import Verification, Verifier
+
+if TYPE_CHECKING:
+    from vlm.verdicts import Calibration
+    from vlm.verify import Verification, Verifier
 
 OUTLIERS = "ood.safetensors"
+CALIBRATION = "verify.json"
 SORTED = 8  # batches whose studies are sorted by length before they are run, so that little is padded
 
 
@@ -81,14 +84,14 @@ class Findings:
         limits: Limits | None = None,
         warn: bool = True,
         insist: bool = False,
-        calibration: Calibration | None = None,
+        calibration: Path | None = None,
     ) -> None:
         if not isinstance(model, models.FindingsModel):
             raise AskedError(
                 f"Findings(...) takes a model that is loaded; use Findings.from_pretrained({model!r})"
             )
         self.model, self.outliers, self.limits = model, outliers, limits
-        self.warn, self.insist, self.calibration = warn, insist, calibration
+        self.warn, self.insist, self._calibration = warn, insist, calibration
         self.notice = model.meta.notice
 
     @classmethod
@@ -119,7 +122,7 @@ class Findings:
             )
         if outliers:
             outliers.check_tower(model.parts.vision_tower, folder / OUTLIERS)
-        calibration = Calibration.load(folder / CALIBRATION) if (folder / CALIBRATION).exists() else None
+        calibration = folder / CALIBRATION if (folder / CALIBRATION).exists() else None
         if warn and model.meta.notice:
             tell(f"notice of {model.meta.name}", f"{model.meta.name}: {model.meta.notice}")
         return cls(model, outliers, limits, warn, insist, calibration)
@@ -254,7 +257,7 @@ class Findings:
         root: str | Path = ".",
         omissions: bool = True,
         calibration: Calibration | None = None,
-        **told: Unpack[Told],
+        **told: Unpack[Beside],
     ) -> Verification:
         """Say of each sentence of a report whether the image bears it out, and what the report leaves out.
 
@@ -267,11 +270,22 @@ class Findings:
 
         Raises AskedError where the model has no calibration. Files of reports: `cxr verify`, `Verifier.verify`.
         """
-        study = fill(as_study(image, "image"), Told(**told))
+        study = fill(as_study(image, "image"), told)
         return next(self.verifier(calibration).verify([(study, report)], root=root, omissions=omissions))
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Return the model's calibration of verify (vlm/verdicts.py), None where it has none. Raises ModelError for a
+        damaged one."""
+        # What reads reports is not imported where they are only written.
+        from vlm.verdicts import Calibration
+
+        return Calibration.load(self._calibration) if self._calibration else None
 
     def verifier(self, calibration: Calibration | None = None) -> Verifier:
         """Return what verifies many reports. Raises AskedError where the model has no calibration, or another one's."""
+        from vlm.verify import Verifier
+
         calibration = calibration or self.calibration
         if calibration is None:
             raise AskedError(

@@ -21,7 +21,6 @@ from encoder.files import write_atomically
 from eval.scores.counters import COUNTER_KINDS, Counter
 from vlm.contrasts import Contrast, Contrasted
 
-NAME = "verify.json"
 KIND = "calibration of verify"
 Verdict = Literal["supported", "contradicted", "undecidable"]
 

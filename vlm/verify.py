@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,8 +33,20 @@ from vlm.room import fit
 from vlm.verdicts import Calibration, Doubt, Verdict, verdict_of
 
 if TYPE_CHECKING:
-    from vlm.findings import Findings
+    from encoder.radiograph import Limits
+    from vlm.model import FindingsModel
+    from vlm.outliers import Outliers
     from vlm.study import Study
+
+
+class Reader(Protocol):
+    """What a `Findings` has that is needed here."""
+
+    model: FindingsModel
+    outliers: Outliers | None
+    limits: Limits | None
+    insist: bool
+
 
 # Of each group one finding stands for all: a report that says "opacity" does not leave out the consolidation.
 ALIKE = (frozenset({"Lung Opacity", "Consolidation", "Pneumonia", "Atelectasis"}),)
@@ -106,7 +118,7 @@ class Verification:
 class Verifier:
     """A findings model with its calibration. Raises AskedError if the calibration is of another model."""
 
-    def __init__(self, findings: Findings, calibration: Calibration) -> None:
+    def __init__(self, findings: Reader, calibration: Calibration) -> None:
         if calibration.revision != revision_of(findings):
             raise AskedError(
                 f"the calibration is of another model ({calibration.revision[:12]}, and this one is "
@@ -223,13 +235,13 @@ class Seen:
     tokens: Any = None
 
 
-def revision_of(findings: Findings) -> str:
+def revision_of(findings: Reader) -> str:
     """Return the digests of the model's weights, and of its adapter."""
     return ":".join(filter(None, (findings.model.revision, findings.model.adapter_sha256)))
 
 
 @torch.inference_mode()
-def films_of(findings: Findings, batch: list[tuple[Study, str]], root: Path) -> list[Seen]:
+def films_of(findings: Reader, batch: list[tuple[Study, str]], root: Path) -> list[Seen]:
     """Read the images of a batch of studies, and run the encoder on all of them together."""
     model = findings.model
     answerer = Answerer(model, findings.outliers, findings.limits)
@@ -256,7 +268,7 @@ def films_of(findings: Findings, batch: list[tuple[Study, str]], root: Path) -> 
     return found
 
 
-def written(findings: Findings, seen: list[Seen]) -> dict[int, str]:
+def written(findings: Reader, seen: list[Seen]) -> dict[int, str]:
     """Return the reports that the model writes itself, greedily, by the place of their study."""
     model = findings.model
     good = [i for i, film in enumerate(seen) if film.tokens is not None]
@@ -279,7 +291,9 @@ def shown_findings(calibration: Calibration, own: list[Contrasted]) -> dict[str,
     bears it out."""
     curve = calibration.curves.get("denial")
     shown: dict[str, tuple[str, float]] = {}
-    for sentence in own if curve else ():
+    if curve is None:
+        return shown
+    for sentence in own:
         for contrast in sentence.contrasts:
             if contrast.kind != "denial" or contrast.condition == NO_FINDING:
                 continue

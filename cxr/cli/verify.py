@@ -146,14 +146,14 @@ def run(args: argparse.Namespace) -> int:
 def calibrate(args: argparse.Namespace) -> int:
     """Run `cxr calibrate`."""
     from vlm.hub import check_here, resolve
-    from vlm.verdicts import KIND, NAME
+    from vlm.verdicts import KIND
 
     check_here(args.model, args.base)
     if args.out is None and not Path(args.model).is_dir():
         raise UsageError(
-            f"{args.model} is no directory to write {NAME} to; give --out FILE, for --calibration FILE"
+            f"{args.model} is no directory to write verify.json to; give --out FILE, for --calibration FILE"
         )
-    target = args.out or resolve(args.model) / NAME
+    target = args.out or resolve(args.model) / "verify.json"
     check_target(
         target,
         "a calibration",
@@ -334,8 +334,8 @@ def _is_verdicts(path: Path) -> bool:
     return next(_rows(path), None) is not None
 
 
-def _kind(path: Path) -> str | None:
+def _kind(path: Path) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("kind")
+        return str(json.loads(path.read_text(encoding="utf-8")).get("kind"))
     except (OSError, ValueError, AttributeError):
-        return None
+        return ""

@@ -11,7 +11,7 @@ side, a zone, an extent or a change leaves the conditions as they are, a denial 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
 
 from eval.scores.labels import NO_FINDING, SUPPORT_DEVICES, label_report
@@ -38,7 +38,10 @@ def counters(sentence: str) -> list[Counter]:
     sentence = " ".join(sentence.split())
     labels = label_report(sentence)
     found: dict[str, Counter] = {}
-    for kind, rewrite in (("side", _sides), ("zone", _zones), ("extent", _extents)):
+    rewritings: tuple[tuple[CounterKind, Callable[[str], Iterator[str]]], ...] = (
+        ("side", _sides), ("zone", _zones), ("extent", _extents),
+    )  # fmt: skip
+    for kind, rewrite in rewritings:
         if any(label != 0 for condition, label in labels.items() if condition != NO_FINDING):
             for text in rewrite(sentence):
                 if text != sentence and label_report(text) == labels:
@@ -187,6 +190,7 @@ def _extents(sentence: str) -> Iterator[str]:
     for match in _EXTENT.finditer(sentence):
         word = match.group().lower()
         sized = _SIZED.search(sentence)
+        others: tuple[str, ...]
         if re.search("[- ]to[- ]", word):
             less = word.startswith(("small", "mild")) and word.endswith("moderate")
             others = ("large" if sized else "severe",) if less else ("small" if sized else "mild",)
