@@ -51,7 +51,7 @@ def phantoms(out: Path, studies: int) -> list[Study]:
             out / "phantoms", studies=studies, seed=SEED, prevalence=2.0, followups=0.0, hidden=0.25,
             laterals=0.33, masks=False, size=256, split="test",
         )  # fmt: skip
-    return [absolute(s, file.parent) for s in load_studies(file)]
+    return [absolute(s, file.parent) for s in load_studies(file)][:studies]
 
 
 def interval(of: Callable[[np.ndarray], float], groups: Sequence[str]) -> list[float]:
