@@ -46,22 +46,24 @@ class Planted:
 
 
 class Planter:
-    """Plant errors in reports, with wordings of these reports where a finding is invented.
+    """Plant errors in reports, with wordings of these reports where a finding is invented or denied: a wording that no
+    report has would give the error away.
 
     Args:
-        reports: whose sentences that assert one condition and nothing else are lent to others.
+        reports: whose sentences that assert one condition, or deny it, and say nothing else are lent to others.
     """
 
     def __init__(self, reports: Iterable[str] = ()) -> None:
-        lent: dict[str, dict[str, None]] = {}
+        lent: dict[tuple[str, int], dict[str, None]] = {}
         for report in reports:
             for span in spans(report):
                 conditions = [c for c, v in label_report(span.text).items() if c != NO_FINDING]
                 if COMPARED.search(span.text):
                     continue
-                if len(conditions) == 1 and label_report(span.text)[conditions[0]] == 1:
-                    lent.setdefault(conditions[0], {})[span.text] = None
-        self._lent = {condition: list(texts) for condition, texts in sorted(lent.items())}
+                if len(conditions) == 1:
+                    key = (conditions[0], label_report(span.text)[conditions[0]])
+                    lent.setdefault(key, {})[span.text] = None
+        self._lent = {key: list(texts) for key, texts in sorted(lent.items())}
 
     def possible(self, report: str) -> dict[ErrorKind, list[Planted]]:
         """Return every error of every kind that can be planted in `report`; an invention only of conditions, not yet
@@ -85,8 +87,8 @@ class Planter:
             elsewhere = label_report(others)
             if asserted and not any(elsewhere.get(c, 0) for c in asserted):
                 found["omission"].append(_left_out(report, span, asserted[0]))
-        for condition, texts in self._lent.items():
-            if condition not in labels and condition != SUPPORT_DEVICES and sentences:
+        for (condition, label), texts in self._lent.items():
+            if label == 1 and condition not in labels and condition != SUPPORT_DEVICES and sentences:
                 found["invented"] += [_added(report, text, condition) for text in texts[:1]]
         return found
 
@@ -99,13 +101,16 @@ class Planter:
         if not possible:
             return None
         found = rng.choice(possible[rng.choice(sorted(possible))])
-        if found.kind != "invented" or found.condition is None:
+        if found.kind not in ("invented", "denial") or found.condition is None:
             return found
-        words = [*self._lent.get(found.condition, ()), *assertions(found.condition)]
+        label = int(found.kind == "invented")
+        words = self._lent.get((found.condition, label)) or (
+            assertions(found.condition) if label else [found.now]
+        )
         text = rng.choice(words)
         if found.was:
             span = Span(found.was, found.start, found.start + len(found.was))
-            return _replaced(report, span, "invented", text, found.condition)
+            return _replaced(report, span, found.kind, text, found.condition)
         return _added(report, text, found.condition)
 
 

@@ -58,8 +58,9 @@ def main(work: Path, file: Path | None = None) -> None:
 
     print("\n3. Ours minus theirs, on the same studies; p by permutation within patients, adjusted by Holm")
     for gap in scores.comparisons[0].differences:
-        interval = f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-        print(f"   {gap.name:40} {interval}   p {gap.p_holm:.4f}")
+        # Where the score itself has no interval, its difference has none.
+        ends = f"[{gap.low:+.3f}, {gap.high:+.3f}]" if gap.low == gap.low else f"({gap.no_interval})"
+        print(f"   {gap.name:40} {gap.difference:+.3f} {ends}   p {gap.p_holm:.4f}")
 
     print("\n4. Where ours is worst")
     for study in scores.worst(2):

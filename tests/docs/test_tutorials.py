@@ -64,9 +64,7 @@ def test_score_your_reports(run, tmp_path):
     gaps = re.findall(rf"^   ([\w/-]+) +{INTERVAL.pattern}   p (0\.\d+)$", said, re.MULTILINE)
     # macro F1 has rare conditions, hence no interval, and none of its difference
     assert len(gaps) == 3
-    assert re.search(
-        r"^   label-f1/14/macro/neg +\+0\.\d+ \[\+?nan, \+?nan\]   p 0\.0\d+$", said, re.MULTILINE
-    )
+    assert re.search(r"^   label-f1/14/macro/neg +\+0\.\d+ \([^\n]+\)   p 0\.0\d+$", said, re.MULTILINE)
     # a wrong report in every third study costs more than the last sentence
     assert all(float(low) > 0 and float(p) < 0.05 for _, _, low, _, p in gaps)
 
