@@ -27,6 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from eval.intervals import ALIKE
 from eval.scores.comparison import differences
 from eval.scores.inputs import align, patients
 from eval.scores.label_f1 import binarize, columns, confusion, micro_f1
@@ -150,6 +151,10 @@ def compare(studies: Sequence[Mapping], predictions: Mapping[str, Sequence[Mappi
         (found,) = differences(*sheets, [claim.key], people, n_permutations=1000)
         return found, len(set(people)), sheets[0].measures[claim.key].signature
 
+    def ends(found) -> tuple[float, float]:
+        """The interval; where all patients differ alike, no width."""
+        return (found.difference,) * 2 if found.no_interval == ALIKE else (found.low, found.high)
+
     rows = []
     for claim in CLAIMS:
         about = [s for s, yes in zip(studies, chosen(studies, claim.among), strict=True) if yes]
@@ -158,8 +163,8 @@ def compare(studies: Sequence[Mapping], predictions: Mapping[str, Sequence[Mappi
             "given": claim.given, "score": claim.key, "title": claim.title, "should": "rise" if claim.rises else "fall",
             "among": claim.among, "studies": len(about), "patients": people,
             "with": round(found.value, 4), "without": round(found.other, 4),
-            "difference": round(found.difference, 4), "interval": [round(found.low, 4), round(found.high, 4)],
-            "holds": found.low > 0 if claim.rises else found.high < 0,
+            "difference": round(found.difference, 4), "interval": [round(x, 4) for x in ends(found)],
+            "holds": ends(found)[0] > 0 if claim.rises else ends(found)[1] < 0,
             "signature": described,
         })  # fmt: skip
         other = f"{claim.given}/exchanged"
@@ -173,7 +178,7 @@ def compare(studies: Sequence[Mapping], predictions: Mapping[str, Sequence[Mappi
                 "with": round(same.value, 4),
                 "exchanged": round(same.other, 4),
                 "difference": round(same.difference, 4),
-                "interval": [round(same.low, 4), round(same.high, 4)],
+                "interval": [round(x, 4) for x in ends(same)],
             }
     return rows
 

@@ -191,7 +191,8 @@ def test_sides_that_are_swapped_are_refused(tmp_path):
         ((REFERENCES, []), "not a single prediction"),
         (("The lungs are clear.", "x"), "references: a single text is not a file"),
         ((REFERENCES, "lost.jsonl"), "predictions: lost.jsonl is not a file"),
-        (([REFERENCES], PREDICTIONS), "a list of list; accepted are texts"),
+        (([REFERENCES], PREDICTIONS), "1 references but 4 predictions"),  # several of one study
+        ((REFERENCES, [PREDICTIONS]), "a list of list; accepted are texts"),
         (([*REFERENCES[:3], 7], PREDICTIONS), "not mixed"),
         ((set(REFERENCES), PREDICTIONS), "a set has no order"),
         (({"a": REFERENCES}, {"a": PREDICTIONS}), "{study_id: text}"),

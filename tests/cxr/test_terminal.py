@@ -150,7 +150,7 @@ def test_statuses_are_in_help_and_on_the_page(capsys):
     assert listed == rows == ["0", "1", "2", "3", "130, 143"]
     told = [name for name, row in re.findall(r"^\| (`.*) \| (JSON Lines|one doc)", PAGE.read_text(), re.M)]
     named = [re.findall(r"`(\w+)", name)[0] for name in told]
-    assert named == ["generate", "score", "weights", "doctor", "studies", "plan", "leaks"]
+    assert named == ["generate", "verify", "score", "weights", "doctor", "studies", "plan", "leaks"]
 
 
 # --- findings, and JSON -----------------------------------------------------------------------------------------------

@@ -40,8 +40,8 @@ def said() -> set[str]:
 
 
 def listed() -> set[str]:
-    """The codes in the first cells of the tables of both guides."""
-    text = "".join((GUIDES / name).read_text() for name in ("dicoms.md", "generate.md"))
+    """The codes in the first cells of the tables of these guides."""
+    text = "".join((GUIDES / name).read_text() for name in ("dicoms.md", "generate.md", "verify.md"))
     first = re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE)
     return {code for cell in first for code in re.findall(r"`([a-z_]+)`", cell)}
 
@@ -67,4 +67,4 @@ def test_they_are_found_in_the_code():
 
 @pytest.mark.parametrize("code", sorted(said()))
 def test_each_stands_in_a_table(code):
-    assert code in listed(), f"docs/guides/dicoms.md or generate.md: add a row for `{code}`"
+    assert code in listed(), f"docs/guides/dicoms.md, generate.md or verify.md: add a row for `{code}`"
