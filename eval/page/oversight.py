@@ -142,7 +142,8 @@ def _films(row: Mapping[str, Any], about: Mapping[str, Any], anchor: str) -> str
         alt = f"X-ray of study {row['study_id']}{f', {view} view' if view else ''}"
         parts.append(
             f"<figure><svg viewBox='0 0 {width} {height}' role='img' aria-label='{escape(alt)}'>"
-            f"<image href='{data_uri(image)}' width='{width}' height='{height}'/>{maps}</svg>"
+            f"<image href='{data_uri(image)}' width='{width}' height='{height}' preserveAspectRatio='none'/>"
+            f"{maps}</svg>"
             + (f"<figcaption>{escape(view)}</figcaption>" if view else "")
             + "</figure>"
         )
