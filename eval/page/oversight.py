@@ -143,9 +143,7 @@ def _films(row: Mapping[str, Any], about: Mapping[str, Any], anchor: str) -> str
         parts.append(
             f"<figure><svg viewBox='0 0 {width} {height}' role='img' aria-label='{escape(alt)}'>"
             f"<image href='{data_uri(image)}' width='{width}' height='{height}' preserveAspectRatio='none'/>"
-            f"{maps}</svg>"
-            + (f"<figcaption>{escape(view)}</figcaption>" if view else "")
-            + "</figure>"
+            f"{maps}</svg>" + (f"<figcaption>{escape(view)}</figcaption>" if view else "") + "</figure>"
         )
     return f"<div class='films'>{''.join(parts)}</div>" if parts else ""
 
