@@ -78,6 +78,9 @@ class Planter:
                     continue
                 if not _consistent(counter.kind, counter.condition, span, sentences):
                     continue
+                # Where no report says that there is no device, such a sentence would be wrong wherever it stands.
+                if counter.condition == SUPPORT_DEVICES and (SUPPORT_DEVICES, 0) not in self._lent:
+                    continue
                 found[counter.kind].append(
                     _replaced(report, span, counter.kind, counter.text, counter.condition)
                 )

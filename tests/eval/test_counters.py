@@ -155,3 +155,10 @@ def test_errors_in_real_reports_keep_their_grammar():
     for p in planted:
         assert label_report(p.text) == label_report(p.original)
         assert slips(p.now) <= slips(p.was), p.now
+
+
+def test_devices_are_denied_only_where_reports_do_so():
+    report = "Right PICC ends in the superior vena cava. The heart is normal in size."
+    denied = "No lines or tubes."
+    assert Planter([report]).plant(report, random.Random(0), ["denial"]) is None
+    assert Planter([report, denied]).plant(report, random.Random(0), ["denial"]).now == denied
