@@ -28,14 +28,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from encoder.progress import bar
-from train.oversight import Read, read_studies, samples_of
+from train.oversight import Read, read_studies, samples_of, surest_omission
 from train.phantom.population import write_population
 from vlm.decoding import Decoding, generate_ids
 from vlm.findings import Findings
 from vlm.prompts import shown_with
 from vlm.study import Study, absolute, load_studies
 from vlm.verdicts import Calibration, verdict_of
-from vlm.verify import films_of, left_out, shown_findings
+from vlm.verify import films_of
 
 SEED, BOOT = 910, 1000
 # The planted kind whose truth is a counter of the kind on the right.
@@ -114,15 +114,12 @@ def table(read: list[Read], calibration: Calibration) -> dict[str, dict]:
 def whole_reports(read: list[Read], calibration: Calibration) -> dict:
     """Clean reports that are flagged, and omissions."""
 
-    def highest(one: Read, report: str) -> float:
-        return max(
-            (o.probability for o in left_out(shown_findings(calibration, one.own), report)), default=0.0
-        )
-
     flagged = [any(verdict_of(calibration.doubts(s)) == "contradicted" for s in one.clean) for one in read]
-    clean = [highest(one, one.study.findings or "") for one in read]
+    clean = [surest_omission(one, one.study.findings or "", calibration) for one in read]
     taken = [
-        (highest(one, one.wrong["omission"][0].text), one.group) for one in read if "omission" in one.wrong
+        (surest_omission(one, one.wrong["omission"][0].text, calibration), one.group)
+        for one in read
+        if "omission" in one.wrong
     ]
     groups = [one.group for one in read] + [group for _, group in taken]
     p = np.array(clean + [x for x, _ in taken])

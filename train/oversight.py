@@ -214,17 +214,23 @@ def _flagged(unseen: dict[str, tuple[list[Sample], np.ndarray]], reports: int) -
     return float(min(np.nextafter(np.quantile(highest, 1 - FLAGGED, method="higher"), 1), 1.0))
 
 
+def surest_omission(one: Read, report: str, calibration: Calibration) -> float:
+    """Return the probability of what a report leaves out most surely, 0 where the model's own has nothing more."""
+    found = left_out(shown_findings(calibration, one.own), report)
+    return max((omission.probability for omission in found), default=0.0)
+
+
 def _omitted(read: Sequence[Read], calibration: Calibration) -> tuple[float, dict[str, Any]]:
     """Return the probability from which on at most FLAGGED of the clean reports leave something out, and how well it
     tells reports from which a finding was taken."""
-
-    def highest(one: Read, report: str) -> float:
-        return max(
-            (o.probability for o in left_out(shown_findings(calibration, one.own), report)), default=0.0
-        )
-
-    clean = np.array([highest(one, one.study.findings or "") for one in read])
-    taken = np.array([highest(one, one.wrong["omission"][0].text) for one in read if "omission" in one.wrong])
+    clean = np.array([surest_omission(one, one.study.findings or "", calibration) for one in read])
+    taken = np.array(
+        [
+            surest_omission(one, one.wrong["omission"][0].text, calibration)
+            for one in read
+            if "omission" in one.wrong
+        ]
+    )
     limit = float(max(np.nextafter(np.quantile(clean, 1 - FLAGGED, method="higher"), 2), 0.5))
     if not len(taken):
         return limit, {"planted": 0}

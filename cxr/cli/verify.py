@@ -145,6 +145,7 @@ def run(args: argparse.Namespace) -> int:
 
 def calibrate(args: argparse.Namespace) -> int:
     """Run `cxr calibrate`."""
+    from eval.scores.result import is_kind
     from vlm.hub import check_here, resolve
     from vlm.verdicts import KIND
 
@@ -157,7 +158,7 @@ def calibrate(args: argparse.Namespace) -> int:
     check_target(
         target,
         "a calibration",
-        lambda path: _kind(path) == KIND,
+        lambda path: is_kind(path, KIND),
         reads=[args.studies],
         overwrite=args.overwrite,
     )
@@ -332,10 +333,3 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _is_verdicts(path: Path) -> bool:
     return next(_rows(path), None) is not None
-
-
-def _kind(path: Path) -> str:
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8")).get("kind"))
-    except (OSError, ValueError, AttributeError):
-        return ""

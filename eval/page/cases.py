@@ -40,16 +40,17 @@ def cases_of(cases: Iterable[Mapping[str, Any]], heading: str = "") -> str:
     )
     index = f"<details class='links'><summary>A link for each of the {len(cases)} studies</summary>"
     index += f"<ul class='index'>{links}</ul></details>"
-    tools = _filter() + index if len(cases) > 1 else ""
+    tools = filter_of(KINDS, "all studies") + index if len(cases) > 1 else ""
     return f"{heading}{tools}{LEGEND}{''.join(cards)}"
 
 
-def _filter() -> str:
-    """Hidden until the script, without which it could do nothing, shows it."""
-    options = "".join(f"<option value='{kind}'>{words}</option>" for kind, words in KINDS.items())
+def filter_of(kinds: Mapping[str, str], every: str) -> str:
+    """Make the filter of cards by words and by their `data-kinds`, named in words; `every` is the choice of all. Hidden
+    until the script, without which it could do nothing, shows it."""
+    options = "".join(f"<option value='{kind}'>{words}</option>" for kind, words in kinds.items())
     return (
         "<form class='filter' hidden><label>Words <input name='words' type='search' autocomplete='off'></label>"
-        f"<label>Show <select name='kind'><option value=''>all studies</option>{options}</select></label>"
+        f"<label>Show <select name='kind'><option value=''>{every}</option>{options}</select></label>"
         "<output aria-live='polite'></output></form>"
     )
 

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from eval.page.cases import filter_of
 from eval.page.parts import anchors, data_uri, facts_of
 from eval.page.shell import Banner, Section, write_body
 
@@ -42,7 +43,7 @@ def write_verdicts(
         _card(row, known.get(str(row["study_id"]), {}), anchor) for row, anchor in zip(rows, ids, strict=True)
     ]
     top = f"<p class='verdict'>{escape(_verdict(rows))}</p><p class='quiet'>{escape(LEGEND)}</p>"
-    cases = _filter() + "".join(cards) if len(cards) > 1 else "".join(cards)
+    cases = filter_of(KINDS, "all reports") + "".join(cards) if len(cards) > 1 else "".join(cards)
     write_body(
         path, "Verified reports", [Section("studies", "Reports", cases)], top=top, facts=facts, banner=banner
     )
@@ -69,15 +70,6 @@ def _kinds(row: Mapping[str, Any]) -> set[str]:
     kinds = {str(s["verdict"]) for s in row.get("sentences", ())}
     kinds |= {"omitted"} if row.get("omissions") else set()
     return kinds if kinds - {"supported"} else {"supported"}
-
-
-def _filter() -> str:
-    options = "".join(f"<option value='{kind}'>{words}</option>" for kind, words in KINDS.items())
-    return (
-        "<form class='filter' hidden><label>Words <input name='words' type='search' autocomplete='off'></label>"
-        f"<label>Show <select name='kind'><option value=''>all reports</option>{options}</select></label>"
-        "<output aria-live='polite'></output></form>"
-    )
 
 
 def _card(row: Mapping[str, Any], about: Mapping[str, Any], anchor: str) -> str:

@@ -183,9 +183,8 @@ class _Protocol:
         """Return what families see of one text a study."""
         several = self.pairs.several
         references = closest(several, texts) if several else self.pairs.references
-        own = (
-            several and self.source == "text"
-        )  # the labels are those of the reference that is closest to the texts
+        # The labels are then those of the reference that is closest to the texts.
+        own = several and self.source == "text"
         return Reports(
             references, texts, self.pairs.studies, several,
             None if own else self.reference_N14, None if own else self.judged_N,
